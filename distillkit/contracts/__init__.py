@@ -1,0 +1,1 @@
+"""The interfaces between the engine and the methods: what a plugin author reads."""

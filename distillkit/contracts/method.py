@@ -1,0 +1,66 @@
+"""Methods: a name, a configuration and the recipe they make of a teacher."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from fnmatch import fnmatch
+from typing import Any, ClassVar
+
+from pydantic import BaseModel, ConfigDict
+
+from distillkit.contracts.recipe import Recipe
+from distillkit.contracts.teacher import Teacher
+
+
+class MethodConfig(BaseModel):
+    """Base of every method's settings. Fields with descriptions and bounds become command-line options."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+@dataclass(frozen=True)
+class Preset:
+    """Settings that fit a teacher, between the defaults and what the user asks for.
+
+    Args:
+        name: shown to people.
+        teachers: shell patterns of teacher names, such as "edm-cifar10-*".
+        settings: values of the method's Config.
+        training: values of the training configuration.
+        pairs: values of the noise-image pair configuration.
+        source: where the numbers come from.
+    """
+
+    name: str
+    teachers: Sequence[str]
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    training: Mapping[str, Any] = field(default_factory=dict)
+    pairs: Mapping[str, Any] = field(default_factory=dict)
+    source: str = ""
+
+
+class Method(ABC):
+    """A way to distil a teacher. The class docstring's first line is its description."""
+
+    name: ClassVar[str]
+    Config: ClassVar[type[MethodConfig]] = MethodConfig
+    presets: ClassVar[Sequence[Preset]] = ()
+
+    @abstractmethod
+    def recipe(self, teacher: Teacher, config: Any) -> Recipe:
+        """Student, objectives, learners and stages for this teacher; `config` is an instance of `Config`."""
+
+    @classmethod
+    def preset_for(cls, teacher_name: str) -> Preset | None:
+        """The first preset whose patterns match the teacher's name."""
+        for preset in cls.presets:
+            if any(fnmatch(teacher_name, pattern) for pattern in preset.teachers):
+                return preset
+        return None
+
+    @classmethod
+    def summary(cls) -> str:
+        """First line of the class docstring."""
+        return (cls.__doc__ or "").strip().partition("\n")[0]

@@ -1,0 +1,65 @@
+"""Recipes: what a method is, once it is given a teacher and a configuration."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from distillkit.contracts.learner import Learner
+from distillkit.contracts.objective import Objective
+from distillkit.contracts.sampler import Sampler
+from distillkit.contracts.student import StudentGenerator
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A part of the training with its own learning-rate schedule and fresh optimisers.
+
+    Args:
+        name: shown to people.
+        share: part of the training's duration, relative to the other stages' shares.
+        sampler: the student's sampler from this stage on; None keeps the present one.
+    """
+
+    name: str = "training"
+    share: float = 1.0
+    sampler: Sampler | None = None
+
+
+@dataclass
+class Recipe:
+    """Student, objectives, learners and stages.
+
+    Args:
+        student: the generator to train.
+        objectives: the terms of its loss; at least one.
+        learners: modules trained beside it.
+        stages: parts of the training, in order.
+        student_every: the student is updated in every `student_every`-th step, the learners in all.
+
+    Raises:
+        ValueError: for no objective, no stage, or two parts of one name.
+    """
+
+    student: StudentGenerator
+    objectives: Sequence[Objective]
+    learners: Sequence[Learner] = ()
+    stages: Sequence[Stage] = field(default_factory=lambda: (Stage(),))
+    student_every: int = 1
+
+    def __post_init__(self) -> None:
+        if not self.objectives or not self.stages:
+            raise ValueError("a recipe needs at least one objective and one stage")
+        names = [part.name for part in self.parts]
+        if twice := {name for name in names if names.count(name) > 1}:
+            raise ValueError(f"two parts of the recipe are named {', '.join(sorted(twice))}; set `name` on one")
+
+    @property
+    def parts(self) -> list[Objective | Learner]:
+        """The objectives and then the learners."""
+        return [*self.objectives, *self.learners]
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """All that the objectives and learners declare to read of a step."""
+        return frozenset(need for part in self.parts for need in part.needs)

@@ -1,0 +1,44 @@
+"""How a student turns noise into a sample with its denoiser."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
+
+from distillkit.contracts.condition import Condition
+from distillkit.contracts.denoiser import Denoiser
+
+Renoise = Callable[[int], Tensor]
+"""k -> fresh standard normal noise (B, C, H, W) for the k-th re-noising of a stochastic sampler."""
+
+
+class Sampler(BaseModel):
+    """A deterministic or re-noising map from noise to samples; plain data, so a student can carry it in JSON."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    kind: str
+
+    @abstractmethod
+    def __call__(
+        self, denoiser: Denoiser, noise: Tensor, condition: Condition, renoise: Renoise | None = None
+    ) -> Tensor:
+        """Map standard normal noise (B, C, H, W) to samples (B, C, H, W)."""
+
+
+class OneStep(Sampler):
+    """G(z, c) = D(sigma z; sigma, c): one evaluation at one fixed noise level (Yin et al. 2024, section 3.1)."""
+
+    kind: Literal["one-step"] = "one-step"
+    sigma: float = Field(80.0, gt=0, description="the noise level, in data units")
+
+    def __call__(
+        self, denoiser: Denoiser, noise: Tensor, condition: Condition, renoise: Renoise | None = None
+    ) -> Tensor:
+        level = torch.full((len(noise),), self.sigma, device=noise.device)
+        return denoiser(noise * self.sigma, level, condition)

@@ -1,0 +1,23 @@
+"""Errors that a user can cause: one message that says what was wrong, where, and what to do."""
+
+from __future__ import annotations
+
+
+class DistillkitError(Exception):
+    """Something failed that was asked for rightly. Exit code 1."""
+
+    exit_code = 1
+
+
+class UsageError(DistillkitError):
+    """Something was asked for wrongly: an unknown name, a bad value, a folder in use. Exit code 2."""
+
+    exit_code = 2
+
+
+class Interrupted(DistillkitError):
+    """The job was stopped by a signal after saving its work. Exit code 128 + signal."""
+
+    def __init__(self, message: str, signum: int) -> None:
+        super().__init__(message)
+        self.exit_code = 128 + signum

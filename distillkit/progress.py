@@ -1,0 +1,152 @@
+"""Progress of long jobs: a live bar on a terminal, plain lines elsewhere, nothing when quiet."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Protocol
+
+from rich.console import Console, RenderableType
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Task as RichTask
+from rich.text import Text
+
+PLAIN_SECONDS = 10.0
+
+
+class Task(Protocol):
+    def advance(self, amount: int) -> None: ...
+
+    def note(self, text: str) -> None:
+        """What matters beside the bar: losses, the last figure, health."""
+
+
+class Reporter(Protocol):
+    """Where jobs report to. Use `task` around a job and `say` for single lines."""
+
+    @contextmanager
+    def task(self, title: str, total: int, unit: str, done: int = 0) -> Iterator[Task]: ...
+
+    def say(self, message: str) -> None: ...
+
+    def show(self, renderable: RenderableType) -> None: ...
+
+
+class Quiet:
+    """Reports nothing: other processes than the first, and `--quiet`."""
+
+    @contextmanager
+    def task(self, title: str, total: int, unit: str, done: int = 0) -> Iterator[Task]:
+        yield _Silent()
+
+    def say(self, message: str) -> None: ...
+
+    def show(self, renderable: RenderableType) -> None: ...
+
+
+class _Silent:
+    def advance(self, amount: int) -> None: ...
+
+    def note(self, text: str) -> None: ...
+
+
+class _Rate(ProgressColumn):
+    def render(self, task: RichTask) -> Text:
+        done = f"{task.completed:,.0f}/{task.total:,.0f} {task.fields['unit']}"
+        return Text(done + (f"  {task.speed:,.0f}/s" if task.speed else ""), style="progress.data.speed")
+
+
+class Live:
+    """Bars on a terminal."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+
+    @contextmanager
+    def task(self, title: str, total: int, unit: str, done: int = 0) -> Iterator[Task]:
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=20),
+            _Rate(),
+            TimeRemainingColumn(elapsed_when_finished=True),
+            TextColumn("[dim]{task.fields[remark]}"),
+        )
+        with Progress(*columns, console=self.console, speed_estimate_period=60) as progress:
+            bar = progress.add_task(title, total=total, completed=done, unit=unit, remark="")
+            yield _Bar(progress, bar)
+
+    def say(self, message: str) -> None:
+        self.console.print(escape(message), highlight=False, soft_wrap=True)
+
+    def show(self, renderable: RenderableType) -> None:
+        self.console.print(renderable)
+
+
+class _Bar:
+    def __init__(self, progress: Progress, bar: object) -> None:
+        self.progress, self.bar = progress, bar
+
+    def advance(self, amount: int) -> None:
+        self.progress.advance(self.bar, amount)  # type: ignore[arg-type]
+
+    def note(self, text: str) -> None:
+        self.progress.update(self.bar, remark=escape(text))  # type: ignore[arg-type]
+
+
+class Plain(Live):
+    """One line at most every ten seconds: logs, pipes, dumb terminals."""
+
+    @contextmanager
+    def task(self, title: str, total: int, unit: str, done: int = 0) -> Iterator[Task]:
+        task = _Lines(self, title, total, unit, done)
+        yield task
+        task.print_line()
+
+    def say(self, message: str) -> None:
+        self.console.print(message, highlight=False, markup=False, soft_wrap=True)
+
+
+class _Lines:
+    def __init__(self, reporter: Plain, title: str, total: int, unit: str, done: int) -> None:
+        self.reporter, self.title, self.unit = reporter, title, unit
+        self.total, self.done, self.began = total, done, done
+        self.started = self.printed = time.monotonic()
+        self.remark = ""
+
+    def advance(self, amount: int) -> None:
+        self.done += amount
+        if time.monotonic() - self.printed >= PLAIN_SECONDS:
+            self.print_line()
+
+    def note(self, text: str) -> None:
+        self.remark = text
+
+    def print_line(self) -> None:
+        self.printed = time.monotonic()
+        rate = (self.done - self.began) / max(self.printed - self.started, 1e-9)
+        left = f", {clock((self.total - self.done) / rate)} left" if rate and self.done < self.total else ""
+        self.reporter.say(
+            f"{self.title}: {self.done:,}/{self.total:,} {self.unit}, {rate:,.0f}/s{left}"
+            + (f"  {self.remark}" if self.remark else "")
+        )
+
+
+def clock(seconds: float) -> str:
+    """75 -> '1:15', 3700 -> '1:01:40'."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+def reporter_for(*, quiet: bool = False) -> Reporter:
+    """Live bars on a terminal, plain lines elsewhere, nothing when quiet."""
+    if quiet:
+        return Quiet()
+    console = Console(stderr=False)
+    # A pipe has no width of its own; 100 columns keep tables readable in logs.
+    if not console.is_terminal or console.is_dumb_terminal:
+        return Plain(Console(file=sys.stdout, width=100 if not console.is_terminal else None))
+    return Live(console)

@@ -1,0 +1,45 @@
+"""Checks, one session each. `nox` runs the tests; `nox -s lint types` what a change is read for first."""
+
+from __future__ import annotations
+
+import nox
+
+nox.needs_version = ">=2024.10"
+nox.options.sessions = ["tests"]
+nox.options.default_venv_backend = "uv|virtualenv"
+nox.options.reuse_venv = "yes"
+
+PROJECT = nox.project.load_toml("pyproject.toml")
+DEVELOPMENT = nox.project.dependency_groups(PROJECT, "dev")
+
+
+@nox.session
+def tests(session: nox.Session) -> None:
+    """All tests, with coverage, on two workers."""
+    session.install("-e", ".", *DEVELOPMENT)
+    arguments = session.posargs or ["-n", "2", "--dist", "loadfile", "--cov", "--cov-report", "term:skip-covered"]
+    # One thread a worker: two workers with two threads each would fight over two cores.
+    session.run("pytest", *arguments, env={"OMP_NUM_THREADS": "1", "COVERAGE_CORE": "sysmon"})
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Formatting, lint rules and import layers."""
+    session.install("-e", ".", *DEVELOPMENT)
+    session.run("ruff", "format", "--check", ".")
+    session.run("ruff", "check", ".")
+    session.run("lint-imports")
+
+
+@nox.session
+def types(session: nox.Session) -> None:
+    """Strict static types."""
+    session.install("-e", ".", *DEVELOPMENT)
+    session.run("mypy")
+
+
+@nox.session
+def speed(session: nox.Session) -> None:
+    """The speed benchmarks: ratios in one run, on this machine."""
+    session.install("-e", ".")
+    session.run("python", "-m", "benchmarks.speed", *session.posargs)
