@@ -1,0 +1,1 @@
+"""Network architectures that teachers and students are made of."""

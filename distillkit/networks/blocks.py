@@ -1,0 +1,199 @@
+"""Layers that EDM's two U-Net families share (Karras et al. 2022, arXiv 2206.00364, appendix F).
+
+Parameter names and shapes follow the released checkpoints, so that their state dicts load strictly.
+All layers map (B, C, H, W) -> (B, C', H', W') unless they say otherwise.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+
+def linear(in_features: int, out_features: int, *, bias: bool = True, init_scale: float = 1.0) -> nn.Linear:
+    """Affine map (B, in) -> (B, out); `init_scale` shrinks the initial weight (0 starts the layer silent)."""
+    layer = nn.Linear(in_features, out_features, bias=bias)
+    with torch.no_grad():
+        layer.weight.copy_(fan_balanced_uniform((out_features, in_features), scale=init_scale))
+        if bias:
+            layer.bias.zero_()
+    return layer
+
+
+def group_norm(channels: int, eps: float = 1e-5) -> nn.GroupNorm:
+    """Group normalisation with at most 32 groups of at least four channels each."""
+    return nn.GroupNorm(min(32, channels // 4), channels, eps)
+
+
+class Conv2d(nn.Module):
+    """Convolution, optionally with fixed-filter resampling by two.
+
+    `kernel=0` resamples only. `resample="up"` filters and doubles H and W before the convolution,
+    `resample="down"` convolves and then filters and halves when `fused`, else filters first.
+    """
+
+    resample_filter: Tensor
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel: int,
+        *,
+        resample: str | None = None,
+        resample_filter: Sequence[float] = (1, 1),
+        fused: bool = False,
+        init_scale: float = 1.0,
+    ) -> None:
+        super().__init__()
+        self.in_channels, self.out_channels = in_channels, out_channels
+        self.resample, self.fused = resample, fused
+        self.weight: nn.Parameter | None = None
+        self.bias: nn.Parameter | None = None
+        if kernel:
+            shape = (out_channels, in_channels, kernel, kernel)
+            self.weight = nn.Parameter(fan_balanced_uniform(shape, scale=init_scale))
+            self.bias = nn.Parameter(torch.zeros(out_channels))
+        if resample:
+            taps = torch.as_tensor(resample_filter, dtype=torch.float32)
+            taps = torch.outer(taps, taps)[None, None]
+            self.register_buffer("resample_filter", taps / taps.sum())
+        # The two-tap box filter is average pooling and nearest-neighbour growth, which have fast kernels.
+        self._box = list(resample_filter) == [1, 1]
+
+    def _up(self, x: Tensor, padding: int) -> Tensor:
+        if self._box and padding == 0:
+            return F.interpolate(x, scale_factor=2, mode="nearest")
+        taps = (self.resample_filter * 4).to(x.dtype).expand(x.shape[1], 1, -1, -1)
+        return F.conv_transpose2d(x, taps, stride=2, padding=padding, groups=x.shape[1])
+
+    def _down(self, x: Tensor, padding: int) -> Tensor:
+        if self._box and padding == 0:
+            return F.avg_pool2d(x, 2)
+        taps = self.resample_filter.to(x.dtype).expand(x.shape[1], 1, -1, -1)
+        return F.conv2d(x, taps, stride=2, padding=padding, groups=x.shape[1])
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight, bias = self.weight, self.bias
+        pad = 0 if weight is None else weight.shape[-1] // 2
+        trim = 0 if self.resample is None else (self.resample_filter.shape[-1] - 1) // 2
+        if self.fused and weight is not None and self.resample == "up":
+            return F.conv2d(self._up(x, max(trim - pad, 0)), weight, bias, padding=max(pad - trim, 0))
+        if self.fused and weight is not None and self.resample == "down":
+            x = self._down(F.conv2d(x, weight, padding=pad + trim), 0)
+            return x if bias is None else x + bias[:, None, None]
+        if self.resample == "up":
+            x = self._up(x, trim)
+        elif self.resample == "down":
+            x = self._down(x, trim)
+        return x if weight is None else F.conv2d(x, weight, bias, padding=pad)
+
+
+class PositionalEmbedding(nn.Module):
+    """Noise level (B,) -> cosines and sines (B, channels) at geometrically spaced frequencies."""
+
+    def __init__(self, channels: int, *, endpoint: bool = False, max_positions: float = 10000) -> None:
+        super().__init__()
+        self.channels, self.endpoint, self.max_positions = channels, endpoint, max_positions
+
+    def forward(self, level: Tensor) -> Tensor:
+        half = self.channels // 2
+        exponent = torch.arange(half, dtype=level.dtype, device=level.device) / (half - int(self.endpoint))
+        angle = torch.outer(level, self.max_positions**-exponent)
+        return torch.cat([angle.cos(), angle.sin()], dim=1)
+
+
+class FourierEmbedding(nn.Module):
+    """Noise level (B,) -> cosines and sines (B, channels) at fixed random frequencies (a buffer)."""
+
+    freqs: Tensor
+
+    def __init__(self, channels: int, scale: float = 16) -> None:
+        super().__init__()
+        self.register_buffer("freqs", torch.randn(channels // 2) * scale)
+
+    def forward(self, level: Tensor) -> Tensor:
+        angle = torch.outer(level, 2 * math.pi * self.freqs.to(level.dtype))
+        return torch.cat([angle.cos(), angle.sin()], dim=1)
+
+
+class UNetBlock(nn.Module):
+    """Residual block with noise-level conditioning and optional self-attention: (x, embedding) -> x'.
+
+    `adaptive_scale` conditions by scale and shift after the second norm (ADM), otherwise by a shift
+    before it (DDPM++). `skip_scale` multiplies the sum of branch and skip.
+    Set `gradient_checkpointing` to recompute activations in the backward pass instead of keeping them.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        embedding_channels: int,
+        *,
+        resample: str | None = None,
+        heads: int = 0,
+        dropout: float = 0.0,
+        skip_scale: float = 1.0,
+        eps: float = 1e-5,
+        resample_filter: Sequence[float] = (1, 1),
+        project_resampled_skip: bool = False,
+        adaptive_scale: bool = True,
+    ) -> None:
+        super().__init__()
+        self.in_channels, self.out_channels = in_channels, out_channels
+        self.heads, self.dropout = heads, dropout
+        self.gradient_checkpointing = False
+        self.skip_scale, self.adaptive_scale = skip_scale, adaptive_scale
+        resampling: dict[str, Any] = {"resample": resample, "resample_filter": resample_filter}
+        self.norm0 = group_norm(in_channels, eps)
+        self.conv0 = Conv2d(in_channels, out_channels, 3, **resampling)
+        self.affine = linear(embedding_channels, out_channels * (2 if adaptive_scale else 1))
+        self.norm1 = group_norm(out_channels, eps)
+        self.conv1 = Conv2d(out_channels, out_channels, 3, init_scale=0.0)
+        self.skip: Conv2d | None = None
+        if out_channels != in_channels or resample:
+            kernel = 1 if project_resampled_skip or out_channels != in_channels else 0
+            self.skip = Conv2d(in_channels, out_channels, kernel, **resampling)
+        if heads:
+            self.norm2 = group_norm(out_channels, eps)
+            self.qkv = Conv2d(out_channels, out_channels * 3, 1)
+            self.proj = Conv2d(out_channels, out_channels, 1, init_scale=0.0)
+
+    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+        if self.gradient_checkpointing and torch.is_grad_enabled():
+            return checkpoint(self._forward, x, embedding, use_reentrant=False)
+        return self._forward(x, embedding)
+
+    def _forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+        h = self.conv0(F.silu(self.norm0(x)))
+        condition = self.affine(embedding)[:, :, None, None].to(h.dtype)
+        if self.adaptive_scale:
+            scale, shift = condition.chunk(2, dim=1)
+            h = F.silu(torch.addcmul(shift, self.norm1(h), scale + 1))
+        else:
+            h = F.silu(self.norm1(h + condition))
+        h = self.conv1(F.dropout(h, self.dropout, self.training))
+        x = (h + (x if self.skip is None else self.skip(x))) * self.skip_scale
+        return self._attend(x) if self.heads else x
+
+    def _attend(self, x: Tensor) -> Tensor:
+        batch, channels, height, width = x.shape
+        # The released weights interleave q, k, v within each head: (heads, C/heads, 3, H*W).
+        qkv = self.qkv(self.norm2(x)).reshape(batch, self.heads, channels // self.heads, 3, height * width)
+        q, k, v = (part.transpose(-1, -2) for part in qkv.unbind(3))
+        attended = F.scaled_dot_product_attention(q, k, v).transpose(-1, -2).reshape(x.shape)
+        return (self.proj(attended) + x) * self.skip_scale
+
+
+def fan_balanced_uniform(shape: tuple[int, ...], *, scale: float) -> Tensor:
+    """Glorot-uniform weights for a (out, in, ...) tensor, times `scale`; a tiny floor keeps zero layers trainable."""
+    receptive = math.prod(shape[2:])
+    bound = math.sqrt(6 / ((shape[0] + shape[1]) * receptive)) * max(scale, 1e-5)
+    return torch.empty(shape).uniform_(-bound, bound)

@@ -1,0 +1,108 @@
+"""DhariwalUNet: the ADM architecture (Dhariwal & Nichol 2021, arXiv 2105.05233) as re-implemented for EDM."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from distillkit.networks.blocks import Conv2d, PositionalEmbedding, UNetBlock, group_norm, linear
+
+CHANNELS_PER_HEAD = 64
+
+
+class DhariwalUNet(nn.Module):
+    """U-Net F(x, c_noise, labels, augment) on (B, C, H, W); EDM's ImageNet-64 network.
+
+    Attention has one head per 64 channels, hence none where a block is narrower than that.
+    Argument names are those stored in the released checkpoints.
+    """
+
+    def __init__(
+        self,
+        img_resolution: int,
+        in_channels: int,
+        out_channels: int,
+        label_dim: int = 0,
+        augment_dim: int = 0,
+        model_channels: int = 192,
+        channel_mult: Sequence[int] = (1, 2, 3, 4),
+        channel_mult_emb: int = 4,
+        num_blocks: int = 3,
+        attn_resolutions: Sequence[int] = (32, 16, 8),
+        dropout: float = 0.10,
+        label_dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.label_dropout = label_dropout
+        embedding_channels = model_channels * channel_mult_emb
+
+        def block(cin: int, cout: int, *, attention: bool = False, resample: str | None = None) -> UNetBlock:
+            heads = cout // CHANNELS_PER_HEAD if attention else 0
+            return UNetBlock(cin, cout, embedding_channels, resample=resample, heads=heads, dropout=dropout)
+
+        self.map_noise = PositionalEmbedding(model_channels)
+        self.map_augment = linear(augment_dim, model_channels, bias=False, init_scale=0.0) if augment_dim else None
+        self.map_layer0 = linear(model_channels, embedding_channels)
+        self.map_layer1 = linear(embedding_channels, embedding_channels)
+        self.map_label = linear(label_dim, embedding_channels, bias=False) if label_dim else None
+
+        self.enc = nn.ModuleDict()
+        cout = in_channels
+        skips: list[int] = []
+        for level, mult in enumerate(channel_mult):
+            res = img_resolution >> level
+            if level == 0:
+                cout = model_channels * mult
+                self.enc[f"{res}x{res}_conv"] = Conv2d(in_channels, cout, 3)
+            else:
+                self.enc[f"{res}x{res}_down"] = block(cout, cout, resample="down")
+            skips.append(cout)
+            for index in range(num_blocks):
+                cin, cout = cout, model_channels * mult
+                self.enc[f"{res}x{res}_block{index}"] = block(cin, cout, attention=res in attn_resolutions)
+                skips.append(cout)
+
+        self.dec = nn.ModuleDict()
+        last = len(channel_mult) - 1
+        for level, mult in reversed(list(enumerate(channel_mult))):
+            res = img_resolution >> level
+            if level == last:
+                self.dec[f"{res}x{res}_in0"] = block(cout, cout, attention=True)
+                self.dec[f"{res}x{res}_in1"] = block(cout, cout)
+            else:
+                self.dec[f"{res}x{res}_up"] = block(cout, cout, resample="up")
+            for index in range(num_blocks + 1):
+                cin, cout = cout + skips.pop(), model_channels * mult
+                self.dec[f"{res}x{res}_block{index}"] = block(cin, cout, attention=res in attn_resolutions)
+        self.out_norm = group_norm(cout)
+        self.out_conv = Conv2d(cout, out_channels, 3, init_scale=0.0)
+
+    def embed(self, noise_level: Tensor, labels: Tensor | None, augment: Tensor | None) -> Tensor:
+        """Conditioning vector (B, model_channels * channel_mult_emb) of noise level, label and augmentation."""
+        embedding = self.map_noise(noise_level)
+        if self.map_augment is not None and augment is not None:
+            embedding = embedding + self.map_augment(augment)
+        embedding = self.map_layer1(F.silu(self.map_layer0(embedding)))
+        if self.map_label is not None and labels is not None:
+            if self.training and self.label_dropout:
+                keep = torch.rand(len(labels), 1, device=labels.device) >= self.label_dropout
+                labels = labels * keep.to(labels.dtype)
+            embedding = embedding + self.map_label(labels)
+        return F.silu(embedding)
+
+    def forward(
+        self, x: Tensor, noise_level: Tensor, labels: Tensor | None = None, augment: Tensor | None = None
+    ) -> Tensor:
+        embedding = self.embed(noise_level, labels, augment).to(x.dtype)
+        skips: list[Tensor] = []
+        for layer in self.enc.values():
+            x = layer(x, embedding) if isinstance(layer, UNetBlock) else layer(x)
+            skips.append(x)
+        for layer in self.dec.values():
+            if x.shape[1] != layer.in_channels:
+                x = torch.cat([x, skips.pop()], dim=1)
+            x = layer(x, embedding)
+        return self.out_conv(F.silu(self.out_norm(x)))

@@ -1,0 +1,145 @@
+"""What the tests share: goldens, a tiny teacher, and the command line in a subprocess."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from distillkit import StudentGenerator, Teacher
+from distillkit.networks.build import build_denoiser
+from distillkit.runs.train_teacher import write_teacher
+from distillkit.teachers.catalog import load_teacher
+from distillkit.teachers.training import DIGITS_SPEC, fresh_teacher
+
+GOLDENS = Path(__file__).parent / "goldens"
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test reads or writes the user's cache; the worker's tests share one."""
+    monkeypatch.setenv("DISTILLKIT_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+
+
+@dataclass(frozen=True)
+class Golden:
+    """Tensors and description computed by a reference implementation."""
+
+    tensors: dict[str, Tensor]
+    description: dict[str, Any]
+
+    def part(self, prefix: str) -> dict[str, Tensor]:
+        return {k.removeprefix(prefix): v for k, v in self.tensors.items() if k.startswith(prefix)}
+
+
+@pytest.fixture(scope="session")
+def golden() -> Callable[[str], Golden]:
+    def read(name: str) -> Golden:
+        return Golden(load_file(GOLDENS / f"{name}.safetensors"), json.loads((GOLDENS / f"{name}.json").read_text()))
+
+    return read
+
+
+def denoiser_of(constructor: dict[str, Any]) -> Any:
+    """The EDM-preconditioned network that a golden's constructor arguments describe."""
+    arguments = dict(constructor)
+    channels = arguments.pop("img_channels")
+    return build_denoiser(
+        {
+            "sigma_data": arguments.pop("sigma_data"),
+            "class": arguments.pop("model_type"),
+            "arguments": {**arguments, "in_channels": channels, "out_channels": channels},
+        }
+    ).eval()
+
+
+TINY_NETWORK = {
+    "class": "DhariwalUNet",
+    "arguments": {
+        "img_resolution": 8, "in_channels": 1, "out_channels": 1, "label_dim": 10, "model_channels": 8,
+        "channel_mult": [1], "channel_mult_emb": 2, "num_blocks": 1, "attn_resolutions": [], "dropout": 0.0,
+    },
+    "sigma_data": 0.5,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def tiny_teacher_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A teacher of digits' shape with 8 channels and random weights: the engine's behaviour in milliseconds."""
+    spec = DIGITS_SPEC.model_copy(update={"network": TINY_NETWORK, "solver_steps": 4, "name": "tiny"})
+    teacher = fresh_teacher(spec, 0)
+    with torch.no_grad():
+        generator = torch.Generator().manual_seed(1)
+        for parameter in teacher.denoiser.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.1)
+    folder = tmp_path_factory.mktemp("teacher") / "tiny"
+    write_teacher(folder, StudentGenerator.from_teacher(teacher), spec)
+    return folder
+
+
+@pytest.fixture
+def tiny_teacher(tiny_teacher_folder: Path) -> Teacher:
+    return load_teacher(str(tiny_teacher_folder))
+
+
+Run = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+@pytest.fixture
+def cli(tmp_path: Path) -> Run:
+    """Run the real entry point in a subprocess, in an empty folder."""
+
+    def run(*arguments: str | Path, env: dict[str, str] | None = None, timeout: float = 120) -> Any:
+        return subprocess.run(
+            command(*arguments), cwd=tmp_path, env=environment(env), timeout=timeout, check=False,
+            capture_output=True, text=True,
+        )  # fmt: skip
+
+    return run
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """Start the real entry point and leave it running; killed at the end of the test."""
+    started: list[subprocess.Popen[str]] = []
+
+    def begin(*arguments: str | Path, env: dict[str, str] | None = None) -> subprocess.Popen[str]:
+        process = subprocess.Popen(
+            command(*arguments), cwd=tmp_path, env=environment(env),
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        )  # fmt: skip
+        started.append(process)
+        return process
+
+    yield begin
+    for process in started:
+        process.kill()
+        process.wait()
+
+
+def command(*arguments: str | Path) -> list[str]:
+    return [str(Path(sys.executable).parent / "distillkit"), *map(str, arguments)]
+
+
+def environment(extra: dict[str, str] | None = None) -> dict[str, str]:
+    return {**os.environ, "OMP_NUM_THREADS": "1", "NO_COLOR": "1", "HF_HUB_OFFLINE": "1", **(extra or {})}
+
+
+@pytest.fixture
+def small_run(tiny_teacher_folder: Path) -> list[str]:
+    """Arguments of a run that takes about a second."""
+    return [
+        "run", "dmd", "--teacher", str(tiny_teacher_folder), "--distance", "l2", "--duration", "320", "--batch", "16",
+        "--pairs-count", "64", "--log-every", "32", "--checkpoint-every", "64", "--sample-every", "160",
+        "--evaluate-every", "160", "--evaluation-samples", "100", "--lr", "1e-3",
+    ]  # fmt: skip
