@@ -1,0 +1,1 @@
+"""Sources of training data: noise-image pairs and real images."""

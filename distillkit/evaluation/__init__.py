@@ -1,0 +1,1 @@
+"""Scoring generators: protocols, features, estimators."""

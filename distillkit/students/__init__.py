@@ -1,0 +1,1 @@
+"""The product of a run: a student that knows how to be sampled."""

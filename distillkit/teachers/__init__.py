@@ -1,0 +1,1 @@
+"""Loading, cataloguing and training of teachers."""
