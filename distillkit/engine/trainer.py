@@ -1,0 +1,321 @@
+"""The training loop: one for all methods."""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+
+from distillkit.contracts.health import Health
+from distillkit.contracts.random import SampleRNG
+from distillkit.contracts.recipe import Recipe
+from distillkit.contracts.step import ImageSource, PairSource, Step
+from distillkit.contracts.student import StudentGenerator
+from distillkit.contracts.teacher import Teacher
+from distillkit.engine.checkpoint import Checkpoint, Checkpoints, Tensors
+from distillkit.engine.config import TrainingConfig
+from distillkit.engine.cost import CostMeter
+from distillkit.engine.metrics import Means, MetricsFile, Trackers, judge
+from distillkit.engine.optimization import MovingAverage, Updater, learning_rate_factor
+from distillkit.errors import DistillkitError, UsageError
+from distillkit.progress import Reporter, Task
+
+
+@dataclass
+class Outputs:
+    """Where a training run writes, and what it calls at intervals with the moving-average student."""
+
+    checkpoints: Checkpoints
+    metrics: MetricsFile
+    trackers: Trackers
+    reporter: Reporter
+    preview: Callable[[StudentGenerator, int], None] = lambda student, step: None
+    evaluate: Callable[[StudentGenerator], Mapping[str, float]] = field(default=lambda student: {})
+
+
+class Stopped(Exception):
+    """Training ended early on request, after saving."""
+
+    def __init__(self, step: int) -> None:
+        super().__init__(f"stopped after step {step}")
+        self.step = step
+
+
+class Trainer:
+    """Trains a recipe's student and learners.
+
+    A step is one update: its total batch is shared by the processes in contiguous parts, and by micro-batches
+    within a process. All random draws are functions of (seed, step, sample index), so a run that is interrupted
+    and resumed makes the same numbers as one that is not.
+
+    Args:
+        recipe: student, objectives, learners, stages; moved to the device here.
+        teacher: gives conditions; also counted as a cost.
+        config: the training configuration.
+        accelerator: device, processes, precision.
+        seed: of all draws.
+        pairs, images: sources, where the recipe needs them.
+        cost: forward-equivalents spent before (on making pairs).
+
+    Raises:
+        UsageError: when the batch cannot be shared evenly by the processes.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        teacher: Teacher,
+        config: TrainingConfig,
+        accelerator: Accelerator,
+        *,
+        seed: int,
+        pairs: PairSource | None = None,
+        images: ImageSource | None = None,
+        cost: CostMeter | None = None,
+    ) -> None:
+        if config.batch % accelerator.num_processes:
+            raise UsageError(f"--batch {config.batch} cannot be shared evenly by {accelerator.num_processes} processes")
+        self.recipe, self.teacher, self.config, self.accelerator = recipe, teacher, config, accelerator
+        self.rng, self.pairs, self.images = SampleRNG(seed), pairs, images
+        self.cost = cost or CostMeter()
+        self.step = 0
+        device = accelerator.device
+        self.student = recipe.student.to(device).eval()
+        for part in (*recipe.learners, *(m for objective in recipe.objectives for m in objective.modules().values())):
+            part.to(device).eval()
+        self.ema = copy.deepcopy(self.student)
+        self._prepare_networks()
+        self.average = MovingAverage(self.student, self.ema, halflife=config.ema_halflife, rampup=config.ema_rampup)
+        self.diagnostics = [d for part in recipe.parts for d in part.diagnostics]
+        self.health: dict[str, Health] = {}
+        self._means = Means()
+        self._bounds = self._stage_bounds()
+        self._stage = -1
+
+    def run(self, outputs: Outputs, should_stop: Callable[[], bool] = lambda: False) -> None:
+        """Train from the present step to the end, writing checkpoints, metrics and previews.
+
+        Raises:
+            Stopped: when `should_stop` asked for it; a checkpoint has been written.
+            DistillkitError: when a loss is no longer finite; the last good checkpoint stays.
+        """
+        config, total = self.config, self.config.steps
+        every = {
+            name: config.in_steps(getattr(config, f"{name}_every"))
+            for name in ("log", "checkpoint", "sample", "evaluate")
+        }
+        last: dict[str, float] = {}
+        if self.step == 0:
+            outputs.preview(self.ema, 0)
+        logged_at, logged_step = time.monotonic(), self.step
+        with (
+            self.cost.watch(self._roles()),
+            outputs.reporter.task("training", total * config.batch, "images", self.step * config.batch) as task,
+        ):
+            while self.step < total:
+                self.train_step()
+                task.advance(config.batch)
+                step, stop = self.step, self._agree(should_stop)
+                done = step == total
+                saving = done or stop or step % every["checkpoint"] == 0
+                if saving or step % every["log"] == 0:
+                    now = time.monotonic()
+                    speed = (step - logged_step) * config.batch / max(now - logged_at, 1e-9)
+                    last |= self._log(outputs, {"images_per_second": speed})
+                    self._remark(task, last)
+                    logged_at, logged_step = now, step
+                if not stop and (done or step % every["evaluate"] == 0):
+                    last |= self._evaluate(outputs)
+                    self._remark(task, last)
+                if not stop and (done or step % every["sample"] == 0):
+                    outputs.preview(self.ema, step)
+                if saving:
+                    self.save(outputs.checkpoints)
+                if stop and not done:
+                    raise Stopped(step)
+
+    def train_step(self) -> None:
+        """One update of the learners and, where it is due, of the student."""
+        self._enter_stage()
+        index, recipe = self.step, self.recipe
+        due = (index + 1) % recipe.student_every == 0
+        learners = [learner for learner in recipe.learners if (index + 1) % learner.every == 0]
+        step = None
+        for step, share in self._micro_batches(index, due):
+            with self.accelerator.autocast():
+                if due:
+                    terms = {o.name: o(step) * o.weight for o in recipe.objectives if o.weight}
+                    for name, term in terms.items():
+                        self._means.add(f"loss/{name}", term, share)
+                losses = {learner.name: learner.loss(step) for learner in learners}
+            if due:
+                self._student_updater.backward(sum(terms.values(), start=torch.zeros((), device=step.device)) * share)
+            for name, loss in losses.items():
+                self._means.add(f"loss/{name}", loss, share)
+                self._learner_updaters[name].backward(loss * share)
+            for name, value in step.logged.items():
+                self._means.add(name, value, share)
+        images, (start, end) = (index + 1) * self.config.batch, self._bounds[self._stage]
+        factor = learning_rate_factor(
+            self.config, (index - start + 1) * self.config.batch, (end - start) * self.config.batch
+        )
+        if due:
+            self._means.add("grad_norm/student", self._student_updater.apply(factor))
+            batch = self.config.batch * recipe.student_every
+            self.average.update(batch, images - start * self.config.batch)
+        for learner in learners:
+            self._means.add(f"grad_norm/{learner.name}", self._learner_updaters[learner.name].apply(factor))
+        if due and step is not None:
+            for objective in recipe.objectives:
+                objective.after_step(step)
+        self.step += 1
+
+    def _micro_batches(self, index: int, due: bool) -> Iterator[tuple[Step, float]]:
+        """This process' part of the total batch in passes of at most `batch_per_device`, with their shares of it."""
+        local = self.config.batch // self.accelerator.num_processes
+        first = local * self.accelerator.process_index
+        passes = -(-local // (self.config.batch_per_device or local))
+        cuts = [first + local * k // passes for k in range(passes + 1)]
+        for low, high in pairwise(cuts):
+            step = Step(
+                index=index,
+                indices=range(low, high),
+                student=self.student,
+                draw_condition=self.teacher.draw_condition,
+                rng=self.rng,
+                device=self.accelerator.device,
+                student_due=due,
+                needs=self.recipe.needs,
+                pairs=self.pairs,
+                images=self.images,
+            )
+            yield step, (high - low) / local
+
+    def _stage_bounds(self) -> list[tuple[int, int]]:
+        """First step and end of every stage, by their shares of the duration."""
+        shares = [stage.share for stage in self.recipe.stages]
+        cuts = [round(self.config.steps * sum(shares[:k]) / sum(shares)) for k in range(len(shares) + 1)]
+        return list(pairwise(cuts))
+
+    def _enter_stage(self, *, resuming: bool = False) -> None:
+        """Start the stage that the present step belongs to: fresh optimisers, its sampler, its average."""
+        stage = next(k for k, (_, end) in enumerate(self._bounds) if self.step < end or k == len(self._bounds) - 1)
+        if stage == self._stage:
+            return
+        self._stage = stage
+        for past in self.recipe.stages[: stage + 1]:
+            if past.sampler is not None:
+                self.student.sampler = self.ema.sampler = past.sampler
+        self._student_updater = Updater(list(self.student.parameters()), self.config, self.accelerator)
+        self._learner_updaters = {
+            learner.name: Updater(list(learner.parameters()), learner.optimizer or self.config, self.accelerator)
+            for learner in self.recipe.learners
+        }
+        if not resuming:
+            for objective in self.recipe.objectives:
+                objective.begin_stage(self.recipe.stages[stage], self.student)
+            self.average.restart()
+
+    def _prepare_networks(self) -> None:
+        if self.config.gradient_checkpointing:
+            for network in (self.student, *self.recipe.learners):
+                enable_checkpointing(network)
+        if self.config.compile:
+            for denoiser in self._roles().values():
+                denoiser.compile()
+
+    def _roles(self) -> dict[str, Any]:
+        roles = {"teacher": self.teacher.denoiser, "student": self.student.denoiser}
+        return roles | {
+            learner.name: learner.denoiser for learner in self.recipe.learners if hasattr(learner, "denoiser")
+        }
+
+    def _agree(self, should_stop: Callable[[], bool]) -> bool:
+        """Whether any process was asked to stop. Processes compare notes every ten steps, all at the same one."""
+        if self.accelerator.num_processes == 1:
+            return should_stop()
+        if self.step % 10:
+            return False
+        asked = torch.tensor(float(should_stop()), device=self.accelerator.device)
+        return bool(self.accelerator.reduce(asked, "sum").item())
+
+    def _log(self, outputs: Outputs, extra: Mapping[str, float]) -> dict[str, float]:
+        """Read the interval's means, judge them, write them; refuse to go on with a loss that is not finite."""
+        means = self._means.read(self.accelerator)
+        if broken := [name for name, value in means.items() if not math.isfinite(value)]:
+            cause = next((name for name in broken if name.startswith("loss/")), broken[0])
+            others = ", ".join(sorted(set(broken) - {cause}))
+            raise DistillkitError(
+                f"{cause} is not finite near step {self.step}{f' (also: {others})' if others else ''}. "
+                f"Stopped; the last good checkpoint in {outputs.checkpoints.folder} is kept. "
+                "Try a lower --lr, --precision fp32 or bf16, or a smaller --clip-grad-norm, then start anew."
+            )
+        self.health = judge(means, self.diagnostics)
+        images = self.step * self.config.batch
+        entry: dict[str, Any] = {"step": self.step, "images": images, **means, **extra, "cost": self.cost.total}
+        if self.accelerator.is_main_process:
+            outputs.metrics.append({**entry, "health": {k: str(v) for k, v in self.health.items()}})
+        outputs.trackers.log({**means, **extra}, images)
+        return {**means, **extra}
+
+    def _evaluate(self, outputs: Outputs) -> dict[str, float]:
+        scores = dict(outputs.evaluate(self.ema))
+        if scores and self.accelerator.is_main_process:
+            outputs.metrics.append({"step": self.step, "images": self.step * self.config.batch, **scores})
+            outputs.trackers.log(scores, self.step * self.config.batch)
+        return scores
+
+    def _remark(self, task: Task, last: Mapping[str, float]) -> None:
+        shown = [f"{k.removeprefix('loss/')} {v:.4g}" for k, v in last.items() if k.startswith("loss/") or "[" in k]
+        worst = [f"{name}: {health}" for name, health in self.health.items() if health is not Health.OK]
+        task.note(f"step {self.step:,}  " + "  ".join(shown + (worst or ["healthy"] * bool(self.health))))
+
+    def save(self, checkpoints: Checkpoints) -> None:
+        """Write everything that the future depends on."""
+        if not self.accelerator.is_main_process:
+            self.accelerator.wait_for_everyone()
+            return
+        tensors: Tensors = {"student": dict(self.student.state_dict()), "average": dict(self.ema.state_dict())}
+        values: dict[str, Any] = {"cost": self.cost.counts, "updaters": {}}
+        for name, updater in (("student", self._student_updater), *self._learner_updaters.items()):
+            tensors[f"optimizer-{name}"], values["updaters"][name] = updater.state()
+        for learner in self.recipe.learners:
+            tensors[f"learner-{learner.name}"] = dict(learner.state_dict())
+        for objective in self.recipe.objectives:
+            for name, module in objective.modules().items():
+                tensors[f"objective-{objective.name}-{name}"] = dict(module.state_dict())
+        # The engine draws nothing from the global generator; a plugin may.
+        tensors["generator"] = {"torch": torch.get_rng_state()}
+        checkpoints.save(self.step, tensors, values)
+        self.accelerator.wait_for_everyone()
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Take up training where the checkpoint left it."""
+        self.step = checkpoint.step
+        self._enter_stage(resuming=True)
+        tensors = checkpoint.tensors
+        self.student.load_state_dict(tensors["student"])
+        self.ema.load_state_dict(tensors["average"])
+        for learner in self.recipe.learners:
+            learner.load_state_dict(tensors[f"learner-{learner.name}"])
+        for objective in self.recipe.objectives:
+            for name, module in objective.modules().items():
+                module.load_state_dict(tensors[f"objective-{objective.name}-{name}"])
+        for name, updater in (("student", self._student_updater), *self._learner_updaters.items()):
+            updater.load_state(tensors[f"optimizer-{name}"], checkpoint.values["updaters"][name])
+        torch.set_rng_state(tensors["generator"]["torch"])
+        self.cost.counts.update(checkpoint.values["cost"])
+
+
+def enable_checkpointing(network: torch.nn.Module) -> None:
+    """Recompute activations in the backward pass, in every block that offers it."""
+    for module in network.modules():
+        if hasattr(module, "gradient_checkpointing"):
+            setattr(module, "gradient_checkpointing", True)  # noqa: B010  # an attribute that only some modules have

@@ -1,0 +1,263 @@
+"""A run: teacher, pairs, training, student, scores, closing table."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+
+from distillkit.contracts.random import SampleRNG
+from distillkit.contracts.recipe import Recipe
+from distillkit.contracts.student import StudentGenerator
+from distillkit.contracts.teacher import Teacher
+from distillkit.data.pairs import LoadedPairs, PairStore
+from distillkit.engine.checkpoint import Checkpoints
+from distillkit.engine.cost import CostMeter
+from distillkit.engine.interrupt import StopRequest
+from distillkit.engine.metrics import MetricsFile, Trackers
+from distillkit.engine.trainer import Outputs, Stopped, Trainer
+from distillkit.errors import DistillkitError, Interrupted, UsageError
+from distillkit.evaluation.score import Score, score
+from distillkit.files import write_json
+from distillkit.progress import Quiet, Reporter
+from distillkit.registry import InstalledMethod, registry
+from distillkit.runs.config import RunConfig
+from distillkit.runs.folder import RunFolder, environment
+from distillkit.runs.previews import Previews
+from distillkit.runs.scores import images_per_second, ruler_for, student_pixels, teacher_score
+from distillkit.students.artifact import StudentDescription, save_student
+from distillkit.students.card import write_card
+from distillkit.teachers.catalog import load_teacher
+
+
+@dataclass(frozen=True)
+class Row:
+    """One generator in the closing table."""
+
+    name: str
+    nfe: float
+    images_per_second: float
+    score: Score | None
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run made."""
+
+    folder: Path
+    rows: list[Row]
+    health: dict[str, str]
+    seconds: float
+    cost: dict[str, int]
+
+
+class Distillation:
+    """One run in its folder. `plan` and `run` are the two things one can do with it."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        folder: RunFolder,
+        accelerator: Accelerator,
+        reporter: Reporter,
+        stop: StopRequest,
+        report_to: str = "none",
+    ) -> None:
+        self.config, self.folder, self.accelerator = config, folder, accelerator
+        self.main = accelerator.is_main_process
+        self.reporter = reporter if self.main else Quiet()
+        self.stop, self.report_to = stop, report_to
+        self.installed: InstalledMethod = registry().methods[config.method]
+        self.teacher: Teacher = load_teacher(config.teacher).to(accelerator.device)
+        self.recipe: Recipe = self._recipe()
+        self.rng = SampleRNG(config.seed)
+
+    def _recipe(self) -> Recipe:
+        method = self.installed.method()
+        recipe = method.recipe(self.teacher, method.Config.model_validate(self.config.settings))
+        known = {"samples", "pairs", "pair_samples", "images"}
+        if strange := recipe.needs - known:
+            raise DistillkitError(f"method {self.config.method} needs {', '.join(strange)}; known: {', '.join(known)}")
+        if "images" in recipe.needs:
+            raise UsageError(f"method {self.config.method} needs real images, which `run` cannot open yet")
+        return recipe
+
+    @property
+    def pair_store(self) -> PairStore:
+        pairs = self.config.pairs
+        return PairStore(self.teacher, steps=pairs.steps or self.teacher.spec.solver_steps, guidance=pairs.guidance)
+
+    def run(self, *, resume: bool = False) -> Result:
+        """Do everything that is not done yet.
+
+        Raises:
+            Interrupted: after a signal, with the command to go on.
+            DistillkitError: for anything that makes the run impossible.
+        """
+        began = time.monotonic()
+        device = self.accelerator.device
+        cost = CostMeter()
+        pairs = self._pairs(cost) if {"pairs", "pair_samples"} & self.recipe.needs else None
+        trainer = Trainer(
+            self.recipe, self.teacher, self.config.training, self.accelerator,
+            seed=self.config.seed, pairs=pairs, cost=cost,
+        )  # fmt: skip
+        outputs = self._outputs()
+        if resume:
+            self._restore(trainer, outputs)
+        untrained = StudentGenerator.from_teacher(self.teacher).to(device).eval()
+        try:
+            trainer.run(outputs, should_stop=lambda: bool(self.stop))
+        except Stopped as stopped:
+            raise self._interrupted(f"stopped and saved at step {stopped.step:,}") from stopped
+        finally:
+            outputs.trackers.close()
+        rows = self._rows(trainer.ema, untrained)
+        result = Result(
+            self.folder.path, rows, {k: str(v) for k, v in trainer.health.items()},
+            time.monotonic() - began, dict(trainer.cost.counts),
+        )  # fmt: skip
+        if self.main:
+            self._save(trainer, result)
+        return result
+
+    def _pairs(self, cost: CostMeter) -> LoadedPairs:
+        """Open the noise-image pairs, after making those that are missing."""
+        store, count, accelerator = self.pair_store, self.config.pairs.count, self.accelerator
+        missing = len(store.missing(count))
+        if missing:
+            with self.reporter.task("making noise-image pairs", missing * 256, "pairs") as task:
+
+                def advance(made: int) -> None:
+                    task.advance(made * accelerator.num_processes)
+                    if self.stop:
+                        raise self._interrupted(f"stopped while making pairs; complete ones stay in {store.folder}")
+
+                store.make(
+                    count, accelerator.device, rank=accelerator.process_index, world=accelerator.num_processes,
+                    advance=advance,
+                )  # fmt: skip
+        else:
+            self.reporter.say(f"using {count:,} noise-image pairs from {store.folder}")
+        accelerator.wait_for_everyone()
+        # Pairs are a cost of the method whether they were made now or found.
+        cost.add("pairs", count * (2 * store.steps - 1))
+        return store.open(count, accelerator.device)
+
+    def _outputs(self) -> Outputs:
+        config, folder = self.config, self.folder
+        ruler = ruler_for(self.teacher.spec, config.evaluation.samples, selecting=True)
+
+        def evaluate(student: StudentGenerator) -> dict[str, float]:
+            if ruler is None:
+                return {}
+            result = score(
+                student_pixels(student, self.teacher), student.denoiser, student.spec, ruler,
+                self.accelerator.device, batch=config.evaluation.batch,
+                rank=self.accelerator.process_index, world=self.accelerator.num_processes,
+            )  # fmt: skip
+            return {result.label: result.distance.value}
+
+        previews: Callable[[StudentGenerator, int], None] = lambda student, step: None  # noqa: E731
+        if self.main:
+            (folder / "samples").mkdir(exist_ok=True)
+            previews = Previews(
+                folder / "samples", self.teacher, self.recipe.objectives, self.rng, self.accelerator.device
+            )
+        return Outputs(
+            Checkpoints(folder / "checkpoints", config.training.keep_checkpoints),
+            MetricsFile(folder / "metrics.jsonl"),
+            Trackers(
+                self.accelerator, self.report_to, folder.path.name, {**config.training.model_dump(), **config.settings}
+            ),
+            self.reporter,
+            previews,
+            evaluate,
+        )
+
+    def _restore(self, trainer: Trainer, outputs: Outputs) -> None:
+        if not outputs.checkpoints.folder.is_dir():
+            self.reporter.say("no checkpoint was written yet: starting at step 0")
+            return
+        if self.main:
+            outputs.checkpoints.clean()
+        checkpoint = outputs.checkpoints.load()
+        trainer.restore(checkpoint)
+        if self.main:
+            outputs.metrics.cut_back(checkpoint.step)
+        self.reporter.say(f"resuming at step {checkpoint.step:,} of {self.config.training.steps:,}")
+
+    def _rows(self, student: StudentGenerator, untrained: StudentGenerator) -> list[Row]:
+        """Score teacher, untrained and distilled student with seeds that no choice has seen."""
+        device, batch = self.accelerator.device, self.config.evaluation.batch
+        rank, world = self.accelerator.process_index, self.accelerator.num_processes
+        ruler = ruler_for(self.teacher.spec, self.config.evaluation.samples)
+        steps = self.teacher.spec.solver_steps
+        rows: list[Row] = []
+        if ruler:
+            result = teacher_score(self.teacher, ruler, device, self.reporter, batch=batch)
+            rows.append(Row(f"teacher, {steps} Heun steps", result.nfe, result.images_per_second, result))
+        for name, generator in (("student, untrained", untrained), ("student, distilled", student)):
+            pixels = student_pixels(generator, self.teacher)
+            if ruler:
+                result = score(
+                    pixels, generator.denoiser, generator.spec, ruler, device, batch=batch, rank=rank, world=world
+                )
+                rows.append(Row(name, result.nfe, result.images_per_second, result))
+            else:
+                rows.append(Row(name, 1.0, images_per_second(pixels, generator.spec, device, batch), None))
+        return rows
+
+    def _save(self, trainer: Trainer, result: Result) -> None:
+        student = trainer.ema
+        description = StudentDescription(
+            distillkit=version("distillkit"),
+            method=self.config.method,
+            method_package=f"{self.installed.package} {self.installed.version}",
+            settings=self.config.settings,
+            teacher=self.teacher.spec,
+            sampler=student.sampler.model_dump(mode="json"),
+            nfe=result.rows[-1].nfe,
+            guidance=float(self.config.settings.get("guidance", 1.0)),
+            images_seen=trainer.step * self.config.training.batch,
+        )
+        folder = self.folder / "student"
+        description = save_student(folder, student, description)
+        previews = Previews(self.folder / "samples", self.teacher, (), self.rng, self.accelerator.device)
+        previews.grid(folder / "samples.png", student)
+        ruler = ruler_for(self.teacher.spec, self.config.evaluation.samples)
+        record: dict[str, Any] = {
+            "format": 1,
+            "kind": "measured",
+            "method": self.config.method,
+            "teacher": self.config.teacher,
+            "student_sha256": description.weights_sha256,
+            "protocol": ruler.protocol.model_dump(mode="json") if ruler else None,
+            "protocol_id": ruler.protocol.id if ruler else None,
+            "rows": [
+                {
+                    "name": row.name,
+                    "nfe": row.nfe,
+                    "images_per_second": row.images_per_second,
+                    row.score.label if row.score else "score": row.score and row.score.distance.value,
+                    "terms": row.score and asdict(row.score.distance),
+                }
+                for row in result.rows
+            ],
+            "health": result.health,
+            "cost_forward_equivalents": result.cost,
+            "seconds": result.seconds,
+            "config": self.config.model_dump(mode="json"),
+            "environment": environment(),
+        }
+        write_card(folder / "README.md", description, record)
+        write_json(self.folder / "record.json", record)
+
+    def _interrupted(self, what: str) -> Interrupted:
+        signum = self.stop.signum or 2
+        return Interrupted(f"{what}. Go on with: {self.folder.resume_command}", signum)

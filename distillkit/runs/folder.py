@@ -1,0 +1,149 @@
+"""A run's folder: one run, one process at a time, nothing overwritten."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shlex
+import socket
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+from pydantic import BaseModel
+
+from distillkit.errors import UsageError
+from distillkit.files import retried, write_bytes, write_json
+from distillkit.runs.config import ConfigFile, differences, read_config, to_yaml
+
+CONFIG, LOCK, OWNER = "config.yaml", ".lock", ".owner.json"
+PACKAGES = ("distillkit", "torch", "accelerate", "numpy", "safetensors")
+
+
+class RunFolder:
+    """The folder that holds all there is to know of a run.
+
+    Args:
+        path: the folder.
+        command: the command that works in it, such as "distillkit run kd", for messages.
+    """
+
+    def __init__(self, path: Path, command: str) -> None:
+        self.path = path
+        self.resume_command = f"{command} --resume {shlex.quote(str(path))}"
+
+    def __truediv__(self, name: str) -> Path:
+        return self.path / name
+
+    @property
+    def finished(self) -> bool:
+        return (self / "record.json").is_file()
+
+    def saved_config(self) -> ConfigFile:
+        """The configuration that the run was started with.
+
+        Raises:
+            UsageError: when the folder holds no run; says what it holds.
+        """
+        if not (self / CONFIG).is_file():
+            if not self.path.is_dir():
+                raise UsageError(f"nothing to resume: the folder {self.path} does not exist")
+            found = ", ".join(sorted(p.name for p in self.path.iterdir())[:8]) or "nothing"
+            raise UsageError(f"nothing to resume: {self.path} has no {CONFIG} (found: {found})")
+        return read_config(self / CONFIG)
+
+    def begin(self, config: BaseModel) -> None:
+        """Claim an empty or new folder for a run and write its configuration and circumstances.
+
+        Raises:
+            UsageError: when the folder already holds something.
+        """
+        occupied = [p.name for p in self.path.iterdir() if p.name not in (LOCK, OWNER)] if self.path.is_dir() else []
+        if CONFIG in occupied:
+            raise UsageError(
+                f"{self.path} already holds a run. Go on with it by `{self.resume_command}`, "
+                "or choose another --output-dir."
+            )
+        if occupied:
+            raise UsageError(
+                f"{self.path} is not empty ({', '.join(sorted(occupied)[:5])}); choose another --output-dir"
+            )
+        write_bytes(self / CONFIG, to_yaml(config).encode())
+        write_json(self / "environment.json", environment())
+
+    def check_same(self, config: BaseModel) -> None:
+        """Refuse to resume with a configuration that would change the result.
+
+        Raises:
+            UsageError: listing the keys that differ.
+        """
+        if found := differences(self.saved_config().values, config.model_dump(mode="json")):
+            raise UsageError(
+                f"{self.path} was started with another configuration:\n  "
+                + "\n  ".join(found)
+                + "\nDrop these options to resume it, or choose another --output-dir for a new run."
+            )
+
+    @contextmanager
+    def locked(self, *, main: bool = True) -> Iterator[None]:
+        """Hold the folder for this job; the system frees it when the process ends, however it ends.
+
+        Args:
+            main: whether this is the job's first process; the others rely on it.
+
+        Raises:
+            UsageError: when another process works in the folder; names it.
+        """
+        if not main:
+            yield
+            return
+        retried(lambda: self.path.mkdir(parents=True, exist_ok=True), self.path)
+        lock = FileLock(self / LOCK)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout as error:
+            raise UsageError(f"another process is at work in {self.path}{self._owner()}") from error
+        try:
+            write_json(self / OWNER, {"pid": os.getpid(), "host": socket.gethostname()})
+            yield
+        finally:
+            (self / OWNER).unlink(missing_ok=True)
+            lock.release()
+
+    def _owner(self) -> str:
+        try:
+            owner = json.loads((self / OWNER).read_text())
+            return f" (process {owner['pid']} on {owner['host']}); wait for it or choose another --output-dir"
+        except (OSError, ValueError, KeyError):
+            return "; wait for it or choose another --output-dir"
+
+
+def environment() -> dict[str, Any]:
+    """Command line, versions and hardware: what one needs to understand a result later."""
+    import torch
+
+    return {
+        "command": shlex.join(["distillkit", *sys.argv[1:]]),
+        "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
+        "platform": platform.platform(),
+        "processor": processor(),
+        "cpus": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+    }
+
+
+def processor() -> str:
+    """The processor's name, as the system tells it."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()

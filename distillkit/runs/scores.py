@@ -1,0 +1,116 @@
+"""Scores of a run's three generators under one protocol, and the teacher's scores that need not be measured twice."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from distillkit.assets import FOLDER as ASSETS
+from distillkit.contracts.condition import Condition
+from distillkit.contracts.random import SampleRNG
+from distillkit.contracts.student import StudentGenerator
+from distillkit.contracts.teacher import Teacher, TeacherSpec
+from distillkit.diffusion.schedules import karras_sigmas
+from distillkit.diffusion.solvers import heun
+from distillkit.evaluation.digits import digits_features, digits_protocol, digits_reference
+from distillkit.evaluation.frechet import FrechetDistance
+from distillkit.evaluation.score import Generate, Ruler, Score, balanced_labels, score, seeded_noise
+from distillkit.files import cache_folder, canonical_json, write_json
+from distillkit.progress import Reporter
+
+SELECTION_SEED = 1_000_000
+"""Scores during training use seeds from here on; the closing score uses seeds from 0, which no choice has seen."""
+
+TIMED = 256
+"""Samples whose generation is timed where a score is not measured anew."""
+
+
+def ruler_for(spec: TeacherSpec, count: int, *, selecting: bool = False) -> Ruler | None:
+    """The embedded protocol for teachers of 8x8 digits; None for others, whose samples nothing embedded can judge."""
+    if spec.shape != (1, 8, 8) or spec.num_classes != 10:
+        return None
+    protocol = digits_protocol(count, SELECTION_SEED if selecting else 0)
+    return Ruler(protocol, digits_features(), digits_reference())
+
+
+def student_pixels(student: StudentGenerator, teacher: Teacher) -> Generate:
+    """The student as a generator of pixels."""
+
+    def generate(noise: Tensor, condition: Condition, seeds: list[int]) -> Tensor:
+        def renoise(k: int) -> Tensor:
+            return SampleRNG(0).normal(f"renoise/{k}", 0, seeds, noise.shape[1:]).to(noise.device)
+
+        return teacher.decode(student(noise, condition, renoise))
+
+    return generate
+
+
+def teacher_pixels(teacher: Teacher, steps: int) -> Generate:
+    """The teacher's Heun sampler as a generator of pixels; 2 `steps` - 1 evaluations."""
+    spec = teacher.spec
+    sigmas = karras_sigmas(steps, sigma_min=spec.sigma_min, sigma_max=spec.sigma_max, rho=spec.rho)
+
+    def generate(noise: Tensor, condition: Condition, seeds: list[int]) -> Tensor:
+        return teacher.decode(heun(lambda x, s: teacher(x, s, condition), noise, sigmas))
+
+    return generate
+
+
+def teacher_score(
+    teacher: Teacher, ruler: Ruler, device: torch.device, reporter: Reporter, *, batch: int = 500, fresh: bool = False
+) -> Score:
+    """The teacher's score with its own number of steps; kept under the hash of all that it depends on.
+
+    The figure is measured once for a set of weights and a protocol (the embedded teacher's is shipped); the speed
+    is measured here and now.
+    """
+    steps = teacher.spec.solver_steps
+    generate = teacher_pixels(teacher, steps)
+    identity = {"weights": teacher.spec.weights_sha256, "protocol": ruler.protocol.id, "solver": "heun", "steps": steps}
+    name = hashlib.sha256(canonical_json(identity).encode()).hexdigest()[:16] + ".json"
+    kept = None if fresh else _kept(name)
+    if kept:
+        speed = images_per_second(generate, teacher.spec, device)
+        distance = FrechetDistance(kept["mean_term"], kept["covariance_term"])
+        return Score(distance, kept["nfe"], speed, ruler.protocol.id, ruler.protocol.label, kept["count"])
+    count = ruler.protocol.samples.count
+    with reporter.task(f"scoring the teacher ({steps} Heun steps)", count, "samples") as task:
+        result = score(generate, teacher.denoiser, teacher.spec, ruler, device, batch=batch, advance=task.advance)
+    write_json(
+        cache_folder() / "scores" / name,
+        {**identity, **asdict(result.distance), "nfe": result.nfe, "count": result.count},
+    )
+    return result
+
+
+def _kept(name: str) -> dict[str, Any] | None:
+    shipped = json.loads((ASSETS / "scores.json").read_text()) if (ASSETS / "scores.json").is_file() else {}
+    if name in shipped:
+        return dict(shipped[name])
+    path: Path = cache_folder() / "scores" / name
+    try:
+        return dict(json.loads(path.read_text()))
+    except (OSError, ValueError):
+        return None
+
+
+@torch.inference_mode()
+def images_per_second(generate: Generate, spec: TeacherSpec, device: torch.device, count: int = TIMED) -> float:
+    """Generation speed, after a short warm-up."""
+    seeds = list(range(count))
+    noise, condition = seeded_noise(seeds, spec.shape).to(device), balanced_labels(range(count), spec.num_classes)
+    condition = condition.to(device)
+    few = slice(0, 8)
+    generate(noise[few], condition.select(few), seeds[few])
+    began = time.perf_counter()
+    generate(noise, condition, seeds)
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return count / (time.perf_counter() - began)

@@ -1,0 +1,150 @@
+"""Checkpoints are whole or passed over, and a resumed run equals an uninterrupted one bit for bit."""
+
+import errno
+import json
+import logging
+import os
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from distillkit import DistillkitError, UsageError
+from distillkit.engine import checkpoint as checkpoint_module
+from distillkit.engine.checkpoint import Checkpoints
+from distillkit.engine.trainer import Stopped
+from tests.engine.conftest import assert_equal_weights, weights
+
+SETTINGS = [{}, {"fake_updates": 2}, {"kl_weight": 0.0}]
+
+
+@pytest.mark.parametrize("stop_at", [1, 3, 5])
+@pytest.mark.parametrize("method", SETTINGS)
+def test_interrupted_and_resumed_equals_uninterrupted(bench, method, stop_at):
+    whole = bench.trainer(bench.recipe(**method))
+    whole.run(bench.outputs("whole"))
+
+    first, outputs = bench.trainer(bench.recipe(**method)), bench.outputs("parts")
+    with pytest.raises(Stopped) as stopped:
+        first.run(outputs, should_stop=lambda: first.step == stop_at)
+    assert stopped.value.step == stop_at
+    second = bench.trainer(bench.recipe(**method))
+    second.restore(outputs.checkpoints.load())
+    second.run(outputs)
+    assert_equal_weights(weights(whole), weights(second))
+    assert whole.cost.counts == second.cost.counts
+
+
+def save(folder, step=1, value=1.0):
+    checkpoints = Checkpoints(folder)
+    checkpoints.save(step, {"student": {"w": torch.full((3,), value)}}, {"cost": {"teacher": step}})
+    return checkpoints
+
+
+def test_round_trip_keeps_the_newest_and_names_it(tmp_path):
+    for step in (1, 2, 3):
+        checkpoints = save(tmp_path, step, float(step))
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["latest", "step-000000002", "step-000000003"]
+    assert (tmp_path / "latest").read_text() == "step-000000003\n"
+    loaded = checkpoints.load()
+    assert (loaded.step, loaded.values) == (3, {"cost": {"teacher": 3}})
+    assert loaded.tensors["student"]["w"].tolist() == [3.0] * 3
+
+
+@pytest.mark.parametrize("file", ["student.safetensors", "state.json"])
+@pytest.mark.parametrize("damage", ["truncate", "flip", "remove"])
+def test_a_damaged_newest_checkpoint_is_passed_over_with_a_warning_naming_both(tmp_path, caplog, file, damage):
+    save(tmp_path, 1)
+    checkpoints = save(tmp_path, 2, 2.0)
+    path = tmp_path / "step-000000002" / file
+    data = bytearray(path.read_bytes())
+    if damage == "remove":
+        path.unlink()
+    else:
+        data[len(data) // 2] ^= 1
+        path.write_bytes(data[: len(data) // 2] if damage == "truncate" else data)
+    with caplog.at_level(logging.WARNING):
+        assert checkpoints.load().step == 1
+    assert "step-000000002" in caplog.text and "step-000000001" in caplog.text
+
+
+@settings(max_examples=60, deadline=None)
+@given(place=st.floats(0, 1, exclude_max=True), bit=st.integers(0, 7), file=st.sampled_from(["s", "j"]))
+def test_any_flipped_bit_is_noticed(tmp_path_factory, place, bit, file):
+    folder = tmp_path_factory.mktemp("flip")
+    checkpoints = save(folder)
+    path = folder / "step-000000001" / {"s": "student.safetensors", "j": "state.json"}[file]
+    data = bytearray(path.read_bytes())
+    data[int(place * len(data))] ^= 1 << bit
+    path.write_bytes(data)
+    try:
+        loaded = checkpoints.load()
+    except DistillkitError:
+        return
+    # A change of white space in JSON changes nothing.
+    assert loaded.tensors["student"]["w"].tolist() == [1.0] * 3 and loaded.values == {"cost": {"teacher": 1}}
+
+
+def test_all_damaged_is_an_error_not_a_silent_restart(tmp_path):
+    checkpoints = save(tmp_path)
+    (tmp_path / "step-000000001" / "state.json").write_text("{")
+    with pytest.raises(DistillkitError, match="every checkpoint in .* is damaged"):
+        checkpoints.load()
+
+
+def test_nothing_to_resume(tmp_path):
+    with pytest.raises(UsageError, match="nothing to resume"):
+        Checkpoints(tmp_path / "checkpoints").load()
+
+
+def test_a_save_that_dies_leaves_the_previous_checkpoint_and_no_half_one(tmp_path, monkeypatch):
+    checkpoints = save(tmp_path, 1)
+
+    def die(path, data):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(checkpoint_module, "_write", die)
+    with pytest.raises(KeyboardInterrupt):
+        save(tmp_path, 2)
+    monkeypatch.undo()
+    assert checkpoints.load().step == 1
+    (tmp_path / ".step-000000009.1").mkdir()
+    checkpoints.clean()
+    assert not list(tmp_path.glob(".step-*"))
+
+
+def test_transient_errors_are_retried_and_a_full_disk_is_one_message(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr("distillkit.files.RETRY_SECONDS", (0.0, 0.0, 0.0))
+    real, failures = os.fsync, [errno.EIO, errno.EIO]
+
+    def flaky(handle):
+        if failures:
+            raise OSError(failures.pop(), "I/O error")
+        real(handle)
+
+    monkeypatch.setattr(os, "fsync", flaky)
+    with caplog.at_level(logging.WARNING):
+        save(tmp_path, 1)
+    assert caplog.text.count("trying again") == 2
+
+    def full(handle):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(DistillkitError, match=r"cannot write .*step-000000002.*No space left.*MiB free"):
+        save(tmp_path, 2)
+    monkeypatch.undo()
+    assert Checkpoints(tmp_path).load().step == 1
+    assert not list(tmp_path.glob(".step-*"))
+
+
+def test_checkpoints_hold_tensors_and_json_only(bench):
+    outputs = bench.outputs()
+    bench.trainer().run(outputs)
+    names = {p.name for p in (bench.folder / "run" / "checkpoints" / "step-000000006").iterdir()}
+    assert {"state.json", "student.safetensors", "average.safetensors", "optimizer-student.safetensors",
+            "learner-fake_score.safetensors", "optimizer-fake_score.safetensors",
+            "generator.safetensors"} == names  # fmt: skip
+    body = json.loads((bench.folder / "run" / "checkpoints" / "step-000000006" / "state.json").read_text())
+    assert body["step"] == 6
