@@ -1,0 +1,42 @@
+"""The fake score: a denoiser that follows the student's distribution."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from distillkit import Denoiser, OptimizerConfig, ScoreEstimator, Step, Teacher
+from distillkit.diffusion import edm_loss_weight, karras_sigmas
+from distillkit_dmd.distribution_matching import LEVELS
+
+
+class FakeScore(ScoreEstimator):
+    """Denoising score matching on the student's samples (Yin et al. 2024, Eq. 6):
+
+    mean lambda(sigma) (mu_fake(x + sigma n; sigma, c) - x)^2 over all T noise levels, lambda = sigma^-2 + sd^-2.
+    """
+
+    name = "fake_score"
+
+    def __init__(
+        self, denoiser: Denoiser, teacher: Teacher, *, optimizer: OptimizerConfig | None = None, every: int = 1
+    ) -> None:
+        super().__init__(denoiser, optimizer=optimizer, every=every)
+        spec = teacher.spec
+        self.sigma_data = spec.sigma_data
+        self.sigmas = karras_sigmas(LEVELS, sigma_min=spec.sigma_min, sigma_max=spec.sigma_max, rho=spec.rho).float()
+
+    @classmethod
+    def from_teacher(cls, teacher: Teacher, *, optimizer: OptimizerConfig | None = None, every: int = 1) -> FakeScore:
+        return cls(teacher.copy_denoiser(), teacher, optimizer=optimizer, every=every)
+
+    def loss(self, step: Step) -> Tensor:
+        x = step.samples.detach()
+        sigma = self.sigmas[(step.uniform("fake/level") * LEVELS).long()].to(x.device)
+        noisy = x + sigma.view(-1, 1, 1, 1) * step.normal("fake/noise")
+        return score_matching_loss(self(noisy, sigma, step.condition), x, sigma, self.sigma_data)
+
+
+def score_matching_loss(denoised: Tensor, x: Tensor, sigma: Tensor, sigma_data: float) -> Tensor:
+    """mean lambda(sigma) (denoised - x)^2 over all elements of (B, C, H, W), sigma (B,); a scalar."""
+    weight = edm_loss_weight(sigma, sigma_data).view(-1, 1, 1, 1)
+    return (weight * (denoised - x).square()).mean()

@@ -1,0 +1,71 @@
+"""LPIPS (Zhang et al. 2018) at 224 pixels, its VGG backbone read from safetensors."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from distillkit import DistillkitError
+
+BACKBONE = ("timm/vgg16.tv_in1k", "model.safetensors")
+"""Hub repository and file with torchvision's ImageNet weights of VGG-16, parameter names unchanged."""
+SIZE = 224
+
+
+class LPIPS(nn.Module):
+    """Perceptual distance of images (B, 1 or 3, H, W) in [-1, 1], resized bilinearly to 224 x 224; (B,).
+
+    Args:
+        backbone: parameters of torchvision's VGG-16, `features.{i}.weight` and `features.{i}.bias`.
+    """
+
+    def __init__(self, backbone: Mapping[str, Tensor]) -> None:
+        super().__init__()
+        import lpips
+
+        with warnings.catch_warnings():
+            # lpips 0.1.4 still passes torchvision's former argument `pretrained`.
+            warnings.simplefilter("ignore")
+            self.net = lpips.LPIPS(net="vgg", pnet_rand=True, verbose=False)
+        for name, parameter in self.net.net.named_parameters():
+            # "slice2.5.weight" is the layer that torchvision calls "features.5.weight".
+            _, layer, kind = name.split(".")
+            with torch.no_grad():
+                parameter.copy_(backbone[f"features.{layer}.{kind}"])
+        self.requires_grad_(False).eval()
+
+    def forward(self, a: Tensor, b: Tensor) -> Tensor:
+        both = torch.cat([a, b])
+        both = both.expand(-1, 3, -1, -1) if both.shape[1] == 1 else both
+        both = F.interpolate(both, size=(SIZE, SIZE), mode="bilinear", align_corners=False)
+        first, second = both.chunk(2)
+        return self.net.to(a.device)(first, second).flatten()
+
+    @classmethod
+    def pretrained(cls) -> LPIPS:
+        """With ImageNet weights: the safetensors file that `DISTILLKIT_VGG16` names, or the hub's.
+
+        Raises:
+            DistillkitError: when they are neither at hand nor to be had.
+        """
+        from safetensors.torch import load_file
+
+        path = os.environ.get("DISTILLKIT_VGG16")
+        try:
+            if not path:
+                from huggingface_hub import hf_hub_download
+
+                path = hf_hub_download(*BACKBONE)
+            return cls(load_file(Path(path)))
+        except Exception as error:  # the hub's client raises many kinds
+            raise DistillkitError(
+                f"the distance lpips needs VGG-16 weights and they cannot be had ({type(error).__name__}: "
+                f"{str(error).splitlines()[0]}). Name a local safetensors file in DISTILLKIT_VGG16, go online once, "
+                "or use --distance pseudo-huber."
+            ) from error
