@@ -1,0 +1,95 @@
+"""The command line. One small file per command; no logic of its own, and no torch before a command needs it."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import traceback
+from typing import Annotated, Any
+
+import typer
+
+from distillkit import __version__
+from distillkit.cli import methods, run, sample, teachers
+from distillkit.cli.spelling import advice
+from distillkit.errors import DistillkitError
+
+app = typer.Typer(
+    name="distillkit",
+    help="Turn a diffusion model into a one-step generator, with any method, and compare the methods.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="Start with: distillkit run dmd   (no GPU, no download, five minutes)",
+)
+app.add_typer(run.app, name="run")
+app.command("sample")(sample.sample)
+app.add_typer(methods.app, name="methods")
+app.add_typer(teachers.app, name="teachers")
+
+
+def _version(value: bool) -> None:
+    if value:
+        typer.echo(f"distillkit {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks and debugging messages.")] = False,
+) -> None:
+    logging.basicConfig(
+        level=logging.DEBUG if debug else logging.WARNING, format="%(levelname)s: %(message)s", stream=sys.stderr
+    )
+    if debug:
+        logging.getLogger("distillkit").setLevel(logging.DEBUG)
+
+
+def main() -> None:
+    """Run the command line; every expected failure is one message on stderr and an exit code."""
+    arguments = sys.argv[1:]
+    try:
+        code: Any = app(standalone_mode=False)
+    except DistillkitError as error:
+        fail(str(error), error.exit_code, arguments)
+    except KeyboardInterrupt:
+        fail("interrupted", 130, arguments)
+    except BrokenPipeError:
+        sys.stderr.close()
+        sys.exit(141)
+    except Exception as error:
+        # The parser's own errors (unknown option, bad value) know their message and exit code.
+        message = getattr(error, "format_message", None)
+        if message is not None:
+            hint = advice(getattr(error, "option_name", None))
+            fail(f"{message()}{hint}", getattr(error, "exit_code", 2), arguments)
+        if out_of_memory(error):
+            fail(
+                f"out of memory: {str(error).splitlines()[0]}\nThe last checkpoint is kept. Lower --batch-per-device "
+                "(the total batch stays), use --gradient-checkpointing, or --precision bf16.",
+                1,
+                arguments,
+            )
+        if isinstance(error, OSError) and error.filename:
+            fail(f"{error.filename}: {error.strerror}", 1, arguments)
+        fail(
+            f"{type(error).__name__}: {error}\nThis is a fault of distillkit or of a plugin. "
+            "Run again with `distillkit --debug ...` for the traceback.",
+            1,
+            arguments,
+        )
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def out_of_memory(error: Exception) -> bool:
+    return isinstance(error, MemoryError) or "out of memory" in str(error) or "can't allocate memory" in str(error)
+
+
+def fail(message: str, code: int, arguments: list[str]) -> None:
+    if "--debug" in arguments:
+        traceback.print_exc()
+    print(f"distillkit: {message}", file=sys.stderr)  # noqa: T201
+    sys.exit(code)

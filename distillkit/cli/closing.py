@@ -1,0 +1,82 @@
+"""What a run shows before it starts (`--dry-run`) and after it ends."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.table import Table
+
+from distillkit.progress import clock
+from distillkit.runs.config import to_yaml
+
+if TYPE_CHECKING:
+    from distillkit.contracts.method import Preset
+    from distillkit.runs.distill import Distillation, Result
+
+
+def console() -> Console:
+    """Standard output; 100 columns where there is no terminal to ask."""
+    out = Console()
+    return out if out.is_terminal else Console(width=100)
+
+
+def show_plan(job: Distillation, preset: Preset | None) -> None:
+    """The resolved configuration and what the run would do, without doing it."""
+    out, config, recipe = console(), job.config, job.recipe
+    out.print(to_yaml(config), highlight=False, markup=False)
+    table = Table(title="Plan", show_header=False, title_justify="left")
+    parameters = sum(p.numel() for p in recipe.student.parameters())
+    table.add_row("teacher", f"{config.teacher}, {parameters:,} parameters, samples {job.teacher.spec.shape}")
+    table.add_row("preset", f"{preset.name} ({preset.source})" if preset else "none for this teacher")
+    table.add_row("objectives", ", ".join(f"{o.name} x {o.weight:g}" for o in recipe.objectives))
+    table.add_row("trained beside", ", ".join(learner.name for learner in recipe.learners) or "nothing")
+    training = config.training
+    table.add_row(
+        "training",
+        f"{training.duration:,} images = {training.steps:,} steps of {training.batch} on {job.accelerator.device}",
+    )
+    if {"pairs", "pair_samples"} & recipe.needs:
+        store, count = job.pair_store, config.pairs.count
+        missing = len(store.missing(count)) * 256
+        size = count * 8 * job.teacher.spec.shape[0] * job.teacher.spec.shape[1] * job.teacher.spec.shape[2]
+        evaluations = missing * (2 * store.steps - 1)
+        table.add_row(
+            "pairs", f"{count:,} ({size / 2**20:,.1f} MiB), {missing:,} to make: {evaluations:,} teacher evaluations"
+        )
+        table.add_row("", str(store.folder))
+    table.add_row("folder", f"{job.folder.path} (nothing was written)")
+    out.print(table)
+
+
+def show_result(result: Result) -> None:
+    """The closing table, where everything lies, and the next command."""
+    out = console()
+    label = next((row.score.label for row in result.rows if row.score), None)
+    teacher_speed = result.rows[0].images_per_second if result.rows[0].score else None
+    table = Table()
+    table.add_column("generator")
+    if label:
+        table.add_column(label, justify="right")
+    for title in ("NFE", "images/s", "speed-up"):
+        table.add_column(title, justify="right")
+    for row in result.rows:
+        figure = [f"{row.score.distance.value:.5f}" if row.score else "-"] if label else []
+        speed_up = f"{row.images_per_second / teacher_speed:.1f}x" if teacher_speed else "-"
+        table.add_row(row.name, *figure, f"{row.nfe:g}", f"{row.images_per_second:,.0f}", speed_up)
+    out.print(table)
+    if label:
+        scored = next(row.score for row in result.rows if row.score)
+        out.print(
+            f"{label}: Fréchet distance in the features of a shipped classifier, {scored.count:,} samples, protocol "
+            f"{scored.protocol_id}. 0 is the data set itself. Not Inception FID.",
+            highlight=False, markup=False,
+        )  # fmt: skip
+    else:
+        out.print("No protocol for this teacher is at hand, so no figure of quality was measured.")
+    if result.health:
+        out.print(f"health: {', '.join(f'{name} {state}' for name, state in result.health.items())}", highlight=False)
+    out.print(f"took {clock(result.seconds)}; everything lies in {result.folder}", highlight=False, soft_wrap=True)
+    out.print(
+        f"next: distillkit sample {result.folder} --num 64 --seed 0 --output grid.png", highlight=False, soft_wrap=True
+    )
