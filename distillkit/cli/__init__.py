@@ -54,7 +54,7 @@ def main() -> None:
     try:
         code: Any = app(standalone_mode=False)
     except DistillkitError as error:
-        fail(str(error), error.exit_code, arguments)
+        fail(str(error) + memory_advice(error.__cause__), error.exit_code, arguments)
     except KeyboardInterrupt:
         fail("interrupted", 130, arguments)
     except BrokenPipeError:
@@ -66,13 +66,8 @@ def main() -> None:
         if message is not None:
             hint = advice(getattr(error, "option_name", None))
             fail(f"{message()}{hint}", getattr(error, "exit_code", 2), arguments)
-        if out_of_memory(error):
-            fail(
-                f"out of memory: {str(error).splitlines()[0]}\nThe last checkpoint is kept. Lower --batch-per-device "
-                "(the total batch stays), use --gradient-checkpointing, or --precision bf16.",
-                1,
-                arguments,
-            )
+        if hint := memory_advice(error):
+            fail(f"out of memory: {str(error).splitlines()[0]}{hint}", 1, arguments)
         if isinstance(error, OSError) and error.filename:
             fail(f"{error.filename}: {error.strerror}", 1, arguments)
         fail(
@@ -84,8 +79,15 @@ def main() -> None:
     sys.exit(code if isinstance(code, int) else 0)
 
 
-def out_of_memory(error: Exception) -> bool:
-    return isinstance(error, MemoryError) or "out of memory" in str(error) or "can't allocate memory" in str(error)
+def memory_advice(error: BaseException | None) -> str:
+    """What helps against running out of memory; empty for any other error."""
+    signs = ("out of memory", "can't allocate memory", "not enough memory")
+    if error is None or not (isinstance(error, MemoryError) or any(sign in str(error) for sign in signs)):
+        return ""
+    return (
+        "\nThat is too little memory. The last checkpoint is kept. Lower --batch-per-device (the total batch stays), "
+        "or use --gradient-checkpointing or --precision bf16."
+    )
 
 
 def fail(message: str, code: int, arguments: list[str]) -> None:

@@ -12,8 +12,11 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from torch import Tensor
 
 from distillkit.contracts.health import Health
+from distillkit.contracts.learner import Learner
+from distillkit.contracts.objective import Objective
 from distillkit.contracts.random import SampleRNG
 from distillkit.contracts.recipe import Recipe
 from distillkit.contracts.step import ImageSource, PairSource, Step
@@ -115,12 +118,11 @@ class Trainer:
         if self.step == 0:
             outputs.preview(self.ema, 0)
         logged_at, logged_step = time.monotonic(), self.step
-        with (
-            self.cost.watch(self._roles()),
-            outputs.reporter.task("training", total * config.batch, "images", self.step * config.batch) as task,
-        ):
+        with outputs.reporter.task("training", total * config.batch, "images", self.step * config.batch) as task:
             while self.step < total:
-                self.train_step()
+                # Previews and evaluations are no cost of the method, so only this is counted.
+                with self.cost.watch(self._roles()):
+                    self.train_step()
                 task.advance(config.batch)
                 step, stop = self.step, self._agree(should_stop)
                 done = step == total
@@ -151,13 +153,21 @@ class Trainer:
         for step, share in self._micro_batches(index, due):
             with self.accelerator.autocast():
                 if due:
-                    terms = {o.name: o(step) * o.weight for o in recipe.objectives if o.weight}
+                    terms = {o.name: loss_of(o, step) * o.weight for o in recipe.objectives if o.weight}
                     for name, term in terms.items():
                         self._means.add(f"loss/{name}", term, share)
-                losses = {learner.name: learner.loss(step) for learner in learners}
+                losses = {learner.name: loss_of(learner, step) for learner in learners}
             if due:
-                self._student_updater.backward(sum(terms.values(), start=torch.zeros((), device=step.device)) * share)
+                total = sum(terms.values(), start=torch.zeros((), device=step.device))
+                if not total.requires_grad:
+                    raise DistillkitError(
+                        f"the objectives ({', '.join(terms)}) send no gradient to the student: their losses must be "
+                        "computed from step.student, step.samples or step.pair_samples, not under no_grad or detached"
+                    )
+                self._student_updater.backward(total * share)
             for name, loss in losses.items():
+                if not loss.requires_grad:
+                    raise DistillkitError(f"the loss of the learner {name} sends no gradient to its own parameters")
                 self._means.add(f"loss/{name}", loss, share)
                 self._learner_updaters[name].backward(loss * share)
             for name, value in step.logged.items():
@@ -312,6 +322,30 @@ class Trainer:
             updater.load_state(tensors[f"optimizer-{name}"], checkpoint.values["updaters"][name])
         torch.set_rng_state(tensors["generator"]["torch"])
         self.cost.counts.update(checkpoint.values["cost"])
+
+
+def loss_of(part: Objective | Learner, step: Step) -> Tensor:
+    """The loss of an objective or learner, with its name on everything that can go wrong in it.
+
+    Raises:
+        DistillkitError: when it fails, or returns anything but a scalar tensor.
+    """
+    try:
+        loss = part.loss(step) if isinstance(part, Learner) else part(step)
+    except DistillkitError:
+        raise
+    except Exception as error:  # a plugin may fail in any way
+        raise DistillkitError(
+            f"{part.name} ({type(part).__module__}.{type(part).__qualname__}) failed at step {step.index + 1}: "
+            f"{type(error).__name__}: {error}"
+        ) from error
+    if not isinstance(loss, Tensor) or loss.ndim:
+        shape = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else f"{type(loss).__name__}"
+        raise DistillkitError(
+            f"{part.name} ({type(part).__module__}.{type(part).__qualname__}) returned {shape}; a loss is a scalar "
+            "tensor, the mean over the step's samples"
+        )
+    return loss
 
 
 def enable_checkpointing(network: torch.nn.Module) -> None:

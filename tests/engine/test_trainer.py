@@ -153,7 +153,7 @@ def test_undeclared_source_is_a_clear_error(bench):
         Recipe(StudentGenerator.from_teacher(bench.teacher), [Sly()]), bench.teacher, bench.config(),
         bench.accelerator, seed=0,
     )  # fmt: skip
-    with pytest.raises(RuntimeError, match='needs = \\("pairs",\\)'):
+    with pytest.raises(DistillkitError, match='sly .*needs = \\("pairs",\\)'):
         trainer.train_step()
 
 

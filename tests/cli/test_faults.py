@@ -1,0 +1,198 @@
+"""Everything a user can get wrong: one clear message, the right exit code, nothing half-written."""
+
+import os
+import textwrap
+import time
+
+import pytest
+
+NO_RUN = "run-not-made"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "fragments"),
+    [
+        (["run", "dmdd"], 2, ["unknown method 'dmdd'", "Did you mean 'dmd'?", "distillkit methods"]),
+        (["run", "dmd", "--teacher", "digit"], 2, ["unknown teacher 'digit'", "Did you mean 'digits'?"]),
+        (["run", "dmd", "--teacher", "."], 2, ["is not a teacher folder", "teacher.json"]),
+        (["run", "dmd", "--outdir", "x"], 2, ["--outdir", "--output-dir"]),
+        (["run", "dmd", "--output_dir", "x"], 2, ["--output-dir"]),
+        (["run", "dmd", "--train_batch_size", "4"], 2, ["--batch (the total over all devices)"]),
+        (["run", "dmd", "--mixed_precision", "bf16"], 2, ["--precision"]),
+        (["run", "dmd", "--max_train_steps", "4"], 2, ["--duration"]),
+        (["run", "dmd", "--lr", "0"], 2, ["--lr:", "greater than 0", "got 0"]),
+        (["run", "dmd", "--lr", "fast"], 2, ["--lr", "fast"]),
+        (["run", "dmd", "--duration", "long"], 2, ["--duration:", "'long'"]),
+        (["run", "dmd", "--pairs-count", "0"], 2, ["--pairs-count:", "got 0"]),
+        (["run", "dmd", "--distance", "l3"], 2, ["--distance", "l2"]),
+        (["run", "dmd", "--set", "training.lrr=1"], 2, ["unknown key", "Did you mean 'lr'?"]),
+        (["run", "dmd", "--set", "lr"], 2, ["--set lr", "KEY=VALUE"]),
+        (["run", "dmd", "--precision", "fp16", "--device", "cpu"], 2, ["--precision fp16 needs a GPU"]),
+        (["run", "dmd", "--device", "cuda"], 2, ["--device cuda"]),
+        (["run", "dmd", "--report-to", "carrier-pigeon"], 2, ["carrier-pigeon", "tensorboard"]),
+        (["run", "dmd", "--config", "absent.yaml"], 2, ["absent.yaml", "No such file"]),
+        (["run", "dmd", "--resume", "absent"], 2, ["nothing to resume", "absent"]),
+        (["run", "dmd", "--resume", "."], 2, ["nothing to resume", "config.yaml"]),
+        (["sample", "absent"], 2, ["no student in absent"]),
+        (["sample", "."], 2, ["no student in ."]),
+        (["methods", "show", "dmdd"], 2, ["Did you mean 'dmd'?"]),
+        (["teachers", "show", "digit"], 2, ["Did you mean 'digits'?"]),
+        (["teachers", "train", "imagenet"], 2, ["imagenet", "digits"]),
+        (["teachers", "train", "digits", "--set", "training.lr=0"], 2, ["training.lr"]),
+        (["nonsense"], 2, ["nonsense"]),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) and value and value[0] in
+    ("run", "sample", "methods", "teachers", "nonsense") else "",
+)  # fmt: skip
+def test_message_and_exit_code(cli, tmp_path, arguments, code, fragments):
+    if arguments[:2] == ["run", "dmd"] and "--resume" not in arguments:
+        arguments = [*arguments, "--output-dir", NO_RUN] if "x" not in arguments else arguments
+    done = cli(*arguments)
+    assert done.returncode == code, done.stderr
+    for fragment in fragments:
+        assert fragment in done.stderr
+    assert "Traceback" not in done.stderr + done.stdout
+    assert list(tmp_path.iterdir()) == [], "nothing was created"
+
+
+@pytest.mark.parametrize(
+    ("text", "fragments"),
+    [
+        (b"training:\n  lrr: 1\n", ["bad.yaml:2", "training.lrr", "Did you mean 'lr'?"]),
+        (b"seed: 1\ntraining:\n  lr: fast\n", ["bad.yaml:3", "training.lr", "'fast'"]),
+        (b"training:\n  lr: 1e-4\n  batch: 0\n", ["bad.yaml:3", "training.batch"]),
+        (b"settings:\n  kl_wait: 1\n", ["bad.yaml:2", "Did you mean 'kl_weight'?"]),
+        (b"seed: 1\nseed: 2\n", ["bad.yaml:2", "'seed' is given twice"]),
+        (b"training:\n\tlr: 1\n", ["bad.yaml:2", "not valid YAML"]),
+        (b"training: [1\n", ["bad.yaml", "not valid YAML"]),
+        (b"seed: \xff\n", ["bad.yaml is not UTF-8"]),
+        (b"", ["holds no keys"]),
+        (b"- 1\n", ["holds no keys"]),
+        (b"method: cd\n", ["is for the method 'cd'"]),
+        (b"training: 3\n", ["bad.yaml:1", "training"]),
+        (b"!!python/object/apply:os.system ['touch canary']\n", ["bad.yaml"]),
+        (b"seed: !!python/object/apply:os.system ['touch canary']\n", ["bad.yaml"]),
+    ],
+)
+def test_bad_configuration_names_file_and_line(cli, tmp_path, text, fragments):
+    (tmp_path / "bad.yaml").write_bytes(text)
+    done = cli("run", "dmd", "--config", "bad.yaml", "--output-dir", NO_RUN)
+    assert done.returncode == 2, done.stderr
+    for fragment in fragments:
+        assert fragment in done.stderr
+    assert "Traceback" not in done.stderr
+    assert [p.name for p in tmp_path.iterdir()] == ["bad.yaml"]
+
+
+def inject(tmp_path, code):
+    """A sitecustomize module that patches the command's process."""
+    (tmp_path / "patch").mkdir()
+    (tmp_path / "patch" / "sitecustomize.py").write_text(textwrap.dedent(code))
+    return {"PYTHONPATH": str(tmp_path / "patch")}
+
+
+def test_run_folder_in_use_or_foreign(cli, small_run, start, tmp_path):
+    done = cli(*small_run, "--output-dir", "run")
+    assert done.returncode == 0, done.stderr
+    again = cli(*small_run, "--output-dir", "run")
+    assert again.returncode == 2 and "already holds a run" in again.stderr and "--resume run" in again.stderr
+    finished = cli("run", "dmd", "--resume", "run")
+    assert finished.returncode == 2 and "is finished" in finished.stderr
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "thesis.tex").write_text("x")
+    foreign = cli(*small_run, "--output-dir", "full")
+    assert foreign.returncode == 2 and "not empty (thesis.tex)" in foreign.stderr
+    assert [p.name for p in (tmp_path / "full").iterdir() if not p.name.startswith(".")] == ["thesis.tex"]
+
+
+def test_resume_refuses_another_recipe_and_lists_the_differences(cli, small_run, start, tmp_path):
+    process = start(*small_run, "--output-dir", "run", "--duration", "1M")
+    deadline = time.monotonic() + 90
+    while not (tmp_path / "run" / "checkpoints" / "latest").exists():
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.05)
+    busy = cli("run", "dmd", "--resume", "run")
+    assert busy.returncode == 2 and f"process {process.pid} on" in busy.stderr
+    process.terminate()
+    process.wait()
+    done = cli("run", "dmd", "--resume", "run", "--lr", "5e-4", "--batch", "8", "--kl-weight", "3")
+    assert done.returncode == 2
+    for fragment in ("training.lr: 0.001 in the run, 0.0005 asked", "training.batch: 16", "settings.kl_weight"):
+        assert fragment in done.stderr
+
+
+def test_full_disk_is_one_message_and_keeps_what_was_complete(cli, small_run, tmp_path):
+    env = inject(
+        tmp_path,
+        """
+        import errno, os
+        real, calls = os.fsync, []
+        def fsync(handle):
+            calls.append(handle)
+            if len(calls) > 40:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            real(handle)
+        os.fsync = fsync
+        """,
+    )
+    done = cli(*small_run, "--output-dir", "run", env=env)
+    assert done.returncode == 1
+    assert "No space left on device" in done.stderr and "MiB free" in done.stderr and "Traceback" not in done.stderr
+    assert not list((tmp_path / "run").rglob("*.tmp")) and not list((tmp_path / "run").rglob(".step-*"))
+    if (tmp_path / "run" / "checkpoints" / "latest").exists():
+        resumed = cli("run", "dmd", "--resume", "run")
+        assert resumed.returncode == 0, resumed.stderr
+
+
+def test_transient_write_errors_are_retried(cli, small_run, tmp_path):
+    env = inject(
+        tmp_path,
+        """
+        import errno, os
+        real, left = os.fsync, [3]
+        def fsync(handle):
+            left[0] -= 1
+            if left[0] in (0, 1):
+                raise OSError(errno.EIO, "Input/output error")
+            real(handle)
+        os.fsync = fsync
+        """,
+    )
+    done = cli(*small_run, "--output-dir", "run", env=env)
+    assert done.returncode == 0, done.stderr
+    assert "trying again" in done.stderr
+
+
+@pytest.mark.skipif(os.name != "posix", reason="POSIX permissions")
+@pytest.mark.parametrize(
+    "env",
+    [
+        {"TERM": "dumb"}, {"COLUMNS": "40"}, {"LC_ALL": "C", "LANG": "C", "PYTHONUTF8": "0"}, {"NO_COLOR": "1"},
+        {"HOME": "/proc/nowhere", "XDG_CACHE_HOME": "/proc/nowhere"},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_odd_terminals_locales_and_homes(cli, small_run, env):
+    done = cli(*small_run, "--output-dir", "run", env=env)
+    assert done.returncode == 0, done.stderr
+    assert "student, distilled" in done.stdout.replace("\n", " ") or env.get("COLUMNS") == "40"
+    assert "\x1b[" not in done.stdout
+
+
+def test_read_only_cache_is_a_clear_error(cli, small_run):
+    done = cli(*small_run, "--output-dir", "run", env={"DISTILLKIT_CACHE": "/proc/nowhere/cache"})
+    assert done.returncode == 1
+    assert "/proc/nowhere" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_dry_run_shows_the_plan_and_writes_nothing(cli, small_run, tmp_path):
+    done = cli(*small_run, "--dry-run")
+    assert done.returncode == 0, done.stderr
+    for fragment in ("objectives", "distribution_matching x", "320 images = 20 steps of 16", "nothing was written"):
+        assert fragment in " ".join(done.stdout.split())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_debug_shows_the_traceback(cli):
+    done = cli("--debug", "run", "dmd", "--resume", "absent")
+    assert done.returncode == 2 and "Traceback" in done.stderr

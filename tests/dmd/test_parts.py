@@ -1,0 +1,66 @@
+"""DMD's parts beyond the golden: presets, switches, LPIPS."""
+
+import pytest
+import torch
+from distillkit_dmd.method import DMD, DMDConfig
+from distillkit_dmd.perceptual import LPIPS
+from safetensors.torch import save_file
+
+from distillkit import DistillkitError
+
+
+def test_every_preset_is_valid():
+    from distillkit.runs.config import resolve
+
+    for teacher, name in (("digits", "digits"), ("edm-cifar10-cond", "cifar10"), ("edm-imagenet64", "imagenet64")):
+        config, preset = resolve(DMD, options={"teacher": teacher})
+        assert preset.name == name
+        assert config.settings["kl_weight"] == preset.settings["kl_weight"]
+    assert config.training.lr == 2e-6 and config.training.batch == 336 and config.pairs.steps == 256
+    assert DMD.preset_for("somebody-elses") is None
+
+
+@pytest.mark.parametrize(
+    ("settings", "objectives", "learners"),
+    [
+        ({}, ["distribution_matching", "regression"], ["fake_score"]),
+        ({"kl_weight": 0}, ["regression"], []),
+        ({"regression_weight": 0}, ["distribution_matching"], ["fake_score"]),
+    ],
+)
+def test_a_term_that_is_off_costs_nothing(tiny_teacher, settings, objectives, learners):
+    recipe = DMD().recipe(tiny_teacher, DMDConfig(distance="l2", **settings))
+    assert [o.name for o in recipe.objectives] == objectives
+    assert [learner.name for learner in recipe.learners] == learners
+
+
+@pytest.fixture(scope="module")
+def backbone():
+    import torchvision
+
+    torch.manual_seed(0)
+    state = torchvision.models.vgg16(weights=None).features.state_dict()
+    return {f"features.{name}": value for name, value in state.items()}
+
+
+def test_lpips_takes_its_backbone_and_passes_gradients(backbone):
+    distance = LPIPS(backbone)
+    for name, parameter in distance.net.net.named_parameters():
+        _, layer, kind = name.split(".")
+        assert torch.equal(parameter, backbone[f"features.{layer}.{kind}"])
+    a, b = torch.rand(2, 1, 8, 8, requires_grad=True), torch.rand(2, 1, 8, 8)
+    value = distance(a, b)
+    assert value.shape == (2,) and (value > 0).all()
+    assert distance(b, b).abs().max() < 1e-6
+    value.sum().backward()
+    assert a.grad.abs().sum() > 0
+    assert not any(p.requires_grad for p in distance.parameters())
+
+
+def test_lpips_weights_come_from_a_named_file_or_a_clear_error(backbone, tmp_path, monkeypatch):
+    save_file(backbone, tmp_path / "vgg.safetensors")
+    monkeypatch.setenv("DISTILLKIT_VGG16", str(tmp_path / "vgg.safetensors"))
+    assert isinstance(LPIPS.pretrained(), LPIPS)
+    monkeypatch.setenv("DISTILLKIT_VGG16", str(tmp_path / "absent.safetensors"))
+    with pytest.raises(DistillkitError, match="DISTILLKIT_VGG16.*--distance pseudo-huber"):
+        LPIPS.pretrained()
