@@ -19,6 +19,8 @@ app = typer.Typer(
     help="Turn a diffusion model into a one-step generator, with any method, and compare the methods.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
+    # Panels need rich.markdown and pygments, which would double the time to the first help screen.
+    rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog="Start with: distillkit run dmd   (no GPU, no download, five minutes)",
 )

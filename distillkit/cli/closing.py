@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from distillkit.progress import clock
@@ -57,7 +58,7 @@ def show_result(result: Result) -> None:
     table = Table()
     table.add_column("generator")
     if label:
-        table.add_column(label, justify="right")
+        table.add_column(escape(label), justify="right")
     for title in ("NFE", "images/s", "speed-up"):
         table.add_column(title, justify="right")
     for row in result.rows:

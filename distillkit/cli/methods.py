@@ -6,7 +6,11 @@ from typing import Annotated
 
 import typer
 
-app = typer.Typer(help="List the installed methods; `methods show NAME` explains one.", invoke_without_command=True)
+app = typer.Typer(
+    rich_markup_mode=None,
+    help="List the installed methods; `methods show NAME` explains one.",
+    invoke_without_command=True,
+)
 
 
 @app.callback()

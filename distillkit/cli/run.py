@@ -36,6 +36,7 @@ class MethodGroup(TyperGroup):
 app = typer.Typer(
     cls=MethodGroup,
     no_args_is_help=True,
+    rich_markup_mode=None,
     help="Distil a teacher into a student with few network evaluations. `distillkit run METHOD --help` shows a "
     "method's options.",
 )
@@ -73,7 +74,7 @@ def method_command(name: str) -> Any:
     command.__signature__ = inspect.Signature(made)  # type: ignore[attr-defined]
     command.__annotations__ = {p.name: p.annotation for p in made}
     command.__doc__ = method.summary()
-    single = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    single = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich")
     single.command(name)(command)
     return typer.main.get_command(single)
 

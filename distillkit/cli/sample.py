@@ -16,7 +16,7 @@ def sample(
         Path, typer.Option("--output", help="A .png becomes one grid; any other path a folder with one PNG a sample.")
     ] = Path("grid.png"),
     labels: Annotated[
-        str | None, typer.Option(help="Class indices such as 3 or 0,1,2, repeated in turn.  \\[default: all in turn]")
+        str | None, typer.Option(help="Class indices such as 3 or 0,1,2, repeated in turn.  [default: all in turn]")
     ] = None,
     batch: Annotated[int, typer.Option(min=1, help="Samples in one pass.")] = 256,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",

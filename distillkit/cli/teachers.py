@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 app = typer.Typer(
+    rich_markup_mode=None,
     help="List the teachers; `teachers show NAME` explains one, `teachers train NAME` trains the embedded one anew.",
     invoke_without_command=True,
 )
@@ -35,6 +36,7 @@ def teachers(ctx: typer.Context) -> None:
 def show(name: Annotated[str, typer.Argument(help="Catalogue name or folder.")]) -> None:
     """A teacher's shape, noise levels, sampler, licence and score."""
     import torch
+    from rich.markup import escape
     from rich.table import Table
 
     from distillkit.cli.closing import console
@@ -60,7 +62,9 @@ def show(name: Annotated[str, typer.Argument(help="Catalogue name or folder.")])
         table.add_row(key, value)
     if ruler := ruler_for(spec, 5000):
         result = teacher_score(teacher, ruler, torch.device("cpu"), reporter_for())
-        table.add_row(result.label, f"{result.distance.value:.5f} ({result.count:,} samples, {result.protocol_id})")
+        table.add_row(
+            escape(result.label), f"{result.distance.value:.5f} ({result.count:,} samples, {result.protocol_id})"
+        )
         table.add_row("speed here", f"{result.images_per_second:,.0f} images/s")
     out.print(table)
 

@@ -6,13 +6,12 @@ import hashlib
 import json
 import time
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from distillkit.assets import FOLDER as ASSETS
+from distillkit import assets
 from distillkit.contracts.condition import Condition
 from distillkit.contracts.random import SampleRNG
 from distillkit.contracts.student import StudentGenerator
@@ -73,8 +72,7 @@ def teacher_score(
     """
     steps = teacher.spec.solver_steps
     generate = teacher_pixels(teacher, steps)
-    identity = {"weights": teacher.spec.weights_sha256, "protocol": ruler.protocol.id, "solver": "heun", "steps": steps}
-    name = hashlib.sha256(canonical_json(identity).encode()).hexdigest()[:16] + ".json"
+    name = score_key(teacher, ruler)
     kept = None if fresh else _kept(name)
     if kept:
         speed = images_per_second(generate, teacher.spec, device)
@@ -83,20 +81,26 @@ def teacher_score(
     count = ruler.protocol.samples.count
     with reporter.task(f"scoring the teacher ({steps} Heun steps)", count, "samples") as task:
         result = score(generate, teacher.denoiser, teacher.spec, ruler, device, batch=batch, advance=task.advance)
-    write_json(
-        cache_folder() / "scores" / name,
-        {**identity, **asdict(result.distance), "nfe": result.nfe, "count": result.count},
-    )
+    kept = {**asdict(result.distance), "nfe": result.nfe, "count": result.count}
+    write_json(cache_folder() / "scores" / f"{name}.json", kept)
     return result
 
 
-def _kept(name: str) -> dict[str, Any] | None:
-    shipped = json.loads((ASSETS / "scores.json").read_text()) if (ASSETS / "scores.json").is_file() else {}
-    if name in shipped:
-        return dict(shipped[name])
-    path: Path = cache_folder() / "scores" / name
+def score_key(teacher: Teacher, ruler: Ruler) -> str:
+    """Hash of all that a teacher's score depends on."""
+    identity = {
+        "weights": teacher.spec.weights_sha256,
+        "protocol": ruler.protocol.id,
+        "solver": "heun",
+        "steps": teacher.spec.solver_steps,
+    }
+    return hashlib.sha256(canonical_json(identity).encode()).hexdigest()[:16]
+
+
+def _kept(key: str) -> dict[str, Any] | None:
     try:
-        return dict(json.loads(path.read_text()))
+        shipped = json.loads((assets.FOLDER / assets.SCORES).read_text())
+        return dict(shipped.get(key) or json.loads((cache_folder() / "scores" / f"{key}.json").read_text()))
     except (OSError, ValueError):
         return None
 

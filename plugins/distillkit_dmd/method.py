@@ -40,9 +40,19 @@ class DMD(Method):
         Preset(
             name="digits",
             teachers=("digits",),
-            settings={"kl_weight": 0.25, "regression_weight": 2.0, "distance": "l2"},
-            training={"batch": 64, "lr": 5e-4, "lr_schedule": "cosine", "warmup": "2k", "duration": "50k"},
-            pairs={"count": 2048},
+            settings={"kl_weight": 0.25, "regression_weight": 1.0, "distance": "l2"},
+            training={
+                "batch": 64,
+                "lr": 1e-3,
+                "lr_schedule": "cosine",
+                "warmup": "2k",
+                "duration": "48k",
+                "ema_halflife": "3k",
+                "checkpoint_every": "8k",
+                "sample_every": "8k",
+                "evaluate_every": "16k",
+            },
+            pairs={"count": 512},
             source="tuned on two CPU cores for five minutes",
         ),
         Preset(

@@ -21,7 +21,7 @@ NO_RUN = "run-not-made"
         (["run", "dmd", "--mixed_precision", "bf16"], 2, ["--precision"]),
         (["run", "dmd", "--max_train_steps", "4"], 2, ["--duration"]),
         (["run", "dmd", "--lr", "0"], 2, ["--lr:", "greater than 0", "got 0"]),
-        (["run", "dmd", "--lr", "fast"], 2, ["--lr", "fast"]),
+        (["run", "dmd", "--lr", "fast"], 2, ["--lr", "valid number"]),
         (["run", "dmd", "--duration", "long"], 2, ["--duration:", "'long'"]),
         (["run", "dmd", "--pairs-count", "0"], 2, ["--pairs-count:", "got 0"]),
         (["run", "dmd", "--distance", "l3"], 2, ["--distance", "l2"]),

@@ -69,7 +69,12 @@ def test_the_run_folder_is_all_there_is_to_know(finished):
         "pairs": 64 * 7, "student": images * 6, "teacher": images, "fake_score": images * 4,
     }  # fmt: skip
     assert "FD[digits8cnn/fc64]" in stdout and "FID" not in stdout.replace("Not Inception FID", "")
-    for expected in ("teacher, 4 Heun steps", "student, untrained", "student, distilled", f"distillkit sample {folder}"):
+    for expected in (
+        "teacher, 4 Heun steps",
+        "student, untrained",
+        "student, distilled",
+        f"distillkit sample {folder}",
+    ):
         assert expected in stdout
     assert "\x1b[" not in stdout
 

@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from distillkit_dmd.method import DMD, DMDConfig
-from distillkit_dmd.perceptual import LPIPS
 from safetensors.torch import save_file
 
 from distillkit import DistillkitError
+from distillkit_dmd.method import DMD, DMDConfig
+from distillkit_dmd.perceptual import LPIPS
 
 
 def test_every_preset_is_valid():

@@ -13,8 +13,8 @@ from distillkit.evaluation.digits import digits_features, digits_protocol, digit
 from distillkit.evaluation.frechet import frechet_distance
 from distillkit.evaluation.moments import Moments
 from distillkit.evaluation.score import balanced_labels, score, seeded_noise
-from distillkit.runs.scores import ruler_for, student_pixels, teacher_pixels, teacher_score
 from distillkit.progress import Quiet
+from distillkit.runs.scores import ruler_for, student_pixels, teacher_pixels, teacher_score
 
 CPU = torch.device("cpu")
 

@@ -1,0 +1,32 @@
+"""Files shipped in the package: the embedded teacher, its data set, feature extractor and reference statistics."""
+
+from __future__ import annotations
+
+import json
+from functools import cache
+from pathlib import Path
+
+from distillkit.errors import DistillkitError
+from distillkit.files import sha256
+
+FOLDER = Path(__file__).parent
+HASHES, SCORES = "sha256.json", "scores.json"
+
+
+@cache
+def asset_hashes() -> dict[str, str]:
+    """File name -> recorded sha256."""
+    return dict(json.loads((FOLDER / HASHES).read_text()))
+
+
+@cache
+def asset_path(name: str) -> Path:
+    """The path of a shipped file, after checking it against its recorded sha256.
+
+    Raises:
+        DistillkitError: when the file is missing or altered.
+    """
+    path = FOLDER / name
+    if not path.is_file() or sha256(path) != asset_hashes().get(name):
+        raise DistillkitError(f"the package file {path} is missing or altered; reinstall distillkit")
+    return path

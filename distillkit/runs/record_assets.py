@@ -1,0 +1,32 @@
+"""`python -m distillkit.runs.record_assets`: after new files were put into distillkit/assets, record their hashes and
+measure the embedded teacher's score, which then ships with them."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+
+import torch
+
+from distillkit import assets
+from distillkit.files import sha256, write_json
+from distillkit.progress import reporter_for
+from distillkit.runs.scores import ruler_for, score_key, teacher_score
+from distillkit.teachers.catalog import load_digits_teacher
+
+
+def main() -> None:
+    shipped = sorted(p for p in assets.FOLDER.iterdir() if p.suffix in (".safetensors", ".json"))
+    hashes = {p.name: sha256(p) for p in shipped if p.name not in (assets.HASHES, assets.SCORES)}
+    write_json(assets.FOLDER / assets.HASHES, hashes)
+    assets.asset_hashes.cache_clear()
+    teacher = load_digits_teacher()
+    ruler = ruler_for(teacher.spec, 5000)
+    assert ruler is not None
+    result = teacher_score(teacher, ruler, torch.device("cpu"), reporter_for(), fresh=True)
+    entry = {**asdict(result.distance), "nfe": result.nfe, "count": result.count}
+    write_json(assets.FOLDER / assets.SCORES, {score_key(teacher, ruler): entry})
+    reporter_for().say(f"{result.label} {result.distance.value:.5f}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,152 @@
+"""Plugins from outside: found by entry points, run by the engine, named when they are broken."""
+
+import textwrap
+
+import pytest
+
+KD = '''
+from distillkit import Method, MethodConfig, Objective, Recipe, StudentGenerator, hookimpl
+from distillkit.diffusion import pseudo_huber
+from pydantic import Field
+
+
+class TrajectoryEndpoint(Objective):
+    """Match the end of the teacher's ODE trajectory from the same noise (Luhman & Luhman 2021)."""
+
+    needs = ("pairs",)
+
+    def __call__(self, step):
+        pairs = step.pairs
+        return pseudo_huber(step.student(pairs.noise, pairs.condition), pairs.sample).mean()
+
+
+class Config(MethodConfig):
+    strength: float = Field(1.0, gt=0, description="weight of the only objective")
+
+
+class KnowledgeDistillation(Method):
+    """Regress a one-step student onto the teacher's deterministic samples."""
+
+    name = "kd"
+    Config = Config
+
+    def recipe(self, teacher, config):
+        student = StudentGenerator.from_teacher(teacher)
+        return Recipe(student, objectives=[TrajectoryEndpoint(weight=config.strength)])
+
+
+@hookimpl
+def distillkit_methods():
+    return [KnowledgeDistillation]
+'''
+
+
+@pytest.fixture
+def install(tmp_path):
+    """Put a package with its metadata on the path: what `pip install` leaves behind, without pip."""
+    site = tmp_path / "site"
+    site.mkdir()
+
+    def put(name, code, entry=None, version="1.2"):
+        (site / f"{name}.py").write_text(textwrap.dedent(code))
+        info = site / f"{name}-{version}.dist-info"
+        info.mkdir()
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
+        (info / "entry_points.txt").write_text(f"[distillkit]\n{entry or name} = {name}\n")
+        return {"PYTHONPATH": str(site)}
+
+    return put
+
+
+def test_a_third_partys_method_is_listed_explained_run_and_sampled(install, cli, tmp_path, tiny_teacher_folder):
+    env = install("my_kd", KD)
+    listed = cli("methods", env=env).stdout
+    assert "kd" in listed and "my_kd 1.2" in listed and "dmd" in listed
+    assert "--strength" in cli("run", "kd", "--help", env=env).stdout
+    assert "settings.strength" in cli("methods", "show", "kd", env={**env, "COLUMNS": "200"}).stdout
+    done = cli("run", "kd", "--teacher", tiny_teacher_folder, "--duration", "320", "--batch", "16", "--pairs-count",
+               "64", "--evaluation-samples", "100", "--strength", "2", "--output-dir", "run", "--lr", "1e-3", env=env)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    card = (tmp_path / "run" / "student" / "README.md").read_text()
+    assert "kd from my_kd 1.2" in card
+    # The student needs neither the plugin nor the teacher any more.
+    sampled = cli("sample", "run", "--num", "4", "--output", "grid.png")
+    assert sampled.returncode == 0, sampled.stderr
+
+
+BROKEN = {
+    "import": ("import no_such_module", ["ModuleNotFoundError", "no_such_module"]),
+    "syntax": ("def broken(:", ["SyntaxError"]),
+    "hook": (
+        "from distillkit import hookimpl\n@hookimpl\ndef distillkit_methods():\n    raise RuntimeError('no licence')",
+        ["RuntimeError: no licence"],
+    ),
+    "offer": (
+        "from distillkit import hookimpl\n@hookimpl\ndef distillkit_methods():\n    return ['kd']",
+        ["'kd', which is not a named Method class"],
+    ),
+    "unknown hook": (
+        "from distillkit import hookimpl\n@hookimpl\ndef distillkit_metods():\n    return []",
+        ["distillkit_metods"],
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", BROKEN)
+def test_a_broken_plugin_is_named_and_everything_else_works(install, cli, small_run, kind):
+    code, fragments = BROKEN[kind]
+    env = install("bad_plugin", code, entry="bad")
+    assert cli("--help", env=env).returncode == 0
+    listed = cli("methods", env={**env, "COLUMNS": "300"})
+    assert listed.returncode == 0 and "dmd" in listed.stdout
+    for fragment in ["broken: bad (bad_plugin 1.2)", *fragments]:
+        assert fragment in " ".join(listed.stdout.split())
+    asked = cli("run", "bad", env=env)
+    assert asked.returncode == 2 and "bad_plugin is broken" in asked.stderr
+    if kind == "import":
+        assert cli(*small_run, "--output-dir", "run", env=env).returncode == 0
+
+
+def test_two_plugins_with_one_method_name_are_refused_by_name(install, cli):
+    install("my_kd", KD)
+    env = install("other_kd", KD)
+    listed = " ".join(cli("methods", env={**env, "COLUMNS": "300"}).stdout.split())
+    assert "'kd' is already offered by my_kd" in listed and "broken: other_kd" in listed
+
+
+MISBEHAVED = {
+    "returns nothing": ("None", "", ["trajectory_endpoint", "returned NoneType", "scalar"]),
+    "returns a batch": ("step.samples", "", ["returned a tensor of shape (16, 1, 8, 8)"]),
+    "detached": ("step.samples.detach().mean()", "", ["send no gradient to the student"]),
+    "raises": ("1 / 0", "", ["trajectory_endpoint (my_kd.TrajectoryEndpoint) failed at step 1: ZeroDivisionError"]),
+    "undeclared": ("step.images.sample.mean()", "", ['needs = ("images",)']),
+    "wrong shape": ("(step.samples - step.samples[:, :, :3]).mean()", "", ["failed at step 1", "size"]),
+    "not a number": ("step.samples.mean() * float('nan')", "", ["loss/trajectory_endpoint is not finite"]),
+    "too much memory": ("step.samples.mean() + torch.empty(10**15).sum()", "import torch", ["--batch-per-device"]),
+}
+
+
+@pytest.mark.parametrize("kind", MISBEHAVED)
+def test_a_plugin_that_misbehaves_is_one_clear_error(install, cli, tiny_teacher_folder, kind):
+    expression, extra, fragments = MISBEHAVED[kind]
+    code = KD.replace("pseudo_huber(step.student(pairs.noise, pairs.condition), pairs.sample).mean()", expression)
+    code = code.replace('needs = ("pairs",)', 'needs = ("samples",)').replace("        pairs = step.pairs\n", "")
+    env = install("my_kd", extra + code)
+    done = cli("run", "kd", "--teacher", tiny_teacher_folder, "--duration", "64", "--batch", "16",
+               "--evaluation-samples", "100", "--output-dir", "run", env=env)  # fmt: skip
+    assert done.returncode == 1, done.stderr
+    for fragment in fragments:
+        assert fragment in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_collapse_is_seen_and_said(install, cli, tiny_teacher_folder):
+    code = KD.replace("    needs = (", "    diagnostics = (Diagnostic('spread', (0.5, 2), (0.1, 9), 'spread'),)\n    needs = (")
+    code = code.replace("import Method,", "import Diagnostic, Method,").replace(
+        "        pairs = step.pairs\n", "        pairs = step.pairs\n        step.log('spread', pairs.noise.std() * 0)\n"
+    )
+    env = install("my_kd", code)
+    done = cli("run", "kd", "--teacher", tiny_teacher_folder, "--duration", "64", "--batch", "16", "--pairs-count", "16",
+               "--evaluation-samples", "100", "--output-dir", "run", env=env)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "spread collapsed" in done.stdout
