@@ -109,6 +109,24 @@ def cli(tmp_path: Path) -> Run:
 
 
 @pytest.fixture
+def inside(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Run the entry point's function in this process, in an empty folder: for what fails before any work starts."""
+    from distillkit.cli import main
+
+    def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(sys, "argv", ["distillkit", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        out, err = capsys.readouterr()
+        return subprocess.CompletedProcess([*map(str, arguments)], int(ended.value.code or 0), out, err)
+
+    return run
+
+
+@pytest.fixture
 def start(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
     """Start the real entry point and leave it running; killed at the end of the test."""
     started: list[subprocess.Popen[str]] = []

@@ -23,7 +23,6 @@ def sample(
 ) -> None:
     """Generate samples with a distilled student."""
     import math
-    import time
 
     import torch
 
@@ -45,13 +44,11 @@ def sample(
         except ValueError as error:
             raise UsageError(f"--labels {labels}: class indices are whole numbers, such as 0,1,2") from error
         wanted = classes.repeat(math.ceil(num / len(classes)))[:num]
-    began = time.perf_counter()
     pixels = loaded(num, seed=seed, labels=wanted, batch=batch)
-    seconds = time.perf_counter() - began
     if output.suffix.lower() == ".png":
         save_grid(output, pixels, math.ceil(math.sqrt(num)))
     else:
         for index, image in enumerate(pixels):
             save_grid(output / f"{index:06d}.png", image[None], 1, enlarge=False)
     nfe = loaded.description.nfe
-    typer.echo(f"wrote {output}: {num} samples, {nfe:g} network evaluation(s) each, {num / seconds:,.0f} images/s")
+    typer.echo(f"wrote {output}: {num} samples, {nfe:g} network evaluation(s) each")

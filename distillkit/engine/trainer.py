@@ -12,21 +12,22 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor
+from torch import nn
 
 from distillkit.contracts.health import Health
-from distillkit.contracts.learner import Learner
-from distillkit.contracts.objective import Objective
+from distillkit.contracts.learner import OptimizerConfig
 from distillkit.contracts.random import SampleRNG
 from distillkit.contracts.recipe import Recipe
 from distillkit.contracts.step import ImageSource, PairSource, Step
 from distillkit.contracts.student import StudentGenerator
 from distillkit.contracts.teacher import Teacher
-from distillkit.engine.checkpoint import Checkpoint, Checkpoints, Tensors
+from distillkit.engine.checkpoint import Checkpoint, Checkpoints
 from distillkit.engine.config import TrainingConfig
 from distillkit.engine.cost import CostMeter
+from distillkit.engine.losses import loss_of, require_gradient
 from distillkit.engine.metrics import Means, MetricsFile, Trackers, judge
 from distillkit.engine.optimization import MovingAverage, Updater, learning_rate_factor
+from distillkit.engine.state import collect, restore
 from distillkit.errors import DistillkitError, UsageError
 from distillkit.progress import Reporter, Task
 
@@ -101,6 +102,7 @@ class Trainer:
         self._means = Means()
         self._bounds = self._stage_bounds()
         self._stage = -1
+        self._updaters: dict[str, Updater] = {}
 
     def run(self, outputs: Outputs, should_stop: Callable[[], bool] = lambda: False) -> None:
         """Train from the present step to the end, writing checkpoints, metrics and previews.
@@ -158,18 +160,16 @@ class Trainer:
                         self._means.add(f"loss/{name}", term, share)
                 losses = {learner.name: loss_of(learner, step) for learner in learners}
             if due:
-                total = sum(terms.values(), start=torch.zeros((), device=step.device))
-                if not total.requires_grad:
-                    raise DistillkitError(
-                        f"the objectives ({', '.join(terms)}) send no gradient to the student: their losses must be "
-                        "computed from step.student, step.samples or step.pair_samples, not under no_grad or detached"
-                    )
-                self._student_updater.backward(total * share)
+                total = require_gradient(
+                    sum(terms.values(), start=torch.zeros((), device=step.device)),
+                    f"the objectives ({', '.join(terms)})",
+                    "the student: compute losses from step.student, step.samples or step.pair_samples, not detached",
+                )
+                self._updaters["student"].backward(total * share)
             for name, loss in losses.items():
-                if not loss.requires_grad:
-                    raise DistillkitError(f"the loss of the learner {name} sends no gradient to its own parameters")
                 self._means.add(f"loss/{name}", loss, share)
-                self._learner_updaters[name].backward(loss * share)
+                require_gradient(loss, f"the loss of the learner {name}", "its own parameters")
+                self._updaters[name].backward(loss * share)
             for name, value in step.logged.items():
                 self._means.add(name, value, share)
         images, (start, end) = (index + 1) * self.config.batch, self._bounds[self._stage]
@@ -177,11 +177,11 @@ class Trainer:
             self.config, (index - start + 1) * self.config.batch, (end - start) * self.config.batch
         )
         if due:
-            self._means.add("grad_norm/student", self._student_updater.apply(factor))
+            self._means.add("grad_norm/student", self._updaters["student"].apply(factor))
             batch = self.config.batch * recipe.student_every
             self.average.update(batch, images - start * self.config.batch)
         for learner in learners:
-            self._means.add(f"grad_norm/{learner.name}", self._learner_updaters[learner.name].apply(factor))
+            self._means.add(f"grad_norm/{learner.name}", self._updaters[learner.name].apply(factor))
         if due and step is not None:
             for objective in recipe.objectives:
                 objective.after_step(step)
@@ -223,10 +223,11 @@ class Trainer:
         for past in self.recipe.stages[: stage + 1]:
             if past.sampler is not None:
                 self.student.sampler = self.ema.sampler = past.sampler
-        self._student_updater = Updater(list(self.student.parameters()), self.config, self.accelerator)
-        self._learner_updaters = {
-            learner.name: Updater(list(learner.parameters()), learner.optimizer or self.config, self.accelerator)
-            for learner in self.recipe.learners
+        roles: dict[str, tuple[nn.Module, OptimizerConfig]] = {"student": (self.student, self.config)}
+        roles |= {learner.name: (learner, learner.optimizer or self.config) for learner in self.recipe.learners}
+        self._updaters = {
+            name: Updater(list(module.parameters()), config, self.accelerator)
+            for name, (module, config) in roles.items()
         }
         if not resuming:
             for objective in self.recipe.objectives:
@@ -287,68 +288,26 @@ class Trainer:
         worst = [f"{name}: {health}" for name, health in self.health.items() if health is not Health.OK]
         task.note(f"step {self.step:,}  " + "  ".join(shown + (worst or ["healthy"] * bool(self.health))))
 
+    def _modules(self) -> dict[str, nn.Module]:
+        """Every network that training changes, by its name in checkpoints."""
+        owned = {f"{o.name}-{name}": module for o in self.recipe.objectives for name, module in o.modules().items()}
+        learners = {learner.name: learner for learner in self.recipe.learners}
+        return {"student": self.student, "average": self.ema, **learners, **owned}
+
     def save(self, checkpoints: Checkpoints) -> None:
-        """Write everything that the future depends on."""
-        if not self.accelerator.is_main_process:
-            self.accelerator.wait_for_everyone()
-            return
-        tensors: Tensors = {"student": dict(self.student.state_dict()), "average": dict(self.ema.state_dict())}
-        values: dict[str, Any] = {"cost": self.cost.counts, "updaters": {}}
-        for name, updater in (("student", self._student_updater), *self._learner_updaters.items()):
-            tensors[f"optimizer-{name}"], values["updaters"][name] = updater.state()
-        for learner in self.recipe.learners:
-            tensors[f"learner-{learner.name}"] = dict(learner.state_dict())
-        for objective in self.recipe.objectives:
-            for name, module in objective.modules().items():
-                tensors[f"objective-{objective.name}-{name}"] = dict(module.state_dict())
-        # The engine draws nothing from the global generator; a plugin may.
-        tensors["generator"] = {"torch": torch.get_rng_state()}
-        checkpoints.save(self.step, tensors, values)
+        """Write everything that the future depends on; the first process alone writes."""
+        if self.accelerator.is_main_process:
+            checkpoints.save(self.step, *collect(self._modules(), self._updaters, self.cost))
         self.accelerator.wait_for_everyone()
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Take up training where the checkpoint left it."""
         self.step = checkpoint.step
         self._enter_stage(resuming=True)
-        tensors = checkpoint.tensors
-        self.student.load_state_dict(tensors["student"])
-        self.ema.load_state_dict(tensors["average"])
-        for learner in self.recipe.learners:
-            learner.load_state_dict(tensors[f"learner-{learner.name}"])
-        for objective in self.recipe.objectives:
-            for name, module in objective.modules().items():
-                module.load_state_dict(tensors[f"objective-{objective.name}-{name}"])
-        for name, updater in (("student", self._student_updater), *self._learner_updaters.items()):
-            updater.load_state(tensors[f"optimizer-{name}"], checkpoint.values["updaters"][name])
-        torch.set_rng_state(tensors["generator"]["torch"])
-        self.cost.counts.update(checkpoint.values["cost"])
+        restore(checkpoint, self._modules(), self._updaters, self.cost)
 
 
-def loss_of(part: Objective | Learner, step: Step) -> Tensor:
-    """The loss of an objective or learner, with its name on everything that can go wrong in it.
-
-    Raises:
-        DistillkitError: when it fails, or returns anything but a scalar tensor.
-    """
-    try:
-        loss = part.loss(step) if isinstance(part, Learner) else part(step)
-    except DistillkitError:
-        raise
-    except Exception as error:  # a plugin may fail in any way
-        raise DistillkitError(
-            f"{part.name} ({type(part).__module__}.{type(part).__qualname__}) failed at step {step.index + 1}: "
-            f"{type(error).__name__}: {error}"
-        ) from error
-    if not isinstance(loss, Tensor) or loss.ndim:
-        shape = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else f"{type(loss).__name__}"
-        raise DistillkitError(
-            f"{part.name} ({type(part).__module__}.{type(part).__qualname__}) returned {shape}; a loss is a scalar "
-            "tensor, the mean over the step's samples"
-        )
-    return loss
-
-
-def enable_checkpointing(network: torch.nn.Module) -> None:
+def enable_checkpointing(network: nn.Module) -> None:
     """Recompute activations in the backward pass, in every block that offers it."""
     for module in network.modules():
         if hasattr(module, "gradient_checkpointing"):

@@ -6,6 +6,7 @@ import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import yaml
@@ -150,8 +151,8 @@ def merge(*layers: Mapping[str, Any]) -> dict[str, Any]:
 def explain(
     error: ValidationError,
     model: type[BaseModel],
-    file: ConfigFile | None,
-    typed: Mapping[str, Any],
+    file: ConfigFile | None = None,
+    typed: Mapping[str, Any] = MappingProxyType({}),
     above: tuple[str, ...] = (),
 ) -> str:
     """Validation errors as lines that say where, what, and what would be right."""

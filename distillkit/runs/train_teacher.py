@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors.torch import save
 
 from distillkit.contracts.random import SampleRNG
@@ -20,11 +20,11 @@ from distillkit.engine.config import TrainingConfig
 from distillkit.engine.interrupt import StopRequest
 from distillkit.engine.metrics import MetricsFile, Trackers
 from distillkit.engine.trainer import Outputs, Stopped, Trainer
-from distillkit.errors import Interrupted
+from distillkit.errors import Interrupted, UsageError
 from distillkit.evaluation.score import Score, score
 from distillkit.files import sha256, write_bytes, write_json
 from distillkit.progress import Quiet, Reporter
-from distillkit.runs.config import EvaluationConfig
+from distillkit.runs.config import EvaluationConfig, explain, merge
 from distillkit.runs.folder import RunFolder
 from distillkit.runs.previews import Previews
 from distillkit.runs.scores import ruler_for, teacher_pixels
@@ -44,9 +44,15 @@ class TeacherRunConfig(BaseModel):
 
 
 def digits_config(options: dict[str, Any]) -> TeacherRunConfig:
-    """The recipe of the shipped weights, with the user's changes."""
-    training = {**DIGITS_TRAINING, **options.pop("training", {})}
-    return TeacherRunConfig.model_validate({**options, "training": training})
+    """The recipe of the shipped weights, with the user's changes.
+
+    Raises:
+        UsageError: naming every bad value and the nearest valid key.
+    """
+    try:
+        return TeacherRunConfig.model_validate(merge({"training": DIGITS_TRAINING}, options))
+    except ValidationError as error:
+        raise UsageError(explain(error, TeacherRunConfig)) from error
 
 
 @dataclass(frozen=True)

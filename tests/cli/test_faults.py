@@ -44,10 +44,10 @@ NO_RUN = "run-not-made"
     ids=lambda value: " ".join(value) if isinstance(value, list) and value and value[0] in
     ("run", "sample", "methods", "teachers", "nonsense") else "",
 )  # fmt: skip
-def test_message_and_exit_code(cli, tmp_path, arguments, code, fragments):
+def test_message_and_exit_code(inside, tmp_path, arguments, code, fragments):
     if arguments[:2] == ["run", "dmd"] and "--resume" not in arguments:
         arguments = [*arguments, "--output-dir", NO_RUN] if "x" not in arguments else arguments
-    done = cli(*arguments)
+    done = inside(*arguments)
     assert done.returncode == code, done.stderr
     for fragment in fragments:
         assert fragment in done.stderr
@@ -74,9 +74,9 @@ def test_message_and_exit_code(cli, tmp_path, arguments, code, fragments):
         (b"seed: !!python/object/apply:os.system ['touch canary']\n", ["bad.yaml"]),
     ],
 )
-def test_bad_configuration_names_file_and_line(cli, tmp_path, text, fragments):
+def test_bad_configuration_names_file_and_line(inside, tmp_path, text, fragments):
     (tmp_path / "bad.yaml").write_bytes(text)
-    done = cli("run", "dmd", "--config", "bad.yaml", "--output-dir", NO_RUN)
+    done = inside("run", "dmd", "--config", "bad.yaml", "--output-dir", NO_RUN)
     assert done.returncode == 2, done.stderr
     for fragment in fragments:
         assert fragment in done.stderr

@@ -127,7 +127,7 @@ def test_kill_dash_nine_at_a_random_moment_then_resume_equals_uninterrupted(fini
     whole, _, arguments = finished
     folder = tmp_path / "run"
     process = start(*arguments, "--output-dir", folder)
-    wait_for(process, lambda: (folder / "checkpoints" / "latest").exists())
+    wait_for(process, (folder / "checkpoints" / "latest").exists)
     time.sleep(random.random())
     process.kill()
     process.wait()
@@ -156,7 +156,7 @@ def test_second_signal_stops_at_once_and_leaves_the_checkpoint(start, small_run,
 
 
 def test_stop_while_making_pairs_keeps_them_and_resume_goes_on(finished, start, cli, tmp_path):
-    whole, _, arguments = finished
+    _, _, arguments = finished
     folder = tmp_path / "run"
     cache = {"DISTILLKIT_CACHE": str(tmp_path / "cache")}
     many = [*arguments, "--output-dir", str(folder), "--pairs-count", "4096", "--pairs-steps", "20"]

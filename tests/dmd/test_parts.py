@@ -62,5 +62,5 @@ def test_lpips_weights_come_from_a_named_file_or_a_clear_error(backbone, tmp_pat
     monkeypatch.setenv("DISTILLKIT_VGG16", str(tmp_path / "vgg.safetensors"))
     assert isinstance(LPIPS.pretrained(), LPIPS)
     monkeypatch.setenv("DISTILLKIT_VGG16", str(tmp_path / "absent.safetensors"))
-    with pytest.raises(DistillkitError, match="DISTILLKIT_VGG16.*--distance pseudo-huber"):
+    with pytest.raises(DistillkitError, match=r"DISTILLKIT_VGG16.*--distance pseudo-huber"):
         LPIPS.pretrained()

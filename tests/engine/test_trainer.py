@@ -132,7 +132,7 @@ def test_stages_split_the_duration_and_restart_optimisers_and_average(bench):
     optimisers = set()
     for _ in range(6):
         trainer.train_step()
-        optimisers.add(id(trainer._student_updater))
+        optimisers.add(trainer._updaters["student"])
     assert begun == [("long", 0), ("short", 4)]
     assert len(optimisers) == 2
 
@@ -153,7 +153,7 @@ def test_undeclared_source_is_a_clear_error(bench):
         Recipe(StudentGenerator.from_teacher(bench.teacher), [Sly()]), bench.teacher, bench.config(),
         bench.accelerator, seed=0,
     )  # fmt: skip
-    with pytest.raises(DistillkitError, match='sly .*needs = \\("pairs",\\)'):
+    with pytest.raises(DistillkitError, match=r'sly .*needs = \("pairs",\)'):
         trainer.train_step()
 
 

@@ -1,44 +1,14 @@
 """Plugins from outside: found by entry points, run by the engine, named when they are broken."""
 
+import re
 import textwrap
+from pathlib import Path
 
 import pytest
 
-KD = '''
-from distillkit import Method, MethodConfig, Objective, Recipe, StudentGenerator, hookimpl
-from distillkit.diffusion import pseudo_huber
-from pydantic import Field
-
-
-class TrajectoryEndpoint(Objective):
-    """Match the end of the teacher's ODE trajectory from the same noise (Luhman & Luhman 2021)."""
-
-    needs = ("pairs",)
-
-    def __call__(self, step):
-        pairs = step.pairs
-        return pseudo_huber(step.student(pairs.noise, pairs.condition), pairs.sample).mean()
-
-
-class Config(MethodConfig):
-    strength: float = Field(1.0, gt=0, description="weight of the only objective")
-
-
-class KnowledgeDistillation(Method):
-    """Regress a one-step student onto the teacher's deterministic samples."""
-
-    name = "kd"
-    Config = Config
-
-    def recipe(self, teacher, config):
-        student = StudentGenerator.from_teacher(teacher)
-        return Recipe(student, objectives=[TrajectoryEndpoint(weight=config.strength)])
-
-
-@hookimpl
-def distillkit_methods():
-    return [KnowledgeDistillation]
-'''
+README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+KD = next(block for block in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if "TrajectoryEndpoint" in block)
+"""The plugin that the README shows: what a newcomer copies is what is tested."""
 
 
 @pytest.fixture
@@ -58,14 +28,19 @@ def install(tmp_path):
     return put
 
 
+def short(teacher):
+    """Arguments of a run that ends in a moment."""
+    return ["run", "kd", "--teacher", teacher, "--duration", "64", "--batch", "16", "--pairs-count", "16",
+            "--evaluation-samples", "100", "--output-dir", "run"]  # fmt: skip
+
+
 def test_a_third_partys_method_is_listed_explained_run_and_sampled(install, cli, tmp_path, tiny_teacher_folder):
     env = install("my_kd", KD)
     listed = cli("methods", env=env).stdout
     assert "kd" in listed and "my_kd 1.2" in listed and "dmd" in listed
-    assert "--strength" in cli("run", "kd", "--help", env=env).stdout
-    assert "settings.strength" in cli("methods", "show", "kd", env={**env, "COLUMNS": "200"}).stdout
-    done = cli("run", "kd", "--teacher", tiny_teacher_folder, "--duration", "320", "--batch", "16", "--pairs-count",
-               "64", "--evaluation-samples", "100", "--strength", "2", "--output-dir", "run", "--lr", "1e-3", env=env)  # fmt: skip
+    assert "--weight" in cli("run", "kd", "--help", env=env).stdout
+    assert "settings.weight" in cli("methods", "show", "kd", env={**env, "COLUMNS": "200"}).stdout
+    done = cli(*short(tiny_teacher_folder), "--duration", "320", "--weight", "2", "--lr", "1e-3", env=env)
     assert done.returncode == 0, done.stderr
     card = (tmp_path / "run" / "student" / "README.md").read_text()
     assert "kd from my_kd 1.2" in card
@@ -132,8 +107,7 @@ def test_a_plugin_that_misbehaves_is_one_clear_error(install, cli, tiny_teacher_
     code = KD.replace("pseudo_huber(step.student(pairs.noise, pairs.condition), pairs.sample).mean()", expression)
     code = code.replace('needs = ("pairs",)', 'needs = ("samples",)').replace("        pairs = step.pairs\n", "")
     env = install("my_kd", extra + code)
-    done = cli("run", "kd", "--teacher", tiny_teacher_folder, "--duration", "64", "--batch", "16",
-               "--evaluation-samples", "100", "--output-dir", "run", env=env)  # fmt: skip
+    done = cli(*short(tiny_teacher_folder), env=env)
     assert done.returncode == 1, done.stderr
     for fragment in fragments:
         assert fragment in done.stderr
@@ -141,12 +115,14 @@ def test_a_plugin_that_misbehaves_is_one_clear_error(install, cli, tiny_teacher_
 
 
 def test_collapse_is_seen_and_said(install, cli, tiny_teacher_folder):
-    code = KD.replace("    needs = (", "    diagnostics = (Diagnostic('spread', (0.5, 2), (0.1, 9), 'spread'),)\n    needs = (")
+    code = KD.replace(
+        "    needs = (", "    diagnostics = (Diagnostic('spread', (0.5, 2), (0.1, 9), 'spread'),)\n    needs = ("
+    )
     code = code.replace("import Method,", "import Diagnostic, Method,").replace(
-        "        pairs = step.pairs\n", "        pairs = step.pairs\n        step.log('spread', pairs.noise.std() * 0)\n"
+        "        pairs = step.pairs\n",
+        "        pairs = step.pairs\n        step.log('spread', pairs.noise.std() * 0)\n",
     )
     env = install("my_kd", code)
-    done = cli("run", "kd", "--teacher", tiny_teacher_folder, "--duration", "64", "--batch", "16", "--pairs-count", "16",
-               "--evaluation-samples", "100", "--output-dir", "run", env=env)  # fmt: skip
+    done = cli(*short(tiny_teacher_folder), env=env)
     assert done.returncode == 0, done.stderr
     assert "spread collapsed" in done.stdout
