@@ -53,10 +53,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--ablation-seeds", type=int, default=3, help="seeds of the variants with a term off")
     parser.add_argument("--parallel", type=int, default=1, help="runs at a time")
     parser.add_argument("--json", type=Path, help="write the summary here")
     options = parser.parse_args()
-    jobs = [(variant, seed) for seed in range(options.seeds) for variant in VARIANTS]
+    seeds = {variant: options.seeds if variant == "full" else options.ablation_seeds for variant in VARIANTS}
+    jobs = [(variant, seed) for variant in VARIANTS for seed in range(seeds[variant])]
     with ThreadPoolExecutor(options.parallel) as pool:
         records = dict(zip(jobs, pool.map(lambda job: run(options.folder, *job), jobs), strict=True))
     label = next(key for key in records[jobs[0]]["rows"][0] if key.startswith("FD["))
@@ -64,7 +66,7 @@ def main() -> None:
     first = records[jobs[0]]
     summary["teacher"], summary["untrained"] = first["rows"][0][label], first["rows"][1][label]
     for variant in VARIANTS:
-        mine = [records[variant, seed] for seed in range(options.seeds)]
+        mine = [records[variant, seed] for seed in range(seeds[variant])]
         figures = [record["rows"][2][label] for record in mine]
         summary["variants"][variant] = {
             "figures": figures,

@@ -34,12 +34,12 @@ def loss_of(part: Objective | Learner, step: Step) -> Tensor:
     return loss
 
 
-def require_gradient(loss: Tensor, what: str, advice: str) -> Tensor:
+def require_gradient(loss: Tensor, what: str, where: str) -> Tensor:
     """The loss, if it can be trained on.
 
     Raises:
         DistillkitError: when no gradient would flow.
     """
     if not loss.requires_grad:
-        raise DistillkitError(f"{what} send(s) no gradient to {advice}")
+        raise DistillkitError(f"no gradient flows from {what} to {where}")
     return loss

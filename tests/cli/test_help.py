@@ -27,20 +27,21 @@ def test_help_does_not_import_torch():
     subprocess.run([sys.executable, "-c", code], env=environment(), check=True, capture_output=True)
 
 
-def test_a_methods_help_has_its_own_options_with_bounds_and_presets(cli):
-    text = " ".join(cli("run", "dmd", "--help", env={"COLUMNS": "200"}).stdout.split())
+def test_a_methods_help_has_its_own_options_with_bounds_and_presets(inside, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    text = " ".join(inside("run", "dmd", "--help").stdout.split())
     for fragment in ("--kl-weight", "--batch-per-device", "--pairs-count", "--ema-halflife", "digits preset",
                      "Settings of dmd", "--resume", "--report-to", "> 0, <= 1"):  # fmt: skip
         assert fragment in text
-    assert "dmd" in cli("run", "--help").stdout
+    assert "dmd" in inside("run", "--help").stdout
 
 
-def test_listings(cli):
-    assert "dmd" in cli("methods").stdout
-    shown = cli("methods", "show", "dmd", "--teacher", "edm-imagenet64").stdout
+def test_listings(inside):
+    assert "dmd" in inside("methods").stdout
+    shown = inside("methods", "show", "dmd", "--teacher", "edm-imagenet64").stdout
     assert "2e-06" in shown and "Yin et al. 2024" in shown
-    assert "digits" in cli("teachers").stdout
-    teacher = cli("teachers", "show", "digits").stdout
+    assert "digits" in inside("teachers").stdout
+    teacher = inside("teachers", "show", "digits").stdout
     for fragment in ("10 classes", "NFE 35", "FD[digits8cnn/fc64]", "Apache-2.0"):
         assert fragment in teacher
 
