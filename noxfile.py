@@ -39,6 +39,13 @@ def types(session: nox.Session) -> None:
 
 
 @nox.session
+def docs(session: nox.Session) -> None:
+    """Links, commands and code in the documents."""
+    session.install("-e", ".", *DEVELOPMENT)
+    session.run("pytest", "tests/test_documents.py")
+
+
+@nox.session
 def speed(session: nox.Session) -> None:
     """The speed benchmarks: ratios in one run, on this machine."""
     session.install("-e", ".")

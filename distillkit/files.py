@@ -58,6 +58,20 @@ def retried(action: Callable[[], None], path: Path) -> None:
             time.sleep(pause)
 
 
+def require_space(folder: Path, needed: int, what: str) -> None:
+    """Refuse to start what the disk cannot hold.
+
+    Raises:
+        DistillkitError: naming the needed and the free space.
+    """
+    free = shutil.disk_usage(existing_parent(folder)).free
+    if free < needed:
+        raise DistillkitError(
+            f"{what} in {folder} need about {needed / 2**20:,.0f} MiB and {free / 2**20:,.0f} MiB are free; "
+            "make room or choose another --output-dir"
+        )
+
+
 def existing_parent(path: Path) -> Path:
     """The nearest existing folder at or above `path`."""
     while not path.exists():

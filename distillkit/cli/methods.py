@@ -45,12 +45,13 @@ def show(
     from distillkit.engine.config import TrainingConfig
     from distillkit.registry import registry
     from distillkit.runs.config import PairsConfig
+    from distillkit.teachers.catalog import known_as
 
     out = console()
     method = registry().method(name)
     installed = registry().methods[name]
     out.print(f"[bold]{name}[/bold]: {method.summary()}\nfrom {installed.package} {installed.version}")
-    preset = method.preset_for(teacher)
+    preset = method.preset_for(known_as(teacher))
     settings, training, pairs = (preset.settings, preset.training, preset.pairs) if preset else ({}, {}, {})
     out.print(
         f"for the teacher {teacher}: "

@@ -268,13 +268,25 @@ class Trainer:
                 f"Stopped; the last good checkpoint in {outputs.checkpoints.folder} is kept. "
                 "Try a lower --lr, --precision fp32 or bf16, or a smaller --clip-grad-norm, then start anew."
             )
-        self.health = judge(means, self.diagnostics)
+        self._judge(means, outputs.reporter)
         images = self.step * self.config.batch
         entry: dict[str, Any] = {"step": self.step, "images": images, **means, **extra, "cost": self.cost.total}
         if self.accelerator.is_main_process:
             outputs.metrics.append({**entry, "health": {k: str(v) for k, v in self.health.items()}})
         outputs.trackers.log({**means, **extra}, images)
         return {**means, **extra}
+
+    def _judge(self, means: Mapping[str, float], reporter: Reporter) -> None:
+        """Judge the diagnostics, and explain each that has left its healthy range, once."""
+        before, self.health = self.health, judge(means, self.diagnostics)
+        for diagnostic in self.diagnostics:
+            now = self.health.get(diagnostic.name, Health.OK)
+            if now not in (Health.OK, before.get(diagnostic.name, Health.OK)):
+                low, high = diagnostic.ok
+                reporter.say(
+                    f"step {self.step:,}: {diagnostic.name} is {means[diagnostic.name]:.4g}, {now} "
+                    f"(healthy: {low:g} to {high:g}): {diagnostic.meaning}"
+                )
 
     def _evaluate(self, outputs: Outputs) -> dict[str, float]:
         scores = dict(outputs.evaluate(self.ema))
@@ -293,6 +305,12 @@ class Trainer:
         owned = {f"{o.name}-{name}": module for o in self.recipe.objectives for name, module in o.modules().items()}
         learners = {learner.name: learner for learner in self.recipe.learners}
         return {"student": self.student, "average": self.ema, **learners, **owned}
+
+    def checkpoint_bytes(self) -> int:
+        """About how large a checkpoint is: every weight once, and the trained ones twice more for Adam's moments."""
+        sizes = {name: sum(p.numel() * 4 for p in module.parameters()) for name, module in self._modules().items()}
+        trained = ["student", *(learner.name for learner in self.recipe.learners)]
+        return sum(sizes.values()) + 2 * sum(sizes[name] for name in trained)
 
     def save(self, checkpoints: Checkpoints) -> None:
         """Write everything that the future depends on; the first process alone writes."""

@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from distillkit.contracts.method import Method, Preset
 from distillkit.engine.config import Count, TrainingConfig
 from distillkit.errors import UsageError
+from distillkit.teachers.catalog import known_as
 
 
 class PairsConfig(BaseModel):
@@ -120,7 +121,7 @@ def resolve(
     """
     typed, written = dict(options or {}), dict(file.values if file else {})
     teacher = typed.get("teacher") or written.get("teacher") or RunConfig.model_fields["teacher"].default
-    preset = method.preset_for(str(teacher))
+    preset = method.preset_for(known_as(str(teacher)))
     suggested: dict[str, Any] = {}
     if preset:
         suggested = {"settings": dict(preset.settings), "training": dict(preset.training), "pairs": dict(preset.pairs)}

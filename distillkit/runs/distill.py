@@ -21,9 +21,9 @@ from distillkit.engine.cost import CostMeter
 from distillkit.engine.interrupt import StopRequest
 from distillkit.engine.metrics import MetricsFile, Trackers
 from distillkit.engine.trainer import Outputs, Stopped, Trainer
-from distillkit.errors import DistillkitError, Interrupted, UsageError
+from distillkit.errors import DistillkitError, Interrupted
 from distillkit.evaluation.score import Score, score
-from distillkit.files import write_json
+from distillkit.files import require_space, write_json
 from distillkit.progress import Quiet, Reporter
 from distillkit.registry import InstalledMethod, registry
 from distillkit.runs.config import RunConfig
@@ -33,6 +33,9 @@ from distillkit.runs.scores import images_per_second, ruler_for, student_pixels,
 from distillkit.students.artifact import StudentDescription, save_student
 from distillkit.students.card import write_card
 from distillkit.teachers.catalog import load_teacher
+
+SOURCES = frozenset({"samples", "pairs", "pair_samples"})
+"""What a recipe may read of a step in a run; real images are for `teachers train` so far."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +60,20 @@ class Result:
 
 
 class Distillation:
-    """One run in its folder. `plan` and `run` are the two things one can do with it."""
+    """One run in its folder.
+
+    Args:
+        config: what to do; its method and teacher are loaded here.
+        folder: where; locked and begun by the caller.
+        accelerator: device, processes, precision.
+        reporter: where progress goes, on the first process.
+        stop: a noted signal.
+        report_to: a tracker's name, or "none".
+
+    Raises:
+        UsageError: for an unknown teacher.
+        DistillkitError: for a recipe that asks for what the engine does not have.
+    """
 
     def __init__(
         self,
@@ -80,11 +96,11 @@ class Distillation:
     def _recipe(self) -> Recipe:
         method = self.installed.method()
         recipe = method.recipe(self.teacher, method.Config.model_validate(self.config.settings))
-        known = {"samples", "pairs", "pair_samples", "images"}
-        if strange := recipe.needs - known:
-            raise DistillkitError(f"method {self.config.method} needs {', '.join(strange)}; known: {', '.join(known)}")
-        if "images" in recipe.needs:
-            raise UsageError(f"method {self.config.method} needs real images, which `run` cannot open yet")
+        if strange := recipe.needs - SOURCES:
+            raise DistillkitError(
+                f"method {self.config.method} needs {', '.join(sorted(strange))}, which `run` has no source for; "
+                f"it has {', '.join(sorted(SOURCES))}"
+            )
         return recipe
 
     @property
@@ -107,6 +123,10 @@ class Distillation:
             self.recipe, self.teacher, self.config.training, self.accelerator,
             seed=self.config.seed, pairs=pairs, cost=cost,
         )  # fmt: skip
+        if self.main:
+            # One more than are kept lies there while the newest is written.
+            copies = self.config.training.keep_checkpoints + 1
+            require_space(self.folder.path, copies * trainer.checkpoint_bytes(), f"{copies} checkpoints")
         outputs = self._outputs()
         if resume:
             self._restore(trainer, outputs)

@@ -69,6 +69,17 @@ def load_teacher(name: str) -> Teacher:
     raise UsageError(unknown("teacher", name, CATALOG, "distillkit teachers") + " A folder path works too.")
 
 
+def known_as(name: str) -> str:
+    """The name under which presets know a teacher: a folder's is the one in its teacher.json."""
+    spec = Path(name).expanduser() / SPEC
+    if name in CATALOG or not spec.is_file():
+        return name
+    try:
+        return str(json.loads(spec.read_text(encoding="utf-8"))["name"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return name
+
+
 def _load(spec_path: Path, weights_path: Path) -> Teacher:
     try:
         spec = TeacherSpec.model_validate(json.loads(spec_path.read_text(encoding="utf-8")))
