@@ -147,7 +147,7 @@ class Trainer:
 
     def train_step(self) -> None:
         """One update of the learners and, where it is due, of the student."""
-        self._enter_stage()
+        self._enter_stage(self.step)
         index, recipe = self.step, self.recipe
         due = (index + 1) % recipe.student_every == 0
         learners = [learner for learner in recipe.learners if (index + 1) % learner.every == 0]
@@ -214,9 +214,9 @@ class Trainer:
         cuts = [round(self.config.steps * sum(shares[:k]) / sum(shares)) for k in range(len(shares) + 1)]
         return list(pairwise(cuts))
 
-    def _enter_stage(self, *, resuming: bool = False) -> None:
-        """Start the stage that the present step belongs to: fresh optimisers, its sampler, its average."""
-        stage = next(k for k, (_, end) in enumerate(self._bounds) if self.step < end or k == len(self._bounds) - 1)
+    def _enter_stage(self, step: int, *, resuming: bool = False) -> None:
+        """Start the stage that a step belongs to: fresh optimisers, its sampler, its average."""
+        stage = next(k for k, (_, end) in enumerate(self._bounds) if step < end or k == len(self._bounds) - 1)
         if stage == self._stage:
             return
         self._stage = stage
@@ -321,7 +321,8 @@ class Trainer:
     def restore(self, checkpoint: Checkpoint) -> None:
         """Take up training where the checkpoint left it."""
         self.step = checkpoint.step
-        self._enter_stage(resuming=True)
+        # The stage that wrote the checkpoint: at a boundary the next one begins with the next step.
+        self._enter_stage(max(self.step - 1, 0), resuming=True)
         restore(checkpoint, self._modules(), self._updaters, self.cost)
 
 

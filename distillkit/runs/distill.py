@@ -95,7 +95,15 @@ class Distillation:
 
     def _recipe(self) -> Recipe:
         method = self.installed.method()
-        recipe = method.recipe(self.teacher, method.Config.model_validate(self.config.settings))
+        try:
+            recipe = method.recipe(self.teacher, method.Config.model_validate(self.config.settings))
+        except DistillkitError:
+            raise
+        except Exception as error:  # a plugin may fail in any way
+            origin = f"{self.installed.package} {self.installed.version}"
+            raise DistillkitError(
+                f"method {self.config.method} ({origin}) cannot make its recipe: {type(error).__name__}: {error}"
+            ) from error
         if strange := recipe.needs - SOURCES:
             raise DistillkitError(
                 f"method {self.config.method} needs {', '.join(sorted(strange))}, which `run` has no source for; "

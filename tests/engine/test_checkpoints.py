@@ -1,5 +1,6 @@
 """Checkpoints are whole or passed over, and a resumed run equals an uninterrupted one bit for bit."""
 
+import copy
 import errno
 import json
 import logging
@@ -10,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from distillkit import DistillkitError, UsageError
+from distillkit import DistillkitError, Objective, OneStep, Recipe, Stage, StudentGenerator, UsageError
 from distillkit.engine import checkpoint as checkpoint_module
 from distillkit.engine.checkpoint import Checkpoints
 from distillkit.engine.trainer import Stopped
@@ -34,6 +35,50 @@ def test_interrupted_and_resumed_equals_uninterrupted(bench, method, stop_at):
     second.run(outputs)
     assert_equal_weights(weights(whole), weights(second))
     assert whole.cost.counts == second.cost.counts
+
+
+class Frozen(Objective):
+    """Owns a network that is replaced by the student at the start of every stage, as progressive distillation does."""
+
+    needs = ("samples",)
+
+    def __init__(self, student):
+        super().__init__()
+        self.reference = copy.deepcopy(student.denoiser)
+        self.begun = []
+
+    def modules(self):
+        return {"reference": self.reference}
+
+    def begin_stage(self, stage, student):
+        self.begun.append(stage.name)
+        self.reference.load_state_dict(student.denoiser.state_dict())
+
+    def __call__(self, step):
+        with torch.no_grad():
+            target = self.reference(step.noise, torch.ones(len(step)), step.condition)
+        return (step.samples - target).square().mean()
+
+
+@pytest.mark.parametrize("stop_at", [1, 2, 3, 4, 5])
+def test_resume_restores_the_stage_also_at_its_boundary(bench, stop_at):
+    def trainer():
+        student = StudentGenerator.from_teacher(bench.teacher)
+        stages = (Stage("one"), Stage("two", sampler=OneStep(sigma=40)), Stage("three"))
+        return bench.trainer(Recipe(student, [Frozen(student)], stages=stages))
+
+    whole = trainer()
+    whole.run(bench.outputs("whole"))
+    first, outputs = trainer(), bench.outputs("parts")
+    with pytest.raises(Stopped):
+        first.run(outputs, should_stop=lambda: first.step == stop_at)
+    second = trainer()
+    second.restore(outputs.checkpoints.load())
+    second.run(outputs)
+    assert_equal_weights(weights(whole), weights(second))
+    begun = first.recipe.objectives[0].begun + second.recipe.objectives[0].begun
+    assert begun == ["one", "two", "three"], "every stage begins exactly once"
+    assert second.student.sampler.sigma == 40
 
 
 def save(folder, step=1, value=1.0):

@@ -118,6 +118,13 @@ def test_a_plugin_that_misbehaves_is_one_clear_error(install, cli, tiny_teacher_
     assert "Traceback" not in done.stderr
 
 
+def test_a_recipe_that_fails_names_the_plugin(install, cli, tiny_teacher_folder):
+    env = install("my_kd", KD.replace("student = StudentGenerator.from_teacher(teacher)", "student = teacher.unet"))
+    done = cli(*short(tiny_teacher_folder), env=env)
+    assert done.returncode == 1
+    assert "method kd (my_kd 1.2) cannot make its recipe: AttributeError" in done.stderr
+
+
 def test_collapse_is_seen_and_said(install, cli, tiny_teacher_folder):
     code = KD.replace(
         "    needs = (", "    diagnostics = (Diagnostic('spread', (0.5, 2), (0.1, 9), 'spread'),)\n    needs = ("
@@ -130,3 +137,4 @@ def test_collapse_is_seen_and_said(install, cli, tiny_teacher_folder):
     done = cli(*short(tiny_teacher_folder), env=env)
     assert done.returncode == 0, done.stderr
     assert "spread collapsed" in done.stdout
+    assert done.stdout.count("spread is 0, collapsed (healthy: 0.5 to 2): spread") == 1
