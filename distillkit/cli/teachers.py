@@ -87,7 +87,7 @@ def train(
     from distillkit.engine.interrupt import stop_on_signal
     from distillkit.errors import UsageError
     from distillkit.progress import reporter_for
-    from distillkit.registry import unknown
+    from distillkit.registry import registry, unknown
     from distillkit.runs.accelerators import make_accelerator
     from distillkit.runs.config import set_values
     from distillkit.runs.folder import RunFolder
@@ -115,4 +115,5 @@ def train(
         if trained.score:
             out.print(f"{trained.score.label} {trained.score.distance.value:.5f}", markup=False, highlight=False)
         out.print(f"weights sha256 {trained.weights_sha256}\nteacher in {trained.folder}", highlight=False)
-        out.print(f"next: distillkit run dmd --teacher {trained.folder}", highlight=False, soft_wrap=True)
+        method = next(iter(sorted(registry().methods)), "METHOD")
+        out.print(f"next: distillkit run {method} --teacher {trained.folder}", highlight=False, soft_wrap=True)

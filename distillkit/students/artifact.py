@@ -46,7 +46,7 @@ class StudentDescription(BaseModel):
 class Student:
     """A loaded student: call it with a number of samples, or with noise and conditions.
 
-    >>> generator = load_student("runs/dmd-digits")        # doctest: +SKIP
+    >>> generator = load_student("runs/my-run")            # doctest: +SKIP
     >>> pixels = generator(64, seed=0)                     # doctest: +SKIP
     """
 
