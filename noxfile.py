@@ -19,7 +19,7 @@ def tests(session: nox.Session) -> None:
     session.install("-e", ".", *DEVELOPMENT)
     arguments = session.posargs or ["-n", "2", "--dist", "loadfile", "--cov", "--cov-report", "term:skip-covered"]
     # One thread a worker: two workers with two threads each would fight over two cores.
-    session.run("pytest", *arguments, env={"OMP_NUM_THREADS": "1", "COVERAGE_CORE": "sysmon"})
+    session.run("pytest", *arguments, env={"OMP_NUM_THREADS": "1"})
 
 
 @nox.session

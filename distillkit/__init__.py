@@ -23,9 +23,9 @@ if TYPE_CHECKING:
     from distillkit.contracts.objective import Objective as Objective
     from distillkit.contracts.random import SampleRNG as SampleRNG
     from distillkit.contracts.recipe import Recipe as Recipe
-    from distillkit.contracts.recipe import Stage as Stage
     from distillkit.contracts.sampler import OneStep as OneStep
     from distillkit.contracts.sampler import Sampler as Sampler
+    from distillkit.contracts.stage import Stage as Stage
     from distillkit.contracts.step import Images as Images
     from distillkit.contracts.step import Pairs as Pairs
     from distillkit.contracts.step import Step as Step
@@ -56,7 +56,7 @@ _HOME = {
     "SampleRNG": "contracts.random",
     "Sampler": "contracts.sampler",
     "ScoreEstimator": "contracts.learner",
-    "Stage": "contracts.recipe",
+    "Stage": "contracts.stage",
     "Step": "contracts.step",
     "StudentGenerator": "contracts.student",
     "Teacher": "contracts.teacher",

@@ -13,7 +13,7 @@ from distillkit.contracts.health import Diagnostic
 from distillkit.contracts.random import SampleRNG
 
 if TYPE_CHECKING:
-    from distillkit.contracts.recipe import Stage
+    from distillkit.contracts.stage import Stage
     from distillkit.contracts.step import Step
     from distillkit.contracts.student import StudentGenerator
 

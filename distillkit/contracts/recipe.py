@@ -7,23 +7,8 @@ from dataclasses import dataclass, field
 
 from distillkit.contracts.learner import Learner
 from distillkit.contracts.objective import Objective
-from distillkit.contracts.sampler import Sampler
+from distillkit.contracts.stage import Stage
 from distillkit.contracts.student import StudentGenerator
-
-
-@dataclass(frozen=True)
-class Stage:
-    """A part of the training with its own learning-rate schedule and fresh optimisers.
-
-    Args:
-        name: shown to people.
-        share: part of the training's duration, relative to the other stages' shares.
-        sampler: the student's sampler from this stage on; None keeps the present one.
-    """
-
-    name: str = "training"
-    share: float = 1.0
-    sampler: Sampler | None = None
 
 
 @dataclass

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import copy
-import math
 import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
 from itertools import pairwise
 from typing import Any
 
@@ -14,34 +12,20 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from distillkit.contracts.health import Health
 from distillkit.contracts.learner import OptimizerConfig
 from distillkit.contracts.random import SampleRNG
 from distillkit.contracts.recipe import Recipe
 from distillkit.contracts.step import ImageSource, PairSource, Step
-from distillkit.contracts.student import StudentGenerator
 from distillkit.contracts.teacher import Teacher
 from distillkit.engine.checkpoint import Checkpoint, Checkpoints
 from distillkit.engine.config import TrainingConfig
 from distillkit.engine.cost import CostMeter
 from distillkit.engine.losses import loss_of, require_gradient
-from distillkit.engine.metrics import Means, MetricsFile, Trackers, judge
+from distillkit.engine.metrics import Means
 from distillkit.engine.optimization import MovingAverage, Updater, learning_rate_factor
+from distillkit.engine.outputs import Outputs
 from distillkit.engine.state import collect, restore
-from distillkit.errors import DistillkitError, UsageError
-from distillkit.progress import Reporter, Task
-
-
-@dataclass
-class Outputs:
-    """Where a training run writes, and what it calls at intervals with the moving-average student."""
-
-    checkpoints: Checkpoints
-    metrics: MetricsFile
-    trackers: Trackers
-    reporter: Reporter
-    preview: Callable[[StudentGenerator, int], None] = lambda student, step: None
-    evaluate: Callable[[StudentGenerator], Mapping[str, float]] = field(default=lambda student: {})
+from distillkit.errors import UsageError
 
 
 class Stopped(Exception):
@@ -98,7 +82,6 @@ class Trainer:
         self._prepare_networks()
         self.average = MovingAverage(self.student, self.ema, halflife=config.ema_halflife, rampup=config.ema_rampup)
         self.diagnostics = [d for part in recipe.parts for d in part.diagnostics]
-        self.health: dict[str, Health] = {}
         self._means = Means()
         self._bounds = self._stage_bounds()
         self._stage = -1
@@ -132,12 +115,12 @@ class Trainer:
                 if saving or step % every["log"] == 0:
                     now = time.monotonic()
                     speed = (step - logged_step) * config.batch / max(now - logged_at, 1e-9)
-                    last |= self._log(outputs, {"images_per_second": speed})
-                    self._remark(task, last)
+                    last |= self._interval(outputs, speed)
+                    task.note(outputs.remark(step, last))
                     logged_at, logged_step = now, step
                 if not stop and (done or step % every["evaluate"] == 0):
-                    last |= self._evaluate(outputs)
-                    self._remark(task, last)
+                    last |= outputs.score(step, step * config.batch, self.ema)
+                    task.note(outputs.remark(step, last))
                 if not stop and (done or step % every["sample"] == 0):
                     outputs.preview(self.ema, step)
                 if saving:
@@ -257,48 +240,11 @@ class Trainer:
         asked = torch.tensor(float(should_stop()), device=self.accelerator.device)
         return bool(self.accelerator.reduce(asked, "sum").item())
 
-    def _log(self, outputs: Outputs, extra: Mapping[str, float]) -> dict[str, float]:
-        """Read the interval's means, judge them, write them; refuse to go on with a loss that is not finite."""
-        means = self._means.read(self.accelerator)
-        if broken := [name for name, value in means.items() if not math.isfinite(value)]:
-            cause = next((name for name in broken if name.startswith("loss/")), broken[0])
-            others = ", ".join(sorted(set(broken) - {cause}))
-            raise DistillkitError(
-                f"{cause} is not finite near step {self.step}{f' (also: {others})' if others else ''}. "
-                f"Stopped; the last good checkpoint in {outputs.checkpoints.folder} is kept. "
-                "Try a lower --lr, --precision fp32 or bf16, or a smaller --clip-grad-norm, then start anew."
-            )
-        self._judge(means, outputs.reporter)
-        images = self.step * self.config.batch
-        entry: dict[str, Any] = {"step": self.step, "images": images, **means, **extra, "cost": self.cost.total}
-        if self.accelerator.is_main_process:
-            outputs.metrics.append({**entry, "health": {k: str(v) for k, v in self.health.items()}})
-        outputs.trackers.log({**means, **extra}, images)
-        return {**means, **extra}
-
-    def _judge(self, means: Mapping[str, float], reporter: Reporter) -> None:
-        """Judge the diagnostics, and explain each that has left its healthy range, once."""
-        before, self.health = self.health, judge(means, self.diagnostics)
-        for diagnostic in self.diagnostics:
-            now = self.health.get(diagnostic.name, Health.OK)
-            if now not in (Health.OK, before.get(diagnostic.name, Health.OK)):
-                low, high = diagnostic.ok
-                reporter.say(
-                    f"step {self.step:,}: {diagnostic.name} is {means[diagnostic.name]:.4g}, {now} "
-                    f"(healthy: {low:g} to {high:g}): {diagnostic.meaning}"
-                )
-
-    def _evaluate(self, outputs: Outputs) -> dict[str, float]:
-        scores = dict(outputs.evaluate(self.ema))
-        if scores and self.accelerator.is_main_process:
-            outputs.metrics.append({"step": self.step, "images": self.step * self.config.batch, **scores})
-            outputs.trackers.log(scores, self.step * self.config.batch)
-        return scores
-
-    def _remark(self, task: Task, last: Mapping[str, float]) -> None:
-        shown = [f"{k.removeprefix('loss/')} {v:.4g}" for k, v in last.items() if k.startswith("loss/") or "[" in k]
-        worst = [f"{name}: {health}" for name, health in self.health.items() if health is not Health.OK]
-        task.note(f"step {self.step:,}  " + "  ".join(shown + (worst or ["healthy"] * bool(self.health))))
+    def _interval(self, outputs: Outputs, images_per_second: float) -> dict[str, float]:
+        """Close a logging interval: one transfer from the device, then everything that is said about it."""
+        values = {**self._means.read(self.accelerator), "images_per_second": images_per_second}
+        outputs.record(self.step, self.step * self.config.batch, values, self.cost.total, self.diagnostics)
+        return values
 
     def _modules(self) -> dict[str, nn.Module]:
         """Every network that training changes, by its name in checkpoints."""

@@ -20,7 +20,8 @@ from distillkit.engine.checkpoint import Checkpoints
 from distillkit.engine.cost import CostMeter
 from distillkit.engine.interrupt import StopRequest
 from distillkit.engine.metrics import MetricsFile, Trackers
-from distillkit.engine.trainer import Outputs, Stopped, Trainer
+from distillkit.engine.outputs import Outputs
+from distillkit.engine.trainer import Stopped, Trainer
 from distillkit.errors import DistillkitError, Interrupted
 from distillkit.evaluation.score import Score, score
 from distillkit.files import require_space, write_json
@@ -147,7 +148,7 @@ class Distillation:
             outputs.trackers.close()
         rows = self._rows(trainer.ema, untrained)
         result = Result(
-            self.folder.path, rows, {k: str(v) for k, v in trainer.health.items()},
+            self.folder.path, rows, {k: str(v) for k, v in outputs.health.items()},
             time.monotonic() - began, dict(trainer.cost.counts),
         )  # fmt: skip
         if self.main:
@@ -204,6 +205,7 @@ class Distillation:
                 self.accelerator, self.report_to, folder.path.name, {**config.training.model_dump(), **config.settings}
             ),
             self.reporter,
+            self.main,
             previews,
             evaluate,
         )

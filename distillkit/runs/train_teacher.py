@@ -19,7 +19,8 @@ from distillkit.engine.checkpoint import Checkpoints
 from distillkit.engine.config import TrainingConfig
 from distillkit.engine.interrupt import StopRequest
 from distillkit.engine.metrics import MetricsFile, Trackers
-from distillkit.engine.trainer import Outputs, Stopped, Trainer
+from distillkit.engine.outputs import Outputs
+from distillkit.engine.trainer import Stopped, Trainer
 from distillkit.errors import Interrupted, UsageError
 from distillkit.evaluation.score import Score, score
 from distillkit.files import sha256, write_bytes, write_json
@@ -114,7 +115,7 @@ def train_teacher(
         Checkpoints(folder / "checkpoints", config.training.keep_checkpoints),
         MetricsFile(folder / "metrics.jsonl"),
         Trackers(accelerator, report_to, folder.path.name, config.training.model_dump()),
-        reporter, preview, evaluate,
+        reporter, accelerator.is_main_process, preview, evaluate,
     )  # fmt: skip
     if resume and outputs.checkpoints.folder.is_dir():
         outputs.checkpoints.clean()

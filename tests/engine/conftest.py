@@ -14,7 +14,8 @@ from distillkit.data.pairs import PairStore
 from distillkit.engine.checkpoint import Checkpoints
 from distillkit.engine.config import TrainingConfig
 from distillkit.engine.metrics import MetricsFile, Trackers
-from distillkit.engine.trainer import Outputs, Trainer
+from distillkit.engine.outputs import Outputs
+from distillkit.engine.trainer import Trainer
 from distillkit.progress import Quiet
 from distillkit_dmd.method import DMD, DMDConfig
 
