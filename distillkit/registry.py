@@ -52,7 +52,8 @@ class Registry:
         for plugin in self.broken:
             if name in (plugin.name, plugin.package):
                 raise UsageError(f"method {name!r}: its plugin {plugin.package} is broken: {plugin.reason}")
-        raise UsageError(unknown("method", name, self.methods, "distillkit methods"))
+        broken = "".join(f" Broken plugin: {p.package} ({p.reason})." for p in self.broken)
+        raise UsageError(unknown("method", name, self.methods, "distillkit methods") + broken)
 
 
 def unknown(kind: str, name: str, known: object, command: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
+import signal
 import sys
 import traceback
 from typing import Annotated, Any
@@ -13,7 +14,7 @@ import typer
 from distillkit import __version__
 from distillkit.cli import methods, run, sample, teachers
 from distillkit.cli.spelling import advice
-from distillkit.errors import DistillkitError
+from distillkit.errors import DistillkitError, Interrupted
 
 app = typer.Typer(
     name="distillkit",
@@ -61,6 +62,10 @@ def main() -> None:
     try:
         code: Any = app(standalone_mode=False)
     except DistillkitError as error:
+        if isinstance(error, Interrupted):
+            # A second signal that comes while the process ends must not change its exit code.
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
         fail(str(error) + memory_advice(error.__cause__), error.exit_code, arguments)
     except KeyboardInterrupt:
         fail("interrupted", 130, arguments)

@@ -50,5 +50,5 @@ class SampleRNG:
         out = torch.empty(len(keys), *shape)
         generator = torch.Generator()
         for row, key in zip(out, keys, strict=True):
-            torch.randn(row.shape, generator=generator.manual_seed(key), out=row)
+            row.normal_(generator=generator.manual_seed(key))
         return out

@@ -110,7 +110,7 @@ def test_a_plugin_that_misbehaves_is_one_clear_error(install, cli, tiny_teacher_
     expression, extra, fragments = MISBEHAVED[kind]
     code = KD.replace("pseudo_huber(step.student(pairs.noise, pairs.condition), pairs.sample).mean()", expression)
     code = code.replace('needs = ("pairs",)', 'needs = ("samples",)').replace("        pairs = step.pairs\n", "")
-    env = install("my_kd", extra + code)
+    env = install("my_kd", f"{extra}\n{code}")
     done = cli(*short(tiny_teacher_folder), env=env)
     assert done.returncode == 1, done.stderr
     for fragment in fragments:
