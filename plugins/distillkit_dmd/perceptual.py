@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import warnings
 from collections.abc import Mapping
@@ -13,8 +14,8 @@ from torch import Tensor, nn
 
 from distillkit import DistillkitError
 
-BACKBONE = ("timm/vgg16.tv_in1k", "model.safetensors")
-"""Hub repository and file with torchvision's ImageNet weights of VGG-16, parameter names unchanged."""
+REPOSITORY, FILE, REVISION = "timm/vgg16.tv_in1k", "model.safetensors", "b8d8aa2dd860af9233c8c67385a8097fd6c35d3f"
+"""torchvision's ImageNet weights of VGG-16 on the hub, the names of the convolutions unchanged."""
 SIZE = 224
 
 
@@ -59,9 +60,7 @@ class LPIPS(nn.Module):
         path = os.environ.get("DISTILLKIT_VGG16")
         try:
             if not path:
-                from huggingface_hub import hf_hub_download
-
-                path = hf_hub_download(*BACKBONE)
+                path = download()
             return cls(load_file(Path(path)))
         except Exception as error:  # the hub's client raises many kinds
             raise DistillkitError(
@@ -69,3 +68,21 @@ class LPIPS(nn.Module):
                 f"{str(error).splitlines()[0]}). Name a local safetensors file in DISTILLKIT_VGG16, go online once, "
                 "or use --distance pseudo-huber."
             ) from error
+
+
+def download() -> str:
+    """The backbone's file from the hub or its cache, at a fixed revision.
+
+    Raises:
+        ValueError: when the file does not match the sha256 that the revision records for it.
+    """
+    from huggingface_hub import hf_hub_download
+
+    path = hf_hub_download(REPOSITORY, FILE, revision=REVISION)
+    # The hub's cache names a large file by the sha256 in the repository, which the revision fixes.
+    recorded = Path(path).resolve().name
+    with Path(path).open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if len(recorded) == len(found) and recorded != found:
+        raise ValueError(f"{path} does not match its sha256; delete it and try again")
+    return path

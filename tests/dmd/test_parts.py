@@ -57,6 +57,25 @@ def test_lpips_takes_its_backbone_and_passes_gradients(backbone):
     assert not any(p.requires_grad for p in distance.parameters())
 
 
+def test_a_download_that_does_not_match_its_hash_is_refused(backbone, tmp_path, monkeypatch):
+    import hashlib
+
+    import huggingface_hub
+
+    save_file(backbone, tmp_path / "vgg")
+    digest = hashlib.sha256((tmp_path / "vgg").read_bytes()).hexdigest()
+    monkeypatch.delenv("DISTILLKIT_VGG16", raising=False)
+    for name, fits in ((digest, True), ("0" * 64, False)):
+        (tmp_path / "vgg").replace(tmp_path / name)
+        monkeypatch.setattr(huggingface_hub, "hf_hub_download", lambda *a, **k: str(tmp_path / name))  # noqa: B023
+        if fits:
+            assert isinstance(LPIPS.pretrained(), LPIPS)
+        else:
+            with pytest.raises(DistillkitError, match="does not match its sha256"):
+                LPIPS.pretrained()
+        (tmp_path / name).replace(tmp_path / "vgg")
+
+
 def test_lpips_weights_come_from_a_named_file_or_a_clear_error(backbone, tmp_path, monkeypatch):
     save_file(backbone, tmp_path / "vgg.safetensors")
     monkeypatch.setenv("DISTILLKIT_VGG16", str(tmp_path / "vgg.safetensors"))
