@@ -222,8 +222,10 @@ class Trainer:
             for network in (self.student, *self.recipe.learners):
                 enable_checkpointing(network)
         if self.config.compile:
+            # The raw networks: hooks that count evaluations sit on the denoisers and stay out of the graphs.
             for denoiser in self._roles().values():
-                denoiser.compile()
+                for network in denoiser.children():
+                    network.compile()
 
     def _roles(self) -> dict[str, Any]:
         roles = {"teacher": self.teacher.denoiser, "student": self.student.denoiser}
