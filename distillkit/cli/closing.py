@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from distillkit.data.pairs import SHARD
 from distillkit.progress import clock
 from distillkit.runs.config import to_yaml
 
@@ -39,7 +40,7 @@ def show_plan(job: Distillation, preset: Preset | None) -> None:
     )
     if {"pairs", "pair_samples"} & recipe.needs:
         store, count = job.pair_store, config.pairs.count
-        missing = len(store.missing(count)) * 256
+        missing = len(store.missing(count)) * SHARD
         size = count * 8 * job.teacher.spec.shape[0] * job.teacher.spec.shape[1] * job.teacher.spec.shape[2]
         evaluations = missing * (2 * store.steps - 1)
         table.add_row(

@@ -87,17 +87,13 @@ def _kind(field: FieldInfo) -> Any:
 def _help(field: FieldInfo, shown: str) -> str:
     symbols = {annotated_types.Ge: ">=", annotated_types.Gt: ">", annotated_types.Le: "<=", annotated_types.Lt: "<"}
     bounds = [
-        f"{symbol} {getattr(extra, symbol_name(kind))}"
+        f"{symbol} {getattr(extra, kind.__name__.lower())}"
         for kind, symbol in symbols.items()
         for extra in field.metadata
         if isinstance(extra, kind)
     ]
     text = (field.description or "").strip()
     return f"{text[:1].upper()}{text[1:]}  \\[{', '.join([shown, *bounds])}]"
-
-
-def symbol_name(kind: type) -> str:
-    return kind.__name__.lower()
 
 
 def _show(value: Any) -> str:
@@ -111,11 +107,7 @@ def describe(section: Section) -> list[tuple[str, str, str, str]]:
     rows = []
     for name, info in section.model.model_fields.items():
         default = info.get_default(call_default_factory=True)
-        value = (
-            parse_count(section.preset.get(name, default))
-            if default.__class__ is int
-            else section.preset.get(name, default)
-        )
+        value = parse_count(section.preset.get(name, default))
         rows.append(
             (
                 f"{section.key}.{name}",

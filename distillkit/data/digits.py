@@ -6,6 +6,7 @@ Repository, doi 10.24432/C50P49, CC BY 4.0. The original 17 grey levels are stor
 
 from __future__ import annotations
 
+import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -20,7 +21,5 @@ def load_digits() -> tuple[Tensor, Tensor]:
 
 def split_digits(fold: int = 5) -> tuple[Tensor, Tensor]:
     """Indices (train, test) of a fixed split: every `fold`-th image is a test image."""
-    import torch
-
     index = torch.arange(1797)
     return index[index % fold != 0], index[index % fold == 0]

@@ -273,6 +273,22 @@ class Trainer:
         self._enter_stage(max(self.step - 1, 0), resuming=True)
         restore(checkpoint, self._modules(), self._updaters, self.cost)
 
+    def resume(self, outputs: Outputs) -> None:
+        """Take up the newest whole checkpoint of the run, and cut its log back to it.
+
+        Raises:
+            DistillkitError: when there are checkpoints and all are damaged.
+        """
+        if not outputs.checkpoints.folder.is_dir():
+            outputs.reporter.say("no checkpoint was written yet: starting at step 0")
+            return
+        if outputs.main:
+            outputs.checkpoints.clean()
+        self.restore(outputs.checkpoints.load())
+        if outputs.main:
+            outputs.metrics.cut_back(self.step)
+        outputs.reporter.say(f"resuming at step {self.step:,} of {self.config.steps:,}")
+
 
 def enable_checkpointing(network: nn.Module) -> None:
     """Recompute activations in the backward pass, in every block that offers it."""

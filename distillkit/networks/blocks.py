@@ -192,6 +192,12 @@ class UNetBlock(nn.Module):
         return (self.proj(attended) + x) * self.skip_scale
 
 
+def drop_labels(labels: Tensor, rate: float) -> Tensor:
+    """One-hot labels (B, label_dim) with a share `rate` of the rows set to zero, the null label."""
+    keep = torch.rand(len(labels), 1, device=labels.device) >= rate
+    return labels * keep.to(labels.dtype)
+
+
 def fan_balanced_uniform(shape: tuple[int, ...], *, scale: float) -> Tensor:
     """Glorot-uniform weights for a (out, in, ...) tensor, times `scale`; a tiny floor keeps zero layers trainable."""
     receptive = math.prod(shape[2:])

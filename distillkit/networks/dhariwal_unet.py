@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from distillkit.networks.blocks import Conv2d, PositionalEmbedding, UNetBlock, group_norm, linear
+from distillkit.networks.blocks import Conv2d, PositionalEmbedding, UNetBlock, drop_labels, group_norm, linear
 
 CHANNELS_PER_HEAD = 64
 
@@ -88,8 +88,7 @@ class DhariwalUNet(nn.Module):
         embedding = self.map_layer1(F.silu(self.map_layer0(embedding)))
         if self.map_label is not None and labels is not None:
             if self.training and self.label_dropout:
-                keep = torch.rand(len(labels), 1, device=labels.device) >= self.label_dropout
-                labels = labels * keep.to(labels.dtype)
+                labels = drop_labels(labels, self.label_dropout)
             embedding = embedding + self.map_label(labels)
         return F.silu(embedding)
 

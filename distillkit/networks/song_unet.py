@@ -15,6 +15,7 @@ from distillkit.networks.blocks import (
     FourierEmbedding,
     PositionalEmbedding,
     UNetBlock,
+    drop_labels,
     group_norm,
     linear,
 )
@@ -138,8 +139,7 @@ class SongUNet(nn.Module):
         embedding = embedding.reshape(embedding.shape[0], 2, -1).flip(1).reshape(embedding.shape)
         if self.map_label is not None and labels is not None:
             if self.training and self.label_dropout:
-                keep = torch.rand(len(labels), 1, device=labels.device) >= self.label_dropout
-                labels = labels * keep.to(labels.dtype)
+                labels = drop_labels(labels, self.label_dropout)
             embedding = embedding + self.map_label(labels * math.sqrt(self.label_dim))
         if self.map_augment is not None and augment is not None:
             embedding = embedding + self.map_augment(augment)

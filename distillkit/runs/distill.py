@@ -15,7 +15,7 @@ from distillkit.contracts.random import SampleRNG
 from distillkit.contracts.recipe import Recipe
 from distillkit.contracts.student import StudentGenerator
 from distillkit.contracts.teacher import Teacher
-from distillkit.data.pairs import LoadedPairs, PairStore
+from distillkit.data.pairs import SHARD, LoadedPairs, PairStore
 from distillkit.engine.checkpoint import Checkpoints
 from distillkit.engine.cost import CostMeter
 from distillkit.engine.interrupt import StopRequest
@@ -138,7 +138,7 @@ class Distillation:
             require_space(self.folder.path, copies * trainer.checkpoint_bytes(), f"{copies} checkpoints")
         outputs = self._outputs()
         if resume:
-            self._restore(trainer, outputs)
+            trainer.resume(outputs)
         untrained = StudentGenerator.from_teacher(self.teacher).to(device).eval()
         try:
             trainer.run(outputs, should_stop=lambda: bool(self.stop))
@@ -160,7 +160,7 @@ class Distillation:
         store, count, accelerator = self.pair_store, self.config.pairs.count, self.accelerator
         missing = len(store.missing(count))
         if missing:
-            with self.reporter.task("making noise-image pairs", missing * 256, "pairs") as task:
+            with self.reporter.task("making noise-image pairs", missing * SHARD, "pairs") as task:
 
                 def advance(made: int) -> None:
                     task.advance(made * accelerator.num_processes)
@@ -209,18 +209,6 @@ class Distillation:
             previews,
             evaluate,
         )
-
-    def _restore(self, trainer: Trainer, outputs: Outputs) -> None:
-        if not outputs.checkpoints.folder.is_dir():
-            self.reporter.say("no checkpoint was written yet: starting at step 0")
-            return
-        if self.main:
-            outputs.checkpoints.clean()
-        checkpoint = outputs.checkpoints.load()
-        trainer.restore(checkpoint)
-        if self.main:
-            outputs.metrics.cut_back(checkpoint.step)
-        self.reporter.say(f"resuming at step {checkpoint.step:,} of {self.config.training.steps:,}")
 
     def _rows(self, student: StudentGenerator, untrained: StudentGenerator) -> list[Row]:
         """Score teacher, untrained and distilled student with seeds that no choice has seen."""

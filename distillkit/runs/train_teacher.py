@@ -117,12 +117,8 @@ def train_teacher(
         Trackers(accelerator, report_to, folder.path.name, config.training.model_dump()),
         reporter, accelerator.is_main_process, preview, evaluate,
     )  # fmt: skip
-    if resume and outputs.checkpoints.folder.is_dir():
-        outputs.checkpoints.clean()
-        checkpoint = outputs.checkpoints.load()
-        trainer.restore(checkpoint)
-        outputs.metrics.cut_back(checkpoint.step)
-        reporter.say(f"resuming at step {checkpoint.step:,} of {config.training.steps:,}")
+    if resume:
+        trainer.resume(outputs)
     try:
         trainer.run(outputs, should_stop=lambda: bool(stop))
     except Stopped as stopped:

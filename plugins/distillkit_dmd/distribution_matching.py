@@ -14,6 +14,12 @@ LEVELS = 1000
 """T, the number of noise levels of the discretised schedule (Yin et al. 2024, appendix)."""
 
 
+def noise_levels(teacher: Teacher) -> Tensor:
+    """The T noise levels of the teacher's Karras grid, (T,) float64, descending."""
+    spec = teacher.spec
+    return karras_sigmas(LEVELS, sigma_min=spec.sigma_min, sigma_max=spec.sigma_max, rho=spec.rho)
+
+
 def kl_gradient(x: Tensor, real: Tensor, fake: Tensor) -> Tensor:
     """Gradient of D_KL(p_fake || p_real) with respect to samples x (Yin et al. 2024, Eq. 7 and 8).
 
@@ -60,8 +66,7 @@ class DistributionMatching(Objective):
     ) -> None:
         super().__init__(weight)
         self.teacher, self.fake, self.guidance = teacher, fake, guidance
-        spec = teacher.spec
-        ascending = karras_sigmas(LEVELS, sigma_min=spec.sigma_min, sigma_max=spec.sigma_max, rho=spec.rho).flip(0)
+        ascending = noise_levels(teacher).flip(0)
         self.sigmas = ascending[round(levels[0] * LEVELS) : round(levels[1] * LEVELS) + 1].float()
 
     def __call__(self, step: Step) -> Tensor:

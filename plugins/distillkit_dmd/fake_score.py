@@ -5,8 +5,8 @@ from __future__ import annotations
 from torch import Tensor
 
 from distillkit import Denoiser, OptimizerConfig, ScoreEstimator, Step, Teacher
-from distillkit.diffusion import edm_loss_weight, karras_sigmas
-from distillkit_dmd.distribution_matching import LEVELS
+from distillkit.diffusion import edm_loss_weight
+from distillkit_dmd.distribution_matching import LEVELS, noise_levels
 
 
 class FakeScore(ScoreEstimator):
@@ -21,9 +21,8 @@ class FakeScore(ScoreEstimator):
         self, denoiser: Denoiser, teacher: Teacher, *, optimizer: OptimizerConfig | None = None, every: int = 1
     ) -> None:
         super().__init__(denoiser, optimizer=optimizer, every=every)
-        spec = teacher.spec
-        self.sigma_data = spec.sigma_data
-        self.sigmas = karras_sigmas(LEVELS, sigma_min=spec.sigma_min, sigma_max=spec.sigma_max, rho=spec.rho).float()
+        self.sigma_data = teacher.spec.sigma_data
+        self.sigmas = noise_levels(teacher).float()
 
     @classmethod
     def from_teacher(cls, teacher: Teacher, *, optimizer: OptimizerConfig | None = None, every: int = 1) -> FakeScore:
