@@ -35,13 +35,15 @@ class EDMPreconditioning(Denoiser):
         s = level.reshape(-1, 1, 1, 1)
         total = s.square() + self.sigma_data**2
         c_in, c_skip, c_out = total.rsqrt(), self.sigma_data**2 / total, s * self.sigma_data * total.rsqrt()
-        raw = self.model(c_in * x, level.log() / 4, self.one_hot(condition, dtype), augment)
+        raw = self.model(c_in * x, level.log() / 4, self.one_hot(condition, x), augment)
         return torch.addcmul(c_skip * x, c_out, raw.to(dtype))
 
-    def one_hot(self, condition: Condition, dtype: torch.dtype) -> Tensor | None:
-        """(B, label_dim) vectors of the labels; all zero for label -1; None where no class is told."""
-        labels = condition.labels
-        if labels is None or not self.label_dim:
+    def one_hot(self, condition: Condition, like: Tensor) -> Tensor | None:
+        """(B, label_dim) vectors of the labels; all zero where none or -1 is told; None for unconditional networks."""
+        if not self.label_dim:
             return None
+        labels = condition.labels
+        if labels is None:
+            return like.new_zeros(len(like), self.label_dim)
         # One column more, dropped again, turns -1 into the zero vector without a branch.
-        return F.one_hot(labels.remainder(self.label_dim + 1), self.label_dim + 1)[:, :-1].to(dtype)
+        return F.one_hot(labels.remainder(self.label_dim + 1), self.label_dim + 1)[:, :-1].to(like.dtype)

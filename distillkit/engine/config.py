@@ -41,6 +41,8 @@ class TrainingConfig(OptimizerConfig):
     )
     precision: Literal["fp32", "bf16", "fp16"] = Field("fp32", description="precision of the network passes")
     gradient_checkpointing: bool = Field(False, description="recompute activations to save memory")
+    float32_attention: bool = Field(False, description="compute attention in float32 under bf16 and fp16, as EDM does")
+    channels_last: bool = Field(False, description="keep feature maps channels-last, which recent GPUs prefer")
     compile: bool = Field(False, description="compile the networks with torch.compile")
     log_every: Count = Field(2_000, ge=1, description="images between log entries")
     checkpoint_every: Count = Field(20_000, ge=1, description="images between checkpoints")

@@ -74,11 +74,15 @@ class Updater:
         tensors = {f"{index}.{key}": value for index, entry in state.items() for key, value in entry.items()}
         return tensors, {"scaler": self.scaler.state_dict()}
 
+    @torch.no_grad()
     def load_state(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
         state: dict[int, dict[str, Tensor]] = {}
         for name, value in tensors.items():
             index, _, key = name.partition(".")
-            state.setdefault(int(index), {})[key] = value
+            parameter = self.parameters[int(index)]
+            # A moment lies in memory as its parameter does (channels-last, say): fused kernels rely on it.
+            laid_out = torch.empty_like(parameter).copy_(value) if value.shape == parameter.shape else value
+            state.setdefault(int(index), {})[key] = laid_out
         groups = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict({"state": state, "param_groups": groups})
         self.scaler.load_state_dict(values["scaler"])

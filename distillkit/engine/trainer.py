@@ -218,9 +218,15 @@ class Trainer:
             self.average.restart()
 
     def _prepare_networks(self) -> None:
-        if self.config.gradient_checkpointing:
-            for network in (self.student, *self.recipe.learners):
-                enable_checkpointing(network)
+        config, trained = self.config, (self.student, *self.recipe.learners)
+        if config.gradient_checkpointing:
+            for network in trained:
+                switch_on("gradient_checkpointing", network)
+        for network in (*trained, self.ema, self.teacher.denoiser):
+            if config.float32_attention:
+                switch_on("float32_attention", network)
+            if config.channels_last:
+                network.to(memory_format=torch.channels_last)
         if self.config.compile:
             # The raw networks: hooks that count evaluations sit on the denoisers and stay out of the graphs.
             for denoiser in self._roles().values():
@@ -290,8 +296,8 @@ class Trainer:
         outputs.reporter.say(f"resuming at step {self.step:,} of {self.config.steps:,}")
 
 
-def enable_checkpointing(network: nn.Module) -> None:
-    """Recompute activations in the backward pass, in every block that offers it."""
+def switch_on(attribute: str, network: nn.Module) -> None:
+    """Set a switch, such as `gradient_checkpointing`, in every block of a network that has it."""
     for module in network.modules():
-        if hasattr(module, "gradient_checkpointing"):
-            setattr(module, "gradient_checkpointing", True)  # noqa: B010  # an attribute that only some modules have
+        if hasattr(module, attribute):
+            setattr(module, attribute, True)

@@ -30,8 +30,9 @@ def test_denoiser_matches_reference(golden, name, dtype):
         assert error <= 1e-4 * reference.tensors[key].abs().max(), key
 
 
-def test_no_condition_is_the_null_label(golden):
-    reference = golden("edm_adm_small")
+@pytest.mark.parametrize("name", NAMES)
+def test_no_condition_is_the_null_label(golden, name):
+    reference = golden(name)
     denoiser = denoiser_of(reference.description["constructor"])
     denoiser.load_state_dict(reference.part("net."))
     with torch.no_grad():
@@ -41,7 +42,7 @@ def test_no_condition_is_the_null_label(golden):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_gradient_checkpointing_changes_nothing(golden, name):
-    from distillkit.engine.trainer import enable_checkpointing
+    from distillkit.engine.trainer import switch_on
 
     reference = golden(name)
     gradients = []
@@ -49,11 +50,51 @@ def test_gradient_checkpointing_changes_nothing(golden, name):
         denoiser = denoiser_of(reference.description["constructor"])
         denoiser.load_state_dict(reference.part("net."))
         if recompute:
-            enable_checkpointing(denoiser)
+            switch_on("gradient_checkpointing", denoiser)
         x = reference.tensors["x"].clone().requires_grad_()
         denoiser(x, reference.tensors["sigma"], Condition()).square().mean().backward()
         gradients.append(x.grad)
     assert torch.equal(*gradients)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_networks_compile_without_graph_breaks_and_agree_in_channels_last(golden, name):
+    reference = golden(name)
+    denoiser = denoiser_of(reference.description["constructor"]).to(memory_format=torch.channels_last)
+    denoiser.load_state_dict(reference.part("net."))
+    # "eager" traces as the compiler does, and stops at anything it would have to leave the graph for.
+    traced = torch.compile(denoiser.model, fullgraph=True, backend="eager")
+    x, sigma = reference.tensors["x"], reference.tensors["sigma"]
+    labels = reference.tensors["class_labels"]
+    with torch.no_grad():
+        raw = traced(x.to(memory_format=torch.channels_last), sigma.log() / 4, labels)
+        torch.testing.assert_close(raw, denoiser.model(x, sigma.log() / 4, labels), rtol=1e-5, atol=1e-5)
+        denoised = denoiser(x, sigma, Condition(labels=labels.argmax(1)))
+    torch.testing.assert_close(denoised, reference.tensors["denoised"], rtol=1e-4, atol=1e-4)
+
+
+def test_attention_can_stay_in_float32(golden):
+    from distillkit.engine.trainer import switch_on
+
+    reference = golden("edm_ddpmpp_small")
+    denoiser = denoiser_of(reference.description["constructor"])
+    denoiser.load_state_dict(reference.part("net."))
+    x, sigma = reference.tensors["x"], reference.tensors["sigma"]
+    kinds = []
+    original = torch.nn.functional.scaled_dot_product_attention
+
+    def watched(q, k, v):
+        kinds.append(q.dtype)
+        return original(q, k, v)
+
+    for expected in (torch.bfloat16, torch.float32):
+        kinds.clear()
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16), pytest.MonkeyPatch.context() as patch:
+            patch.setattr(torch.nn.functional, "scaled_dot_product_attention", watched)
+            out = denoiser(x, sigma, Condition())
+        assert set(kinds) == {expected}
+        assert out.dtype == torch.float32, "preconditioning stays in float32"
+        switch_on("float32_attention", denoiser)
 
 
 @pytest.mark.parametrize("arguments", [{"embedding_type": "learned"}, {"encoder_type": "x"}, {"widths": 3}])
