@@ -6,10 +6,10 @@ import json
 import sys
 from pathlib import Path
 
+from distillkit import load_teacher
 from distillkit.contracts.health import Diagnostic
 from distillkit.registry import registry
 from distillkit.runs.config import read_config, resolve
-from distillkit.teachers.catalog import load_teacher
 
 WIDTH, HEIGHT, GAP, COLUMNS = 250, 130, 46, 3
 

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from distillkit.errors import DistillkitError as DistillkitError
     from distillkit.errors import UsageError as UsageError
     from distillkit.students.artifact import load_student as load_student
-    from distillkit.teachers.catalog import load_teacher as load_teacher
+    from distillkit.teachers.load import load_teacher as load_teacher
 
 _HOME = {
     "Condition": "contracts.condition",
@@ -64,7 +64,7 @@ _HOME = {
     "UsageError": "errors",
     "hookimpl": "contracts.hooks",
     "load_student": "students.artifact",
-    "load_teacher": "teachers.catalog",
+    "load_teacher": "teachers.load",
 }
 
 __version__ = "0.1.0"

@@ -16,11 +16,12 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from distillkit import StudentGenerator, Teacher
+from distillkit import Teacher
 from distillkit.networks.build import build_denoiser
-from distillkit.runs.train_teacher import write_teacher
-from distillkit.teachers.catalog import load_teacher
-from distillkit.teachers.training import DIGITS_SPEC, fresh_teacher
+from distillkit.teachers.catalog import DIGITS
+from distillkit.teachers.folder import write_teacher
+from distillkit.teachers.load import load_teacher
+from distillkit.teachers.training import fresh_teacher
 
 GOLDENS = Path(__file__).parent / "goldens"
 
@@ -76,14 +77,14 @@ TINY_NETWORK = {
 @pytest.fixture(scope="session")
 def tiny_teacher_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A teacher of digits' shape with 8 channels and random weights: the engine's behaviour in milliseconds."""
-    spec = DIGITS_SPEC.model_copy(update={"network": TINY_NETWORK, "solver_steps": 4, "name": "tiny"})
+    spec = DIGITS.spec.model_copy(update={"network": TINY_NETWORK, "solver_steps": 4, "name": "tiny"})
     teacher = fresh_teacher(spec, 0)
     with torch.no_grad():
         generator = torch.Generator().manual_seed(1)
         for parameter in teacher.denoiser.parameters():
             parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.1)
     folder = tmp_path_factory.mktemp("teacher") / "tiny"
-    write_teacher(folder, StudentGenerator.from_teacher(teacher), spec)
+    write_teacher(folder, teacher.denoiser.state_dict(), spec)
     return folder
 
 

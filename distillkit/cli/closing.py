@@ -10,6 +10,7 @@ from rich.table import Table
 
 from distillkit.data.pairs import SHARD
 from distillkit.progress import clock
+from distillkit.registry import registry
 from distillkit.runs.config import to_yaml
 
 if TYPE_CHECKING:
@@ -21,6 +22,12 @@ def console() -> Console:
     """Standard output; 100 columns where there is no terminal to ask."""
     out = Console()
     return out if out.is_terminal else Console(width=100)
+
+
+def suggest_run(out: Console, teacher: str) -> None:
+    """The command that distils this teacher, with any installed method."""
+    method = next(iter(sorted(registry().methods)), "METHOD")
+    out.print(f"next: distillkit run {method} --teacher {teacher}", highlight=False, soft_wrap=True)
 
 
 def show_plan(job: Distillation, preset: Preset | None) -> None:

@@ -1,18 +1,23 @@
-"""`distillkit teachers`: the catalogue, one teacher in full, and training the embedded one."""
+"""`distillkit teachers`: the catalogue, one teacher in full, fetching and converting."""
 
 from __future__ import annotations
 
-from datetime import datetime
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from distillkit.cli import train_teacher
+
+if TYPE_CHECKING:
+    from distillkit.teachers.catalog import CatalogEntry
+
 app = typer.Typer(
     rich_markup_mode=None,
-    help="List the teachers; `teachers show NAME` explains one, `teachers train NAME` trains the embedded one anew.",
+    help="List the teachers; `show` explains one, `fetch` downloads one, `convert` reads a file, `train` makes one.",
     invoke_without_command=True,
 )
+app.command("train")(train_teacher.train)
 
 
 @app.callback()
@@ -25,16 +30,33 @@ def teachers(ctx: typer.Context) -> None:
     from distillkit.teachers.catalog import CATALOG
 
     out = console()
-    table = Table("teacher", "what it makes", "licence")
+    table = Table()
+    for title in ("teacher", "what it makes", "published", "licence", "where"):
+        table.add_column(title, no_wrap=title == "teacher")
     for entry in CATALOG.values():
-        table.add_row(entry.name, entry.title, entry.licence)
+        licence = entry.spec.licence.partition(" (")[0]
+        published = entry.published.partition(" at")[0] or "-"
+        table.add_row(entry.name, entry.title, published, licence, whereabouts(entry))
     out.print(table)
-    out.print("A folder with teacher.json and model.safetensors is a teacher too: --teacher FOLDER.", highlight=False)
+    out.print(
+        "Published figures are the papers', under their own protocols. --teacher also takes a folder, an EDM .pkl, a "
+        "diffusers model, or hf:ORG/REPO.\nnext: distillkit teachers show edm-cifar10-cond",
+        highlight=False,
+    )
+
+
+def whereabouts(entry: CatalogEntry) -> str:
+    """Where a teacher is: in the package, in the cache, or to be downloaded, and how large."""
+    from distillkit.teachers.fetch import fetched
+
+    if not entry.url:
+        return "package"
+    return "cache" if fetched(entry) else f"to fetch: {entry.parameters * 4 / 1e9:.1f} GB"
 
 
 @app.command()
-def show(name: Annotated[str, typer.Argument(help="Catalogue name or folder.")]) -> None:
-    """A teacher's shape, noise levels, sampler, licence and score."""
+def show(name: Annotated[str, typer.Argument(help="Catalogue name, folder, file or hf:ORG/REPO.")]) -> None:
+    """A teacher's shape, noise levels, sampler, licence and score; downloads nothing."""
     import torch
     from rich.markup import escape
     from rich.table import Table
@@ -42,78 +64,106 @@ def show(name: Annotated[str, typer.Argument(help="Catalogue name or folder.")])
     from distillkit.cli.closing import console
     from distillkit.progress import reporter_for
     from distillkit.runs.scores import ruler_for, teacher_score
-    from distillkit.teachers.catalog import load_teacher
+    from distillkit.teachers.catalog import CATALOG, catalog_name
+    from distillkit.teachers.fetch import fetched, lock_file
+    from distillkit.teachers.load import load_teacher
 
     out = console()
-    teacher = load_teacher(name)
-    spec = teacher.spec
-    table = Table(show_header=False, title=spec.name, title_justify="left")
-    parameters = sum(p.numel() for p in teacher.denoiser.parameters())
-    for key, value in {
+    entry = CATALOG.get(catalog_name(name) or "")
+    here = entry is None or not entry.url or fetched(entry) is not None
+    teacher = load_teacher(name) if here else None
+    spec = teacher.spec if teacher else entry.spec  # type: ignore[union-attr]  # one of the two is there
+    parameters = sum(p.numel() for p in teacher.denoiser.parameters()) if teacher else entry.parameters  # type: ignore[union-attr]
+    rows = {
         "samples": f"{spec.shape[1]} x {spec.shape[2]}, {spec.shape[0]} channel(s) in [-1, 1]",
-        "conditions": f"{spec.num_classes} classes" if spec.num_classes else "none",
+        "conditions": f"{spec.num_classes:,} classes" if spec.num_classes else "none",
+        "guidance": "yes" if spec.num_classes and spec.null_label else "no (never trained without labels)"
+        if spec.num_classes else "no (unconditional)",
         "network": f"{spec.network['class']}, {parameters:,} parameters",
         "noise levels": f"sigma {spec.sigma_min:g} to {spec.sigma_max:g}, sigma_data {spec.sigma_data:g}",
         "sampler": f"Heun, {spec.solver_steps} steps, NFE {2 * spec.solver_steps - 1}",
-        "licence": spec.licence,
+        "licence": spec.licence or "not recorded",
         "source": spec.source,
-        "weights sha256": spec.weights_sha256,
-    }.items():
-        table.add_row(key, value)
-    if ruler := ruler_for(spec, 5000):
+    }  # fmt: skip
+    if entry and entry.url:
+        rows |= {
+            "published (quoted)": f"{entry.published}, by EDM's own protocol (best of 3 x 50,000)",
+            "reference statistics": entry.reference,
+            "other names": ", ".join(entry.aliases),
+            "where": whereabouts(entry) + (f"; hash recorded in {lock_file()}" if here else ""),
+        }
+    if spec.weights_sha256:
+        rows["weights sha256"] = spec.weights_sha256
+    table = Table(show_header=False, title=spec.name, title_justify="left")
+    for key, value in rows.items():
+        table.add_row(key, escape(value))
+    if teacher and (ruler := ruler_for(spec, 5000)):
         result = teacher_score(teacher, ruler, torch.device("cpu"), reporter_for())
         table.add_row(
             escape(result.label), f"{result.distance.value:.5f} ({result.count:,} samples, {result.protocol_id})"
         )
         table.add_row("speed here", f"{result.images_per_second:,.0f} images/s")
     out.print(table)
+    if not here:
+        out.print(f"next: distillkit teachers fetch {spec.name}", highlight=False)
 
 
 @app.command()
-def train(
-    name: Annotated[str, typer.Argument(help="The teacher to train; only digits can be trained so far.")],
-    output_dir: Annotated[Path | None, typer.Option("--output-dir", "-o", help="Folder of the run.")] = None,
-    resume: Annotated[Path | None, typer.Option("--resume", help="Go on with the run in this folder.")] = None,
-    seed: Annotated[int, typer.Option(help="Seed of weights and draws.")] = 0,
-    set_: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any setting: training.duration=500k.")
-    ] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
-    report_to: Annotated[str, typer.Option("--report-to", help="Tracker beside metrics.jsonl.")] = "none",
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
-) -> None:
-    """Train the embedded teacher from scratch with the recipe of the shipped weights."""
-    from distillkit.cli.closing import console
+def fetch(name: Annotated[str, typer.Argument(help="Catalogue name.")]) -> None:
+    """Download a published teacher, record its sha256, and convert it to safetensors without executing it.
+
+    The cache is DISTILLKIT_CACHE or the user's; DISTILLKIT_MIRROR (an address or a folder) stands in for the host.
+    """
+    from distillkit.cli.closing import console, suggest_run
     from distillkit.engine.interrupt import stop_on_signal
     from distillkit.errors import UsageError
     from distillkit.progress import reporter_for
-    from distillkit.registry import registry, unknown
-    from distillkit.runs.accelerators import make_accelerator
-    from distillkit.runs.config import set_values
-    from distillkit.runs.folder import RunFolder
-    from distillkit.runs.train_teacher import digits_config, train_teacher
+    from distillkit.registry import unknown
+    from distillkit.teachers import fetch as fetching
+    from distillkit.teachers.catalog import CATALOG, catalog_name
 
-    if name != "digits":
-        raise UsageError(unknown("trainable teacher", name, ["digits"], "distillkit teachers"))
-    options = set_values(set_ or [])
-    where = resume or output_dir or Path("runs") / f"teacher-{name}-{datetime.now():%Y%m%d-%H%M%S}"
-    folder = RunFolder(where, f"distillkit teachers train {name}")
-    if resume:
-        config = digits_config(folder.saved_config().values | options)
-        folder.check_same(config)
-    else:
-        config = digits_config({"seed": seed, **options})
-    accelerator = make_accelerator(config.training.precision, device, report_to, str(where))
-    with stop_on_signal() as stop, folder.locked(main=accelerator.is_main_process):
-        if not resume and accelerator.is_main_process:
-            folder.begin(config)
-        accelerator.wait_for_everyone()
-        reporter = reporter_for(quiet=quiet)
-        trained = train_teacher(config, folder, accelerator, reporter, stop, resume=bool(resume), report_to=report_to)
-    if accelerator.is_main_process:
-        out = console()
-        if trained.score:
-            out.print(f"{trained.score.label} {trained.score.distance.value:.5f}", markup=False, highlight=False)
-        out.print(f"weights sha256 {trained.weights_sha256}\nteacher in {trained.folder}", highlight=False)
-        method = next(iter(sorted(registry().methods)), "METHOD")
-        out.print(f"next: distillkit run {method} --teacher {trained.folder}", highlight=False, soft_wrap=True)
+    known = catalog_name(name)
+    published = {key: entry for key, entry in CATALOG.items() if entry.url}
+    if known not in published:
+        raise UsageError(unknown("published teacher", name, published, "distillkit teachers"))
+    with stop_on_signal() as stop:
+        folder = fetching.fetch(published[known], reporter_for(), lambda: stop.signum or 0)
+    out = console()
+    out.print(f"{known} lies in {folder}", highlight=False, soft_wrap=True)
+    suggest_run(out, known)
+
+
+@app.command()
+def convert(
+    file: Annotated[Path, typer.Argument(help="EDM .pkl, torch.save file or .safetensors.")],
+    output_dir: Annotated[
+        Path | None, typer.Option("--output-dir", "-o", help="Folder to make.  [default: the file's name]")
+    ] = None,
+    like: Annotated[
+        str | None, typer.Option(help="Whose network the weights are for, where the file does not say: name or folder.")
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="Name of the teacher.  [default: the file's name]")] = None,
+    licence: Annotated[str, typer.Option(help="Licence of the weights, recorded with every student.")] = "",
+) -> None:
+    """Turn a file of weights into a teacher folder (safetensors and JSON). Nothing in the file is executed."""
+    from distillkit.cli.closing import console, suggest_run
+    from distillkit.errors import UsageError
+    from distillkit.teachers.catalog import CATALOG, catalog_name
+    from distillkit.teachers.convert import convert as convert_file
+    from distillkit.teachers.load import spec_of
+
+    folder = output_dir or Path(file.stem)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UsageError(f"{folder} is there already; choose another --output-dir")
+    known = catalog_name(file.stem)
+    spec = convert_file(
+        file, folder, name=name or known or file.stem, like=spec_of(like) if like else None,
+        licence=licence or (CATALOG[known].spec.licence if known else ""),
+    )  # fmt: skip
+    out = console()
+    shape = " x ".join(map(str, spec.shape))
+    out.print(
+        f"{spec.network['class']} for samples {shape}, {spec.num_classes or 'no'} classes\nteacher in {folder}",
+        highlight=False, soft_wrap=True,
+    )  # fmt: skip
+    suggest_run(out, str(folder))

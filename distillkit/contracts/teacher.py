@@ -11,6 +11,7 @@ from torch import Tensor
 
 from distillkit.contracts.condition import Condition
 from distillkit.contracts.denoiser import Denoiser
+from distillkit.errors import UsageError
 
 
 class TeacherSpec(BaseModel):
@@ -21,6 +22,7 @@ class TeacherSpec(BaseModel):
     name: str = Field(description="catalogue name or path")
     shape: tuple[int, int, int] = Field(description="sample shape (C, H, W)")
     num_classes: int = Field(0, ge=0, description="number of class labels; 0: unconditional")
+    null_label: bool = Field(True, description="the network was trained with dropped labels too, as guidance needs")
     sigma_min: float = Field(0.002, gt=0, description="smallest noise level, in data units")
     sigma_max: float = Field(80.0, gt=0, description="largest noise level, in data units")
     sigma_data: float = Field(0.5, gt=0, description="standard deviation of the data")
@@ -64,7 +66,16 @@ class Teacher:
         return Condition(labels=(uniform * self.spec.num_classes).long())
 
     def null_condition(self, condition: Condition) -> Condition:
-        """The same batch with nothing told: label -1."""
+        """The same batch with nothing told: label -1.
+
+        Raises:
+            UsageError: for a network that was never trained without labels.
+        """
+        if not self.spec.null_label:
+            raise UsageError(
+                f"the teacher {self.spec.name} was trained with labels only, so it has no unconditional prediction to "
+                "guide against; use guidance 1"
+            )
         return Condition(**{name: torch.full_like(value, -1) for name, value in condition.items()})
 
     def decode(self, x: Tensor) -> Tensor:

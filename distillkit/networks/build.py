@@ -11,24 +11,27 @@ from distillkit.contracts.denoiser import Denoiser
 from distillkit.diffusion.preconditioning import EDMPreconditioning
 from distillkit.errors import DistillkitError
 from distillkit.networks.dhariwal_unet import DhariwalUNet
+from distillkit.networks.diffusers_unet import build_diffusers_denoiser
 from distillkit.networks.song_unet import SongUNet
 
 NETWORKS: Mapping[str, type[nn.Module]] = {"DhariwalUNet": DhariwalUNet, "SongUNet": SongUNet}
 
 
 def build_denoiser(description: Mapping[str, Any]) -> Denoiser:
-    """An EDM-preconditioned network with fresh weights.
+    """A denoiser with fresh weights.
 
     Args:
-        description: {"class": name, "arguments": {...}, "sigma_data": float}; the arguments are those of the
-            network's constructor.
+        description: {"class": name, "arguments": {...}, "sigma_data": float} for EDM's networks, the arguments being
+            those of the network's constructor; for UNet2DModel see `build_diffusers_denoiser`.
 
     Raises:
         DistillkitError: for an unknown class or arguments that do not fit it.
     """
     name, arguments = str(description.get("class")), dict(description.get("arguments", {}))
+    if name == "UNet2DModel":
+        return build_diffusers_denoiser(description)
     if name not in NETWORKS:
-        raise DistillkitError(f"unknown network class {name!r}; known: {', '.join(NETWORKS)}")
+        raise DistillkitError(f"unknown network class {name!r}; known: {', '.join((*NETWORKS, 'UNet2DModel'))}")
     try:
         network = NETWORKS[name](**arguments)
     except (TypeError, ValueError) as error:

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from distillkit.contracts.method import Method, Preset
 from distillkit.engine.config import Count, TrainingConfig
 from distillkit.errors import UsageError
-from distillkit.teachers.catalog import known_as
+from distillkit.teachers.load import known_as
 
 
 class PairsConfig(BaseModel):

@@ -33,7 +33,7 @@ from distillkit.runs.previews import Previews
 from distillkit.runs.scores import images_per_second, ruler_for, student_pixels, teacher_score
 from distillkit.students.artifact import StudentDescription, save_student
 from distillkit.students.card import write_card
-from distillkit.teachers.catalog import load_teacher
+from distillkit.teachers.load import load_teacher
 
 SOURCES = frozenset({"samples", "pairs", "pair_samples"})
 """What a recipe may read of a step in a run; real images are for `teachers train` so far."""
@@ -90,7 +90,9 @@ class Distillation:
         self.reporter = reporter if self.main else Quiet()
         self.stop, self.report_to = stop, report_to
         self.installed: InstalledMethod = registry().methods[config.method]
-        self.teacher: Teacher = load_teacher(config.teacher).to(accelerator.device)
+        self.teacher: Teacher = load_teacher(config.teacher, self.reporter, lambda: stop.signum or 0).to(
+            accelerator.device
+        )
         self.recipe: Recipe = self._recipe()
         self.rng = SampleRNG(config.seed)
 

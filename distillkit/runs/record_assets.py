@@ -11,7 +11,7 @@ from distillkit import assets
 from distillkit.files import sha256, write_json
 from distillkit.progress import reporter_for
 from distillkit.runs.scores import ruler_for, score_key, teacher_score
-from distillkit.teachers.catalog import load_digits_teacher
+from distillkit.teachers.load import load_teacher
 
 
 def main() -> None:
@@ -19,7 +19,7 @@ def main() -> None:
     hashes = {p.name: sha256(p) for p in shipped if p.name not in (assets.HASHES, assets.SCORES)}
     write_json(assets.FOLDER / assets.HASHES, hashes)
     assets.asset_hashes.cache_clear()
-    teacher = load_digits_teacher()
+    teacher = load_teacher("digits")
     ruler = ruler_for(teacher.spec, 5000)
     assert ruler is not None
     result = teacher_score(teacher, ruler, torch.device("cpu"), reporter_for(), fresh=True)

@@ -8,11 +8,10 @@ from typing import Any
 
 from accelerate import Accelerator
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from safetensors.torch import save
 
 from distillkit.contracts.random import SampleRNG
 from distillkit.contracts.student import StudentGenerator
-from distillkit.contracts.teacher import Teacher, TeacherSpec
+from distillkit.contracts.teacher import Teacher
 from distillkit.data.digits import load_digits
 from distillkit.data.images import ImagesInMemory
 from distillkit.engine.checkpoint import Checkpoints
@@ -23,14 +22,14 @@ from distillkit.engine.outputs import Outputs
 from distillkit.engine.trainer import Stopped, Trainer
 from distillkit.errors import Interrupted, UsageError
 from distillkit.evaluation.score import Score, score
-from distillkit.files import sha256, write_bytes, write_json
 from distillkit.progress import Quiet, Reporter
 from distillkit.runs.config import EvaluationConfig, explain, merge
 from distillkit.runs.folder import RunFolder
 from distillkit.runs.previews import Previews
 from distillkit.runs.scores import ruler_for, teacher_pixels
-from distillkit.teachers.catalog import SPEC, WEIGHTS
-from distillkit.teachers.training import DIGITS_SPEC, DIGITS_TRAINING, fresh_teacher, teacher_recipe
+from distillkit.teachers.catalog import DIGITS
+from distillkit.teachers.folder import write_teacher
+from distillkit.teachers.training import DIGITS_TRAINING, fresh_teacher, teacher_recipe
 
 
 class TeacherRunConfig(BaseModel):
@@ -80,7 +79,7 @@ def train_teacher(
     Raises:
         Interrupted: after a signal, with the command to go on.
     """
-    device, spec = accelerator.device, DIGITS_SPEC
+    device, spec = accelerator.device, DIGITS.spec
     reporter = reporter if accelerator.is_main_process else Quiet()
     recipe = teacher_recipe(fresh_teacher(spec, config.seed).to(device))
     frozen = Teacher(recipe.student.denoiser, spec)
@@ -128,14 +127,9 @@ def train_teacher(
     finally:
         outputs.trackers.close()
     result = scored(trainer.ema, selecting=False)
-    written = write_teacher(folder / "teacher", trainer.ema, spec) if accelerator.is_main_process else spec
+    written = (
+        write_teacher(folder / "teacher", trainer.ema.denoiser.state_dict(), spec)
+        if accelerator.is_main_process
+        else spec
+    )
     return TrainedTeacher(folder / "teacher", result, written.weights_sha256)
-
-
-def write_teacher(folder: Path, student: StudentGenerator, spec: TeacherSpec) -> TeacherSpec:
-    """Write `model.safetensors` and `teacher.json`; returns the spec with the weights' hash."""
-    state = {name: value.detach().cpu().contiguous() for name, value in student.denoiser.state_dict().items()}
-    write_bytes(folder / WEIGHTS, save(state))
-    complete = spec.model_copy(update={"weights_sha256": sha256(folder / WEIGHTS)})
-    write_json(folder / SPEC, complete.model_dump(mode="json"))
-    return complete

@@ -1,96 +1,200 @@
-"""Teachers by name or folder."""
+"""The teachers that can be asked for by name: facts only; `fetch.py` gets them, `load.py` loads them."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Any
 
-from pydantic import ValidationError
-from safetensors import SafetensorError
-from safetensors.torch import load_file
+from distillkit.contracts.teacher import TeacherSpec
 
-from distillkit.assets import asset_path
-from distillkit.contracts.teacher import Teacher, TeacherSpec
-from distillkit.errors import DistillkitError, UsageError
-from distillkit.files import sha256
-from distillkit.networks.build import build_denoiser
-from distillkit.registry import unknown
-
-WEIGHTS, SPEC = "model.safetensors", "teacher.json"
+EDM_HOST = "https://nvlabs-fi-cdn.nvidia.com"
+EDM_LICENCE = "CC BY-NC-SA 4.0 (NVIDIA): attribution, no commercial use, share alike; it may bind students too"
 
 
 @dataclass(frozen=True)
 class CatalogEntry:
-    """A teacher that can be asked for by name."""
+    """A teacher that can be asked for by name.
 
-    name: str
+    Args:
+        spec: its facts. For a published checkpoint the network's arguments are the paper's; the file's own count,
+            and are checked against these.
+        title: one line for people.
+        aliases: other names that people type.
+        url: the published file; empty for the embedded teacher.
+        parameters: number of parameters.
+        published: figures of the paper, quoted under the paper's own protocol.
+        reference: address of the reference statistics that the published figure was measured against.
+        sha256: of the published file, where one is known; elsewhere it is recorded at the first download.
+    """
+
+    spec: TeacherSpec
     title: str
-    licence: str
-    source: str
-    load: Callable[[], Teacher]
+    aliases: tuple[str, ...] = ()
+    url: str = ""
+    parameters: int = 0
+    published: str = ""
+    reference: str = ""
+    sha256: str = ""
+
+    @property
+    def name(self) -> str:
+        return self.spec.name
 
 
-def load_digits_teacher() -> Teacher:
-    """The embedded teacher."""
-    return _load(asset_path("digits-teacher.json"), asset_path("digits-teacher.safetensors"))
+def _song(resolution: int, labels: int, dropout: float, *, ve: bool) -> dict[str, Any]:
+    ddpmpp = {
+        "embedding_type": "positional",
+        "encoder_type": "standard",
+        "channel_mult_noise": 1,
+        "resample_filter": [1, 1],
+    }
+    ncsnpp = {
+        "embedding_type": "fourier",
+        "encoder_type": "residual",
+        "channel_mult_noise": 2,
+        "resample_filter": [1, 3, 3, 1],
+    }
+    arguments = {
+        "img_resolution": resolution,
+        "in_channels": 3,
+        "out_channels": 3,
+        "label_dim": labels,
+        "augment_dim": 9,
+        "model_channels": 128,
+        "channel_mult": [2, 2, 2] if resolution == 32 else [1, 2, 2, 2],
+        "num_blocks": 4,
+        "attn_resolutions": [16],
+        "dropout": dropout,
+        "decoder_type": "standard",
+        **(ncsnpp if ve else ddpmpp),
+    }
+    return {"class": "SongUNet", "arguments": arguments, "sigma_data": 0.5}
 
+
+def _adm() -> dict[str, Any]:
+    arguments = {
+        "img_resolution": 64,
+        "in_channels": 3,
+        "out_channels": 3,
+        "label_dim": 1000,
+        "augment_dim": 0,
+        "model_channels": 192,
+        "channel_mult": [1, 2, 3, 4],
+        "num_blocks": 3,
+        "attn_resolutions": [32, 16, 8],
+        "dropout": 0.10,
+    }
+    return {"class": "DhariwalUNet", "arguments": arguments, "sigma_data": 0.5}
+
+
+def _edm(
+    name: str, stem: str, title: str, network: dict[str, Any], published: str, reference: str, parameters: int,
+    *aliases: str,
+) -> CatalogEntry:  # fmt: skip
+    arguments = network["arguments"]
+    resolution = arguments["img_resolution"]
+    spec = TeacherSpec(
+        name=name,
+        shape=(3, resolution, resolution),
+        num_classes=arguments["label_dim"],
+        null_label=False,
+        solver_steps=18 if resolution == 32 else 40,
+        network=network,
+        licence=EDM_LICENCE,
+        source=f"{EDM_HOST}/edm/pretrained/{stem}.pkl",
+    )
+    return CatalogEntry(
+        spec, title, (stem, *aliases), spec.source, parameters, published,
+        f"{EDM_HOST}/edm/fid-refs/{reference}.npz",
+    )  # fmt: skip
+
+
+DIGITS = CatalogEntry(
+    TeacherSpec(
+        name="digits",
+        shape=(1, 8, 8),
+        num_classes=10,
+        solver_steps=18,
+        network={
+            "class": "DhariwalUNet",
+            "arguments": {
+                "img_resolution": 8,
+                "in_channels": 1,
+                "out_channels": 1,
+                "label_dim": 10,
+                "model_channels": 24,
+                "channel_mult": [1, 2],
+                "channel_mult_emb": 6,
+                "num_blocks": 1,
+                "attn_resolutions": [],
+                "dropout": 0.0,
+            },
+            "sigma_data": 0.5,
+        },
+        licence="Apache-2.0 (weights); CC BY 4.0 (data)",
+        source="trained by `distillkit teachers train digits` on scikit-learn's digits (CC BY 4.0)",
+    ),
+    "handwritten digits 8x8, 10 classes",
+    parameters=479_209,
+)
+
+_CIFAR_VP = "CIFAR-10 32x32, {}; DDPM++ (VP)"
+_CIFAR_VE = "CIFAR-10 32x32, {}; NCSN++ (VE)"
 
 CATALOG: Mapping[str, CatalogEntry] = {
     entry.name: entry
     for entry in (
-        CatalogEntry(
-            name="digits",
-            title="handwritten digits, 8 x 8, ten classes; inside the package, runs on a laptop",
-            licence="Apache-2.0 (weights); CC BY 4.0 (data)",
-            source="`distillkit teachers train digits`",
-            load=load_digits_teacher,
+        DIGITS,
+        _edm(
+            "edm-imagenet64", "edm-imagenet-64x64-cond-adm", "ImageNet 64x64, 1,000 classes; ADM", _adm(),
+            "FID 2.22 at NFE 79; 1.36 stochastic at NFE 511", "imagenet-64x64", 295_899_267,
+            "edm-imagenet-64", "edm-imagenet64-cond", "edm-imagenet-64x64", "edm-imagenet", "imagenet64",
+        ),
+        _edm(
+            "edm-cifar10-cond", "edm-cifar10-32x32-cond-vp", _CIFAR_VP.format("10 classes"),
+            _song(32, 10, 0.13, ve=False), "FID 1.79 at NFE 35", "cifar10-32x32", 55_735_299,
+            "edm-cifar10-cond-vp", "edm-cifar10", "edm-cifar10-32x32", "cifar10-cond", "cifar10",
+        ),
+        _edm(
+            "edm-cifar10-cond-ve", "edm-cifar10-32x32-cond-ve", _CIFAR_VE.format("10 classes"),
+            _song(32, 10, 0.13, ve=True), "FID 1.79 at NFE 35", "cifar10-32x32", 56_400_643, "cifar10-cond-ve",
+        ),
+        _edm(
+            "edm-cifar10-uncond", "edm-cifar10-32x32-uncond-vp", _CIFAR_VP.format("no classes"),
+            _song(32, 0, 0.13, ve=False), "FID 1.97 at NFE 35", "cifar10-32x32", 55_733_891,
+            "edm-cifar10-uncond-vp", "cifar10-uncond",
+        ),
+        _edm(
+            "edm-cifar10-uncond-ve", "edm-cifar10-32x32-uncond-ve", _CIFAR_VE.format("no classes"),
+            _song(32, 0, 0.13, ve=True), "FID 1.98 at NFE 35", "cifar10-32x32", 56_397_827, "cifar10-uncond-ve",
+        ),
+        _edm(
+            "edm-ffhq64", "edm-ffhq-64x64-uncond-vp", "FFHQ faces 64x64, no classes; DDPM++ (VP)",
+            _song(64, 0, 0.05, ve=False), "FID 2.39 at NFE 79", "ffhq-64x64", 61_805_571,
+            "edm-ffhq64-vp", "edm-ffhq-64", "edm-ffhq", "ffhq64",
+        ),
+        _edm(
+            "edm-ffhq64-ve", "edm-ffhq-64x64-uncond-ve", "FFHQ faces 64x64, no classes; NCSN++ (VE)",
+            _song(64, 0, 0.05, ve=True), "FID 2.53 at NFE 79", "ffhq-64x64", 62_761_091, "ffhq64-ve",
+        ),
+        _edm(
+            "edm-afhqv2-64", "edm-afhqv2-64x64-uncond-vp", "AFHQv2 animals 64x64, no classes; DDPM++ (VP)",
+            _song(64, 0, 0.25, ve=False), "FID 1.96 at NFE 79", "afhqv2-64x64", 61_805_571,
+            "edm-afhqv2-64-vp", "edm-afhqv2", "edm-afhq64", "afhqv2-64",
+        ),
+        _edm(
+            "edm-afhqv2-64-ve", "edm-afhqv2-64x64-uncond-ve",
+            "AFHQv2 animals 64x64, no classes; NCSN++ (VE)", _song(64, 0, 0.25, ve=True),
+            "FID 2.16 at NFE 79", "afhqv2-64x64", 62_761_091, "afhqv2-64-ve",
         ),
     )
-}
+}  # fmt: skip
+
+ALIASES: Mapping[str, str] = {alias: entry.name for entry in CATALOG.values() for alias in entry.aliases}
 
 
-def load_teacher(name: str) -> Teacher:
-    """A teacher from the catalogue, or from a folder with `teacher.json` and `model.safetensors`.
-
-    Raises:
-        UsageError: for a name that is neither.
-        DistillkitError: when the files do not fit together.
-    """
-    if name in CATALOG:
-        return CATALOG[name].load()
-    folder = Path(name).expanduser()
-    if folder.is_dir():
-        for file in (SPEC, WEIGHTS):
-            if not (folder / file).is_file():
-                raise UsageError(f"{folder} is not a teacher folder: it has no {file}")
-        return _load(folder / SPEC, folder / WEIGHTS)
-    raise UsageError(unknown("teacher", name, CATALOG, "distillkit teachers") + " A folder path works too.")
-
-
-def known_as(name: str) -> str:
-    """The name under which presets know a teacher: a folder's is the one in its teacher.json."""
-    spec = Path(name).expanduser() / SPEC
-    if name in CATALOG or not spec.is_file():
-        return name
-    try:
-        return str(json.loads(spec.read_text(encoding="utf-8"))["name"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return name
-
-
-def _load(spec_path: Path, weights_path: Path) -> Teacher:
-    try:
-        spec = TeacherSpec.model_validate(json.loads(spec_path.read_text(encoding="utf-8")))
-        state = load_file(weights_path)
-    except (ValidationError, ValueError, OSError, SafetensorError) as error:
-        raise DistillkitError(f"cannot read the teacher in {spec_path.parent}: {str(error).splitlines()[0]}") from error
-    if sha256(weights_path) != spec.weights_sha256:
-        raise DistillkitError(f"{weights_path} does not match the sha256 recorded in {spec_path.name}")
-    denoiser = build_denoiser(spec.network)
-    try:
-        denoiser.load_state_dict(state)
-    except RuntimeError as error:
-        raise DistillkitError(f"{weights_path} does not fit its description: {error}") from error
-    return Teacher(denoiser, spec)
+def catalog_name(name: str) -> str | None:
+    """The catalogue's own name for a name or alias, in any case; None for one that it does not know."""
+    name = name.lower()
+    return name if name in CATALOG else ALIASES.get(name)

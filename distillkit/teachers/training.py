@@ -19,31 +19,6 @@ from distillkit.contracts.teacher import Teacher, TeacherSpec
 from distillkit.diffusion.schedules import edm_loss_weight
 from distillkit.networks.build import build_denoiser
 
-DIGITS_SPEC = TeacherSpec(
-    name="digits",
-    shape=(1, 8, 8),
-    num_classes=10,
-    solver_steps=18,
-    network={
-        "class": "DhariwalUNet",
-        "arguments": {
-            "img_resolution": 8,
-            "in_channels": 1,
-            "out_channels": 1,
-            "label_dim": 10,
-            "model_channels": 24,
-            "channel_mult": [1, 2],
-            "channel_mult_emb": 6,
-            "num_blocks": 1,
-            "attn_resolutions": [],
-            "dropout": 0.0,
-        },
-        "sigma_data": 0.5,
-    },
-    licence="Apache-2.0",
-    source="trained by `distillkit teachers train digits` on scikit-learn's digits (CC BY 4.0)",
-)
-
 DIGITS_TRAINING: Mapping[str, Any] = {
     "duration": "1.5M",
     "batch": 256,

@@ -1,0 +1,178 @@
+"""Downloads that survive cuts, stalls and restarts, and that end with a verified file or none."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from distillkit.errors import DistillkitError, Interrupted
+from distillkit.files import require_space, sha256, sync_folder, write_json
+from distillkit.progress import Reporter
+
+if TYPE_CHECKING:
+    import requests
+
+CHUNK = 2**20
+MOST_FAILURES = 5
+"""Failures in a row, without a byte gained, after which a download gives up."""
+TEMPORARY = frozenset({408, 425, 429, 500, 502, 503, 504})
+
+
+def offline() -> bool:
+    """Whether the user asked for no network, by the hub's own switch."""
+    return os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}
+
+
+def download(
+    url: str,
+    target: Path,
+    *,
+    reporter: Reporter,
+    expected_sha256: str = "",
+    should_stop: Callable[[], int] = lambda: 0,
+    timeout: float = 30.0,
+    pause: float = 0.5,
+) -> str:
+    """Fetch `url` to `target`; returns its sha256. Proxies are taken from the environment.
+
+    What has arrived lies beside the target in a `.part` file and is continued by the next call, if the server still
+    has the same file.
+
+    Args:
+        expected_sha256: refuse anything else; empty to accept what comes.
+        should_stop: a signal's number once one has come, else 0.
+        timeout: seconds without a byte that count as a stall.
+        pause: seconds before the first retry; doubled with each.
+
+    Raises:
+        DistillkitError: when it cannot be had or has another hash; nothing lies under the target's name then.
+        Interrupted: after a signal; the part stays.
+    """
+    import requests
+
+    part = target.with_name(f".{target.name}.part")
+    part.parent.mkdir(parents=True, exist_ok=True)
+    failures, reason = 0, ""
+    with requests.Session() as session:
+        while failures < MOST_FAILURES:
+            had = part.stat().st_size if part.exists() else 0
+            try:
+                done = _continue(session, url, part, reporter, should_stop, timeout)
+            except (requests.RequestException, ConnectionError, TimeoutError) as error:
+                done, reason = False, _said(error)
+            except OSError as error:
+                raise DistillkitError(
+                    f"cannot write {part}: {error.strerror or error}. Make room and try again."
+                ) from error
+            if done:
+                break
+            gained = (part.stat().st_size if part.exists() else 0) > had
+            failures = 1 if gained else failures + 1
+            reason = reason or "the connection was cut"
+            reporter.say(f"{reason}; trying again ({failures} of {MOST_FAILURES})")
+            time.sleep(min(pause * 2 ** (failures - 1), 10.0))
+        else:
+            raise DistillkitError(
+                f"cannot download {url}: {reason}. What has arrived is kept; the same command goes on with it. "
+                f"Or place the file at {target} yourself."
+            )
+    found = sha256(part)
+    if expected_sha256 and found != expected_sha256:
+        _discard(part)
+        raise DistillkitError(
+            f"{url} is not the file that was expected, and was removed:\n  expected sha256 {expected_sha256}\n"
+            f"  received sha256 {found}\nTry again; if it stays so, the file was changed or the line alters it."
+        )
+    part.replace(target)
+    _notes(part).unlink(missing_ok=True)
+    sync_folder(target.parent)
+    return found
+
+
+def _continue(
+    session: requests.Session, url: str, part: Path, reporter: Reporter, should_stop: Callable[[], int], timeout: float
+) -> bool:
+    """Append what the server sends; whether the file is complete now."""
+    here = part.stat().st_size if part.exists() else 0
+    version = _version(part) if here else ""
+    headers = {"Accept-Encoding": "identity"}
+    if here and version:
+        headers |= {"Range": f"bytes={here}-", "If-Range": version}
+    with session.get(url, headers=headers, stream=True, timeout=(10.0, timeout)) as response:
+        if response.status_code == 416:
+            _discard(part)
+            return False
+        if response.status_code in TEMPORARY:
+            raise ConnectionError(f"the server answers {response.status_code} {response.reason}")
+        if response.status_code not in (200, 206):
+            raise DistillkitError(
+                f"cannot download {url}: the server answers {response.status_code} {response.reason}. "
+                f"Check the address, or place the file at {part.with_name(part.name[1:-5])} yourself."
+            )
+        continued = response.status_code == 206 and response.headers.get("Content-Range", "").startswith(
+            f"bytes {here}-"
+        )
+        if not continued:
+            here = 0
+            _discard(part)
+        length = response.headers.get("Content-Length", "")
+        total = here + int(length) if length.isdigit() else None
+        if total:
+            require_space(part.parent, total - here, f"{url.rpartition('/')[2]} needs room:")
+        write_json(
+            _notes(part),
+            {"url": url, "version": response.headers.get("ETag") or response.headers.get("Last-Modified", "")},
+        )
+        with (
+            part.open("ab" if here else "wb") as file,
+            reporter.task(f"downloading {url.rpartition('/')[2]}", total or 0, "bytes", here) as task,
+        ):
+            for chunk in response.iter_content(CHUNK):
+                file.write(chunk)
+                task.advance(len(chunk))
+                if signum := should_stop():
+                    raise Interrupted("stopped; what has arrived is kept, the same command goes on with it", signum)
+            file.flush()
+            os.fsync(file.fileno())
+    arrived = part.stat().st_size
+    if total is not None and arrived > total:
+        _discard(part)
+        return False
+    return total is None or arrived == total
+
+
+def _version(part: Path) -> str:
+    """The server's strong version tag of what the part is a part of; empty if it gave none."""
+    try:
+        version = str(json.loads(_notes(part).read_text())["version"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
+    return "" if version.startswith("W/") else version
+
+
+def _notes(part: Path) -> Path:
+    return part.with_name(f"{part.name}.json")
+
+
+def _discard(part: Path) -> None:
+    part.unlink(missing_ok=True)
+    _notes(part).unlink(missing_ok=True)
+
+
+def _said(error: Exception) -> str:
+    import requests
+
+    text = str(error)
+    if "NameResolution" in text or "getaddrinfo" in text:
+        return "the host's name cannot be resolved (is there a network?)"
+    if isinstance(error, (requests.Timeout, TimeoutError)) or "timed out" in text:
+        return "the server sends nothing any more"
+    if isinstance(error, requests.exceptions.ProxyError):
+        return "the proxy refuses"
+    if isinstance(error, requests.ConnectionError):
+        return "the connection failed or was cut"
+    return text.splitlines()[0][:200] if text else type(error).__name__

@@ -1,0 +1,128 @@
+"""From a foreign file of weights to a teacher folder: read once, safely; the original is never needed again."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from distillkit.contracts.teacher import TeacherSpec
+from distillkit.errors import DistillkitError, UsageError
+from distillkit.files import sha256
+from distillkit.foreign.read import Foreign, read_foreign
+from distillkit.foreign.records import Refused, StoredTensor, load_tensors
+from distillkit.networks.build import build_denoiser
+from distillkit.teachers import edm
+from distillkit.teachers.folder import check_fit, write_teacher
+
+log = logging.getLogger(__name__)
+
+STATE_DICTS = ("ema", "state_dict", "model_state_dict", "ema_state_dict", "model", "net", "module")
+"""Keys under which `torch.save` files keep a state dict, an average of weights first."""
+
+
+def convert(
+    path: Path,
+    folder: Path,
+    *,
+    name: str,
+    like: TeacherSpec | None = None,
+    licence: str = "",
+    source: str = "",
+    expected: TeacherSpec | None = None,
+) -> TeacherSpec:
+    """Write a teacher folder from an EDM network pickle, a `torch.save` file or a safetensors file.
+
+    Args:
+        name: of the teacher.
+        like: whose network the weights are for, where the file holds weights alone.
+        licence, source: recorded in teacher.json; the file's sha256 is added to the source.
+        expected: the catalogue's facts; another size or number of classes is refused, other arguments are remarked.
+
+    Raises:
+        UsageError: when the file holds weights alone and `like` is not given.
+        DistillkitError: when it is refused, or its weights do not fit its network.
+    """
+    foreign = read_foreign(path)
+    try:
+        network = edm.find_network(foreign.value)
+        if network is not None:
+            spec = edm.describe(network, name)
+            state = load_tensors(edm.weights(network), 2 * foreign.size)
+        else:
+            state = _state_dict(foreign)
+            if like is None:
+                raise UsageError(
+                    f"{path} holds weights but not the arguments of their network. Say whose network they are for: "
+                    f"distillkit teachers convert {path} --like edm-cifar10-cond (or a teacher folder)"
+                )
+            spec = like.model_copy(update={"name": name, "licence": licence, "weights_sha256": ""})
+    except Refused as refused:
+        raise Refused(f"{path}: refused: {refused}. Nothing in the file was run.") from refused.__cause__
+    if expected is not None:
+        _compare(path, spec, expected)
+    with torch.device("meta"):
+        wanted = build_denoiser(spec.network).state_dict()
+    state = {
+        key: value.float() if value.is_floating_point() else value for key, value in _renamed(state, wanted).items()
+    }
+    try:
+        check_fit(wanted, state, str(path))
+    except DistillkitError as error:
+        raise DistillkitError(f"{error}{_likely(state)}") from error
+    digest = f"sha256 of the original {sha256(path)}"
+    spec = spec.model_copy(update={"licence": licence, "source": f"{source or path.name} ({digest})"})
+    return write_teacher(folder, state, spec)
+
+
+def _state_dict(foreign: Foreign) -> dict[str, Tensor]:
+    value = foreign.value
+    for key in (None, *STATE_DICTS):
+        candidate = value if key is None else value.get(key) if isinstance(value, Mapping) else None
+        if isinstance(candidate, Mapping) and candidate:
+            tensors = {str(k): v for k, v in candidate.items() if isinstance(v, (StoredTensor, Tensor))}
+            if len(tensors) == len(candidate):
+                stored = {k: v for k, v in tensors.items() if isinstance(v, StoredTensor)}
+                return {**tensors, **load_tensors(stored, 2 * foreign.size)}  # type: ignore[dict-item]
+    raise Refused("it holds neither an EDM network nor a state dict")
+
+
+def _renamed(state: dict[str, Tensor], wanted: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Names without a wrapper's `module.`, and with `model.` where the inner network alone was saved."""
+    state = {name.removeprefix("module."): value for name, value in state.items()}
+    if not any(name in wanted for name in state) and any(f"model.{name}" in wanted for name in state):
+        return {f"model.{name}": value for name, value in state.items()}
+    return state
+
+
+def _compare(path: Path, found: TeacherSpec, expected: TeacherSpec) -> None:
+    """Refuse another model under a catalogued name; remark on arguments that differ from the paper's."""
+    if (found.shape, found.num_classes) != (expected.shape, expected.num_classes):
+        raise DistillkitError(
+            f"{path} is not {expected.name}: it makes samples {found.shape} of {found.num_classes} classes, "
+            f"not {expected.shape} of {expected.num_classes}"
+        )
+    theirs, ours = found.network["arguments"], expected.network["arguments"]
+    for key in sorted(ours.keys() & theirs.keys()):
+        said = list(theirs[key]) if isinstance(theirs[key], tuple) else theirs[key]
+        if said != ours[key] and key != "dropout":
+            log.warning(
+                "%s: its argument %s is %r; the catalogue has %r. The file's counts.", path, key, said, ours[key]
+            )
+
+
+def _likely(state: Mapping[str, Tensor]) -> str:
+    """The catalogued teacher that these weights would fit, if there is one."""
+    from distillkit.teachers.catalog import CATALOG
+
+    shapes = {name: value.shape for name, value in state.items()}
+    for entry in CATALOG.values():
+        with torch.device("meta"):
+            wanted = build_denoiser(entry.spec.network).state_dict()
+        if {name: value.shape for name, value in wanted.items()} == shapes:
+            return f"\nThey fit {entry.name}: try --like {entry.name}"
+    return ""

@@ -1,0 +1,130 @@
+"""What EDM's network pickles hold: constructor arguments and weights, taken from inert records."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from distillkit.contracts.teacher import TeacherSpec
+from distillkit.foreign.records import Instance, Refused, StoredTensor
+from distillkit.networks.build import NETWORKS
+
+PRECONDITIONING = "EDMPrecond"
+OTHERS = {
+    "VPPrecond": "the VP preconditioning of EDM's baseline checkpoints",
+    "VEPrecond": "the VE preconditioning of EDM's baseline checkpoints",
+    "iDDPMPrecond": "the iDDPM preconditioning of EDM's baseline checkpoints",
+    "Precond": "EDM2's network",
+}
+PLACES = ("ema", "net", "model")
+"""Keys under which training programs keep the network, the average of its weights first."""
+CONSTRUCTOR = (
+    "img_resolution",
+    "img_channels",
+    "label_dim",
+    "use_fp16",
+    "sigma_min",
+    "sigma_max",
+    "sigma_data",
+    "model_type",
+)
+DEEPEST, MOST = 32, 100_000
+
+
+def find_network(value: Any) -> Instance | None:
+    """The EDM network in what a pickle holds; None if it holds no persistent object.
+
+    Raises:
+        Refused: for a network of another preconditioning, by name.
+    """
+    found = [value] if isinstance(value, Instance) else []
+    if isinstance(value, Mapping):
+        found = [value[place] for place in PLACES if isinstance(value.get(place), Instance)]
+    if not found:
+        return None
+    network: Instance = found[0]
+    if network.class_name == PRECONDITIONING:
+        return network
+    what = OTHERS.get(network.class_name, "a network that distillkit does not know")
+    raise Refused(f"its network is of class {network.class_name[:80]}, {what}; what can be built is {PRECONDITIONING}")
+
+
+def describe(network: Instance, name: str) -> TeacherSpec:
+    """The teacher's facts from the arguments that its constructor was called with, as the file records them.
+
+    Raises:
+        Refused: when they are missing or not plain values.
+    """
+    given, named = network.state.get("_init_args", ()), network.state.get("_init_kwargs")
+    if not isinstance(named, Mapping) or not isinstance(given, (tuple, list)) or len(given) > len(CONSTRUCTOR):
+        raise Refused("it does not record the arguments of its network")
+    arguments = {**dict(zip(CONSTRUCTOR, given, strict=False)), **{str(k): v for k, v in named.items()}}
+    for key, value in arguments.items():
+        if not _plain(value):
+            raise Refused(f"its network's argument {key[:80]} is not a plain value")
+    outer = {key: arguments.pop(key) for key in CONSTRUCTOR if key in arguments}
+    try:
+        resolution, channels = int(outer["img_resolution"]), int(outer["img_channels"])
+        classes, kind = int(outer.get("label_dim", 0)), str(outer.get("model_type", "DhariwalUNet"))
+        sigma_data = float(outer.get("sigma_data", 0.5))
+        low, high = float(outer.get("sigma_min", 0)), float(outer.get("sigma_max", float("inf")))
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        raise Refused(f"its network's arguments are incomplete ({error})") from error
+    if kind not in NETWORKS or not (0 < resolution <= 4096 and 0 < channels <= 64 and 0 <= classes <= 10**6):
+        raise Refused(f"its network {kind[:80]}, {channels} x {resolution} x {resolution}, cannot be built")
+    inner = {"img_resolution": resolution, "in_channels": channels, "out_channels": channels, "label_dim": classes}
+    return TeacherSpec(
+        name=name,
+        shape=(channels, resolution, resolution),
+        num_classes=classes,
+        null_label=float(arguments.get("label_dropout") or 0) > 0,
+        sigma_min=max(0.002, low),
+        sigma_max=min(80.0, high),
+        sigma_data=sigma_data,
+        solver_steps=18 if resolution <= 32 else 40,
+        network={"class": kind, "arguments": {**inner, **arguments}, "sigma_data": sigma_data},
+    )
+
+
+def weights(network: Instance) -> dict[str, StoredTensor]:
+    """The state dict: parameters and persistent buffers by their dotted names.
+
+    Raises:
+        Refused: for a tree of modules that is deeper or wider than any network's, or malformed.
+    """
+    found: dict[str, StoredTensor] = {}
+    for name, value in _walk(network, "", DEEPEST):
+        if len(found) >= MOST:
+            raise Refused(f"its network has more than {MOST:,} tensors")
+        found[name] = value
+    return found
+
+
+def _walk(module: Any, above: str, depth: int) -> Iterator[tuple[str, StoredTensor]]:
+    if not isinstance(module, Instance) or depth == 0:
+        raise Refused(f"its module {above[:80] or 'network'} is not a module")
+    kept = module.state.get("_non_persistent_buffers_set", ())
+    for group in ("_parameters", "_buffers"):
+        for name, value in _entries(module, group):
+            if value is None or (group == "_buffers" and name in kept):
+                continue
+            if not isinstance(value, StoredTensor):
+                raise Refused(f"its {above[:80]}{name[:80]} is not a tensor")
+            yield f"{above}{name}", value
+    for name, child in _entries(module, "_modules"):
+        if child is not None:
+            yield from _walk(child, f"{above}{name}.", depth - 1)
+
+
+def _entries(module: Instance, group: str) -> list[tuple[str, Any]]:
+    entries = module.state.get(group, {})
+    if not isinstance(entries, Mapping) or not all(isinstance(name, str) for name in entries):
+        raise Refused(f"a module's {group} are malformed")
+    return list(entries.items())
+
+
+def _plain(value: Any) -> bool:
+    scalar = (str, int, float, bool, type(None))
+    if isinstance(value, (list, tuple)):
+        return len(value) <= 64 and all(isinstance(item, scalar) for item in value)
+    return isinstance(value, scalar)

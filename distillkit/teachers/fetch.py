@@ -1,0 +1,138 @@
+"""Published teachers: downloaded once, hash recorded, converted once, kept in the cache."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from filelock import FileLock
+
+from distillkit.downloads import download, offline
+from distillkit.errors import DistillkitError
+from distillkit.files import cache_folder, sha256, write_json
+from distillkit.progress import Reporter
+from distillkit.teachers.catalog import CatalogEntry
+from distillkit.teachers.convert import convert
+from distillkit.teachers.folder import is_teacher_folder
+
+MIRROR = "DISTILLKIT_MIRROR"
+
+
+def teachers_folder() -> Path:
+    """Where fetched and converted teachers lie."""
+    return cache_folder() / "teachers"
+
+
+def lock_file() -> Path:
+    """The hashes of what was downloaded: trusted at first use, required ever after."""
+    return teachers_folder() / "lock.json"
+
+
+def fetched(entry: CatalogEntry) -> Path | None:
+    """The folder of a teacher that has been fetched before."""
+    folder = teachers_folder() / entry.name
+    return folder if is_teacher_folder(folder) else None
+
+
+def fetch(entry: CatalogEntry, reporter: Reporter, should_stop: Callable[[], int] = lambda: 0) -> Path:
+    """The teacher's folder, after downloading and converting it where that has not been done.
+
+    One process does it while others wait. `DISTILLKIT_MIRROR`, a web address or a folder, stands in for the published
+    host. `HF_HUB_OFFLINE=1` forbids the network. A file put into the cache's downloads folder by hand is taken.
+
+    Raises:
+        DistillkitError: when it cannot be had, differs from the hash recorded before, or is refused by the reader.
+        Interrupted: after a signal; what has arrived is kept.
+    """
+    if folder := fetched(entry):
+        return folder
+    folder = teachers_folder() / entry.name
+    teachers_folder().mkdir(parents=True, exist_ok=True)
+    with FileLock(teachers_folder() / f".{entry.name}.lock"):
+        if fetched(entry):
+            return folder
+        original = cache_folder() / "downloads" / Path(urlsplit(entry.url).path).name
+        reporter.say(f"{entry.name}: {entry.title}\nlicence: {entry.spec.licence}")
+        known = entry.sha256 or str(_locked(entry.name).get("sha256", ""))
+        if original.is_file():
+            reporter.say(f"taking {original}")
+            found = _verified(original, known)
+        else:
+            found = _get(entry, original, known, reporter, should_stop)
+        if not known:
+            _record(entry, original, found)
+            reporter.say(
+                f"sha256 {found}\nrecorded at first use in {lock_file()}; a later download that differs is refused"
+            )
+        reporter.say(f"reading {original.name} (nothing in it is executed)")
+        convert(original, folder, name=entry.name, licence=entry.spec.licence, source=entry.url, expected=entry.spec)
+        original.unlink()
+        reporter.say(f"converted to safetensors in {folder}")
+    return folder
+
+
+def _get(entry: CatalogEntry, target: Path, known: str, reporter: Reporter, should_stop: Callable[[], int]) -> str:
+    address = entry.url
+    if mirror := os.environ.get(MIRROR):
+        address = f"{mirror.rstrip('/')}{urlsplit(entry.url).path}"
+        if "://" not in mirror:
+            return _copied(Path(address).expanduser(), target, known)
+    if offline():
+        raise DistillkitError(
+            f"the teacher {entry.name} is not in the cache and HF_HUB_OFFLINE forbids to download it. "
+            f"Fetch {entry.url} elsewhere and place it at {target}, or unset HF_HUB_OFFLINE."
+        )
+    return download(address, target, reporter=reporter, expected_sha256=known, should_stop=should_stop)
+
+
+def _copied(source: Path, target: Path, known: str) -> str:
+    if not source.is_file():
+        raise DistillkitError(f"the mirror has no {source} ({MIRROR} is {os.environ[MIRROR]})")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    aside = target.with_name(f".{target.name}.part")
+    shutil.copyfile(source, aside)
+    aside.replace(target)
+    return _verified(target, known)
+
+
+def _verified(path: Path, known: str) -> str:
+    found = sha256(path)
+    if known and found != known:
+        raise DistillkitError(
+            f"{path} is not the file that was used before:\n  recorded sha256 {known} ({lock_file()})\n"
+            f"  found sha256 {found}\n"
+            "Remove the file; or, if you trust the new one, remove the entry from the lock file."
+        )
+    return found
+
+
+def _locked(name: str) -> dict[str, Any]:
+    try:
+        return dict(json.loads(lock_file().read_text(encoding="utf-8")).get(name, {}))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise DistillkitError(
+            f"cannot read the recorded hashes in {lock_file()}: {error}; mend or remove it"
+        ) from error
+
+
+def _record(entry: CatalogEntry, original: Path, found: str) -> None:
+    with FileLock(teachers_folder() / ".lock.json.lock"):
+        try:
+            known = json.loads(lock_file().read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            known = {}
+        known[entry.name] = {
+            "url": entry.url,
+            "sha256": found,
+            "bytes": original.stat().st_size,
+            "date": datetime.now(UTC).date().isoformat(),
+        }
+        write_json(lock_file(), known)

@@ -1,0 +1,100 @@
+"""A teacher on disk: `model.safetensors` and `teacher.json`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from pydantic import ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from distillkit.contracts.denoiser import Denoiser
+from distillkit.contracts.teacher import Teacher, TeacherSpec
+from distillkit.errors import DistillkitError
+from distillkit.files import replacing, sha256, write_json
+from distillkit.networks.build import build_denoiser
+
+WEIGHTS, SPEC = "model.safetensors", "teacher.json"
+
+
+def is_teacher_folder(folder: Path) -> bool:
+    return (folder / SPEC).is_file() and (folder / WEIGHTS).is_file()
+
+
+def read_spec(path: Path) -> TeacherSpec:
+    """The facts in a teacher.json.
+
+    Raises:
+        DistillkitError: when it is damaged.
+    """
+    try:
+        return TeacherSpec.model_validate(json.loads(path.read_text(encoding="utf-8")))
+    except (ValidationError, ValueError, OSError) as error:
+        raise DistillkitError(f"cannot read {path}: {str(error).splitlines()[0]}") from error
+
+
+def read_teacher(spec_path: Path, weights_path: Path) -> Teacher:
+    """A teacher from its two files.
+
+    Raises:
+        DistillkitError: when they are damaged or do not fit together.
+    """
+    spec = read_spec(spec_path)
+    try:
+        state = load_file(weights_path)
+    except (ValueError, OSError, SafetensorError) as error:
+        raise DistillkitError(f"cannot read {weights_path}: {str(error).splitlines()[0]}") from error
+    if sha256(weights_path) != spec.weights_sha256:
+        raise DistillkitError(f"{weights_path} does not match the sha256 recorded in {spec_path.name}")
+    return Teacher(denoiser_with(spec, state, str(weights_path)), spec)
+
+
+def write_teacher(folder: Path, weights: Mapping[str, Tensor], spec: TeacherSpec) -> TeacherSpec:
+    """Write both files, the description last; returns the spec with the weights' hash."""
+    state = {name: value.detach().cpu().contiguous() for name, value in weights.items()}
+    with replacing(folder / WEIGHTS) as aside:
+        save_file(state, aside, metadata={"format": "pt"})
+    complete = spec.model_copy(update={"weights_sha256": sha256(folder / WEIGHTS)})
+    write_json(folder / SPEC, complete.model_dump(mode="json"))
+    return complete
+
+
+def denoiser_with(spec: TeacherSpec, state: Mapping[str, Tensor], origin: str) -> Denoiser:
+    """The denoiser that `spec` describes, with these weights, loaded strictly.
+
+    Raises:
+        DistillkitError: naming the first differences, or the tensor that holds NaN or infinity.
+    """
+    # On "meta" nothing is allocated or initialised; the weights that were read become the parameters.
+    with torch.device("meta"):
+        denoiser = build_denoiser(spec.network)
+    check_fit(denoiser.state_dict(), state, origin)
+    denoiser.load_state_dict(state, assign=True)
+    return denoiser
+
+
+def check_fit(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], origin: str) -> None:
+    """Refuse weights that are not exactly the network's: names, shapes, finite numbers.
+
+    Raises:
+        DistillkitError: with the first differences.
+    """
+    differences = [f"missing: {name} {tuple(expected[name].shape)}" for name in expected.keys() - found.keys()]
+    differences += [f"not in the network: {name} {tuple(found[name].shape)}" for name in found.keys() - expected.keys()]
+    differences += [
+        f"{name}: {tuple(found[name].shape)} in the file, {tuple(expected[name].shape)} in the network"
+        for name in expected.keys() & found.keys()
+        if expected[name].shape != found[name].shape
+    ]
+    if differences:
+        shown = "\n  ".join(sorted(differences)[:6])
+        raise DistillkitError(
+            f"the weights in {origin} do not fit its description ({len(differences)} differences):\n  {shown}"
+        )
+    for name, value in found.items():
+        if value.is_floating_point() and not bool(value.isfinite().all()):
+            raise DistillkitError(f"{origin}: the tensor {name} holds NaN or infinity")
