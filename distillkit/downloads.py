@@ -16,7 +16,8 @@ from distillkit.progress import Reporter
 if TYPE_CHECKING:
     import requests
 
-CHUNK = 2**20
+CHUNK = 2**14
+"""A cut loses at most the chunk that was on its way."""
 MOST_FAILURES = 5
 """Failures in a row, without a byte gained, after which a download gives up."""
 TEMPORARY = frozenset({408, 425, 429, 500, 502, 503, 504})
@@ -173,6 +174,6 @@ def _said(error: Exception) -> str:
         return "the server sends nothing any more"
     if isinstance(error, requests.exceptions.ProxyError):
         return "the proxy refuses"
-    if isinstance(error, requests.ConnectionError):
+    if isinstance(error, (requests.ConnectionError, requests.exceptions.ChunkedEncodingError)):
         return "the connection failed or was cut"
     return text.splitlines()[0][:200] if text else type(error).__name__

@@ -62,7 +62,7 @@ class Conv2d(nn.Module):
             self.bias = nn.Parameter(torch.zeros(out_channels))
         if resample:
             taps = torch.as_tensor(resample_filter, dtype=torch.float32)
-            taps = torch.outer(taps, taps)[None, None]
+            taps = (taps[:, None] * taps)[None, None]
             self.register_buffer("resample_filter", taps / taps.sum())
         # The two-tap box filter is average pooling and nearest-neighbour growth, which have fast kernels.
         self._box = list(resample_filter) == [1, 1]

@@ -31,6 +31,12 @@ class DMDConfig(MethodConfig):
     fake_updates: int = Field(1, ge=1, description="updates of the fake score for one of the student")
 
 
+LONG = {"log_every": "40k", "checkpoint_every": "2M", "sample_every": "2M", "evaluate_every": "10M"}
+"""Intervals for trainings of a hundred million images."""
+
+CIFAR10 = {"batch": 392, "lr": 5e-5, "duration": "117.6M", "warmup": "196k", "ema_halflife": "500k", **LONG}
+
+
 class DMD(Method):
     """One-step student from two scores and a regression on the teacher's noise-image pairs (Yin et al. 2024)."""
 
@@ -64,16 +70,24 @@ class DMD(Method):
             source="tuned on two CPU cores for five minutes",
         ),
         Preset(
-            name="cifar10",
-            teachers=("edm-cifar10-*",),
+            name="cifar10 conditional",
+            teachers=("edm-cifar10-cond*",),
             settings={"kl_weight": 1.0, "regression_weight": 0.25, "distance": "lpips"},
-            training={"batch": 392, "lr": 5e-5, "duration": "117.6M", "warmup": "196k", "ema_halflife": "500k"},
+            training=CIFAR10,
             pairs={"count": 100_000, "steps": 18},
-            source="Yin et al. 2024, appendix; duration (300k iterations) recalled",
+            source="Yin et al. 2024; number of pairs and iterations (300k) recalled",
+        ),
+        Preset(
+            name="cifar10 unconditional",
+            teachers=("edm-cifar10-uncond*",),
+            settings={"kl_weight": 1.0, "regression_weight": 0.5, "distance": "lpips"},
+            training=CIFAR10,
+            pairs={"count": 500_000, "steps": 18},
+            source="Yin et al. 2024; number of pairs and iterations (300k) recalled",
         ),
         Preset(
             name="imagenet64",
-            teachers=("edm-imagenet64*", "edm-imagenet-64*"),
+            teachers=("edm-imagenet64",),
             settings={"kl_weight": 1.0, "regression_weight": 0.25, "distance": "lpips"},
             training={
                 "batch": 336,
@@ -82,9 +96,19 @@ class DMD(Method):
                 "warmup": "168k",
                 "ema_halflife": "500k",
                 "precision": "bf16",
+                "float32_attention": True,
+                **LONG,
             },
             pairs={"count": 25_000, "steps": 256},
-            source="Yin et al. 2024, appendix; 350k iterations",
+            source="Yin et al. 2024; 350k iterations",
+        ),
+        Preset(
+            name="faces64",
+            teachers=("edm-ffhq64*", "edm-afhqv2-64*"),
+            settings={"kl_weight": 1.0, "regression_weight": 0.5, "distance": "lpips"},
+            training=CIFAR10 | {"batch": 256, "precision": "bf16", "float32_attention": True},
+            pairs={"count": 100_000, "steps": 40},
+            source="not in the paper: unconditional CIFAR-10's settings, the teacher's own 40 steps; untuned",
         ),
     )
 

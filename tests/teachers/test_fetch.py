@@ -1,0 +1,132 @@
+"""`teachers fetch` and `--teacher NAME` through the real entry point, from a mirror on loopback."""
+
+import json
+import re
+import signal
+import time
+
+import pytest
+import torch
+
+from distillkit.networks.build import build_denoiser
+from distillkit.teachers.catalog import ALIASES, CATALOG, catalog_name
+from tests.foreign.edm_format import network_bytes
+from tests.teachers.bad_server import serving
+
+STEM = "edm-cifar10-32x32-uncond-vp"
+SMALL = {"img_resolution": 32, "img_channels": 3, "label_dim": 0, "model_type": "SongUNet", "model_channels": 8,
+         "channel_mult": [1, 1], "num_blocks": 1, "attn_resolutions": [], "augment_dim": 9}  # fmt: skip
+
+
+@pytest.fixture
+def mirror(tmp_path):
+    """A folder laid out like the published host, with a small network under a catalogued name."""
+    arguments = {k: v for k, v in SMALL.items() if k not in ("img_channels", "model_type")}
+    torch.manual_seed(0)
+    denoiser = build_denoiser(
+        {"class": "SongUNet", "arguments": {**arguments, "in_channels": 3, "out_channels": 3}, "sigma_data": 0.5}
+    )
+    folder = tmp_path / "host" / "edm" / "pretrained"
+    folder.mkdir(parents=True)
+    (folder / f"{STEM}.pkl").write_bytes(network_bytes(denoiser, SMALL))
+    return tmp_path / "host"
+
+
+@pytest.fixture
+def environment(tmp_path, mirror):
+    return {"DISTILLKIT_CACHE": str(tmp_path / "cache"), "HF_HUB_OFFLINE": "0", "NO_PROXY": "127.0.0.1"}
+
+
+def test_fetch_shows_licence_records_the_hash_and_converts_once(cli, tmp_path, mirror, environment):
+    with serving(mirror, "cut") as server:
+        done = cli("teachers", "fetch", "edm-cifar10-uncond", env=environment | {"DISTILLKIT_MIRROR": server.address})
+    assert done.returncode == 0, done.stderr
+    assert "CC BY-NC-SA 4.0" in done.stdout.partition("downloading")[0], "the licence is shown before the download"
+    assert "recorded at first use" in done.stdout and "next: distillkit run dmd" in done.stdout
+    assert "model_channels is 8; the catalogue has 128" in done.stderr
+    lock = json.loads((tmp_path / "cache" / "teachers" / "lock.json").read_text())["edm-cifar10-uncond"]
+    assert re.fullmatch(r"[0-9a-f]{64}", lock["sha256"]) and lock["sha256"] in done.stdout and lock["bytes"] > 1000
+    assert lock["url"].startswith("https://nvlabs-fi-cdn.nvidia.com/edm/pretrained/")
+    folder = tmp_path / "cache" / "teachers" / "edm-cifar10-uncond"
+    assert {p.name for p in folder.iterdir()} == {"model.safetensors", "teacher.json"}
+    assert list((tmp_path / "cache" / "downloads").iterdir()) == [], "the pickle is not needed any more"
+    # From here on no network is needed, under any of its names.
+    again = cli(
+        "run", "dmd", "--teacher", STEM, "--dry-run", "--distance", "l2", "--batch", "2",
+        env=environment | {"HF_HUB_OFFLINE": "1"},
+    )  # fmt: skip
+    assert again.returncode == 0, again.stderr
+    assert "cifar10 unconditional" in again.stdout
+
+
+def test_another_file_under_a_recorded_name_is_refused(inside, tmp_path, mirror, environment, monkeypatch):
+    for key, value in (environment | {"DISTILLKIT_MIRROR": str(mirror)}).items():
+        monkeypatch.setenv(key, value)
+    assert inside("teachers", "fetch", "cifar10-uncond").returncode == 0
+    published = mirror / "edm" / "pretrained" / f"{STEM}.pkl"
+    published.write_bytes(published.read_bytes() + b"\0")
+    folder = tmp_path / "cache" / "teachers" / "edm-cifar10-uncond"
+    for file in folder.iterdir():
+        file.unlink()
+    with serving(mirror) as server:
+        monkeypatch.setenv("DISTILLKIT_MIRROR", server.address)
+        done = inside("teachers", "fetch", "cifar10-uncond")
+    assert done.returncode == 1
+    assert "expected sha256" in done.stderr and "received sha256" in done.stderr
+    assert list(folder.iterdir()) == []
+
+
+def test_hostile_file_under_a_published_name_is_refused(inside, tmp_path, mirror, environment, monkeypatch):
+    for key, value in (environment | {"DISTILLKIT_MIRROR": str(mirror)}).items():
+        monkeypatch.setenv(key, value)
+    (mirror / "edm" / "pretrained" / f"{STEM}.pkl").write_bytes(b"\x80\x04cposix\nsystem\n\x8c\x0ctouch canary\x85R.")
+    done = inside("teachers", "fetch", "edm-cifar10-uncond")
+    assert done.returncode == 1 and "posix.system" in done.stderr and "Nothing in the file was run" in done.stderr
+    assert not (tmp_path / "canary").exists()
+
+
+def test_offline_names_the_missing_file_and_how_to_place_it(inside, tmp_path, mirror, environment, monkeypatch):
+    for key, value in (environment | {"HF_HUB_OFFLINE": "1"}).items():
+        monkeypatch.setenv(key, value)
+    done = inside("run", "dmd", "--teacher", "edm-cifar10-uncond", "--output-dir", "x", "--distance", "l2")
+    place = tmp_path / "cache" / "downloads" / f"{STEM}.pkl"
+    assert done.returncode == 1
+    assert "HF_HUB_OFFLINE" in done.stderr and str(place) in done.stderr and f"{STEM}.pkl" in done.stderr
+    assert not (tmp_path / "x").exists()
+    place.parent.mkdir(parents=True)
+    place.write_bytes((mirror / "edm" / "pretrained" / f"{STEM}.pkl").read_bytes())
+    done = inside("teachers", "fetch", "edm-cifar10-uncond")
+    assert done.returncode == 0 and f"taking {place}" in done.stdout
+
+
+def test_a_signal_during_a_download_keeps_what_has_arrived(start, tmp_path, mirror, environment):
+    published = mirror / "edm" / "pretrained" / f"{STEM}.pkl"
+    published.write_bytes(published.read_bytes() + bytes(40 * 2**20))
+    with serving(mirror, "slow") as server:
+        process = start(
+            "teachers", "fetch", "edm-cifar10-uncond", env=environment | {"DISTILLKIT_MIRROR": server.address}
+        )
+        part = tmp_path / "cache" / "downloads" / f".{STEM}.pkl.part"
+        deadline = time.monotonic() + 60
+        while not (part.exists() and part.stat().st_size):
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.02)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=30) == 143
+        assert "goes on with it" in process.stdout.read()
+        assert part.stat().st_size > 0
+
+
+def test_catalogue_is_whole_and_its_names_are_unique():
+    names = [*CATALOG, *ALIASES]
+    assert len(names) == len(set(names)) and len(ALIASES) == sum(len(e.aliases) for e in CATALOG.values())
+    for entry in CATALOG.values():
+        with torch.device("meta"):
+            denoiser = build_denoiser(entry.spec.network)
+        assert sum(p.numel() for p in denoiser.parameters()) == entry.parameters, entry.name
+        assert entry.spec.licence and entry.spec.shape[1] == entry.spec.network["arguments"]["img_resolution"]
+        if entry.url:
+            assert entry.published and entry.reference.endswith(".npz") and "NC" in entry.spec.licence
+    for typed in ("EDM-ImageNet64", "edm-imagenet-64x64-cond-adm", "imagenet64", "edm-cifar10", "edm-ffhq"):
+        assert catalog_name(typed) in CATALOG
+    assert catalog_name("edm-cifar100") is None
