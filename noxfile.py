@@ -18,8 +18,9 @@ def tests(session: nox.Session) -> None:
     """All tests, with coverage, on two workers."""
     session.install("-e", ".", *DEVELOPMENT)
     arguments = session.posargs or ["-n", "2", "--dist", "loadfile", "--cov", "--cov-report", "term:skip-covered"]
-    # One thread a worker: two workers with two threads each would fight over two cores.
-    session.run("pytest", *arguments, env={"OMP_NUM_THREADS": "1"})
+    # One thread a worker: two workers with two threads each would fight over two cores. Tests of the command line
+    # start Python a hundred times, so compiled modules are kept, whatever the surroundings say.
+    session.run("pytest", *arguments, env={"OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": ""})
 
 
 @nox.session

@@ -61,9 +61,9 @@ class Conv2d(nn.Module):
             self.weight = nn.Parameter(fan_balanced_uniform(shape, scale=init_scale))
             self.bias = nn.Parameter(torch.zeros(out_channels))
         if resample:
-            taps = torch.as_tensor(resample_filter, dtype=torch.float32)
-            taps = (taps[:, None] * taps)[None, None]
-            self.register_buffer("resample_filter", taps / taps.sum())
+            total = sum(resample_filter) ** 2
+            taps = torch.tensor([[[[a * b / total for b in resample_filter] for a in resample_filter]]])
+            self.register_buffer("resample_filter", taps)
         # The two-tap box filter is average pooling and nearest-neighbour growth, which have fast kernels.
         self._box = list(resample_filter) == [1, 1]
 
@@ -116,7 +116,8 @@ class FourierEmbedding(nn.Module):
 
     def __init__(self, channels: int, scale: float = 16) -> None:
         super().__init__()
-        self.register_buffer("freqs", torch.randn(channels // 2) * scale)
+        # Few numbers: they are drawn also where a network is only described (on "meta"), which costs nothing.
+        self.register_buffer("freqs", torch.randn(channels // 2, device="cpu") * scale)
 
     def forward(self, level: Tensor) -> Tensor:
         angle = torch.outer(level, 2 * math.pi * self.freqs.to(level.dtype))
