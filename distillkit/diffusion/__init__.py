@@ -3,6 +3,18 @@
 from distillkit.diffusion.distances import Distance, l2, pseudo_huber
 from distillkit.diffusion.preconditioning import EDMPreconditioning
 from distillkit.diffusion.schedules import edm_loss_weight, karras_sigmas
-from distillkit.diffusion.solvers import heun
+from distillkit.diffusion.solvers import euler, heun
+from distillkit.diffusion.variance_preserving import VariancePreserving, vp_sigmas
 
-__all__ = ["Distance", "EDMPreconditioning", "edm_loss_weight", "heun", "karras_sigmas", "l2", "pseudo_huber"]
+__all__ = [
+    "Distance",
+    "EDMPreconditioning",
+    "VariancePreserving",
+    "edm_loss_weight",
+    "euler",
+    "heun",
+    "karras_sigmas",
+    "l2",
+    "pseudo_huber",
+    "vp_sigmas",
+]

@@ -12,6 +12,22 @@ DenoiseAt = Callable[[Tensor, Tensor], Tensor]
 """(x, sigma) -> x0 with x (B, C, H, W) and sigma (B,) in float32: a denoiser with its condition filled in."""
 
 
+def euler(denoise: DenoiseAt, noise: Tensor, sigmas: Tensor) -> Tensor:
+    """First-order Euler sampler, which is DDIM with eta = 0 in this parametrisation (Song et al. 2021, Eq. 14).
+
+    Args:
+        denoise, noise: as in `heun`.
+        sigmas: (N + 1,) descending noise levels, the last one included: 0 for samples. N evaluations.
+
+    Returns:
+        (B, C, H, W) at the last noise level, float32.
+    """
+    x, dtype = _start(noise, float(sigmas[0]))
+    for sigma, following in pairwise(sigmas.tolist()):
+        x = x + (following - sigma) * _slope(denoise, x, sigma, dtype)
+    return x.float()
+
+
 def heun(denoise: DenoiseAt, noise: Tensor, sigmas: Tensor) -> Tensor:
     """Second-order Heun sampler (Karras et al. 2022, Algorithm 1 with S_churn = 0); 2N - 1 evaluations.
 
@@ -26,19 +42,23 @@ def heun(denoise: DenoiseAt, noise: Tensor, sigmas: Tensor) -> Tensor:
     Returns:
         Samples (B, C, H, W), float32.
     """
-    dtype = torch.float32 if noise.device.type == "mps" else torch.float64
     levels = [*sigmas.tolist(), 0.0]
-
-    def slope(x: Tensor, sigma: float) -> Tensor:
-        level = torch.full((len(x),), sigma, device=x.device)
-        return (x - denoise(x.float(), level).to(dtype)) / sigma
-
-    x = noise.to(dtype) * levels[0]
+    x, dtype = _start(noise, levels[0])
     for sigma, following in pairwise(levels):
-        d = slope(x, sigma)
+        d = _slope(denoise, x, sigma, dtype)
         x_next = x + (following - sigma) * d
         if following > 0:
-            d = (d + slope(x_next, following)) / 2
+            d = (d + _slope(denoise, x_next, following, dtype)) / 2
             x_next = x + (following - sigma) * d
         x = x_next
     return x.float()
+
+
+def _start(noise: Tensor, sigma: float) -> tuple[Tensor, torch.dtype]:
+    dtype = torch.float32 if noise.device.type == "mps" else torch.float64
+    return noise.to(dtype) * sigma, dtype
+
+
+def _slope(denoise: DenoiseAt, x: Tensor, sigma: float, dtype: torch.dtype) -> Tensor:
+    level = torch.full((len(x),), sigma, device=x.device)
+    return (x - denoise(x.float(), level).to(dtype)) / sigma

@@ -87,7 +87,7 @@ def read_teacher(folder: Path) -> Teacher:
     levels = sigmas_of(noise) if noise["convention"] == "vp" else None
     finite = levels[levels.isfinite()] if levels is not None else None
     spec = TeacherSpec(
-        name=folder.name if not folder.parent.name.startswith("snapshots") else folder.parents[1].name,
+        name=_name(folder),
         shape=(int(config["in_channels"]), height, width),
         num_classes=config.get("num_class_embeds") or 0,
         null_label=False,
@@ -105,6 +105,11 @@ def read_teacher(folder: Path) -> Teacher:
     )
     state = {f"model.unet.{name}": value for name, value in _weights(weights).items()}
     return Teacher(denoiser_with(spec, state, str(weights)), spec)
+
+
+def _name(folder: Path) -> str:
+    """A local folder's name; a hub snapshot (models--ORG--REPO/snapshots/COMMIT) is called REPO."""
+    return folder.parents[1].name.rpartition("--")[2] if folder.parent.name == "snapshots" else folder.name
 
 
 def noise_of(scheduler: dict[str, Any], where: str) -> dict[str, Any]:
