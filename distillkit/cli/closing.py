@@ -8,14 +8,14 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from distillkit.data.pairs import SHARD
 from distillkit.progress import clock
 from distillkit.registry import registry
 from distillkit.runs.config import to_yaml
 
 if TYPE_CHECKING:
-    from distillkit.contracts.method import Preset
-    from distillkit.runs.distill import Distillation, Result
+    from pydantic import BaseModel
+
+    from distillkit.runs.distill import Result
 
 
 def console() -> Console:
@@ -30,31 +30,13 @@ def suggest_run(out: Console, teacher: str) -> None:
     out.print(f"next: distillkit run {method} --teacher {teacher}", highlight=False, soft_wrap=True)
 
 
-def show_plan(job: Distillation, preset: Preset | None) -> None:
+def show_plan(config: BaseModel, rows: list[tuple[str, str]]) -> None:
     """The resolved configuration and what the run would do, without doing it."""
-    out, config, recipe = console(), job.config, job.recipe
+    out = console()
     out.print(to_yaml(config), highlight=False, markup=False)
     table = Table(title="Plan", show_header=False, title_justify="left")
-    parameters = sum(p.numel() for p in recipe.student.parameters())
-    table.add_row("teacher", f"{config.teacher}, {parameters:,} parameters, samples {job.teacher.spec.shape}")
-    table.add_row("preset", f"{preset.name} ({preset.source})" if preset else "none for this teacher")
-    table.add_row("objectives", ", ".join(f"{o.name} x {o.weight:g}" for o in recipe.objectives))
-    table.add_row("trained beside", ", ".join(learner.name for learner in recipe.learners) or "nothing")
-    training = config.training
-    table.add_row(
-        "training",
-        f"{training.duration:,} images = {training.steps:,} steps of {training.batch} on {job.accelerator.device}",
-    )
-    if {"pairs", "pair_samples"} & recipe.needs:
-        store, count = job.pair_store, config.pairs.count
-        missing = len(store.missing(count)) * SHARD
-        size = count * 8 * job.teacher.spec.shape[0] * job.teacher.spec.shape[1] * job.teacher.spec.shape[2]
-        evaluations = missing * (2 * store.steps - 1)
-        table.add_row(
-            "pairs", f"{count:,} ({size / 2**20:,.1f} MiB), {missing:,} to make: {evaluations:,} teacher evaluations"
-        )
-        table.add_row("", str(store.folder))
-    table.add_row("folder", f"{job.folder.path} (nothing was written)")
+    for row in rows:
+        table.add_row(*map(escape, row))
     out.print(table)
 
 

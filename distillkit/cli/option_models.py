@@ -44,7 +44,8 @@ def parameters(sections: Iterable[Section]) -> list[inspect.Parameter]:
     for section in sections:
         for name, info in section.model.model_fields.items():
             kind = _kind(info)
-            flag = f"--{section.prefix}{name.replace('_', '-')}"
+            # A section's path is what the section is: --data rather than --data-path.
+            flag = f"--{section.prefix}{name.replace('_', '-')}".removesuffix("-path")
             default = info.get_default(call_default_factory=True)
             shown = f"default: {_show(default)}"
             if name in section.preset and parse_count(section.preset[name]) != default:

@@ -50,6 +50,7 @@ def method_command(name: str) -> Any:
     """The command for one method, its options taken from the run's and the method's configuration."""
     from distillkit.cli.option_models import Section, parameters
     from distillkit.contracts.method import Preset
+    from distillkit.data.stream import DataConfig
     from distillkit.engine.config import TrainingConfig
     from distillkit.registry import registry
     from distillkit.runs.config import EvaluationConfig, PairsConfig, RunConfig
@@ -63,6 +64,7 @@ def method_command(name: str) -> Any:
         Section("settings", method.Config, f"Settings of {name}", f"{name}-" if clash else "", preset.settings, label),
         Section("training", TrainingConfig, "Training", "", preset.training, label),
         Section("pairs", PairsConfig, "Noise-image pairs", "pairs-", preset.pairs, label),
+        Section("data", DataConfig, "Real images (for methods that need them)", "data-"),
         Section("evaluation", EvaluationConfig, "Evaluation", "evaluation-"),
     ]
 
@@ -82,7 +84,8 @@ def method_command(name: str) -> Any:
 def common_options(
     *,
     teacher: Annotated[
-        str | None, typer.Option(help="Catalogue name or folder of the teacher.  \\[default: digits]")
+        str | None,
+        typer.Option(help="Catalogue name, folder, EDM .pkl, diffusers model or hf:ORG/REPO.  \\[default: digits]"),
     ] = None,
     output_dir: Annotated[
         Path | None,
@@ -112,12 +115,13 @@ def run_method(name: str, values: dict[str, Any]) -> None:
     from distillkit.cli.option_models import typed_values
     from distillkit.engine.interrupt import stop_on_signal
     from distillkit.errors import UsageError
-    from distillkit.progress import reporter_for
+    from distillkit.progress import Quiet, reporter_for
     from distillkit.registry import registry
     from distillkit.runs.accelerators import TRACKERS, make_accelerator
     from distillkit.runs.config import merge, read_config, resolve, set_values
     from distillkit.runs.distill import Distillation
     from distillkit.runs.folder import RunFolder
+    from distillkit.runs.plan import plan_run, teacher_for_plan
 
     method = registry().method(name)
     if values["report_to"] not in TRACKERS:
@@ -151,10 +155,13 @@ def run_method(name: str, values: dict[str, Any]) -> None:
                 f"{where} is finished; there is nothing to resume. Sample from it: distillkit sample {where}"
             )
     with stop_on_signal() as stop:
-        job = Distillation(config, folder, accelerator, reporter, stop, values["report_to"])
         if values["dry_run"]:
-            show_plan(job, preset)
+            teacher, remark = teacher_for_plan(config.teacher)
+            job = Distillation(config, folder, accelerator, Quiet(), stop, teacher=teacher)
+            show_plan(config, plan_run(job, preset, remark))
             return
+        job = Distillation(config, folder, accelerator, reporter, stop, values["report_to"])
+        job.prepare()
         with folder.locked(main=accelerator.is_main_process):
             if not resume and accelerator.is_main_process:
                 folder.begin(config)

@@ -3,21 +3,35 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-
-from distillkit.cli import train_teacher
+from typer.core import TyperGroup
 
 if TYPE_CHECKING:
     from distillkit.teachers.catalog import CatalogEntry
 
+
+class TeachersGroup(TyperGroup):
+    """`train` has options made from the configuration, so it is made when it is asked for."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return [*super().list_commands(ctx), "train"]
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        if cmd_name != "train":
+            return super().get_command(ctx, cmd_name)
+        from distillkit.cli.train_teacher import train_command
+
+        return train_command()
+
+
 app = typer.Typer(
+    cls=TeachersGroup,
     rich_markup_mode=None,
     help="List the teachers; `show` explains one, `fetch` downloads one, `convert` reads a file, `train` makes one.",
     invoke_without_command=True,
 )
-app.command("train")(train_teacher.train)
 
 
 @app.callback()

@@ -44,6 +44,13 @@ class Objective(ABC):
     def __call__(self, step: Step) -> Tensor:
         """The scalar loss, a mean over the step's samples, with gradients to the student alone."""
 
+    def prepare(self) -> None:
+        """Called once before the training and all that is costly: load here what takes a download or much time.
+
+        Raises:
+            DistillkitError: when it cannot be had; the run ends before it began.
+        """
+
     def modules(self) -> Mapping[str, nn.Module]:
         """Networks that this objective owns and changes (an EMA target, a frozen reference): they are moved to
         the device, checkpointed and restored. Not the teacher, not a learner."""

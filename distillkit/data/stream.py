@@ -143,8 +143,10 @@ class ImageStream:
         return pixels
 
 
-def open_stream(config: DataConfig, spec: TeacherSpec | None, device: torch.device) -> ImageStream:
-    """The images of `config`, checked against what the teacher makes.
+def open_stream(
+    config: DataConfig, spec: TeacherSpec | None, device: torch.device, *, labelled: bool = True
+) -> ImageStream:
+    """The images of `config`, checked against what a teacher makes if one is given.
 
     Raises:
         UsageError: when no path is given, or size, channels or classes are not the teacher's.
@@ -152,7 +154,9 @@ def open_stream(config: DataConfig, spec: TeacherSpec | None, device: torch.devi
     """
     if config.path is None:
         raise UsageError("real images are needed: --data FILE.zip, --data FOLDER or --data hf:ORG/NAME")
-    stream = ImageStream(open_images(config.path), config, device, labelled=spec is None or spec.num_classes > 0)
+    stream = ImageStream(
+        open_images(config.path), config, device, labelled=labelled and (spec is None or spec.num_classes > 0)
+    )
     if spec is None:
         return stream
     if stream.shape != spec.shape:

@@ -101,12 +101,14 @@ class Trainer:
         }
         last: dict[str, float] = {}
         if self.step == 0:
+            # The engine draws nothing from the global generator, but dropout and plugins may. Checkpoints hold it.
+            torch.manual_seed(self.rng.seed + self.accelerator.process_index)
             outputs.preview(self.ema, 0)
         logged_at, logged_step = time.monotonic(), self.step
         with outputs.reporter.task("training", total * config.batch, "images", self.step * config.batch) as task:
             while self.step < total:
                 # Previews and evaluations are no cost of the method, so only this is counted.
-                with self.cost.watch(self._roles()):
+                with self.cost.watch(self.roles()):
                     self.train_step()
                 task.advance(config.batch)
                 step, stop = self.step, self._agree(should_stop)
@@ -229,11 +231,12 @@ class Trainer:
                 network.to(memory_format=torch.channels_last)
         if self.config.compile:
             # The raw networks: hooks that count evaluations sit on the denoisers and stay out of the graphs.
-            for denoiser in self._roles().values():
+            for denoiser in self.roles().values():
                 for network in denoiser.children():
                     network.compile()
 
-    def _roles(self) -> dict[str, Any]:
+    def roles(self) -> dict[str, Any]:
+        """The denoisers whose evaluations are the cost of training, by role."""
         roles = {"teacher": self.teacher.denoiser, "student": self.student.denoiser}
         return roles | {
             learner.name: learner.denoiser for learner in self.recipe.learners if hasattr(learner, "denoiser")
@@ -259,6 +262,15 @@ class Trainer:
         owned = {f"{o.name}-{name}": module for o in self.recipe.objectives for name, module in o.modules().items()}
         learners = {learner.name: learner for learner in self.recipe.learners}
         return {"student": self.student, "average": self.ema, **learners, **owned}
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """Of every network that training changes."""
+        return (p for module in self._modules().values() for p in module.parameters())
+
+    def weight_bytes(self) -> tuple[int, int]:
+        """Bytes of all weights that training changes, and of those that have gradients."""
+        sizes = [(p.numel() * p.element_size(), p.requires_grad) for p in self.parameters()]
+        return sum(size for size, _ in sizes), sum(size for size, trained in sizes if trained)
 
     def checkpoint_bytes(self) -> int:
         """About how large a checkpoint is: every weight once, and the trained ones twice more for Adam's moments."""

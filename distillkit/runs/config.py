@@ -13,6 +13,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from distillkit.contracts.method import Method, Preset
+from distillkit.data.stream import DataConfig
 from distillkit.engine.config import Count, TrainingConfig
 from distillkit.errors import UsageError
 from distillkit.teachers.load import known_as
@@ -48,6 +49,7 @@ class RunConfig(BaseModel):
     settings: dict[str, Any] = Field(default_factory=dict, description="the method's own settings")
     training: TrainingConfig = Field(default_factory=TrainingConfig)
     pairs: PairsConfig = Field(default_factory=PairsConfig)
+    data: DataConfig = Field(default_factory=DataConfig)
     evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig)
 
 
@@ -60,6 +62,7 @@ SAFE_TO_CHANGE = frozenset(
         "training.sample_every",
         "training.batch_per_device",
         "evaluation.batch",
+        "data.workers",
     }
 )
 
@@ -160,8 +163,9 @@ def explain(
     lines = []
     for problem in error.errors():
         place = (*above, *(str(part) for part in problem["loc"]))
-        if typed_in(typed, place):
-            where = option_name(place)
+        setting = place[: next((k for k, part in enumerate(place) if part.isdigit()), len(place))]
+        if typed_in(typed, setting):
+            where = option_name(setting)
         elif file and (line := file.lines.get(place)):
             where = f"{file.path}:{line}: {'.'.join(place)}"
         else:
@@ -177,8 +181,10 @@ def explain(
 
 
 def option_name(place: Sequence[str]) -> str:
-    """The option behind a setting: training.lr is --lr, pairs.count is --pairs-count."""
-    prefix = f"{place[0]}-" if place[0] in ("pairs", "evaluation") and len(place) > 1 else ""
+    """The option behind a setting: training.lr is --lr, pairs.count is --pairs-count, data.path is --data."""
+    if tuple(place) == ("data", "path"):
+        return "--data"
+    prefix = f"{place[0]}-" if place[0] in ("pairs", "data", "evaluation") and len(place) > 1 else ""
     return f"--{prefix}{place[-1].replace('_', '-')}"
 
 

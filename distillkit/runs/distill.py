@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,13 @@ from accelerate import Accelerator
 
 from distillkit.contracts.random import SampleRNG
 from distillkit.contracts.recipe import Recipe
+from distillkit.contracts.step import ImageSource
 from distillkit.contracts.student import StudentGenerator
 from distillkit.contracts.teacher import Teacher
+from distillkit.data.digits import load_digits
+from distillkit.data.images import ImagesInMemory
 from distillkit.data.pairs import SHARD, LoadedPairs, PairStore
+from distillkit.data.stream import open_stream
 from distillkit.engine.checkpoint import Checkpoints
 from distillkit.engine.cost import CostMeter
 from distillkit.engine.interrupt import StopRequest
@@ -33,10 +38,11 @@ from distillkit.runs.previews import Previews
 from distillkit.runs.scores import images_per_second, ruler_for, student_pixels, teacher_score
 from distillkit.students.artifact import StudentDescription, save_student
 from distillkit.students.card import write_card
+from distillkit.teachers.catalog import DIGITS
 from distillkit.teachers.load import load_teacher
 
-SOURCES = frozenset({"samples", "pairs", "pair_samples"})
-"""What a recipe may read of a step in a run; real images are for `teachers train` so far."""
+SOURCES = frozenset({"samples", "pairs", "pair_samples", "images"})
+"""What a recipe may read of a step."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +76,7 @@ class Distillation:
         reporter: where progress goes, on the first process.
         stop: a noted signal.
         report_to: a tracker's name, or "none".
+        teacher: an already loaded one.
 
     Raises:
         UsageError: for an unknown teacher.
@@ -84,15 +91,15 @@ class Distillation:
         reporter: Reporter,
         stop: StopRequest,
         report_to: str = "none",
+        teacher: Teacher | None = None,
     ) -> None:
         self.config, self.folder, self.accelerator = config, folder, accelerator
         self.main = accelerator.is_main_process
         self.reporter = reporter if self.main else Quiet()
         self.stop, self.report_to = stop, report_to
         self.installed: InstalledMethod = registry().methods[config.method]
-        self.teacher: Teacher = load_teacher(config.teacher, self.reporter, lambda: stop.signum or 0).to(
-            accelerator.device
-        )
+        teacher = teacher or load_teacher(config.teacher, self.reporter, lambda: stop.signum or 0)
+        self.teacher: Teacher = teacher.to(accelerator.device)
         self.recipe: Recipe = self._recipe()
         self.rng = SampleRNG(config.seed)
 
@@ -119,6 +126,16 @@ class Distillation:
         pairs = self.config.pairs
         return PairStore(self.teacher, steps=pairs.steps or self.teacher.spec.solver_steps, guidance=pairs.guidance)
 
+    def prepare(self) -> None:
+        """Get all that may be missing, before anything is written.
+
+        Raises:
+            DistillkitError: when an objective cannot get what it needs, or the images cannot be opened.
+        """
+        for objective in self.recipe.objectives:
+            objective.prepare()
+        _ = self.images
+
     def run(self, *, resume: bool = False) -> Result:
         """Do everything that is not done yet.
 
@@ -129,10 +146,11 @@ class Distillation:
         began = time.monotonic()
         device = self.accelerator.device
         cost = CostMeter()
+        self.prepare()
         pairs = self._pairs(cost) if {"pairs", "pair_samples"} & self.recipe.needs else None
         trainer = Trainer(
             self.recipe, self.teacher, self.config.training, self.accelerator,
-            seed=self.config.seed, pairs=pairs, cost=cost,
+            seed=self.config.seed, pairs=pairs, images=self.images, cost=cost,
         )  # fmt: skip
         if self.main:
             # One more than are kept lies there while the newest is written.
@@ -156,6 +174,17 @@ class Distillation:
         if self.main:
             self._save(trainer, result)
         return result
+
+    @cached_property
+    def images(self) -> ImageSource | None:
+        """Real images that fit the teacher, where the recipe reads them; the embedded digits, if no others are named,
+        for a teacher of digits."""
+        if "images" not in self.recipe.needs:
+            return None
+        config, spec = self.config.data, self.teacher.spec
+        if config.path is None and spec.shape == DIGITS.spec.shape and spec.num_classes == DIGITS.spec.num_classes:
+            return ImagesInMemory(*load_digits(), self.accelerator.device)
+        return open_stream(config, spec, self.accelerator.device)
 
     def _pairs(self, cost: CostMeter) -> LoadedPairs:
         """Open the noise-image pairs, after making those that are missing."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from distillkit.contracts.teacher import TeacherSpec
+from distillkit.networks.families import Family, describe_network
 
 EDM_HOST = "https://nvlabs-fi-cdn.nvidia.com"
 EDM_LICENCE = "CC BY-NC-SA 4.0 (NVIDIA): attribution, no commercial use, share alike; it may bind students too"
@@ -43,49 +44,8 @@ class CatalogEntry:
 
 
 def _song(resolution: int, labels: int, dropout: float, *, ve: bool) -> dict[str, Any]:
-    ddpmpp = {
-        "embedding_type": "positional",
-        "encoder_type": "standard",
-        "channel_mult_noise": 1,
-        "resample_filter": [1, 1],
-    }
-    ncsnpp = {
-        "embedding_type": "fourier",
-        "encoder_type": "residual",
-        "channel_mult_noise": 2,
-        "resample_filter": [1, 3, 3, 1],
-    }
-    arguments = {
-        "img_resolution": resolution,
-        "in_channels": 3,
-        "out_channels": 3,
-        "label_dim": labels,
-        "augment_dim": 9,
-        "model_channels": 128,
-        "channel_mult": [2, 2, 2] if resolution == 32 else [1, 2, 2, 2],
-        "num_blocks": 4,
-        "attn_resolutions": [16],
-        "dropout": dropout,
-        "decoder_type": "standard",
-        **(ncsnpp if ve else ddpmpp),
-    }
-    return {"class": "SongUNet", "arguments": arguments, "sigma_data": 0.5}
-
-
-def _adm() -> dict[str, Any]:
-    arguments = {
-        "img_resolution": 64,
-        "in_channels": 3,
-        "out_channels": 3,
-        "label_dim": 1000,
-        "augment_dim": 0,
-        "model_channels": 192,
-        "channel_mult": [1, 2, 3, 4],
-        "num_blocks": 3,
-        "attn_resolutions": [32, 16, 8],
-        "dropout": 0.10,
-    }
-    return {"class": "DhariwalUNet", "arguments": arguments, "sigma_data": 0.5}
+    family: Family = "ncsnpp" if ve else "ddpmpp"
+    return describe_network(family, resolution, 3, labels, augment_dim=9, dropout=dropout)
 
 
 def _edm(
@@ -110,28 +70,22 @@ def _edm(
     )  # fmt: skip
 
 
+_DIGITS_NETWORK: Mapping[str, Any] = {
+    "model_channels": 24,
+    "channel_mult": [1, 2],
+    "channel_mult_emb": 6,
+    "num_blocks": 1,
+    "attn_resolutions": [],
+    "dropout": 0.0,
+}
+
 DIGITS = CatalogEntry(
     TeacherSpec(
         name="digits",
         shape=(1, 8, 8),
         num_classes=10,
         solver_steps=18,
-        network={
-            "class": "DhariwalUNet",
-            "arguments": {
-                "img_resolution": 8,
-                "in_channels": 1,
-                "out_channels": 1,
-                "label_dim": 10,
-                "model_channels": 24,
-                "channel_mult": [1, 2],
-                "channel_mult_emb": 6,
-                "num_blocks": 1,
-                "attn_resolutions": [],
-                "dropout": 0.0,
-            },
-            "sigma_data": 0.5,
-        },
+        network=describe_network("adm", 8, 1, 10, **_DIGITS_NETWORK),
         licence="Apache-2.0 (weights); CC BY 4.0 (data)",
         source="trained by `distillkit teachers train digits` on scikit-learn's digits (CC BY 4.0)",
     ),
@@ -147,7 +101,8 @@ CATALOG: Mapping[str, CatalogEntry] = {
     for entry in (
         DIGITS,
         _edm(
-            "edm-imagenet64", "edm-imagenet-64x64-cond-adm", "ImageNet 64x64, 1,000 classes; ADM", _adm(),
+            "edm-imagenet64", "edm-imagenet-64x64-cond-adm", "ImageNet 64x64, 1,000 classes; ADM",
+            describe_network("adm", 64, 3, 1000, augment_dim=0, dropout=0.10),
             "FID 2.22 at NFE 79; 1.36 stochastic at NFE 511", "imagenet-64x64", 295_899_267,
             "edm-imagenet-64", "edm-imagenet64-cond", "edm-imagenet-64x64", "edm-imagenet", "imagenet64",
         ),

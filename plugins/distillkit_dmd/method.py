@@ -9,7 +9,7 @@ from pydantic import Field
 from distillkit import Method, MethodConfig, OptimizerConfig, Preset, Recipe, StudentGenerator, Teacher
 from distillkit_dmd.distribution_matching import DistributionMatching
 from distillkit_dmd.fake_score import FakeScore
-from distillkit_dmd.regression import Regression, distance_by_name
+from distillkit_dmd.regression import Regression
 
 
 class DMDConfig(MethodConfig):
@@ -131,5 +131,5 @@ class DMD(Method):
                 )
             )
         if config.regression_weight:
-            objectives.append(Regression(distance_by_name(config.distance), weight=config.regression_weight))
+            objectives.append(Regression(config.distance, weight=config.regression_weight))
         return Recipe(student, objectives, learners, student_every=config.fake_updates if config.kl_weight else 1)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cached_property
+
 import torch
 from torch import Tensor
 
@@ -30,9 +32,17 @@ class Regression(Objective):
         ),
     )
 
-    def __init__(self, distance: Distance, *, weight: float = 1.0) -> None:
+    def __init__(self, distance: str, *, weight: float = 1.0) -> None:
         super().__init__(weight)
-        self.distance = distance
+        self.distance_name = distance
+
+    @cached_property
+    def distance(self) -> Distance:
+        """The distance of that name; LPIPS loads its backbone."""
+        return distance_by_name(self.distance_name)
+
+    def prepare(self) -> None:
+        _ = self.distance
 
     def __call__(self, step: Step) -> Tensor:
         made, wanted = step.pair_samples, step.pairs.sample

@@ -37,8 +37,18 @@ NO_RUN = "run-not-made"
         (["sample", "."], 2, ["no student in ."]),
         (["methods", "show", "dmdd"], 2, ["Did you mean 'dmd'?"]),
         (["teachers", "show", "digit"], 2, ["Did you mean 'digits'?"]),
-        (["teachers", "train", "imagenet"], 2, ["imagenet", "digits"]),
-        (["teachers", "train", "digits", "--set", "training.lr=0"], 2, ["training.lr"]),
+        (["teachers", "train", "imagenet"], 2, ["--data FILE.zip"]),
+        (["teachers", "train", "--arch", "adm"], 2, ["--data FILE.zip"]),
+        (["teachers", "train", "--data", "absent.zip"], 2, ["no images at absent.zip"]),
+        (["teachers", "train", "--data", "x", "--arch", "vit"], 2, ["--arch", "ddpmpp"]),
+        (["teachers", "train", "--data", "x", "--channel-mult", "1,0"], 2, ["--channel-mult"]),
+        (["teachers", "train", "--data", "x", "--set", "network.widths=1"], 2, ["unknown key", "channel_mult"]),
+        (["teachers", "train", "--resume", "absent"], 2, ["nothing to resume", "absent"]),
+        (["teachers", "fetch", "digits"], 2, ["unknown published teacher", "edm-cifar10-cond"]),
+        (["teachers", "fetch", "edm-imagnet64"], 2, ["Did you mean 'edm-imagenet64'?"]),
+        (["teachers", "convert", "absent.pkl"], 2, ["absent.pkl is not a file"]),
+        (["teachers", "show", "hf:a"], 2, ["hf:ORG/REPO"]),
+        (["teachers", "train", "digits", "--set", "training.lr=0"], 2, ["--lr:", "greater than 0"]),
         (["nonsense"], 2, ["nonsense"]),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) and value and value[0] in
@@ -186,10 +196,14 @@ def test_read_only_cache_is_a_clear_error(cli, small_run):
 
 
 def test_dry_run_shows_the_plan_and_writes_nothing(cli, small_run, tmp_path):
-    done = cli(*small_run, "--dry-run")
+    done = cli(*small_run, "--dry-run", env={"DISTILLKIT_CACHE": str(tmp_path / "no-cache")})
     assert done.returncode == 0, done.stderr
-    for fragment in ("objectives", "distribution_matching x", "320 images = 20 steps of 16", "nothing was written"):
-        assert fragment in " ".join(done.stdout.split())
+    for fragment in (
+        "objectives", "distribution_matching x", "320 images = 20 steps of 16", "nothing was written",
+        "64, of which 64 to make", "448 teacher evaluations, about 0:0",
+        "11 forward-equivalents an image (student 6, teacher 1, fake_score 4)", "activations", "GB free", "images/s",
+    ):  # fmt: skip
+        assert fragment in " ".join(done.stdout.replace("│", " ").split())
     assert list(tmp_path.iterdir()) == []
 
 

@@ -9,15 +9,35 @@ from distillkit_dmd.method import DMD, DMDConfig
 from distillkit_dmd.perceptual import LPIPS
 
 
-def test_every_preset_is_valid():
+def test_every_catalogued_teacher_has_a_valid_preset():
+    from distillkit.runs.config import resolve
+    from distillkit.teachers.catalog import ALIASES, CATALOG
+
+    used = set()
+    for name in (*CATALOG, *ALIASES):
+        config, preset = resolve(DMD, options={"teacher": name})
+        assert preset is not None and preset.source and config.settings["kl_weight"] == preset.settings["kl_weight"]
+        used.add(preset.name)
+    assert used == {preset.name for preset in DMD.presets}, "every preset is for some teacher"
+    assert DMD.preset_for("somebody-elses") is None
+
+
+@pytest.mark.parametrize(
+    ("teacher", "weight", "pairs", "steps", "lr", "batch"),
+    [
+        ("edm-cifar10-cond", 0.25, 100_000, 18, 5e-5, 392),
+        ("edm-cifar10-uncond-ve", 0.5, 500_000, 18, 5e-5, 392),
+        ("edm-imagenet64", 0.25, 25_000, 256, 2e-6, 336),
+    ],
+)
+def test_presets_are_the_papers(teacher, weight, pairs, steps, lr, batch):
     from distillkit.runs.config import resolve
 
-    for teacher, name in (("digits", "digits"), ("edm-cifar10-cond", "cifar10"), ("edm-imagenet64", "imagenet64")):
-        config, preset = resolve(DMD, options={"teacher": teacher})
-        assert preset.name == name
-        assert config.settings["kl_weight"] == preset.settings["kl_weight"]
-    assert config.training.lr == 2e-6 and config.training.batch == 336 and config.pairs.steps == 256
-    assert DMD.preset_for("somebody-elses") is None
+    config, _ = resolve(DMD, options={"teacher": teacher})
+    assert config.settings["regression_weight"] == weight and config.settings["distance"] == "lpips"
+    assert (config.pairs.count, config.pairs.steps) == (pairs, steps)
+    assert (config.training.lr, config.training.batch, config.training.weight_decay) == (lr, batch, 0.01)
+    assert config.training.steps == {392: 300_000, 336: 350_000}[batch]
 
 
 @pytest.mark.parametrize(

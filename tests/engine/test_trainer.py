@@ -66,7 +66,7 @@ def test_micro_batches_give_the_gradients_of_the_whole_batch(bench):
 
 def test_no_pass_more_than_the_algorithm_needs(bench):
     trainer = bench.trainer(duration=16)
-    with trainer.cost.watch(trainer._roles()):
+    with trainer.cost.watch(trainer.roles()):
         trainer.train_step()
     # Per image: student 3 (samples) + 3 (regression), teacher 1, fake score 1 + 3.
     assert trainer.cost.counts == {"student": 16 * 6, "teacher": 16, "fake_score": 16 * 4}
@@ -84,7 +84,7 @@ def test_student_is_updated_only_when_due_and_samples_carry_no_gradient_otherwis
     trainer = bench.trainer(recipe)
     for index in range(6):
         start = weights(trainer)
-        with trainer.cost.watch(trainer._roles()):
+        with trainer.cost.watch(trainer.roles()):
             trainer.train_step()
         changed = {n.split(".")[0] for n, v in weights(trainer).items() if not torch.equal(v, start[n])}
         assert ("student" in changed) == ((index + 1) % 3 == 0)

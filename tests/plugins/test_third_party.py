@@ -4,7 +4,9 @@ import re
 import textwrap
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
 KD = next(block for block in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if "TrajectoryEndpoint" in block)
@@ -138,3 +140,27 @@ def test_collapse_is_seen_and_said(install, cli, tiny_teacher_folder):
     assert done.returncode == 0, done.stderr
     assert "spread collapsed" in done.stdout
     assert done.stdout.count("spread is 0, collapsed (healthy: 0.5 to 2): spread") == 1
+
+
+IMAGES = KD.replace('needs = ("pairs",)', 'needs = ("images", "samples")').replace(
+    "        pairs = step.pairs\n"
+    "        return pseudo_huber(step.student(pairs.noise, pairs.condition), pairs.sample).mean()",
+    "        return (step.samples.mean(0) - step.images.sample.mean(0)).square().mean()",
+)
+
+
+def test_a_method_that_needs_real_images_gets_the_embedded_or_the_named_ones(install, cli, tmp_path,
+                                                                              tiny_teacher_folder):  # fmt: skip
+    assert "step.images" in IMAGES
+    env = install("my_images", IMAGES)
+    done = cli(*short(tiny_teacher_folder), env=env)
+    assert done.returncode == 0, done.stderr
+    for k in range(6):
+        (tmp_path / "pictures" / str(k % 2)).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.full((9, 9), 40 * k, np.uint8)).save(tmp_path / "pictures" / str(k % 2) / f"{k}.png")
+    arguments = [*short(tiny_teacher_folder)[:-1], "other", "--data", "pictures"]
+    wrong = cli(*arguments, env=env)
+    assert wrong.returncode == 2 and "--data-resolution 8" in wrong.stderr
+    assert not (tmp_path / "other").exists()
+    right = cli(*arguments[:-3], "named", "--data", "pictures", "--data-resolution", "8", env=env)
+    assert right.returncode == 0, right.stderr
