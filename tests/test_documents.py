@@ -27,11 +27,14 @@ def test_links_lead_somewhere(document):
             assert (document.parent / target.partition("#")[0]).exists(), target
 
 
-def test_every_option_in_the_readme_exists(inside, monkeypatch):
+def test_every_option_in_the_documents_exists(inside, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    text = "".join(
+        document.read_text(encoding="utf-8") for document in DOCUMENTS if document.parent.name != "benchmarks"
+    )
     known = "".join(
-        inside(*words, "--help").stdout for words in (["run", "dmd"], ["sample"], ["teachers", "train"], [])
+        inside(*words, "--help").stdout
+        for words in (["run", "dmd"], ["sample"], ["teachers", "train"], ["teachers", "convert"], [])
     )
     options = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", text)) - {"--nproc_per_node", "--nproc"}
     assert len(options) > 10

@@ -37,7 +37,7 @@ class DataConfig(BaseModel):
         "as-is", pattern="^(as-is|balanced)$", description="as-is: every image alike; balanced: every class alike"
     )
     flip: bool = Field(False, description="mirror every other image, drawn at random")
-    workers: int = Field(2, ge=0, le=64, description="threads that decode ahead; 0 decodes when asked")
+    workers: int = Field(1, ge=0, le=64, description="threads that decode ahead, more for large images; 0: none")
 
 
 class ImageStream:
