@@ -29,9 +29,7 @@ def test_links_lead_somewhere(document):
 
 def test_every_option_in_the_documents_exists(inside, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
-    text = "".join(
-        document.read_text(encoding="utf-8") for document in DOCUMENTS if document.parent.name != "benchmarks"
-    )
+    text = "".join((ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "docs/teachers.md"))
     known = "".join(
         inside(*words, "--help").stdout
         for words in (["run", "dmd"], ["sample"], ["teachers", "train"], ["teachers", "convert"], [])

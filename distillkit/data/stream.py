@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Literal
 
 import numpy as np
 import torch
@@ -33,8 +34,8 @@ class DataConfig(BaseModel):
         None, ge=1, le=4096, description="crop to the centred square and resize to this; images are left alone if none"
     )
     filter: Filter = Field("lanczos", description="resampling filter, where a resolution is given")
-    sampling: str = Field(
-        "as-is", pattern="^(as-is|balanced)$", description="as-is: every image alike; balanced: every class alike"
+    sampling: Literal["as-is", "balanced"] = Field(
+        "as-is", description="every image alike (as-is) or every class alike (balanced)"
     )
     flip: bool = Field(False, description="mirror every other image, drawn at random")
     workers: int = Field(1, ge=0, le=64, description="threads that decode ahead, more for large images; 0: none")
