@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from distillkit.contracts.teacher import TeacherSpec as TeacherSpec
     from distillkit.errors import DistillkitError as DistillkitError
     from distillkit.errors import UsageError as UsageError
+    from distillkit.evaluation.extractor import FeatureExtractor as FeatureExtractor
+    from distillkit.evaluation.protocol import ExtractorSpec as ExtractorSpec
     from distillkit.students.artifact import load_student as load_student
     from distillkit.teachers.load import load_teacher as load_teacher
 
@@ -42,6 +44,8 @@ _HOME = {
     "Denoiser": "contracts.denoiser",
     "Diagnostic": "contracts.health",
     "DistillkitError": "errors",
+    "ExtractorSpec": "evaluation.protocol",
+    "FeatureExtractor": "evaluation.extractor",
     "Health": "contracts.health",
     "Images": "contracts.step",
     "Learner": "contracts.learner",

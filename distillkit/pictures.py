@@ -34,6 +34,13 @@ def grid(pixels: Tensor, columns: int, *, enlarge: bool = True) -> Image.Image:
     return Image.fromarray(array[..., 0] if channels == 1 else array)
 
 
+def png_bytes(pixels: Tensor) -> bytes:
+    """One image (C, H, W) uint8 with C = 1 or 3 as a PNG file's bytes."""
+    buffer = io.BytesIO()
+    grid(pixels[None], 1, enlarge=False).save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
 def save_grid(path: Path, pixels: Tensor, columns: int, *, enlarge: bool = True) -> None:
     """Write `grid` as a PNG, atomically."""
     buffer = io.BytesIO()

@@ -6,9 +6,11 @@ They are loaded one by one, so that a broken plugin is named and the rest goes o
 from __future__ import annotations
 
 import difflib
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
+from typing import Any
 
 import pluggy
 
@@ -27,6 +29,15 @@ class InstalledMethod:
 
 
 @dataclass(frozen=True)
+class InstalledExtractor:
+    """How a plugin makes a feature extractor."""
+
+    make: Callable[[], Any]
+    package: str
+    version: str
+
+
+@dataclass(frozen=True)
 class BrokenPlugin:
     """An entry point that could not be loaded or whose hook failed, and why."""
 
@@ -39,6 +50,7 @@ class BrokenPlugin:
 @dataclass
 class Registry:
     methods: dict[str, InstalledMethod] = field(default_factory=dict)
+    extractors: dict[str, InstalledExtractor] = field(default_factory=dict)
     broken: list[BrokenPlugin] = field(default_factory=list)
 
     def method(self, name: str) -> type[Method]:
@@ -76,6 +88,7 @@ def registry() -> Registry:
             manager.register(entry.load(), name=entry.name)
             manager.check_pending()
             offered = [method for methods in manager.hook.distillkit_methods() for method in methods]
+            extractors = {name: make for named in manager.hook.distillkit_extractors() for name, make in named.items()}
             for method in offered:
                 if not (isinstance(method, type) and issubclass(method, Method) and isinstance(method.name, str)):
                     raise TypeError(f"distillkit_methods offers {method!r}, which is not a named Method class")
@@ -83,6 +96,12 @@ def registry() -> Registry:
             reason = f"{type(error).__name__}: {error}".strip().splitlines()[0]
             found.broken.append(BrokenPlugin(entry.name, package, version, reason))
             continue
+        for name, make in extractors.items():
+            if name in found.extractors:
+                reason = f"its extractor {name!r} is already offered by {found.extractors[name].package}"
+                found.broken.append(BrokenPlugin(entry.name, package, version, reason))
+            else:
+                found.extractors[name] = InstalledExtractor(make, package, version)
         for method in offered:
             if rival := found.methods.get(method.name):
                 reason = f"its method {method.name!r} is already offered by {rival.package}; uninstall one of the two"

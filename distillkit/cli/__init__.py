@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from distillkit import __version__
-from distillkit.cli import methods, run, sample, teachers
+from distillkit.cli import compare, evaluate, methods, protocols, reference, run, sample, teachers
 from distillkit.cli.spelling import advice
 from distillkit.errors import DistillkitError, Interrupted
 
@@ -28,8 +28,12 @@ app = typer.Typer(
 )
 app.add_typer(run.app, name="run")
 app.command("sample")(sample.sample)
+app.command("evaluate")(evaluate.evaluate)
+app.command("compare")(compare.compare)
 app.add_typer(methods.app, name="methods")
 app.add_typer(teachers.app, name="teachers")
+app.add_typer(protocols.app, name="protocols")
+app.add_typer(reference.app, name="reference")
 
 
 def _version(value: bool) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -15,6 +16,8 @@ from distillkit.runs.config import to_yaml
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
+    from distillkit.evaluation.compare import Table as Comparison
+    from distillkit.evaluation.record import Quoted, Record
     from distillkit.runs.distill import Result
 
 
@@ -71,3 +74,56 @@ def show_result(result: Result) -> None:
     out.print(
         f"next: distillkit sample {result.folder} --num 64 --seed 0 --output grid.png", highlight=False, soft_wrap=True
     )
+
+
+def show_records(out: Console, made: list[tuple[Record, Path]]) -> None:
+    """The figures of an evaluation, where the records lie, and what to do with them."""
+    table = Table()
+    for title in ("measured", "NFE", "figure", "value", "± error", "bias removed"):
+        table.add_column(
+            title, justify="left" if title in ("measured", "figure") else "right", no_wrap=title == "figure"
+        )
+    for record, _ in made:
+        nfe = "-" if record.nfe is None else f"{record.nfe:g}"
+        for label, figure in record.figures.items():
+            error = "-" if figure.standard_error is None else f"{figure.standard_error:.2g}"
+            corrected = "-" if figure.corrected is None else f"{figure.corrected:.5g}"
+            table.add_row(record.subject.name, nfe, escape(label), f"{figure.value:.5g}", error, corrected)
+    out.print(table)
+    first = made[0][0]
+    out.print(f"protocol {first.protocol_id} ({first.protocol.name})", highlight=False)
+    if not first.label.startswith("FID"):
+        out.print(f"{first.label} is not Inception FID; it compares within {first.protocol_id} only.", markup=False,
+                  highlight=False)  # fmt: skip
+    for remark in dict.fromkeys(remark for record, _ in made for remark in record.remarks):
+        out.print(f"note: {remark}", markup=False, highlight=False)
+    for _, path in made:
+        out.print(f"record in {path}", markup=False, highlight=False, soft_wrap=True)
+    out.print("next: distillkit compare " + " ".join(str(path) for _, path in made) + " OTHER...", markup=False,
+              highlight=False, soft_wrap=True)  # fmt: skip
+
+
+def show_comparison(out: Console, tables: list[Comparison], quoted: list[Quoted]) -> None:
+    """A table for each protocol, then the quoted figures apart."""
+    for compared in tables:
+        table = Table(title=f"{escape(compared.label)}  {compared.protocol_id}", title_justify="left")
+        for title in ("", "NFE", "value", "± error", "bias removed", "to the best, paired"):
+            table.add_column(title, justify="right" if title else "left")
+        for line in compared.lines:
+            figure = line.record.figures[compared.label]
+            error = "-" if figure.standard_error is None else f"{figure.standard_error:.2g}"
+            corrected = "-" if figure.corrected is None else f"{figure.corrected:.5g}"
+            paired = "" if line.difference_error is None else f" ± {line.difference_error:.2g}"
+            difference = f"{line.difference:+.2g}{paired}" if line.difference or paired else "best"
+            nfe = "-" if line.record.nfe is None else f"{line.record.nfe:g}"
+            table.add_row(line.record.subject.name, nfe, f"{figure.value:.5g}", error, corrected, difference)
+        out.print(table)
+    if quoted:
+        table = Table("published (quoted)", "NFE", "figure", "value", "protocol", "source", title="not comparable",
+                      title_justify="left")  # fmt: skip
+        for record in quoted:
+            nfe = "-" if record.nfe is None else f"{record.nfe:g}"
+            table.add_row(
+                *map(escape, (record.name, nfe, record.label, f"{record.value:g}", record.protocol, record.source))
+            )
+        out.print(table)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Literal
 
@@ -142,6 +143,30 @@ class ImageStream:
                 "and kind, or be resized by --data-resolution"
             )
         return pixels
+
+
+def pixels_in_order(
+    files: ImageFiles, batches: Iterable[range], *, resolution: int | None = None, filter_name: Filter = "lanczos"
+) -> Iterator[Tensor]:
+    """Pixels (B, C, H, W) uint8 of the images with these numbers, for evaluation.
+
+    Raises:
+        DistillkitError: when an image cannot be read, or they are of several sizes.
+    """
+    shape: tuple[int, ...] | None = None
+    for batch in batches:
+        images = []
+        for number in batch:
+            name = files.names[number]
+            pixels = decode(files.read(number), name, resolution=resolution, filter_name=filter_name)
+            shape = shape or pixels.shape
+            if pixels.shape != shape:
+                raise DistillkitError(
+                    f"{name} is {_size(pixels.shape)} and the first image is {_size(shape)}; images must be of one "
+                    "size and kind"
+                )
+            images.append(pixels)
+        yield torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous()
 
 
 def open_stream(

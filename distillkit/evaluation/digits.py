@@ -6,7 +6,6 @@ statistics; the shipped files were made by it.
 
 from __future__ import annotations
 
-import hashlib
 import sys
 from functools import cache
 from pathlib import Path
@@ -14,18 +13,21 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from distillkit.assets import asset_hashes, asset_path
 from distillkit.data.digits import load_digits, split_digits
+from distillkit.errors import DistillkitError
+from distillkit.evaluation.extractor import FeatureExtractor
 from distillkit.evaluation.moments import Moments
-from distillkit.evaluation.protocol import ExtractorSpec, Protocol, ReferenceSpec, SampleSpec
+from distillkit.evaluation.protocol import ExtractorSpec, Protocol, SampleSpec
+from distillkit.evaluation.reference import Reference
 from distillkit.networks.digits_cnn import DigitsCNN
 
 WEIGHTS, REFERENCE = "digits8cnn.safetensors", "digits8-reference.safetensors"
 
 
-class DigitsFeatures(nn.Module):
+class DigitsFeatures(FeatureExtractor):
     """Features (B, 64) of digit images (B, 1, 8, 8) uint8, in units of the reference's total standard deviation.
 
     Divided by sqrt(trace of the reference's covariance), so that a Fréchet distance of 1 is as far as the data
@@ -33,13 +35,33 @@ class DigitsFeatures(nn.Module):
     """
 
     dim = 64
+    classes = 10
 
-    def __init__(self, network: DigitsCNN, scale: float) -> None:
+    def __init__(self, network: DigitsCNN, scale: float, weights_sha256: str) -> None:
         super().__init__()
         self.network, self.scale = network.eval().requires_grad_(False), scale
+        self.spec = ExtractorSpec(
+            id="digits8cnn/fc64",
+            weights_sha256=weights_sha256,
+            dim=self.dim,
+            input="(1, 8, 8) in [-1, 1]",
+            scale="divided by sqrt(tr covariance of the reference)",
+        )
 
     def forward(self, pixels: Tensor) -> Tensor:
-        return self.network.features(pixels.float() / 127.5 - 1) / self.scale
+        return self.network.features(self._images(pixels)) / self.scale
+
+    def probabilities(self, pixels: Tensor) -> Tensor:
+        return self.network(self._images(pixels)).softmax(1)
+
+    @staticmethod
+    def _images(pixels: Tensor) -> Tensor:
+        if pixels.shape[1:] != (1, 8, 8):
+            raise DistillkitError(
+                f"digits8cnn judges digits of (1, 8, 8), not images of {tuple(pixels.shape[1:])}; choose another "
+                "--protocol or --extractor"
+            )
+        return pixels.float() / 127.5 - 1
 
 
 @cache
@@ -47,39 +69,26 @@ def digits_features() -> DigitsFeatures:
     """The shipped extractor."""
     network = DigitsCNN()
     network.load_state_dict(load_file(asset_path(WEIGHTS)))
-    return DigitsFeatures(network, float(load_file(asset_path(REFERENCE))["scale"]))
+    return DigitsFeatures(network, float(load_file(asset_path(REFERENCE))["scale"]), asset_hashes()[WEIGHTS])
 
 
 @cache
-def digits_reference() -> tuple[Tensor, Tensor]:
-    """Mean (64,) and covariance (64, 64) of all 1,797 images' features, float64."""
-    tensors = load_file(asset_path(REFERENCE))
-    return tensors["mean"], tensors["covariance"]
+def digits_reference() -> Reference:
+    """Moments and features of all 1,797 images."""
+    tensors, extractor = load_file(asset_path(REFERENCE)), digits_features()
+    with torch.no_grad():
+        features = extractor(load_digits()[0])
+    return Reference("digits8/all", 1797, tensors["mean"], tensors["covariance"], features)
 
 
 def digits_protocol(count: int = 5000, first_seed: int = 0) -> Protocol:
     """The protocol `digits8`."""
-    mean, covariance = digits_reference()
     return Protocol(
         name="digits8",
-        extractor=ExtractorSpec(
-            id="digits8cnn/fc64",
-            weights_sha256=asset_hashes()[WEIGHTS],
-            dim=DigitsFeatures.dim,
-            input="(1, 8, 8) in [-1, 1], no resizing",
-            scale="divided by sqrt(tr covariance of the reference)",
-        ),
+        extractor=digits_features().spec,
         samples=SampleSpec(count=count, first_seed=first_seed),
-        reference=ReferenceSpec(id="digits8/all", sha256=numbers_sha256(1797, mean, covariance), count=1797),
+        reference=digits_reference().spec,
     )
-
-
-def numbers_sha256(count: int, mean: Tensor, covariance: Tensor) -> str:
-    """sha256 of n, mean and covariance as little-endian float64, independent of any file format."""
-    digest = hashlib.sha256()
-    for value in (torch.tensor([float(count)], dtype=torch.float64), mean, covariance):
-        digest.update(value.to(torch.float64).contiguous().numpy().astype("<f8").tobytes())
-    return digest.hexdigest()
 
 
 def train_classifier(seed: int = 0, epochs: int = 60) -> tuple[DigitsCNN, float]:
@@ -129,7 +138,8 @@ def main(folder: Path) -> None:
     raw.add(features)
     scale = raw.finish().covariance.trace().sqrt()
     moments = Moments(DigitsFeatures.dim)
-    moments.add(DigitsFeatures(network, scale.item())(pixels))
+    with torch.inference_mode():
+        moments.add(features / scale)
     moments.finish()
     folder.mkdir(parents=True, exist_ok=True)
     save_file(network.state_dict(), folder / WEIGHTS, metadata={"test_accuracy": f"{accuracy:.4f}"})

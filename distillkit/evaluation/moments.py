@@ -53,13 +53,18 @@ class Moments:
     def _absorb(self, block: Tensor) -> None:
         mean = block.mean(0)
         centred = block - mean
-        self._merge(len(block), mean, centred.T @ centred)
+        self.scatter.addmm_(centred.T, centred)
+        self._shift(len(block), mean)
 
     def _merge(self, count: int, mean: Tensor, scatter: Tensor) -> None:
-        if not count:
-            return
+        if count:
+            self.scatter.add_(scatter)
+            self._shift(count, mean)
+
+    def _shift(self, count: int, mean: Tensor) -> None:
+        """Count in `count` samples of this mean, whose own scatter has been added."""
         total = self.count + count
         delta = mean - self.mean
-        self.scatter = self.scatter + scatter + torch.outer(delta, delta) * (self.count * count / total)
+        self.scatter.addr_(delta, delta, alpha=self.count * count / total)
         self.mean = self.mean + delta * (count / total)
         self.count = total

@@ -1,13 +1,22 @@
-"""A protocol: everything that can change an evaluation figure, hashed to an id."""
+"""A protocol: everything that can change an evaluation figure for one generator, hashed to an id."""
 
 from __future__ import annotations
 
 import hashlib
-from typing import Literal
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from distillkit.files import canonical_json
+
+INCEPTION_2015 = frozenset(
+    {
+        "f58cb9b6ec323ed63459aa4fb441fe750cfe39fafad6da5cb504a16f19e958f4",  # inception-2015-12-05.pt, TorchScript
+        "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2",  # pt_inception-2015-12-05-6726825d.pth
+    }
+)
+"""The files of the 2015 Inception network whose features alone make a Fréchet distance an FID."""
 
 
 class _Part(BaseModel):
@@ -17,30 +26,34 @@ class _Part(BaseModel):
 class ExtractorSpec(_Part):
     """The network whose features are compared."""
 
-    id: str = Field(description="network/layer")
-    weights_sha256: str
+    id: str = Field(pattern=r"^[^/\s]+/[^/\s]+$", description="network/layer")
+    weights_sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
     dim: int = Field(ge=1)
     dtype: Literal["float32"] = "float32"
     input: str = Field(description="images that the network expects")
-    scale: str = Field(description="how features are normalised")
+    resize: str = Field("none", description="how images come to the network's resolution")
+    scale: str = Field("none", description="how features are normalised")
 
 
 class SampleSpec(_Part):
-    """Which samples are drawn."""
+    """Which samples are drawn. Sample i has seed `first_seed` + i, whatever the batch, device or process."""
 
-    count: int = Field(ge=2)
+    count: int = Field(ge=2, description="number of samples")
     first_seed: int = Field(0, ge=0, description="sample i has seed first_seed + i")
-    rng: Literal["torch-cpu-mt19937-per-sample"] = "torch-cpu-mt19937-per-sample"
-    noise: Literal["float32"] = "float32"
-    labels: Literal["index mod classes", "none"] = "index mod classes"
-    quantise: Literal["round half up in float32"] = "round half up in float32"
+    rng: Literal["torch-cpu-mt19937-per-sample", "given images"] = "torch-cpu-mt19937-per-sample"
+    noise: Literal["float32", "none"] = "float32"
+    labels: Literal["index mod classes", "drawn after the noise", "none"] = "index mod classes"
+    quantise: Literal["round half up in float32", "given"] = "round half up in float32"
+    prepare: str = Field("none", description="cropping and resizing of images before the extractor")
 
 
 class ReferenceSpec(_Part):
     """What the samples are compared with."""
 
     id: str
-    sha256: str = Field(description="hash of the numbers (n, mean, covariance as little-endian float64)")
+    sha256: str = Field(
+        pattern=r"^[0-9a-f]{64}$", description="of the numbers: n, mean, covariance as little-endian float64"
+    )
     count: int = Field(ge=2)
 
 
@@ -69,5 +82,21 @@ class Protocol(_Part):
 
     @property
     def label(self) -> str:
-        """The figure's name: never FID, which is reserved for the 2015 Inception network."""
-        return f"FD[{self.extractor.id}]"
+        """The figure's name, computed and never chosen: FID-N for the 2015 Inception network's pool3 features, known by
+        their weights' hash, and FD[extractor]-N for all others."""
+        extractor = self.extractor
+        is_fid = extractor.weights_sha256 in INCEPTION_2015 and extractor.id.endswith("/pool3")
+        return f"{'FID' if is_fid else f'FD[{extractor.id}]'}-{self.samples.count}"
+
+    def differences(self, other: Protocol) -> list[str]:
+        """'samples.count: 5000, not 50000' for every field of the identity that differs."""
+        ours, theirs = (dict(_flat(p.model_dump(mode="json", exclude={"name"}))) for p in (self, other))
+        return [f"{key}: {ours[key]}, not {theirs[key]}" for key in ours if ours[key] != theirs[key]]
+
+
+def _flat(value: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
+    for key, inner in value.items():
+        if isinstance(inner, Mapping):
+            yield from _flat(inner, f"{above}{key}.")
+        else:
+            yield f"{above}{key}", inner

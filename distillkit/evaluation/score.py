@@ -1,26 +1,21 @@
-"""Scoring a generator under a protocol: same seeds, same labels, same features, measured evaluations."""
+"""A quick score while training: generate, extract, and the Fréchet distance from streaming moments."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from accelerate.utils import gather_object
-from torch import Tensor, nn
 
-from distillkit.contracts.condition import Condition
 from distillkit.contracts.denoiser import Denoiser
 from distillkit.contracts.teacher import TeacherSpec
-from distillkit.evaluation.frechet import FrechetDistance, frechet_distance
+from distillkit.evaluation.extractor import FeatureExtractor
+from distillkit.evaluation.frechet import FrechetDistance, distance_to
 from distillkit.evaluation.moments import Moments
 from distillkit.evaluation.protocol import Protocol
-
-Generate = Callable[[Tensor, Condition, list[int]], Tensor]
-"""(noise (B, C, H, W), condition, seeds) -> pixels (B, C, H, W) uint8."""
+from distillkit.evaluation.reference import Reference
+from distillkit.evaluation.sampling import Generate, Tally, sampled
 
 
 @dataclass(frozen=True)
@@ -40,37 +35,10 @@ class Ruler:
     """A protocol with the extractor and reference that it names."""
 
     protocol: Protocol
-    features: nn.Module
-    reference: tuple[Tensor, Tensor]
+    extractor: FeatureExtractor
+    reference: Reference
 
 
-def seeded_noise(seeds: list[int], shape: tuple[int, ...]) -> Tensor:
-    """(B, *shape) float32 standard normal, one CPU generator per seed: EDM's latents for the same seeds."""
-    return torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
-
-
-def balanced_labels(indices: range, num_classes: int) -> Condition:
-    """Class labels index mod classes: exactly balanced, independent of batch size and processes."""
-    return Condition(labels=torch.tensor(list(indices)) % num_classes) if num_classes else Condition()
-
-
-@contextmanager
-def count_evaluations(denoiser: Denoiser) -> Iterator[Callable[[], int]]:
-    """Count the samples that pass through a denoiser; yields a function that tells the number so far."""
-    seen = 0
-
-    def count(module: nn.Module, args: tuple[Any, ...]) -> None:
-        nonlocal seen
-        seen += len(args[0])
-
-    handle = denoiser.register_forward_pre_hook(count)
-    try:
-        yield lambda: seen
-    finally:
-        handle.remove()
-
-
-@torch.inference_mode()
 def score(
     generate: Generate,
     denoiser: Denoiser,
@@ -91,35 +59,25 @@ def score(
         generate: the generator under test.
         denoiser: its network, whose evaluations are counted.
     """
-    samples = ruler.protocol.samples
-    moments = Moments(ruler.protocol.extractor.dim)
-    ruler.features.to(device)
-    seconds, made = 0.0, 0
-    starts = list(range(0, samples.count, batch))[rank::world]
-    with count_evaluations(denoiser) as evaluations:
-        for start in starts:
-            indices = range(start, min(start + batch, samples.count))
-            seeds = [samples.first_seed + index for index in indices]
-            noise = seeded_noise(seeds, spec.shape).to(device)
-            condition = balanced_labels(indices, spec.num_classes).to(device)
-            began = time.perf_counter()
-            pixels = generate(noise, condition, seeds)
-            if device.type == "cuda":
-                torch.cuda.synchronize(device)
-            # The first batch pays for one-time set-up; it counts only if there is no other.
-            if start != starts[0] or len(starts) == 1:
-                seconds, made = seconds + time.perf_counter() - began, made + len(seeds)
-            moments.add(ruler.features(pixels))
-            advance(len(seeds))
-        nfe = evaluations() / max(sum(min(batch, samples.count - s) for s in starts), 1)
+    protocol, dim = ruler.protocol, ruler.protocol.extractor.dim
+    count = protocol.samples.count
+    moments, tally = Moments(dim), Tally()
+    extractor = ruler.extractor.to(device)
+    batches = [range(start, min(start + batch, count)) for start in range(0, count, batch)][rank::world]
+    for indices, pixels in sampled(generate, denoiser, spec, protocol.samples, device, batches, tally):
+        with torch.inference_mode():
+            moments.add(extractor(pixels))
+        advance(len(indices))
     moments.finish()
+    nfe, speed = tally.nfe, tally.images_per_second
     if world > 1:
-        parts = gather_object([(moments.count, moments.mean, moments.scatter, made, seconds)])
-        moments = Moments(ruler.protocol.extractor.dim)
-        for count, mean, scatter, _, _ in parts:
-            part = Moments(len(mean))
-            part.count, part.mean, part.scatter = count, mean, scatter
+        parts = gather_object([(moments.count, moments.mean, moments.scatter, tally)])
+        moments = Moments(dim)
+        for n, mean, scatter, _ in parts:
+            part = Moments(dim)
+            part.count, part.mean, part.scatter = n, mean, scatter
             moments.merge(part)
-        made, seconds = sum(p[3] for p in parts), max(p[4] for p in parts)
-    distance = frechet_distance(moments.mean, moments.covariance, *ruler.reference)
-    return Score(distance, nfe, made / max(seconds, 1e-9), ruler.protocol.id, ruler.protocol.label, samples.count)
+        nfe = sum(part[3].evaluations for part in parts) / count
+        speed = sum(p[3].timed_samples for p in parts) / max(1e-9, *(p[3].seconds for p in parts))
+    distance = distance_to(moments.mean, moments.covariance, ruler.reference.mean, ruler.reference.root)
+    return Score(distance, nfe, speed, protocol.id, protocol.label, count)

@@ -35,10 +35,9 @@ from distillkit.registry import InstalledMethod, registry
 from distillkit.runs.config import RunConfig
 from distillkit.runs.folder import RunFolder, environment
 from distillkit.runs.previews import Previews
-from distillkit.runs.scores import images_per_second, ruler_for, student_pixels, teacher_score
+from distillkit.runs.scores import images_per_second, judges_digits, ruler_for, student_pixels, teacher_score
 from distillkit.students.artifact import StudentDescription, save_student
 from distillkit.students.card import write_card
-from distillkit.teachers.catalog import DIGITS
 from distillkit.teachers.load import load_teacher
 
 SOURCES = frozenset({"samples", "pairs", "pair_samples", "images"})
@@ -182,7 +181,7 @@ class Distillation:
         if "images" not in self.recipe.needs:
             return None
         config, spec = self.config.data, self.teacher.spec
-        if config.path is None and spec.shape == DIGITS.spec.shape and spec.num_classes == DIGITS.spec.num_classes:
+        if config.path is None and judges_digits(spec):
             return ImagesInMemory(*load_digits(), self.accelerator.device)
         return open_stream(config, spec, self.accelerator.device)
 

@@ -12,7 +12,7 @@ from distillkit.contracts.objective import Objective
 from distillkit.contracts.random import SampleRNG
 from distillkit.contracts.student import StudentGenerator
 from distillkit.contracts.teacher import Teacher
-from distillkit.evaluation.score import balanced_labels
+from distillkit.evaluation.sampling import balanced_labels
 from distillkit.pictures import save_grid
 from distillkit.runs.scores import student_pixels, teacher_pixels
 

@@ -18,11 +18,14 @@ from distillkit.contracts.student import StudentGenerator
 from distillkit.contracts.teacher import Teacher, TeacherSpec
 from distillkit.diffusion.schedules import karras_sigmas
 from distillkit.diffusion.solvers import heun
+from distillkit.errors import DistillkitError
 from distillkit.evaluation.digits import digits_features, digits_protocol, digits_reference
 from distillkit.evaluation.frechet import FrechetDistance
-from distillkit.evaluation.score import Generate, Ruler, Score, balanced_labels, score, seeded_noise
+from distillkit.evaluation.sampling import Generate, balanced_labels, seeded_noise
+from distillkit.evaluation.score import Ruler, Score, score
 from distillkit.files import cache_folder, canonical_json, write_json
 from distillkit.progress import Reporter
+from distillkit.teachers.catalog import DIGITS
 
 SELECTION_SEED = 1_000_000
 """Scores during training use seeds from here on; the closing score uses seeds from 0, which no choice has seen."""
@@ -33,10 +36,15 @@ TIMED = 256
 
 def ruler_for(spec: TeacherSpec, count: int, *, selecting: bool = False) -> Ruler | None:
     """The embedded protocol for teachers of 8x8 digits; None for others, whose samples nothing embedded can judge."""
-    if spec.shape != (1, 8, 8) or spec.num_classes != 10:
+    if not judges_digits(spec):
         return None
     protocol = digits_protocol(count, SELECTION_SEED if selecting else 0)
     return Ruler(protocol, digits_features(), digits_reference())
+
+
+def judges_digits(spec: TeacherSpec) -> bool:
+    """Whether the embedded protocol can judge what a teacher makes: digits of 8 x 8 in ten classes."""
+    return spec.shape == DIGITS.spec.shape and spec.num_classes == DIGITS.spec.num_classes
 
 
 def student_pixels(student: StudentGenerator, teacher: Teacher) -> Generate:
@@ -46,20 +54,27 @@ def student_pixels(student: StudentGenerator, teacher: Teacher) -> Generate:
         def renoise(k: int) -> Tensor:
             return SampleRNG(0).normal(f"renoise/{k}", 0, seeds, noise.shape[1:]).to(noise.device)
 
-        return teacher.decode(student(noise, condition, renoise))
+        return _decoded(teacher, student(noise, condition, renoise))
 
     return generate
 
 
-def teacher_pixels(teacher: Teacher, steps: int) -> Generate:
-    """The teacher's Heun sampler as a generator of pixels; 2 `steps` - 1 evaluations."""
+def teacher_pixels(teacher: Teacher, steps: int, guidance: float = 1.0) -> Generate:
+    """The teacher's Heun sampler as a generator of pixels; 2 `steps` - 1 evaluations, twice that with guidance."""
     spec = teacher.spec
     sigmas = karras_sigmas(steps, sigma_min=spec.sigma_min, sigma_max=spec.sigma_max, rho=spec.rho)
 
     def generate(noise: Tensor, condition: Condition, seeds: list[int]) -> Tensor:
-        return teacher.decode(heun(lambda x, s: teacher(x, s, condition), noise, sigmas))
+        return _decoded(teacher, heun(lambda x, s: teacher(x, s, condition, guidance), noise, sigmas))
 
     return generate
+
+
+def _decoded(teacher: Teacher, samples: Tensor) -> Tensor:
+    """Pixels; NaN would become black without a word."""
+    if not torch.isfinite(samples).all():
+        raise DistillkitError(f"the generator made from {teacher.spec.name} gives NaN or infinity instead of samples")
+    return teacher.decode(samples)
 
 
 def teacher_score(

@@ -4,7 +4,7 @@ import torch
 
 from distillkit import Condition
 from distillkit.diffusion import heun, karras_sigmas, l2, pseudo_huber
-from distillkit.evaluation.score import count_evaluations
+from distillkit.evaluation.sampling import count_evaluations
 from tests.conftest import denoiser_of
 
 

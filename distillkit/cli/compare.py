@@ -1,0 +1,31 @@
+"""`distillkit compare`: records side by side, if they are comparable."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def compare(
+    records: Annotated[list[Path], typer.Argument(help="Records, or folders that hold records.")],
+    group: Annotated[
+        bool, typer.Option("--group", help="A table for each protocol instead of refusing several.")
+    ] = False,
+) -> None:
+    """Show records of one protocol with errors and paired differences; refuses to mix protocols."""
+    from distillkit.cli.closing import console, show_comparison
+    from distillkit.errors import UsageError
+    from distillkit.evaluation.compare import compare as compared
+    from distillkit.evaluation.record import read_record
+
+    paths: list[Path] = []
+    for path in records:
+        inside = path / "records" if (path / "records").is_dir() else path
+        found = sorted(inside.glob("*.json")) if inside.is_dir() else [path]
+        if not found:
+            raise UsageError(f"{path} holds no records; make one with `distillkit evaluate`")
+        paths += found
+    tables, quoted = compared([read_record(path) for path in paths], group=group)
+    show_comparison(console(), tables, quoted)

@@ -1,0 +1,81 @@
+"""`distillkit evaluate`: measure a student, a teacher or images under a protocol."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def evaluate(
+    subject: Annotated[
+        str, typer.Argument(help="Student or run folder, teacher (name, folder, file), or images (zip or folder).")
+    ],
+    protocol: Annotated[
+        str | None, typer.Option(help="Protocol, see `distillkit protocols`.  [default: the teacher's]")
+    ] = None,
+    samples: Annotated[
+        int | None, typer.Option(min=2, help="Another number of samples, which is another protocol.")
+    ] = None,
+    first_seed: Annotated[int, typer.Option("--first-seed", min=0, help="Sample i has seed FIRST + i.")] = 0,
+    nfe: Annotated[
+        str, typer.Option(help="Network evaluations of a sample, one record for each: 5,9,35.  [default: its own]")
+    ] = "",
+    metrics: Annotated[
+        str, typer.Option(help="fd, kid, prdc (precision, recall, density, coverage), is, memorisation.")
+    ] = "fd",
+    reference: Annotated[
+        Path | None, typer.Option(help="Own reference statistics, from `distillkit reference make`.")
+    ] = None,
+    extractor: Annotated[
+        str | None, typer.Option(help="Feature extractor by name, or a TorchScript file (a program: trust it first).")
+    ] = None,
+    guidance: Annotated[float, typer.Option(min=0, help="Guidance weight, for teachers.")] = 1.0,
+    precision: Annotated[
+        str, typer.Option(help="Of the generator: fp32, bf16 or fp16. Features are in fp32.")
+    ] = "fp32",
+    batch: Annotated[int, typer.Option(min=1, help="Samples in one pass; does not change which they are.")] = 256,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Record (.json) or folder.  [default: SUBJECT/records]")
+    ] = None,
+    save_images: Annotated[
+        Path | None, typer.Option("--save-images", help="Also keep the images: a folder of PNG, or a .npz file.")
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
+) -> None:
+    """Measure a student, a teacher or images under a protocol, and write a record.
+
+    An interrupted measurement goes on when the same command is given again.
+    """
+    from distillkit.cli.closing import console, show_records
+    from distillkit.engine.interrupt import stop_on_signal
+    from distillkit.errors import UsageError
+    from distillkit.progress import reporter_for
+    from distillkit.runs.accelerators import make_accelerator
+    from distillkit.runs.evaluation import EvaluationOptions, candidates
+    from distillkit.runs.evaluation import evaluate as measure
+
+    if precision not in ("fp32", "bf16", "fp16"):
+        raise UsageError(f"--precision {precision}: fp32, bf16 or fp16")
+    try:
+        evaluations = [int(part) for part in nfe.split(",") if part.strip()]
+    except ValueError as error:
+        raise UsageError(f"--nfe {nfe}: write whole numbers such as 1,2,4") from error
+    if output and output.suffix == ".json" and len(evaluations) > 1:
+        raise UsageError("--output names one record and several are made; name a folder")
+    options = EvaluationOptions(
+        protocol=protocol, reference=reference, extractor=extractor, samples=samples, first_seed=first_seed,
+        nfe=evaluations, metrics=[part.strip() for part in metrics.split(",") if part.strip()], batch=batch,
+        precision=precision, guidance=guidance, output=output, save_images=save_images,
+    )  # fmt: skip
+    accelerator = make_accelerator(precision, device, "none", ".")
+    reporter = reporter_for(quiet=quiet)
+    with stop_on_signal() as stop:
+        made = [
+            measure(candidate, options, accelerator, reporter, stop)
+            for candidate in candidates(subject, options, accelerator.device, reporter)
+        ]
+    if accelerator.is_main_process:
+        show_records(console(), [(one.record, one.path) for one in made if one])

@@ -1,0 +1,101 @@
+"""`distillkit protocols`: how figures are measured, and the files that this takes."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(
+    rich_markup_mode=None,
+    help="List the evaluation protocols; `show` explains one, `fetch` gets its files, `pin` records a hash.",
+    invoke_without_command=True,
+)
+
+
+@app.callback()
+def protocols(ctx: typer.Context) -> None:
+    if ctx.invoked_subcommand:
+        return
+    from rich.table import Table
+
+    from distillkit.cli.closing import console
+    from distillkit.evaluation.presets import presets
+
+    out = console()
+    table = Table()
+    for title in ("protocol", "what it measures", "samples", "extractor"):
+        table.add_column(title, no_wrap=title == "protocol")
+    for preset in presets().values():
+        table.add_row(preset.name, preset.title, f"{preset.count:,}", preset.extractor)
+    out.print(table)
+    out.print("Figures compare exactly when their protocol ids are equal.\nnext: distillkit protocols show digits8",
+              highlight=False)  # fmt: skip
+
+
+@app.command()
+def show(name: Annotated[str, typer.Argument(help="Name of the protocol.")]) -> None:
+    """Everything that the protocol's identity is made of."""
+    from rich.table import Table
+
+    from distillkit.cli.closing import console
+    from distillkit.errors import DistillkitError
+    from distillkit.evaluation import presets
+
+    out, preset = console(), presets.preset(name)
+    try:
+        ruler = presets.ruler_for_preset(preset)
+    except DistillkitError as error:
+        table = Table(show_header=False, title=name, title_justify="left")
+        for key, value in preset.model_dump(exclude={"name", "teachers"}).items():
+            table.add_row(key, str(value))
+        table.add_row("recorded hash", presets.pinned(name) or "none")
+        out.print(table)
+        out.print(f"not ready: {error}", markup=False, highlight=False)
+        return
+    table = Table(show_header=False, title=f"{name}  {ruler.protocol.id}", title_justify="left")
+    table.add_row("label", ruler.protocol.label.replace("[", "\\["))
+    for part, fields in ruler.protocol.model_dump(exclude={"name"}).items():
+        for key, value in fields.items():
+            table.add_row(f"{part}.{key}", str(value))
+    out.print(table)
+
+
+@app.command()
+def fetch(name: Annotated[str, typer.Argument(help="Name of the protocol.")]) -> None:
+    """Download the protocol's network (sha256 checked) and reference statistics; shows the hash to pin."""
+    from distillkit.cli.closing import console
+    from distillkit.engine.interrupt import stop_on_signal
+    from distillkit.errors import DistillkitError
+    from distillkit.evaluation import presets
+    from distillkit.progress import reporter_for
+
+    preset, out = presets.preset(name), console()
+    with stop_on_signal() as stop:
+        paths = presets.fetch_files(preset, reporter_for(), lambda: stop.signum or 0)
+    for path in paths:
+        out.print(f"{path}", highlight=False, soft_wrap=True)
+    try:
+        presets.reference_of(preset)
+        out.print(f"{name} is ready")
+    except DistillkitError as error:
+        out.print(str(error), markup=False, highlight=False, soft_wrap=True)
+
+
+@app.command()
+def pin(
+    name: Annotated[str, typer.Argument(help="Name of the protocol.")],
+    sha256: Annotated[str, typer.Option(help="Hash of the reference numbers that you trust.")],
+) -> None:
+    """Record the hash of a protocol's reference numbers; anything else is refused from then on."""
+    from distillkit.cli.closing import console
+    from distillkit.errors import UsageError
+    from distillkit.evaluation import presets
+
+    preset = presets.preset(name)
+    if len(sha256) != 64 or set(sha256) - set("0123456789abcdef"):
+        raise UsageError(f"--sha256 {sha256}: 64 hexadecimal digits are due")
+    if not preset.reference.file:
+        raise UsageError(f"{name} is embedded; there is nothing to pin")
+    presets.pin(name, sha256)
+    console().print(f"recorded in {presets.lock_file()}", highlight=False, soft_wrap=True)

@@ -1,0 +1,76 @@
+"""`distillkit reference make`: reference statistics from images."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(
+    rich_markup_mode=None, no_args_is_help=True, help="Reference statistics: what samples are compared with."
+)
+
+
+@app.callback()
+def _reference() -> None: ...
+
+
+@app.command()
+def make(
+    data: Annotated[str, typer.Option(help="Zip file, folder, parquet file or hf:ORG/NAME[:SPLIT].")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="File to write (.safetensors).")],
+    protocol: Annotated[str | None, typer.Option(help="Protocol whose extractor and preparation are used.")] = None,
+    extractor: Annotated[str | None, typer.Option(help="Extractor by name, or a TorchScript file.")] = None,
+    name: Annotated[str, typer.Option(help="Name of the data set.  [default: the data's]")] = "",
+    data_resolution: Annotated[
+        int | None, typer.Option("--data-resolution", min=1, help="Crop to the centred square and resize to this.")
+    ] = None,
+    data_filter: Annotated[str, typer.Option("--data-filter", help="box, bilinear, bicubic or lanczos.")] = "lanczos",
+    keep_features: Annotated[
+        bool, typer.Option("--keep-features", help="Also keep the features, for kid, prdc and memorisation.")
+    ] = False,
+    batch: Annotated[int, typer.Option(min=1, help="Images in one pass.")] = 256,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
+) -> None:
+    """Extract the features of all images and write their moments, with the hash that protocols name."""
+    from pydantic import ValidationError
+
+    from distillkit.cli.closing import console
+    from distillkit.data.stream import DataConfig
+    from distillkit.engine.interrupt import stop_on_signal
+    from distillkit.errors import UsageError
+    from distillkit.evaluation.presets import preset
+    from distillkit.progress import reporter_for
+    from distillkit.runs.accelerators import make_accelerator
+    from distillkit.runs.evaluation import extractor_for
+    from distillkit.runs.reference import make_reference
+
+    if (protocol is None) == (extractor is None):
+        raise UsageError("name either --protocol or --extractor")
+    if output.suffix != ".safetensors":
+        raise UsageError(f"--output {output}: reference statistics are written as .safetensors")
+    chosen = preset(protocol) if protocol else None
+    if chosen and chosen.images:
+        data_resolution, data_filter = chosen.images.resolution, chosen.images.filter
+    try:
+        config = DataConfig.model_validate({"path": data, "resolution": data_resolution, "filter": data_filter})
+    except ValidationError as error:
+        raise UsageError(f"--data-filter {data_filter}: box, bilinear, bicubic or lanczos") from error
+    network = extractor_for(chosen.extractor if chosen else str(extractor), None)
+    accelerator = make_accelerator("fp32", device, "none", ".")
+    with stop_on_signal() as stop:
+        reference = make_reference(
+            config, network, output, reporter_for(quiet=quiet), stop, device=accelerator.device,
+            name=name or (chosen.reference.id if chosen else ""), batch=batch, keep_features=keep_features,
+        )  # fmt: skip
+    out = console()
+    out.print(f"{reference.count:,} images, {len(reference.mean):,} features, in {output}", highlight=False)
+    out.print(f"sha256 of the numbers {reference.spec.sha256}", highlight=False)
+    if chosen and chosen.reference.file:
+        out.print(f"next: distillkit protocols pin {chosen.name} --sha256 {reference.spec.sha256}", highlight=False)
+    else:
+        out.print(
+            f"next: distillkit evaluate SUBJECT --reference {output} --extractor {extractor or ''}", highlight=False
+        )

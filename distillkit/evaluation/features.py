@@ -1,0 +1,82 @@
+"""Features of a long evaluation: kept in a file as they come, so that it can be resumed and read more than once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from distillkit.contracts.random import SampleRNG
+from distillkit.evaluation.moments import BLOCK, Moments
+
+GROUPS = 10
+"""Of the jackknife."""
+
+
+class FeatureFile:
+    """Rows of float32 on disk, appended in order. What was written before counts, but for a torn last row.
+
+    Args:
+        path: the file; made if it is not there.
+        dim: numbers in a row.
+    """
+
+    def __init__(self, path: Path, dim: int) -> None:
+        self.path, self.dim = path, dim
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+        if path.stat().st_size % (4 * dim):
+            self.cut(len(self))
+
+    def __len__(self) -> int:
+        return self.path.stat().st_size // (4 * self.dim)
+
+    def cut(self, count: int) -> None:
+        """Keep the first `count` rows."""
+        with self.path.open("rb+") as file:
+            file.truncate(4 * self.dim * count)
+
+    def add(self, features: Tensor) -> None:
+        """Append features (B, dim).
+
+        Raises:
+            ValueError: when a feature is not finite.
+        """
+        if not torch.isfinite(features).all():
+            raise ValueError("features are not finite: the images hold NaN or infinity")
+        with self.path.open("ab") as file:
+            file.write(features.detach().to("cpu", torch.float32).contiguous().numpy().astype("<f4").tobytes())
+
+    def blocks(self, size: int = BLOCK) -> Iterator[Tensor]:
+        """All rows in order, (size, dim) float32 at a time."""
+        with self.path.open("rb") as file:
+            while len(numbers := np.fromfile(file, "<f4", size * self.dim)):
+                yield torch.from_numpy(numbers.reshape(-1, self.dim))
+
+    def all(self) -> Tensor:
+        """All rows at once, (N, dim) float32."""
+        return torch.cat([*self.blocks()]) if len(self) else torch.empty(0, self.dim)
+
+
+def groups_of(count: int, groups: int = GROUPS) -> Tensor:
+    """(count,) int64: a random group for each sample, all of one size up to one sample.
+
+    They depend on the sample's index alone. Index mod groups would not do: with labels index mod classes, groups
+    would be classes.
+    """
+    order = SampleRNG(0).uniform("jackknife group", 0, range(count)).argsort(stable=True)
+    return torch.empty(count, dtype=torch.int64).scatter_(0, order, torch.arange(count) % groups)
+
+
+def moments_of(features: FeatureFile, dim: int, chosen: Tensor | None = None) -> Moments:
+    """Moments of the first `dim` columns of all rows, or of those that `chosen` (N,) bool marks."""
+    moments, start = Moments(dim), 0
+    for block in features.blocks():
+        rows = block[:, :dim] if chosen is None else block[chosen[start : start + len(block)], :dim]
+        start += len(block)
+        if len(rows):
+            moments.add(rows)
+    return moments.finish()

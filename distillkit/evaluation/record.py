@@ -1,0 +1,148 @@
+"""Records: one measured result each, checked when written and when read; quoted figures are kept apart from them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+
+from distillkit.errors import DistillkitError, UsageError
+from distillkit.evaluation.frechet import jackknife_error
+from distillkit.evaluation.protocol import Protocol
+from distillkit.files import canonical_json, write_json
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Figure(_Part):
+    """One number with what is known of its error."""
+
+    value: float
+    estimator: str = Field(description="name and version, such as frechet@1")
+    standard_error: float | None = Field(None, ge=0, description="delete-a-group jackknife")
+    corrected: float | None = Field(None, description="without the bias of order 1/N, by the same jackknife")
+    leave_one_out: tuple[float, ...] = Field((), description="values without each group; for paired differences")
+    terms: dict[str, float] = Field(default_factory=dict, description="parts that the value is the sum of")
+
+
+class Subject(_Part):
+    """What was measured."""
+
+    kind: Literal["student", "teacher", "images"]
+    name: str
+    weights_sha256: str = Field("", description="of the generator; the images' fingerprint for images")
+    teacher: str = ""
+    method: str = ""
+    sampler: dict[str, Any] = Field(default_factory=dict)
+    guidance: float = 1.0
+    precision: str = "fp32"
+    trained_with_lpips: bool = Field(False, description="LPIPS features favour Inception's figures")
+
+
+class Selection(_Part):
+    """How the measured weights were chosen among others."""
+
+    checkpoints_scored: int = Field(1, ge=1)
+    selected_by: str = "none"
+    seeds_disjoint: bool = Field(True, description="scores that chose it used other seeds than this one")
+
+
+class Record(_Part):
+    """One generator under one protocol."""
+
+    format: Literal[2] = 2
+    kind: Literal["measured"] = "measured"
+    subject: Subject
+    protocol: Protocol
+    protocol_id: str
+    label: str
+    figures: dict[str, Figure] = Field(min_length=1, description="the protocol's own under `label`, others beside it")
+    nfe: float | None = Field(None, ge=0, description="network evaluations of a sample, measured")
+    images_per_second: float | None = None
+    samples_sha256: str = Field(
+        "", description="of the hashes of all images in order; informative, rounding may differ by device"
+    )
+    selection: Selection = Selection()
+    remarks: tuple[str, ...] = ()
+    seconds: float = Field(ge=0, description="of the evaluation, since it was last resumed")
+    environment: dict[str, Any] = Field(default_factory=dict)
+    created: str = ""
+    digest: str = Field("", description="sha256 of the rest")
+
+    def sealed(self) -> Record:
+        """The record with its digest."""
+        return self.model_copy(update={"digest": digest_of(self)})
+
+
+class Quoted(_Part):
+    """A published figure: shown beside measured ones, never ranked with them."""
+
+    format: Literal[2] = 2
+    kind: Literal["quoted"]
+    name: str
+    label: str = Field(description="as published, such as FID-50k")
+    value: float
+    nfe: float | None = None
+    protocol: str = Field(description="what is known of how it was measured")
+    source: str = Field(description="publication and table")
+
+
+AnyRecord = Annotated[Record | Quoted, Field(discriminator="kind")]
+_ADAPTER: TypeAdapter[Record | Quoted] = TypeAdapter(AnyRecord)
+
+
+def digest_of(record: Record) -> str:
+    body = record.model_dump(mode="json", exclude={"digest"})
+    return hashlib.sha256(canonical_json(body).encode()).hexdigest()
+
+
+def schema() -> dict[str, Any]:
+    """The JSON schema of records; the package ships it as record.schema.json."""
+    return _ADAPTER.json_schema()
+
+
+def write_record(path: Path, record: Record) -> Record:
+    """Seal and write a record."""
+    sealed = record.sealed()
+    write_json(path, sealed.model_dump(mode="json"))
+    return sealed
+
+
+def read_record(path: Path) -> Record | Quoted:
+    """Read a record and refuse one that does not hold together.
+
+    Raises:
+        UsageError: when there is no such file.
+        DistillkitError: when it is no record, was edited, or its protocol does not hash to its id.
+    """
+    if not path.is_file():
+        raise UsageError(f"{path}: no such record")
+    try:
+        record = _ADAPTER.validate_python(json.loads(path.read_text(encoding="utf-8")))
+    except (ValidationError, ValueError, OSError) as error:
+        first = error.errors()[0] if isinstance(error, ValidationError) else None
+        reason = f"{'.'.join(map(str, first['loc']))}: {first['msg']}" if first else str(error).splitlines()[0]
+        raise DistillkitError(f"{path} is not a record: {reason}") from error
+    if isinstance(record, Quoted):
+        return record
+    if record.protocol.id != record.protocol_id or record.protocol.label != record.label:
+        raise DistillkitError(
+            f"{path}: refused: its protocol hashes to {record.protocol.id} ({record.protocol.label}), not to "
+            f"{record.protocol_id} ({record.label}); it was edited"
+        )
+    if digest_of(record) != record.digest:
+        raise DistillkitError(f"{path}: refused: it does not match its digest; it was edited after it was measured")
+    return record
+
+
+def paired_difference(a: Figure, b: Figure) -> tuple[float, float | None]:
+    """a - b and its standard error where both were measured on the same samples' groups; else None."""
+    difference = a.value - b.value
+    if not a.leave_one_out or len(a.leave_one_out) != len(b.leave_one_out):
+        return difference, None
+    return difference, jackknife_error([x - y for x, y in zip(a.leave_one_out, b.leave_one_out, strict=True)])

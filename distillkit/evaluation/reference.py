@@ -1,0 +1,133 @@
+"""Reference statistics: what samples are compared with, from this project's files and from EDM's, ADM's and EDM2's."""
+
+from __future__ import annotations
+
+import hashlib
+import zipfile
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from distillkit.errors import DistillkitError, UsageError
+from distillkit.evaluation.frechet import matrix_sqrt
+from distillkit.evaluation.protocol import ReferenceSpec
+from distillkit.files import replacing
+from distillkit.foreign.read import read_foreign
+from distillkit.foreign.records import Array
+
+
+@dataclass(frozen=True)
+class Reference:
+    """Moments of a data set's features, and perhaps the features themselves.
+
+    Args:
+        id: of the data set.
+        count: images.
+        mean: (d,) float64. covariance: (d, d) float64.
+        features: (n, d) float32 where kept; what kernel distance and neighbours need.
+    """
+
+    id: str
+    count: int
+    mean: Tensor
+    covariance: Tensor
+    features: Tensor | None = None
+
+    @cached_property
+    def root(self) -> Tensor:
+        """Square root of the covariance, taken once."""
+        return matrix_sqrt(self.covariance)
+
+    @cached_property
+    def spec(self) -> ReferenceSpec:
+        return ReferenceSpec(
+            id=self.id, sha256=numbers_sha256(self.count, self.mean, self.covariance), count=self.count
+        )
+
+
+def numbers_sha256(count: int, mean: Tensor, covariance: Tensor) -> str:
+    """sha256 of n, mean and covariance as little-endian float64, independent of any file format."""
+    digest = hashlib.sha256()
+    for value in (torch.tensor([float(count)], dtype=torch.float64), mean, covariance):
+        digest.update(value.to(torch.float64).contiguous().numpy().astype("<f8").tobytes())
+    return digest.hexdigest()
+
+
+def save_reference(path: Path, reference: Reference) -> None:
+    """Write a reference as safetensors."""
+    tensors = {"mean": reference.mean.contiguous(), "covariance": reference.covariance.contiguous()}
+    if reference.features is not None:
+        tensors["features"] = reference.features.contiguous()
+    with replacing(path) as aside:
+        save_file(tensors, aside, metadata={"id": reference.id, "count": str(reference.count)})
+
+
+def load_reference(path: Path, *, name: str = "", count: int = 0, key: str = "fid") -> Reference:
+    """Read reference statistics: this project's safetensors, `.npz` with mu and sigma (EDM, ADM, clean-fid), or EDM2's
+    `.pkl`, which is interpreted and never executed.
+
+    Args:
+        name: id of the data set, where the file does not say.
+        count: number of its images, where the file does not say.
+        key: which statistics of an EDM2 file.
+
+    Raises:
+        UsageError: when there is no such file.
+        DistillkitError: when it is damaged or its numbers make no sense.
+    """
+    if not path.is_file():
+        raise UsageError(f"{path}: there are no reference statistics there")
+    try:
+        if path.suffix == ".safetensors":
+            with safe_open(path, framework="pt") as file:
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+                metadata = file.metadata() or {}
+            mean, covariance, features = tensors["mean"], tensors["covariance"], tensors.get("features")
+            name, count = metadata.get("id", name), int(metadata.get("count", count))
+        else:
+            mean, covariance = (torch.from_numpy(np.asarray(v, dtype=np.float64)) for v in _moments(path, key))
+            features = None
+    except (KeyError, ValueError, OSError, EOFError, zipfile.BadZipFile, SafetensorError) as error:
+        raise DistillkitError(f"{path} is damaged or holds no reference statistics: {str(error)[:200]}") from error
+    return checked(Reference(name or path.stem, count, mean.double(), covariance.double(), features), path)
+
+
+def _moments(path: Path, key: str) -> tuple[Any, Any]:
+    if path.suffix == ".npz":
+        with np.load(path, allow_pickle=False) as file:
+            return file["mu"], file["sigma"]
+    value = read_foreign(path).value
+    for place in (key, "fid"):
+        if isinstance(value, dict) and isinstance(value.get(place), dict):
+            value = value[place]
+            break
+    if not isinstance(value, dict) or not all(isinstance(value.get(k), Array) for k in ("mu", "sigma")):
+        raise KeyError("no mu and sigma")
+    return value["mu"].value, value["sigma"].value
+
+
+def checked(reference: Reference, path: Path) -> Reference:
+    """Refuse numbers that cannot be moments.
+
+    Raises:
+        DistillkitError: saying which.
+    """
+    mean, covariance = reference.mean, reference.covariance
+    if mean.dim() != 1 or covariance.shape != (len(mean), len(mean)):
+        raise DistillkitError(
+            f"{path}: a mean {tuple(mean.shape)} and a covariance {tuple(covariance.shape)} do not fit"
+        )
+    if not (mean.isfinite().all() and covariance.isfinite().all()):
+        raise DistillkitError(f"{path}: the reference statistics hold NaN or infinity")
+    if (covariance - covariance.T).abs().max() > 1e-6 * covariance.abs().max() or (covariance.diagonal() < 0).any():
+        raise DistillkitError(f"{path}: the covariance is not symmetric and positive")
+    if reference.count < 2:
+        raise DistillkitError(f"{path} does not say of how many images it is; give their number")
+    return reference

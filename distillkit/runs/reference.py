@@ -1,0 +1,68 @@
+"""`distillkit reference make`: reference statistics from images, with the hash that protocols name."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import torch
+
+from distillkit.data.files import open_images
+from distillkit.data.stream import DataConfig, pixels_in_order
+from distillkit.engine.interrupt import StopRequest
+from distillkit.errors import Interrupted, UsageError
+from distillkit.evaluation.evaluate import Extracted, extract
+from distillkit.evaluation.extractor import FeatureExtractor
+from distillkit.evaluation.features import moments_of
+from distillkit.evaluation.reference import Reference, save_reference
+from distillkit.files import cache_folder
+from distillkit.progress import Reporter
+
+MOST_KEPT = 50_000
+"""Features of more images are not kept: neighbours among them would take too long."""
+
+
+def make_reference(
+    data: DataConfig,
+    extractor: FeatureExtractor,
+    output: Path,
+    reporter: Reporter,
+    stop: StopRequest,
+    *,
+    device: torch.device,
+    name: str = "",
+    batch: int = 256,
+    keep_features: bool = False,
+) -> Reference:
+    """Extract the features of all images, in order, and write their moments; goes on after an interruption.
+
+    Raises:
+        UsageError: without images, or for too many to keep.
+        DistillkitError: when an image cannot be read, or they are of several sizes.
+        Interrupted: after a signal; features so far are kept.
+    """
+    if data.path is None:
+        raise UsageError("--data: which images? A zip file, a folder, a parquet file or hf:ORG/NAME")
+    files = open_images(data.path)
+    if keep_features and len(files) > MOST_KEPT:
+        raise UsageError(f"--keep-features is for at most {MOST_KEPT:,} images, and these are {len(files):,}")
+    dim = extractor.spec.dim
+    key = f"reference-{files.fingerprint[:16]}-{extractor.spec.weights_sha256[:8]}-{data.resolution}-{data.filter}"
+    kept = Extracted(cache_folder() / "evaluations" / key, dim, dim)
+    if len(kept):
+        reporter.say(f"going on with {len(kept):,} of {len(files):,} images")
+    batches = (range(k, min(k + batch, len(files))) for k in range(len(kept), len(files), batch))
+    images = pixels_in_order(files, batches, resolution=data.resolution, filter_name=data.filter)
+    on_device = (pixels.to(device) for pixels in images)
+    with reporter.task("extracting features", len(files), "images", len(kept)) as task:
+        for _ in extract(extractor.to(device), on_device, kept, task.advance):
+            if stop:
+                raise Interrupted("stopped; the same command goes on", stop.signum or 2)
+    moments = moments_of(kept.features, dim)
+    reference = Reference(
+        name or Path(data.path).stem, moments.count, moments.mean, moments.covariance,
+        kept.features.all() if keep_features else None,
+    )  # fmt: skip
+    save_reference(output, reference)
+    shutil.rmtree(kept.folder, ignore_errors=True)
+    return reference
