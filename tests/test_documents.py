@@ -29,10 +29,22 @@ def test_links_lead_somewhere(document):
 
 def test_every_option_in_the_documents_exists(inside, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
-    text = "".join((ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "docs/teachers.md"))
+    text = "".join(
+        (ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "docs/teachers.md", "docs/protocols.md")
+    )
     known = "".join(
         inside(*words, "--help").stdout
-        for words in (["run", "dmd"], ["sample"], ["teachers", "train"], ["teachers", "convert"], [])
+        for words in (
+            ["run", "dmd"],
+            ["sample"],
+            ["teachers", "train"],
+            ["teachers", "convert"],
+            ["evaluate"],
+            ["protocols", "pin"],
+            ["reference", "make"],
+            ["compare"],
+            [],
+        )
     )
     options = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", text)) - {"--nproc_per_node", "--nproc"}
     assert len(options) > 10

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import mmap
+import os
 import struct
 import threading
 import zipfile
@@ -137,28 +138,35 @@ class ZipImages(ImageFiles):
 
 
 class FolderImages(ImageFiles):
-    """Image files under a folder."""
+    """Image files under a folder. Paths are kept as text: there may be millions."""
 
     def __init__(self, path: Path) -> None:
-        self.path = path
-        found = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
-        self.names = [p.relative_to(path).as_posix() for p in found]
+        self.root = os.path.join(path, "")  # noqa: PTH118
+        found: list[tuple[str, int]] = []
+        for folder, _, files in os.walk(self.root):
+            for file in files:
+                if os.path.splitext(file)[1].lower() in SUFFIXES:  # noqa: PTH122
+                    full = os.path.join(folder, file)  # noqa: PTH118
+                    found.append((full[len(self.root) :].replace(os.sep, "/"), os.stat(full).st_size))  # noqa: PTH116
+        found.sort()
+        self.names = [name for name, _ in found]
         described = path / LABELS
         if described.is_file():
             self.labels = read_labels(described.read_bytes(), self.names, str(described))
         else:
             self.labels = _labels_of_classes(self.names)
-        sizes = [[name, p.stat().st_size] for name, p in zip(self.names, found, strict=True)]
-        self.fingerprint = fingerprint(sizes, self.labels)
+        self._sizes = [size for _, size in found]
+        self.fingerprint = fingerprint([list(entry) for entry in found], self.labels)
 
     def read(self, index: int) -> bytes:
-        path = self.path / self.names[index]
+        name = self.root + self.names[index]
+        if self._sizes[index] > MOST_BYTES:
+            raise DistillkitError(f"{name} is very large for an image; refused")
         try:
-            if path.stat().st_size > MOST_BYTES:
-                raise DistillkitError(f"{path} is very large for an image; refused")
-            return path.read_bytes()
+            with open(name, "rb") as file:  # noqa: PTH123
+                return file.read(MOST_BYTES)
         except OSError as error:
-            raise DistillkitError(f"cannot read {path}: {error.strerror}") from error
+            raise DistillkitError(f"cannot read {name}: {error.strerror}") from error
 
 
 class HubImages(ImageFiles):

@@ -281,7 +281,7 @@ class Distillation:
         ruler = ruler_for(self.teacher.spec, self.config.evaluation.samples)
         record: dict[str, Any] = {
             "format": 1,
-            "kind": "measured",
+            "kind": "run",
             "method": self.config.method,
             "teacher": self.config.teacher,
             "student_sha256": description.weights_sha256,

@@ -1,13 +1,15 @@
 """`python -m distillkit.runs.record_assets`: after new files were put into distillkit/assets, record their hashes and
-measure the embedded teacher's score, which then ships with them."""
+measure the embedded teacher's score, which then ships with them; and write the records' schema anew."""
 
 from __future__ import annotations
 
 from dataclasses import asdict
+from pathlib import Path
 
 import torch
 
 from distillkit import assets
+from distillkit.evaluation import record
 from distillkit.files import sha256, write_json
 from distillkit.progress import reporter_for
 from distillkit.runs.scores import ruler_for, score_key, teacher_score
@@ -25,6 +27,7 @@ def main() -> None:
     result = teacher_score(teacher, ruler, torch.device("cpu"), reporter_for(), fresh=True)
     entry = {**asdict(result.distance), "nfe": result.nfe, "count": result.count}
     write_json(assets.FOLDER / assets.SCORES, {score_key(teacher, ruler): entry})
+    write_json(Path(record.__file__).with_name("record.schema.json"), record.schema())
     reporter_for().say(f"{result.label} {result.distance.value:.5f}")
 
 

@@ -143,6 +143,16 @@ def test_modes(mode, channels):
     assert decode(data, "x").shape == (8, 8, channels)
 
 
+@pytest.mark.parametrize("mode", ["L", "RGB", "RGBA", "P", "1", "I;16", "LA"])
+@pytest.mark.parametrize("size", [(1, 1), (7, 5), (64, 33)])
+def test_the_fast_way_for_ordinary_png_files_gives_the_same_pixels(mode, size, monkeypatch):
+    image = picture(5, size=size)
+    image = Image.fromarray(np.full((size[1], size[0]), 4000, np.uint16)) if mode == "I;16" else image.convert(mode)
+    fast = decode(encoded(image), "x")
+    monkeypatch.setattr("distillkit.data.decoding._plain_png", lambda data: None)
+    assert np.array_equal(fast, decode(encoded(image), "x"))
+
+
 def test_grey_images_among_coloured_ones_are_repeated(tmp_path):
     path = zipped(tmp_path / "x.zip", {"a.png": encoded(picture(1)), "b.png": encoded(picture(2, mode="L"))})
     sample = open_stream(DataConfig(path=path), None, CPU).batch(RNG, 0, range(50)).sample

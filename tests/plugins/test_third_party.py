@@ -164,3 +164,25 @@ def test_a_method_that_needs_real_images_gets_the_embedded_or_the_named_ones(ins
     assert not (tmp_path / "other").exists()
     right = cli(*arguments[:-3], "named", "--data", "pictures", "--data-resolution", "8", env=env)
     assert right.returncode == 0, right.stderr
+
+
+PROTOCOLS = (Path(__file__).parents[2] / "docs" / "protocols.md").read_text(encoding="utf-8")
+EXTRACTOR = next(block for block in re.findall(r"```python\n(.*?)```", PROTOCOLS, re.DOTALL) if "hookimpl" in block)
+
+
+def test_a_third_partys_extractor_makes_references_and_figures(install, cli, tmp_path, tiny_teacher_folder):
+    env = install("my_features", EXTRACTOR)
+    (tmp_path / "pictures").mkdir()
+    for k in range(30):
+        Image.fromarray(np.full((8, 8), 8 * k, np.uint8)).save(tmp_path / "pictures" / f"{k}.png")
+    made = cli("reference", "make", "--data", "pictures", "--extractor", "brightness", "-o", "ref.safetensors", env=env)
+    assert made.returncode == 0, made.stderr
+    done = cli(
+        "evaluate", tiny_teacher_folder, "--extractor", "brightness", "--reference", "ref.safetensors",
+        "--samples", "50", "--nfe", "1", "-o", "r.json", env=env,
+    )  # fmt: skip
+    assert done.returncode == 0 and "FD[brightness/moments]-50" in done.stdout, done.stderr
+    broken = install("bad_features", EXTRACTOR.replace("super().__init__()", "1 / 0").replace('"brightness"', '"dim"'))
+    failed = cli("evaluate", tiny_teacher_folder, "--extractor", "dim", "--reference", "ref.safetensors", env=broken)
+    assert failed.returncode == 1 and "extractor dim (bad_features 1.2) fails: ZeroDivisionError" in failed.stderr
+    assert cli("methods", env=broken).returncode == 0
