@@ -30,6 +30,14 @@ class Sampler(BaseModel):
     ) -> Tensor:
         """Map standard normal noise (B, C, H, W) to samples (B, C, H, W)."""
 
+    def with_nfe(self, nfe: int) -> Sampler:
+        """The same sampler with another number of evaluations, where it has a choice.
+
+        Raises:
+            ValueError: where it has none.
+        """
+        raise ValueError(f"a {self.kind} sampler has a fixed number of evaluations")
+
 
 class OneStep(Sampler):
     """G(z, c) = D(sigma z; sigma, c): one evaluation at one fixed noise level (Yin et al. 2024, section 3.1)."""

@@ -2,14 +2,22 @@
 
 from distillkit.diffusion.distances import Distance, l2, pseudo_huber
 from distillkit.diffusion.preconditioning import EDMPreconditioning
+from distillkit.diffusion.samplers import ConsistencySampler, EulerSampler, consistency_function
 from distillkit.diffusion.schedules import edm_loss_weight, karras_sigmas
 from distillkit.diffusion.solvers import euler, heun
 from distillkit.diffusion.variance_preserving import VariancePreserving, vp_sigmas
+from distillkit.diffusion.weightings import WEIGHTINGS, Weighting, WeightingName
 
 __all__ = [
+    "WEIGHTINGS",
+    "ConsistencySampler",
     "Distance",
     "EDMPreconditioning",
+    "EulerSampler",
     "VariancePreserving",
+    "Weighting",
+    "WeightingName",
+    "consistency_function",
     "edm_loss_weight",
     "euler",
     "heun",

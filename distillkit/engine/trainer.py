@@ -12,6 +12,7 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
+from distillkit.contracts.denoiser import Denoiser
 from distillkit.contracts.learner import OptimizerConfig
 from distillkit.contracts.random import SampleRNG
 from distillkit.contracts.recipe import Recipe
@@ -237,10 +238,10 @@ class Trainer:
 
     def roles(self) -> dict[str, Any]:
         """The denoisers whose evaluations are the cost of training, by role."""
-        roles = {"teacher": self.teacher.denoiser, "student": self.student.denoiser}
-        return roles | {
-            learner.name: learner.denoiser for learner in self.recipe.learners if hasattr(learner, "denoiser")
-        }
+        roles: dict[str, Any] = {"teacher": self.teacher.denoiser, "student": self.student.denoiser}
+        roles |= {learner.name: learner.denoiser for learner in self.recipe.learners if hasattr(learner, "denoiser")}
+        # Networks that objectives own (an average, a frozen reference) are a cost like any other.
+        return roles | {name: module for name, module in self._owned().items() if isinstance(module, Denoiser)}
 
     def _agree(self, should_stop: Callable[[], bool]) -> bool:
         """Whether any process was asked to stop. Processes compare notes every ten steps, all at the same one."""
@@ -259,9 +260,12 @@ class Trainer:
 
     def _modules(self) -> dict[str, nn.Module]:
         """Every network that training changes, by its name in checkpoints."""
-        owned = {f"{o.name}-{name}": module for o in self.recipe.objectives for name, module in o.modules().items()}
         learners = {learner.name: learner for learner in self.recipe.learners}
-        return {"student": self.student, "average": self.ema, **learners, **owned}
+        return {"student": self.student, "average": self.ema, **learners, **self._owned()}
+
+    def _owned(self) -> dict[str, nn.Module]:
+        """Networks that objectives own, by the objective's name and theirs."""
+        return {f"{o.name}-{name}": module for o in self.recipe.objectives for name, module in o.modules().items()}
 
     def parameters(self) -> Iterator[nn.Parameter]:
         """Of every network that training changes."""

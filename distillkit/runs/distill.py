@@ -158,7 +158,9 @@ class Distillation:
         outputs = self._outputs()
         if resume:
             trainer.resume(outputs)
-        untrained = StudentGenerator.from_teacher(self.teacher).to(device).eval()
+        # What the method starts from: the teacher's weights, sampled as the student will be.
+        sampler = next((s.sampler for s in reversed(self.recipe.stages) if s.sampler), self.recipe.student.sampler)
+        untrained = StudentGenerator.from_teacher(self.teacher, sampler).to(device).eval()
         try:
             trainer.run(outputs, should_stop=lambda: bool(self.stop))
         except Stopped as stopped:

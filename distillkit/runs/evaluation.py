@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from accelerate import Accelerator
+from filelock import FileLock, Timeout
 from torch import Tensor
 
 from distillkit.contracts.condition import Condition
@@ -107,7 +108,7 @@ def candidates(name: str, options: EvaluationOptions, device: torch.device, repo
     """
     path = Path(name).expanduser()
     if (path / DESCRIPTION).is_file() or (path / "student" / DESCRIPTION).is_file() or (path / "checkpoints").is_dir():
-        return [_student(name, path, options, device)]
+        return [_student(name, path, options, device, nfe) for nfe in options.nfe or (None,)]
     is_model = is_teacher_folder(path) or is_diffusers_folder(path)
     if not is_model and (path.is_dir() or path.suffix.lower() in (".zip", ".parquet")):
         return [_images(name)]
@@ -116,17 +117,22 @@ def candidates(name: str, options: EvaluationOptions, device: torch.device, repo
     return [_teacher(teacher, count, options) for count in steps]
 
 
-def _student(name: str, path: Path, options: EvaluationOptions, device: torch.device) -> Candidate:
+def _student(name: str, path: Path, options: EvaluationOptions, device: torch.device, nfe: int | None) -> Candidate:
     student = load_student(name).to(device)
     description, generator = student.description, student.generator
-    if strange := [nfe for nfe in options.nfe if nfe != description.nfe]:
-        raise UsageError(f"{name} is sampled in {description.nfe:g} evaluation(s), not in {strange[0]}")
+    if nfe is not None and nfe != description.nfe:
+        try:
+            generator.sampler = generator.sampler.with_nfe(nfe)
+        except ValueError as error:
+            raise UsageError(
+                f"{name} is sampled in {description.nfe:g} evaluation(s), not in {nfe}: {error}"
+            ) from error
     if options.guidance != 1.0:
         raise UsageError("a student has its guidance learnt in; --guidance is for teachers")
     subject = Subject(
         kind="student", name=path.name if path.name != "student" else path.resolve().parent.name,
         weights_sha256=description.weights_sha256, teacher=description.teacher.name, method=description.method,
-        sampler=description.sampler, guidance=description.guidance, precision=options.precision,
+        sampler=generator.sampler.model_dump(mode="json"), guidance=description.guidance, precision=options.precision,
         trained_with_lpips=description.settings.get("distance") == "lpips",
     )  # fmt: skip
     generate = student_pixels(generator, Teacher(generator.denoiser, generator.spec))
@@ -225,6 +231,15 @@ def evaluate(
     ruler, chosen = ruler_for(candidate, options)
     row = row_length(ruler.extractor, options.metrics)
     folder = _work_folder(candidate, ruler, row, accelerator.num_processes)
+    with _alone(folder, main=accelerator.is_main_process):
+        return _measure(candidate, options, accelerator, reporter, stop, ruler, chosen, folder, began)
+
+
+def _measure(
+    candidate: Candidate, options: EvaluationOptions, accelerator: Accelerator, reporter: Reporter, stop: StopRequest,
+    ruler: Ruler, chosen: ProtocolPreset, folder: Path, began: float,
+) -> Evaluated | None:  # fmt: skip
+    row = row_length(ruler.extractor, options.metrics)
     protocol, count = ruler.protocol, ruler.protocol.samples.count
     dim, rank, world = ruler.extractor.spec.dim, accelerator.process_index, accelerator.num_processes
     mine = range(count * rank // world, count * (rank + 1) // world)
@@ -324,6 +339,28 @@ def _work_folder(candidate: Candidate, ruler: Ruler, row: int, world: int) -> Pa
     }
     key = hashlib.sha256(canonical_json(identity).encode()).hexdigest()[:16]
     return cache_folder() / "evaluations" / key
+
+
+@contextlib.contextmanager
+def _alone(folder: Path, *, main: bool) -> Iterator[None]:
+    """Hold a measurement's folder, so that two commands do not write into one.
+
+    Raises:
+        UsageError: when another process measures the same.
+    """
+    if not main:
+        yield
+        return
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder.with_suffix(".lock"))
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise UsageError("another process is measuring the same under the same protocol; wait for it") from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _read_tally(folder: Path, rank: int) -> Tally:

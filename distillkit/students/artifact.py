@@ -17,12 +17,13 @@ from distillkit.contracts.random import SampleRNG
 from distillkit.contracts.sampler import OneStep, Sampler
 from distillkit.contracts.student import StudentGenerator
 from distillkit.contracts.teacher import Teacher, TeacherSpec
+from distillkit.diffusion.samplers import ConsistencySampler, EulerSampler
 from distillkit.errors import DistillkitError, UsageError
 from distillkit.files import sha256, write_bytes, write_json
 from distillkit.networks.build import build_denoiser
 
 WEIGHTS, DESCRIPTION = "model.safetensors", "student.json"
-SAMPLERS: dict[str, type[Sampler]] = {"one-step": OneStep}
+SAMPLERS: dict[str, type[Sampler]] = {"one-step": OneStep, "consistency": ConsistencySampler, "euler": EulerSampler}
 
 
 class StudentDescription(BaseModel):
