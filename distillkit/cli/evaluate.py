@@ -54,7 +54,7 @@ def evaluate(
     from distillkit.errors import UsageError
     from distillkit.progress import reporter_for
     from distillkit.runs.accelerators import make_accelerator
-    from distillkit.runs.evaluation import EvaluationOptions, candidates
+    from distillkit.runs.candidates import EvaluationOptions, candidates
     from distillkit.runs.evaluation import evaluate as measure
 
     if precision not in ("fp32", "bf16", "fp16"):

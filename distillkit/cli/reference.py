@@ -44,7 +44,7 @@ def make(
     from distillkit.evaluation.presets import preset
     from distillkit.progress import reporter_for
     from distillkit.runs.accelerators import make_accelerator
-    from distillkit.runs.evaluation import extractor_for
+    from distillkit.runs.candidates import extractor_for
     from distillkit.runs.reference import make_reference
 
     if (protocol is None) == (extractor is None):

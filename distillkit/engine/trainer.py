@@ -25,6 +25,7 @@ from distillkit.engine.losses import loss_of, require_gradient
 from distillkit.engine.metrics import Means
 from distillkit.engine.optimization import MovingAverage, Updater, learning_rate_factor
 from distillkit.engine.outputs import Outputs
+from distillkit.engine.preparation import prepare_networks
 from distillkit.engine.state import collect, restore
 from distillkit.errors import UsageError
 
@@ -80,7 +81,7 @@ class Trainer:
         for part in (*recipe.learners, *(m for objective in recipe.objectives for m in objective.modules().values())):
             part.to(device).eval()
         self.ema = copy.deepcopy(self.student)
-        self._prepare_networks()
+        prepare_networks(config, (self.student, *recipe.learners), (self.ema, teacher.denoiser), self.roles().values())
         self.average = MovingAverage(self.student, self.ema, halflife=config.ema_halflife, rampup=config.ema_rampup)
         self.diagnostics = [d for part in recipe.parts for d in part.diagnostics]
         self._means = Means()
@@ -220,22 +221,6 @@ class Trainer:
                 objective.begin_stage(self.recipe.stages[stage], self.student)
             self.average.restart()
 
-    def _prepare_networks(self) -> None:
-        config, trained = self.config, (self.student, *self.recipe.learners)
-        if config.gradient_checkpointing:
-            for network in trained:
-                switch_on("gradient_checkpointing", network)
-        for network in (*trained, self.ema, self.teacher.denoiser):
-            if config.float32_attention:
-                switch_on("float32_attention", network)
-            if config.channels_last:
-                network.to(memory_format=torch.channels_last)
-        if self.config.compile:
-            # The raw networks: hooks that count evaluations sit on the denoisers and stay out of the graphs.
-            for denoiser in self.roles().values():
-                for network in denoiser.children():
-                    network.compile()
-
     def roles(self) -> dict[str, Any]:
         """The denoisers whose evaluations are the cost of training, by role."""
         roles: dict[str, Any] = {"teacher": self.teacher.denoiser, "student": self.student.denoiser}
@@ -310,10 +295,3 @@ class Trainer:
         if outputs.main:
             outputs.metrics.cut_back(self.step)
         outputs.reporter.say(f"resuming at step {self.step:,} of {self.config.steps:,}")
-
-
-def switch_on(attribute: str, network: nn.Module) -> None:
-    """Set a switch, such as `gradient_checkpointing`, in every block of a network that has it."""
-    for module in network.modules():
-        if hasattr(module, attribute):
-            setattr(module, attribute, True)

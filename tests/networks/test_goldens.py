@@ -42,7 +42,7 @@ def test_no_condition_is_the_null_label(golden, name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_gradient_checkpointing_changes_nothing(golden, name):
-    from distillkit.engine.trainer import switch_on
+    from distillkit.engine.preparation import switch_on
 
     reference = golden(name)
     gradients = []
@@ -74,7 +74,7 @@ def test_networks_compile_without_graph_breaks_and_agree_in_channels_last(golden
 
 
 def test_attention_can_stay_in_float32(golden):
-    from distillkit.engine.trainer import switch_on
+    from distillkit.engine.preparation import switch_on
 
     reference = golden("edm_ddpmpp_small")
     denoiser = denoiser_of(reference.description["constructor"])
