@@ -28,9 +28,9 @@ def console() -> Console:
 
 
 def suggest_run(out: Console, teacher: str) -> None:
-    """The command that distils this teacher, with any installed method."""
-    method = next(iter(sorted(registry().methods)), "METHOD")
-    out.print(f"next: distillkit run {method} --teacher {teacher}", highlight=False, soft_wrap=True)
+    """The command that distils this teacher, and the methods there are."""
+    methods = ", ".join(sorted(registry().methods)) or "none is installed"
+    out.print(f"next: distillkit run METHOD --teacher {teacher}   (METHOD: {methods})", highlight=False, soft_wrap=True)
 
 
 def show_plan(config: BaseModel, rows: list[tuple[str, str]]) -> None:

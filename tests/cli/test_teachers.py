@@ -157,7 +157,7 @@ def test_convert_makes_a_folder_and_keeps_what_is_there(inside, tmp_path):
     assert untold.returncode == 2 and "--like" in untold.stderr and not (tmp_path / "w").exists()
     done = inside("teachers", "convert", "w.pt", "--like", "digits", "--licence", "CC0", "--output-dir", "mine")
     assert done.returncode == 0, done.stderr
-    assert "next: distillkit run dmd --teacher mine" in done.stdout
+    assert "next: distillkit run METHOD --teacher mine" in done.stdout
     assert load_teacher(str(tmp_path / "mine")).spec.licence == "CC0"
     again = inside("teachers", "convert", "w.pt", "--like", "mine", "--output-dir", "mine")
     assert again.returncode == 2 and "mine is there already" in again.stderr

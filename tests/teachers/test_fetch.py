@@ -42,7 +42,7 @@ def test_fetch_shows_licence_records_the_hash_and_converts_once(cli, tmp_path, m
         done = cli("teachers", "fetch", "edm-cifar10-uncond", env=environment | {"DISTILLKIT_MIRROR": server.address})
     assert done.returncode == 0, done.stderr
     assert "CC BY-NC-SA 4.0" in done.stdout.partition("downloading")[0], "the licence is shown before the download"
-    assert "recorded at first use" in done.stdout and "next: distillkit run dmd" in done.stdout
+    assert "recorded at first use" in done.stdout and "next: distillkit run METHOD" in done.stdout
     assert "model_channels is 8; the catalogue has 128" in done.stderr
     lock = json.loads((tmp_path / "cache" / "teachers" / "lock.json").read_text())["edm-cifar10-uncond"]
     assert re.fullmatch(r"[0-9a-f]{64}", lock["sha256"]) and lock["sha256"] in done.stdout and lock["bytes"] > 1000
