@@ -14,7 +14,10 @@ def compare(
         bool, typer.Option("--group", help="A table for each protocol instead of refusing several.")
     ] = False,
 ) -> None:
-    """Show records of one protocol with errors and paired differences; refuses to mix protocols."""
+    """Compare records of one protocol.
+
+    Shows errors and paired differences, and refuses to mix protocols.
+    """
     from distillkit.cli.closing import console, show_comparison
     from distillkit.errors import UsageError
     from distillkit.evaluation.compare import compare as compared

@@ -45,9 +45,10 @@ def evaluate(
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
 ) -> None:
-    """Measure a student, a teacher or images under a protocol, and write a record.
+    """Measure a student, a teacher or images.
 
-    An interrupted measurement goes on when the same command is given again.
+    The record says under which protocol, with which error and at how many network evaluations. An interrupted
+    measurement goes on when the same command is given again.
     """
     from distillkit.cli.closing import console, show_records
     from distillkit.engine.interrupt import stop_on_signal

@@ -8,7 +8,7 @@ import typer
 
 app = typer.Typer(
     rich_markup_mode=None,
-    help="List the installed methods; `methods show NAME` explains one.",
+    help="List the installed methods. `methods show NAME` explains one.",
     invoke_without_command=True,
 )
 

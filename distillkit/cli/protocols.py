@@ -8,7 +8,7 @@ import typer
 
 app = typer.Typer(
     rich_markup_mode=None,
-    help="List the evaluation protocols; `show` explains one, `fetch` gets its files, `pin` records a hash.",
+    help="List the evaluation protocols. `show` explains one, `fetch` gets its files, `pin` records a hash.",
     invoke_without_command=True,
 )
 

@@ -8,7 +8,9 @@ from typing import Annotated
 import typer
 
 app = typer.Typer(
-    rich_markup_mode=None, no_args_is_help=True, help="Reference statistics: what samples are compared with."
+    rich_markup_mode=None,
+    no_args_is_help=True,
+    help="Make reference statistics. They are what samples are compared with.",
 )
 
 

@@ -29,7 +29,7 @@ class TeachersGroup(TyperGroup):
 app = typer.Typer(
     cls=TeachersGroup,
     rich_markup_mode=None,
-    help="List the teachers; `show` explains one, `fetch` downloads one, `convert` reads a file, `train` makes one.",
+    help="List the teachers. `show` explains one, `fetch` downloads one, `convert` reads a file, `train` makes one.",
     invoke_without_command=True,
 )
 
