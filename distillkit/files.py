@@ -112,6 +112,23 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
     write_bytes(path, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
 
 
+def read_recorded(path: Path, kind: type[Any]) -> dict[str, Any]:
+    """What a lock file records, by name, each of one kind; nothing where there is no such file.
+
+    Raises:
+        DistillkitError: when the file is damaged.
+    """
+    try:
+        recorded = dict(json.loads(path.read_text(encoding="utf-8")))
+        if strange := [name for name, value in recorded.items() if not isinstance(value, kind)]:
+            raise ValueError(f"the entry {strange[0]!r} is malformed")
+        return recorded
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, TypeError) as error:
+        raise DistillkitError(f"cannot read the recorded hashes in {path}: {error}; mend or remove it") from error
+
+
 def sync_folder(folder: Path) -> None:
     """Make a rename within `folder` survive a power loss (POSIX; Windows needs no such call)."""
     if os.name == "posix":

@@ -74,9 +74,7 @@ def evaluate(
     accelerator = make_accelerator(precision, device, "none", ".")
     reporter = reporter_for(quiet=quiet)
     with stop_on_signal() as stop:
-        made = [
-            measure(candidate, options, accelerator, reporter, stop)
-            for candidate in candidates(subject, options, accelerator.device, reporter)
-        ]
+        found = candidates(subject, options, accelerator.device, reporter)
+        made = measure(found, options, accelerator, reporter, stop)
     if accelerator.is_main_process:
-        show_records(console(), [(one.record, one.path) for one in made if one])
+        show_records(console(), [(one.record, one.path) for one in made])

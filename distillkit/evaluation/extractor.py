@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import warnings
 from abc import ABC, abstractmethod
 from pathlib import Path
@@ -12,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from distillkit.data.pairs import content_hash
 from distillkit.errors import DistillkitError, UsageError
 from distillkit.evaluation.protocol import ExtractorSpec
 from distillkit.files import sha256
@@ -132,8 +132,9 @@ class DINOv2(FeatureExtractor):
         self.register_buffer("mean", torch.tensor(self.MEAN)[:, None, None])
         self.register_buffer("std", torch.tensor(self.STD)[:, None, None])
         self.spec = ExtractorSpec(
-            id=f"{name.partition('.')[0]}/cls", weights_sha256=state_sha256(network), dim=int(network.num_features),
-            input="RGB 0..1, ImageNet-normalised", resize="torch bicubic, antialiased, float32, to 224",
+            id=f"{name.partition('.')[0]}/cls", weights_sha256=content_hash(network.state_dict()),
+            dim=int(network.num_features), input="RGB 0..1, ImageNet-normalised",
+            resize="torch bicubic, antialiased, float32, to 224",
         )  # fmt: skip
 
     def forward(self, pixels: Tensor) -> Tensor:
@@ -157,7 +158,10 @@ class ModuleExtractor(FeatureExtractor):
         with torch.no_grad():
             dim = int(self.network(torch.zeros(2, *shape)).flatten(1).shape[1])
         self.spec = ExtractorSpec(
-            id=name, weights_sha256=weights_sha256 or state_sha256(network), dim=dim, input=f"{shape} 0..255"
+            id=name,
+            weights_sha256=weights_sha256 or content_hash(network.state_dict()),
+            dim=dim,
+            input=f"{shape} 0..255",
         )
 
     def forward(self, pixels: Tensor) -> Tensor:
@@ -183,12 +187,3 @@ def torchscript_extractor(path: Path, shape: tuple[int, int, int]) -> ModuleExtr
         raise DistillkitError(
             f"{path} does not take images {shape} in 0..255: {str(error).splitlines()[-1]}"
         ) from error
-
-
-def state_sha256(network: nn.Module) -> str:
-    """sha256 over names, types, shapes and bytes of a state dict."""
-    digest = hashlib.sha256()
-    for name, value in sorted(network.state_dict().items()):
-        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-        digest.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()

@@ -8,7 +8,7 @@ from fnmatch import fnmatch
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -27,7 +27,7 @@ from distillkit.evaluation.extractor import (
 from distillkit.evaluation.protocol import Protocol, SampleSpec
 from distillkit.evaluation.reference import Reference, load_reference
 from distillkit.evaluation.score import Ruler
-from distillkit.files import cache_folder, write_json
+from distillkit.files import cache_folder, read_recorded, write_json
 from distillkit.progress import Reporter
 from distillkit.registry import registry, unknown
 
@@ -204,23 +204,12 @@ def pinned(name: str) -> str:
     Raises:
         DistillkitError: when the lock file is damaged.
     """
-    try:
-        return str(json.loads(lock_file().read_text(encoding="utf-8")).get(name, ""))
-    except FileNotFoundError:
-        return ""
-    except (OSError, ValueError, AttributeError) as error:
-        raise DistillkitError(
-            f"cannot read the recorded hashes in {lock_file()}: {error}; mend or remove it"
-        ) from error
+    return str(read_recorded(lock_file(), str).get(name, ""))
 
 
 def pin(name: str, sha256: str) -> None:
     """Record the hash of a protocol's reference numbers."""
-    known: dict[str, Any] = {}
-    if lock_file().is_file():
-        pinned(name)
-        known = json.loads(lock_file().read_text(encoding="utf-8"))
-    write_json(lock_file(), known | {name: sha256})
+    write_json(lock_file(), read_recorded(lock_file(), str) | {name: sha256})
 
 
 def fetch_files(chosen: ProtocolPreset, reporter: Reporter, should_stop: Callable[[], int]) -> list[Path]:

@@ -6,7 +6,7 @@ import math
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 import torch
@@ -86,13 +86,18 @@ class StoredTensor:
         return view != 0 if is_bool else view.clone(memory_format=torch.contiguous_format)
 
 
-def load_tensors(stored: Mapping[str, StoredTensor], most: int) -> dict[str, Tensor]:
-    """Load all; together at most `most` bytes, so that views of one storage cannot fill the memory.
+def load_tensors(found: Mapping[str, StoredTensor | Tensor], most: int) -> dict[str, Tensor]:
+    """Load what is not loaded yet; at most `most` bytes of it, so that views of one storage cannot fill the memory.
 
     Raises:
         Refused: when they are more.
     """
-    total = sum(tensor.nbytes for tensor in stored.values())
+    total = sum(tensor.nbytes for tensor in found.values() if isinstance(tensor, StoredTensor))
     if total > most:
         raise Refused(f"the tensors claim {total:,} bytes, more than a file of this size can mean")
-    return {name: tensor.load() for name, tensor in stored.items()}
+    return {name: value.load() if isinstance(value, StoredTensor) else value for name, value in found.items()}
+
+
+def is_state_dict(value: Any) -> TypeGuard[Mapping[Any, StoredTensor | Tensor]]:
+    """Whether a value from a file maps names to tensors and to nothing else."""
+    return isinstance(value, Mapping) and all(isinstance(item, (StoredTensor, Tensor)) for item in value.values())

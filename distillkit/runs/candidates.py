@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from distillkit.contracts.denoiser import Denoiser
+from distillkit.contracts.student import StudentGenerator
 from distillkit.contracts.teacher import Teacher, TeacherSpec
 from distillkit.data.files import ImageFiles, open_images
 from distillkit.errors import UsageError
@@ -28,7 +29,7 @@ from distillkit.evaluation.sampling import Generate
 from distillkit.evaluation.score import Ruler
 from distillkit.progress import Reporter
 from distillkit.runs.scores import judges_digits, student_pixels, teacher_pixels
-from distillkit.students.artifact import DESCRIPTION, load_student
+from distillkit.students.artifact import DESCRIPTION, Student, load_student
 from distillkit.teachers.diffusers_folder import is_diffusers_folder
 from distillkit.teachers.folder import is_teacher_folder
 from distillkit.teachers.load import load_teacher
@@ -79,7 +80,8 @@ def candidates(name: str, options: EvaluationOptions, device: torch.device, repo
     """
     path = Path(name).expanduser()
     if (path / DESCRIPTION).is_file() or (path / "student" / DESCRIPTION).is_file() or (path / "checkpoints").is_dir():
-        return [_student(name, path, options, device, nfe) for nfe in options.nfe or (None,)]
+        student = load_student(name).to(device)
+        return [_student(student, name, path, options, nfe) for nfe in options.nfe or (None,)]
     is_model = is_teacher_folder(path) or is_diffusers_folder(path)
     if not is_model and (path.is_dir() or path.suffix.lower() in (".zip", ".parquet")):
         return [_images(name)]
@@ -88,12 +90,12 @@ def candidates(name: str, options: EvaluationOptions, device: torch.device, repo
     return [_teacher(teacher, count, options) for count in steps]
 
 
-def _student(name: str, path: Path, options: EvaluationOptions, device: torch.device, nfe: int | None) -> Candidate:
-    student = load_student(name).to(device)
+def _student(student: Student, name: str, path: Path, options: EvaluationOptions, nfe: int | None) -> Candidate:
     description, generator = student.description, student.generator
+    sampler = generator.sampler
     if nfe is not None and nfe != description.nfe:
         try:
-            generator.sampler = generator.sampler.with_nfe(nfe)
+            sampler = sampler.with_nfe(nfe)
         except ValueError as error:
             raise UsageError(
                 f"{name} is sampled in {description.nfe:g} evaluation(s), not in {nfe}: {error}"
@@ -103,9 +105,10 @@ def _student(name: str, path: Path, options: EvaluationOptions, device: torch.de
     subject = Subject(
         kind="student", name=path.name if path.name != "student" else path.resolve().parent.name,
         weights_sha256=description.weights_sha256, teacher=description.teacher.name, method=description.method,
-        sampler=generator.sampler.model_dump(mode="json"), guidance=description.guidance, precision=options.precision,
+        sampler=sampler.model_dump(mode="json"), guidance=description.guidance, precision=options.precision,
         trained_with_lpips=description.settings.get("distance") == "lpips",
     )  # fmt: skip
+    generator = StudentGenerator(generator.denoiser, sampler, generator.spec)
     generate = student_pixels(generator, Teacher(generator.denoiser, generator.spec))
     return Candidate(subject, description.teacher.name, path / "records", generator.spec, generator.denoiser, generate)
 

@@ -7,7 +7,7 @@ import hashlib
 import json
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -48,13 +48,13 @@ class Evaluated:
 
 
 def evaluate(
-    candidate: Candidate,
+    found: Sequence[Candidate],
     options: EvaluationOptions,
     accelerator: Accelerator,
     reporter: Reporter,
     stop: StopRequest,
-) -> Evaluated | None:
-    """Measure one candidate; the first process returns the record.
+) -> list[Evaluated]:
+    """Measure candidates of one kind with one protocol; the first process returns the records.
 
     Features are kept as they come, so the same command goes on after an interruption.
 
@@ -62,20 +62,22 @@ def evaluate(
         Interrupted: after a signal; what was measured is kept.
         DistillkitError: when files are missing or wrong, or images are not what the extractor expects.
     """
-    began = time.monotonic()
     reporter = reporter if accelerator.is_main_process else Quiet()
-    ruler, chosen = ruler_for(candidate, options)
+    ruler, chosen = ruler_for(found[0], options)
     row = row_length(ruler.extractor, options.metrics)
-    folder = _work_folder(candidate, ruler, row, accelerator.num_processes)
-    with _alone(folder, main=accelerator.is_main_process):
-        return _measure(candidate, options, accelerator, reporter, stop, ruler, chosen, folder, began)
+    made = []
+    for candidate in found:
+        folder = _work_folder(candidate, ruler, row, accelerator.num_processes)
+        with _alone(folder, main=accelerator.is_main_process):
+            made.append(_measure(candidate, options, accelerator, reporter, stop, ruler, chosen, row, folder))
+    return [evaluated for evaluated in made if evaluated]
 
 
 def _measure(
     candidate: Candidate, options: EvaluationOptions, accelerator: Accelerator, reporter: Reporter, stop: StopRequest,
-    ruler: Ruler, chosen: ProtocolPreset, folder: Path, began: float,
+    ruler: Ruler, chosen: ProtocolPreset, row: int, folder: Path,
 ) -> Evaluated | None:  # fmt: skip
-    row = row_length(ruler.extractor, options.metrics)
+    began = time.monotonic()
     protocol, count = ruler.protocol, ruler.protocol.samples.count
     dim, rank, world = ruler.extractor.spec.dim, accelerator.process_index, accelerator.num_processes
     mine = range(count * rank // world, count * (rank + 1) // world)

@@ -14,7 +14,7 @@ from distillkit.contracts.teacher import TeacherSpec
 from distillkit.errors import DistillkitError, UsageError
 from distillkit.files import sha256
 from distillkit.foreign.read import Foreign, read_foreign
-from distillkit.foreign.records import Refused, StoredTensor, load_tensors
+from distillkit.foreign.records import Refused, is_state_dict, load_tensors
 from distillkit.networks.build import build_denoiser
 from distillkit.teachers import edm
 from distillkit.teachers.folder import check_fit, write_teacher
@@ -83,11 +83,8 @@ def _state_dict(foreign: Foreign) -> dict[str, Tensor]:
     value = foreign.value
     for key in (None, *STATE_DICTS):
         candidate = value if key is None else value.get(key) if isinstance(value, Mapping) else None
-        if isinstance(candidate, Mapping) and candidate:
-            tensors = {str(k): v for k, v in candidate.items() if isinstance(v, (StoredTensor, Tensor))}
-            if len(tensors) == len(candidate):
-                stored = {k: v for k, v in tensors.items() if isinstance(v, StoredTensor)}
-                return {**tensors, **load_tensors(stored, 2 * foreign.size)}  # type: ignore[dict-item]
+        if is_state_dict(candidate) and candidate:
+            return load_tensors({str(name): tensor for name, tensor in candidate.items()}, 2 * foreign.size)
     raise Refused("it holds neither an EDM network nor a state dict")
 
 

@@ -12,7 +12,7 @@ from distillkit.contracts.teacher import Teacher, TeacherSpec
 from distillkit.errors import DistillkitError, UsageError
 from distillkit.files import sha256
 from distillkit.foreign.read import read_foreign
-from distillkit.foreign.records import Refused, StoredTensor, load_tensors
+from distillkit.foreign.records import Refused, is_state_dict, load_tensors
 from distillkit.networks.diffusers_unet import sigmas_of
 from distillkit.teachers.folder import denoiser_with
 
@@ -140,12 +140,10 @@ def noise_of(scheduler: dict[str, Any], where: str) -> dict[str, Any]:
 
 def _weights(path: Path) -> dict[str, Tensor]:
     foreign = read_foreign(path)
-    value = foreign.value
-    if not isinstance(value, dict) or not all(isinstance(v, (Tensor, StoredTensor)) for v in value.values()):
+    if not is_state_dict(foreign.value):
         raise Refused(f"{path}: refused: it is not a state dict. Nothing in the file was run.")
-    stored = {name: tensor for name, tensor in value.items() if isinstance(tensor, StoredTensor)}
-    tensors = value | load_tensors(stored, 2 * foreign.size)
-    return {str(name): tensor.float() for name, tensor in tensors.items()}
+    tensors = load_tensors({str(name): tensor for name, tensor in foreign.value.items()}, 2 * foreign.size)
+    return {name: tensor.float() for name, tensor in tensors.items()}
 
 
 def _json(path: Path) -> dict[str, Any]:

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 from urllib.parse import urlsplit
 
 from filelock import FileLock
 
 from distillkit.downloads import download, offline
 from distillkit.errors import DistillkitError
-from distillkit.files import cache_folder, sha256, write_json
+from distillkit.files import cache_folder, read_recorded, sha256, write_json
 from distillkit.progress import Reporter
 from distillkit.teachers.catalog import CatalogEntry
 from distillkit.teachers.convert import convert
@@ -59,7 +57,7 @@ def fetch(entry: CatalogEntry, reporter: Reporter, should_stop: Callable[[], int
             return folder
         original = cache_folder() / "downloads" / Path(urlsplit(entry.url).path).name
         reporter.say(f"{entry.name}: {entry.title}\nlicence: {entry.spec.licence}")
-        known = entry.sha256 or str(_locked(entry.name).get("sha256", ""))
+        known = entry.sha256 or str(read_recorded(lock_file(), dict).get(entry.name, {}).get("sha256", ""))
         if original.is_file():
             reporter.say(f"taking {original}")
             found = _verified(original, known)
@@ -112,23 +110,9 @@ def _verified(path: Path, known: str) -> str:
     return found
 
 
-def _locked(name: str) -> dict[str, Any]:
-    try:
-        return dict(json.loads(lock_file().read_text(encoding="utf-8")).get(name, {}))
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError, TypeError, AttributeError) as error:
-        raise DistillkitError(
-            f"cannot read the recorded hashes in {lock_file()}: {error}; mend or remove it"
-        ) from error
-
-
 def _record(entry: CatalogEntry, original: Path, found: str) -> None:
     with FileLock(teachers_folder() / ".lock.json.lock"):
-        try:
-            known = json.loads(lock_file().read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            known = {}
+        known = read_recorded(lock_file(), dict)
         known[entry.name] = {
             "url": entry.url,
             "sha256": found,

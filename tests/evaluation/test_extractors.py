@@ -107,6 +107,8 @@ def test_any_module_and_any_torchscript_file_is_an_extractor(tmp_path):
     extractor = ModuleExtractor(network, "mine/linear", (3, 8, 8))
     pixels = torch.randint(0, 256, (4, 3, 8, 8), dtype=torch.uint8)
     assert extractor(pixels).shape == (4, 5) and extractor.spec.dim == 5
+    normalised = torch.nn.Sequential(*network, torch.nn.BatchNorm1d(5))  # counts batches in a scalar
+    assert len(ModuleExtractor(normalised, "mine/normalised", (3, 8, 8)).spec.weights_sha256) == 64
     with torch.no_grad():
         network[1].bias += 1
     assert ModuleExtractor(network, "mine/linear", (3, 8, 8)).spec.weights_sha256 != extractor.spec.weights_sha256

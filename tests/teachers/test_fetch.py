@@ -130,3 +130,15 @@ def test_catalogue_is_whole_and_its_names_are_unique():
     for typed in ("EDM-ImageNet64", "edm-imagenet-64x64-cond-adm", "imagenet64", "edm-cifar10", "edm-ffhq"):
         assert catalog_name(typed) in CATALOG
     assert catalog_name("edm-cifar100") is None
+
+
+@pytest.mark.parametrize("text", ["{", "[1]", '{"edm-cifar10-uncond": "sha"}'])
+def test_a_damaged_lock_file_is_named_and_trusts_nothing(inside, tmp_path, mirror, environment, monkeypatch, text):
+    for key, value in (environment | {"DISTILLKIT_MIRROR": str(mirror)}).items():
+        monkeypatch.setenv(key, value)
+    lock = tmp_path / "cache" / "teachers" / "lock.json"
+    lock.parent.mkdir(parents=True)
+    lock.write_text(text)
+    done = inside("teachers", "fetch", "edm-cifar10-uncond")
+    assert done.returncode == 1 and "cannot read the recorded hashes" in done.stderr and str(lock) in done.stderr
+    assert lock.read_text() == text
