@@ -32,13 +32,14 @@ class CostMeter:
         self.counts[role] = self.counts.get(role, 0) + forward_equivalents
 
     @contextmanager
-    def watch(self, roles: Mapping[str, Denoiser]) -> Iterator[None]:
-        """Count the evaluations of these denoisers while the context lasts."""
+    def watch(self, roles: Mapping[str, Denoiser], processes: int = 1) -> Iterator[None]:
+        """Count the evaluations of these denoisers while the context lasts, on all of `processes` that share them
+        evenly."""
 
         def counter(role: str) -> Any:
             def count(module: Denoiser, args: tuple[Any, ...]) -> None:
                 trained = torch.is_grad_enabled() and any(p.requires_grad for p in module.parameters())
-                self.add(role, len(args[0]) * (1 + BACKWARD * trained))
+                self.add(role, processes * len(args[0]) * (1 + BACKWARD * trained))
 
             return count
 

@@ -55,11 +55,11 @@ class Outputs:
             self.metrics.append({"step": step, "images": images, **values, "cost": cost, "health": health})
         self.trackers.log(values, images)
 
-    def score(self, step: int, images: int, student: StudentGenerator) -> dict[str, float]:
-        """Evaluate the student and write the figures."""
+    def score(self, step: int, images: int, student: StudentGenerator, cost: int) -> dict[str, float]:
+        """Evaluate the student and write the figures beside what they cost."""
         figures = dict(self.evaluate(student))
         if figures and self.main:
-            self.metrics.append({"step": step, "images": images, **figures})
+            self.metrics.append({"step": step, "images": images, **figures, "cost": cost})
         if figures:
             self.trackers.log(figures, images)
         return figures

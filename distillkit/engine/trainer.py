@@ -110,7 +110,7 @@ class Trainer:
         with outputs.reporter.task("training", total * config.batch, "images", self.step * config.batch) as task:
             while self.step < total:
                 # Previews and evaluations are no cost of the method, so only this is counted.
-                with self.cost.watch(self.roles()):
+                with self.cost.watch(self.roles(), self.accelerator.num_processes):
                     self.train_step()
                 task.advance(config.batch)
                 step, stop = self.step, self._agree(should_stop)
@@ -123,7 +123,7 @@ class Trainer:
                     task.note(outputs.remark(step, last))
                     logged_at, logged_step = now, step
                 if not stop and (done or step % every["evaluate"] == 0):
-                    last |= outputs.score(step, step * config.batch, self.ema)
+                    last |= outputs.score(step, step * config.batch, self.ema, self.cost.total)
                     task.note(outputs.remark(step, last))
                 if not stop and (done or step % every["sample"] == 0):
                     outputs.preview(self.ema, step)

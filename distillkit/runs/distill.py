@@ -125,6 +125,14 @@ class Distillation:
         pairs = self.config.pairs
         return PairStore(self.teacher, steps=pairs.steps or self.teacher.spec.solver_steps, guidance=pairs.guidance)
 
+    @property
+    def pairs_cost(self) -> int:
+        """Teacher evaluations of the noise-image pairs that the recipe reads; 0 if it reads none."""
+        if not {"pairs", "pair_samples"} & self.recipe.needs:
+            return 0
+        pairs = self.config.pairs
+        return pairs.count * (2 * self.pair_store.steps - 1) * (1 if pairs.guidance == 1 else 2)
+
     def prepare(self) -> None:
         """Get all that may be missing, before anything is written.
 
@@ -207,7 +215,7 @@ class Distillation:
             self.reporter.say(f"using {count:,} noise-image pairs from {store.folder}")
         accelerator.wait_for_everyone()
         # Pairs are a cost of the method whether they were made now or found.
-        cost.add("pairs", count * (2 * store.steps - 1))
+        cost.add("pairs", self.pairs_cost)
         return store.open(count, accelerator.device)
 
     def _outputs(self) -> Outputs:

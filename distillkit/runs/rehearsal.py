@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -81,6 +82,35 @@ class MadeUpImages(MadeUp):
         return Images(noise.clamp(-1, 1), condition)
 
 
+def forward_equivalents(recipe: Recipe, teacher: Teacher, accelerator: Accelerator) -> dict[str, float]:
+    """Network passes of training on one image, by role, counted over the steps in which every part is due once.
+
+    The recipe's networks are changed by it.
+
+    Raises:
+        DistillkitError: when an objective cannot get what it needs, or a loss is not finite.
+    """
+    for objective in recipe.objectives:
+        objective.prepare()
+    # Two samples: what is normalised over a batch needs more than one.
+    training = TrainingConfig(batch=2 * accelerator.num_processes)
+    cost = CostMeter()
+    trainer = Trainer(
+        recipe, teacher, training, accelerator, seed=0, pairs=MadeUpPairs(teacher, accelerator.device),
+        images=MadeUpImages(teacher, accelerator.device), cost=cost,
+    )  # fmt: skip
+    steps = _period(recipe)
+    with cost.watch(trainer.roles(), accelerator.num_processes):
+        for _ in range(steps):
+            trainer.train_step()
+    return {role: count / (steps * training.batch) for role, count in cost.counts.items()}
+
+
+def _period(recipe: Recipe) -> int:
+    """Steps after which every part was due: a method may update the student or a learner in every k-th only."""
+    return math.lcm(recipe.student_every, *(learner.every for learner in recipe.learners))
+
+
 def rehearse(recipe: Recipe, teacher: Teacher, training: TrainingConfig, accelerator: Accelerator) -> Rehearsal:
     """Take a few steps with this recipe, whose networks are changed by it.
 
@@ -99,11 +129,10 @@ def rehearse(recipe: Recipe, teacher: Teacher, training: TrainingConfig, acceler
         recipe, teacher, training.model_copy(update={"batch": batch, "batch_per_device": None, "compile": False}),
         accelerator, seed=0, pairs=MadeUpPairs(teacher, device), images=MadeUpImages(teacher, device), cost=cost,
     )  # fmt: skip
-    # A method may update the student or a learner in every k-th step only.
-    period = max(recipe.student_every, *(learner.every for learner in recipe.learners), 1)
+    period = _period(recipe)
     kept = _Saved(trainer)
     first = time.perf_counter()
-    with FlopCounterMode(display=False) as flops, cost.watch(trainer.roles()):
+    with FlopCounterMode(display=False) as flops, cost.watch(trainer.roles(), accelerator.num_processes):
         for _ in range(period):
             with kept.one_step():
                 trainer.train_step()

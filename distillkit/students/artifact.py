@@ -65,10 +65,15 @@ class Student:
         return self
 
     @torch.inference_mode()
-    def sample(self, noise: Tensor, condition: Condition, *, seed: int = 0) -> Tensor:
-        """Noise (B, C, H, W) ~ N(0, I) and conditions -> samples (B, C, H, W) in data units."""
+    def sample(self, noise: Tensor, condition: Condition, *, seed: int = 0, first: int = 0) -> Tensor:
+        """Noise (B, C, H, W) ~ N(0, I) and conditions -> samples (B, C, H, W) in data units.
+
+        Args:
+            seed: of the fresh noise between evaluations, for students that take several.
+            first: number of the first sample, on which that noise depends too.
+        """
         rng = SampleRNG(seed)
-        rows = range(len(noise))
+        rows = range(first, first + len(noise))
         return self.generator(
             noise.to(self.device),
             condition.to(self.device),
@@ -98,7 +103,7 @@ class Student:
             rows = range(start, min(start + batch, count))
             condition = Condition() if labels is None else Condition(labels=labels[start : rows.stop])
             noise = rng.normal("sample", 0, rows, spec.shape)
-            pixels.append(self._teacher.decode(self.sample(noise, condition, seed=seed)).cpu())
+            pixels.append(self._teacher.decode(self.sample(noise, condition, seed=seed, first=start)).cpu())
         return torch.cat(pixels) if pixels else torch.empty(0, *spec.shape, dtype=torch.uint8)
 
 

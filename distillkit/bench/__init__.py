@@ -1,0 +1,1 @@
+"""Benchmarks: one suite, many methods, one budget, one protocol, one report."""

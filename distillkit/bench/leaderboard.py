@@ -1,0 +1,228 @@
+"""Who is better, and how sure that is: means over training seeds, standard errors, paired differences."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from distillkit.bench.results import Results, Run
+from distillkit.errors import DistillkitError
+from distillkit.evaluation.frechet import jackknife_error
+from distillkit.evaluation.record import Figure, Record, read_record
+
+
+@dataclass(frozen=True)
+class Difference:
+    """a - b with its standard error, where one is known."""
+
+    value: float
+    error: float | None
+
+    @property
+    def errors_away(self) -> float | None:
+        """How many standard errors it is away from nothing."""
+        return abs(self.value) / self.error if self.error else None
+
+    @property
+    def is_clear(self) -> bool:
+        """Whether it is more than two standard errors away from nothing."""
+        return self.errors_away is not None and self.errors_away > 2
+
+
+@dataclass(frozen=True)
+class Standing:
+    """One generator at one number of evaluations.
+
+    Args:
+        figures: one for each training seed, in order.
+        to_best: its value minus the best student's; None for the best one and for teachers.
+    """
+
+    name: str
+    nfe: float
+    figures: tuple[Figure, ...]
+    images_per_second: float
+    runs: tuple[Run, ...] = ()
+    to_best: Difference | None = None
+
+    @property
+    def is_teacher(self) -> bool:
+        return not self.runs
+
+    @property
+    def values(self) -> list[float]:
+        return [figure.value for figure in self.figures]
+
+    @property
+    def mean(self) -> float:
+        return statistics.fmean(self.values)
+
+    @property
+    def corrected(self) -> float | None:
+        """The mean without the estimator's bias of order 1/N."""
+        known = [figure.corrected for figure in self.figures if figure.corrected is not None]
+        return statistics.fmean(known) if len(known) == len(self.figures) else None
+
+    @property
+    def error(self) -> float | None:
+        """Standard error of the mean: of the evaluation's samples, and of the training seeds where they are several."""
+        return _error(self.values, _mean_left_out(self.figures))
+
+    @property
+    def cost(self) -> float:
+        """Forward-equivalents of a training."""
+        return statistics.fmean(sum(run.cost.values()) for run in self.runs) if self.runs else 0.0
+
+    @property
+    def seconds(self) -> float:
+        return statistics.fmean(run.seconds for run in self.runs) if self.runs else 0.0
+
+    @property
+    def images(self) -> float:
+        return statistics.fmean(run.images for run in self.runs) if self.runs else 0.0
+
+
+def difference(a: Standing, b: Standing) -> Difference:
+    """Between two generators that were measured on the same noise: what both share is no uncertainty.
+
+    Seeds are paired too (the same seed is the same noise and the same order of data), where both have them all.
+    """
+    seeds = [{run.seed for run in side.runs} for side in (a, b)]
+    paired = seeds[0] == seeds[1]
+    apart = [x - y for x, y in zip(a.values, b.values, strict=True)] if paired else []
+    left_a, left_b = _mean_left_out(a.figures), _mean_left_out(b.figures)
+    left = [x - y for x, y in zip(left_a, left_b, strict=True)] if len(left_a) == len(left_b) else []
+    error = _error(apart, left)
+    if not paired:
+        parts = [_error(side.values, ()) or 0.0 for side in (a, b)]
+        error = math.hypot(error or 0.0, *parts) or None
+    return Difference(a.mean - b.mean, error)
+
+
+def _mean_left_out(figures: Sequence[Figure]) -> list[float]:
+    """The mean figure without each group of samples; empty where that is not known."""
+    lengths = {len(figure.leave_one_out) for figure in figures}
+    if len(lengths) != 1 or 0 in lengths:
+        return []
+    return [statistics.fmean(values) for values in zip(*(f.leave_one_out for f in figures), strict=True)]
+
+
+def _error(values: Sequence[float], left_out: Sequence[float]) -> float | None:
+    """Between seeds and, by the jackknife, of the samples that all of them share: two independent sources."""
+    parts = []
+    if len(values) > 1:
+        parts.append(statistics.stdev(values) / math.sqrt(len(values)))
+    if left_out:
+        parts.append(jackknife_error(left_out))
+    return math.hypot(*parts) if parts else None
+
+
+@dataclass(frozen=True)
+class Leaderboard:
+    """All measured generators under one protocol.
+
+    Args:
+        tables: number of evaluations -> standings, the best first.
+        failed: runs without a result.
+    """
+
+    label: str
+    protocol_id: str
+    tables: dict[int, list[Standing]]
+    teachers: list[Standing]
+    failed: list[Run]
+    records: dict[str, Record]
+
+    @property
+    def students(self) -> list[Standing]:
+        """Every student once, at its own number of evaluations, the best first."""
+        seen: dict[str, Standing] = {}
+        for table in self.tables.values():
+            for row in table:
+                if not row.is_teacher:
+                    seen.setdefault(row.name, row)
+        return sorted(seen.values(), key=lambda row: row.mean)
+
+    def ablations(self, results: Results) -> list[tuple[Standing, Standing, Difference]]:
+        """(entry, what it is an ablation of, difference) at the same number of evaluations."""
+        found = []
+        for table in self.tables.values():
+            by_name = {row.name: row for row in table}
+            for name, row in by_name.items():
+                entry = results.suite.methods.get(name)
+                whole = by_name.get(entry.ablation_of) if entry else None
+                if whole:
+                    found.append((row, whole, difference(row, whole)))
+        return found
+
+
+def leaderboard(folder: Path, results: Results) -> Leaderboard:
+    """Read a benchmark's records and rank them.
+
+    Raises:
+        DistillkitError: when a record is missing, was edited, or was measured under another protocol than the rest.
+    """
+    done = [run for run in results.runs if run.state == "done"]
+    records = {name: _measured(folder / name) for name in _names(results, done)}
+    protocols = {record.protocol_id for record in records.values()}
+    if len(protocols) > 1:
+        raise DistillkitError(f"the records in {folder} were measured under several protocols: {sorted(protocols)}")
+    first = next(iter(records.values()), None)
+    if first is None:
+        raise DistillkitError(f"nothing was measured in {folder}")
+    teachers = [
+        Standing(_steps(record), _nfe(record), (record.figures[record.label],), record.images_per_second or 0.0)
+        for record in (records[name] for name in results.teacher_records)
+    ]
+    standings = [*teachers, *_students(done, records)]
+    tables: dict[int, list[Standing]] = {}
+    for row in sorted(standings, key=lambda row: (row.nfe, row.mean)):
+        tables.setdefault(round(row.nfe), []).append(row)
+    ranked = {nfe: _ranked(rows) for nfe, rows in tables.items() if any(not row.is_teacher for row in rows)}
+    failed = [run for run in results.runs if run.state == "failed"]
+    return Leaderboard(first.label, first.protocol_id, ranked, teachers, failed, records)
+
+
+def _names(results: Results, done: list[Run]) -> list[str]:
+    return [*results.teacher_records, *(name for run in done for name in run.records)]
+
+
+def _measured(path: Path) -> Record:
+    record = read_record(path)
+    if not isinstance(record, Record):
+        raise DistillkitError(f"{path} is a quoted figure, not a measured one")
+    return record
+
+
+def _students(done: list[Run], records: dict[str, Record]) -> list[Standing]:
+    groups: dict[tuple[str, int], list[tuple[Run, Record]]] = {}
+    for run in done:
+        for name in run.records:
+            groups.setdefault((run.entry, round(_nfe(records[name]))), []).append((run, records[name]))
+    standings = []
+    for (entry, nfe), found in groups.items():
+        found.sort(key=lambda pair: pair[0].seed)
+        figures = tuple(record.figures[record.label] for _, record in found)
+        speed = statistics.fmean(record.images_per_second or 0.0 for _, record in found)
+        standings.append(Standing(entry, nfe, figures, speed, tuple(run for run, _ in found)))
+    return standings
+
+
+def _ranked(rows: list[Standing]) -> list[Standing]:
+    best = min((row for row in rows if not row.is_teacher), key=lambda row: row.mean)
+    return [
+        row if row is best or row.is_teacher else Standing(**{**vars(row), "to_best": difference(row, best)})
+        for row in rows
+    ]
+
+
+def _steps(record: Record) -> str:
+    steps = record.subject.sampler["steps"]
+    return f"teacher, {steps} {'step' if steps == 1 else 'steps'}"
+
+
+def _nfe(record: Record) -> float:
+    return record.nfe or 0.0

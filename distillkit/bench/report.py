@@ -1,0 +1,142 @@
+"""The report: one HTML file that needs no network, the same in Markdown, both from results.json and the records."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
+from markupsafe import Markup
+
+from distillkit.bench import charts
+from distillkit.bench.leaderboard import Difference, Leaderboard, Standing, leaderboard
+from distillkit.bench.results import Results
+from distillkit.files import write_bytes
+from distillkit.progress import clock
+
+HTML, MARKDOWN = "report.html", "report.md"
+
+
+def write_report(folder: Path, results: Results) -> list[Path]:
+    """Write report.html and report.md beside the results.
+
+    Raises:
+        DistillkitError: when records are missing or do not belong together.
+    """
+    board = leaderboard(folder, results)
+    templates = Environment(
+        loader=PackageLoader("distillkit.bench"), undefined=StrictUndefined, autoescape=select_autoescape(["html.j2"])
+    )
+    values = _values(folder, results, board)
+    written = []
+    for name in (HTML, MARKDOWN):
+        write_bytes(folder / name, templates.get_template(f"{name}.j2").render(**values).encode())
+        written.append(folder / name)
+    return written
+
+
+def _values(folder: Path, results: Results, board: Leaderboard) -> dict[str, Any]:
+    """Everything that the templates show."""
+    first = next(iter(board.records.values()))
+    done = [run for run in results.runs if run.state == "done"]
+    return {
+        "suite": results.suite,
+        "board": board,
+        "created": results.created.replace("T", " "),
+        "seeds": f"{results.suite.seeds} training {'seed' if results.suite.seeds == 1 else 'seeds'}",
+        "findings": list(findings(results, board)),
+        "ablations": board.ablations(results),
+        "errors_are": errors_are(results),
+        "first_runs": list({run.entry: run for run in sorted(done, key=lambda run: -run.seed)}.values())[::-1],
+        "cost_chart": Markup(charts.cost_curves(results, board)),
+        "time_chart": Markup(charts.sampling_time(board)),
+        "grid": {name: _inline(folder / path) for name, path in results.grid.items()},
+        "grid_alt": "samples",
+        "command": results.environment.get("command", ""),
+        "hardware": hardware(results.environment),
+        "version": results.environment.get("versions", {}).get("distillkit", ""),
+        "suite_yaml": _yaml(results.suite.model_dump(mode="json", exclude_defaults=True)),
+        "protocol_yaml": _yaml(first.protocol.model_dump(mode="json")),
+        "yaml": _yaml,
+        "figure": lambda value: "" if value is None else f"{value:.5f}",
+        "error": lambda value: "" if value is None else f"{value:.2g}",
+        "paired": paired,
+        "count": lambda value: f"{value:,.0f}" if value else "",
+        "clock": clock,
+    }
+
+
+def findings(results: Results, board: Leaderboard) -> Iterator[str]:
+    """What the tables say, in words, with no more certainty than there is."""
+    for nfe, rows in board.tables.items():
+        students = [row for row in rows if not row.is_teacher]
+        best, others = students[0], students[1:]
+        text = f"At {nfe} evaluation{'' if nfe == 1 else 's'}, {best.name} is best with {_with_error(best)}"
+        level = [row.name for row in others if row.to_best and not row.to_best.is_clear]
+        behind = [row.name for row in others if row.to_best and row.to_best.is_clear]
+        if level:
+            text += f"; {_listed(level)} cannot be told from it (less than two standard errors apart)"
+        if behind:
+            text += f"; {_listed(behind)} {'is' if len(behind) == 1 else 'are'} clearly behind"
+        yield text + "."
+    full = max(board.teachers, key=lambda row: row.nfe, default=None)
+    if full:
+        top = board.students[0]
+        yield (
+            f"The teacher reaches {_with_error(full)} with {full.nfe:g} evaluations; the best student, {top.name}, "
+            f"samples {top.images_per_second / full.images_per_second:.0f} times as fast."
+        )
+    for row, whole, apart in board.ablations(results):
+        verdict = "worse" if apart.value > 0 else "better"
+        certainty = (
+            f"{apart.errors_away:.1f} standard errors" if apart.errors_away else "with an unknown standard error"
+        )
+        yield f"{row.name} is {verdict} than {whole.name} by {abs(apart.value):.5f} ({certainty})."
+    for run in board.failed:
+        yield f"{run.entry}, seed {run.seed}, failed: {run.reason.splitlines()[0]}"
+
+
+def errors_are(results: Results) -> str:
+    """What the standard errors hold."""
+    text = "± is a standard error: of the evaluation's samples by a delete-a-group jackknife"
+    if results.suite.seeds > 1:
+        text += f", and of the {results.suite.seeds} training seeds"
+    else:
+        text += "; with one training seed it says nothing of how another training would end"
+    return (
+        f"{text}. Differences are paired: all generators start from the same noise. Bias removed is the value without "
+        "the estimator's bias of order 1/N. Cost is in forward-equivalents (an evaluation with gradient counts three), "
+        "noise-image pairs, teacher and auxiliary networks included. Wall time includes the scores on the way."
+    )
+
+
+def hardware(environment: dict[str, Any]) -> str:
+    versions = ", ".join(f"{name} {version}" for name, version in environment.get("versions", {}).items())
+    where = environment.get("accelerator") or f"{environment.get('cpus')} cores of {environment.get('processor')}"
+    return f"Measured on {where}, {environment.get('threads')} threads; {versions}; {environment.get('platform')}."
+
+
+def paired(apart: Difference | None) -> str:
+    """'+0.00012 ± 0.0001', or 'best'."""
+    if apart is None:
+        return "best"
+    return f"{apart.value:+.5f}" + (f" ± {apart.error:.2g}" if apart.error is not None else "")
+
+
+def _with_error(row: Standing) -> str:
+    return f"{row.mean:.5f}" + (f" ± {row.error:.2g}" if row.error is not None else "")
+
+
+def _listed(names: list[str]) -> str:
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+
+
+def _inline(picture: Path) -> str:
+    return "data:image/png;base64," + base64.b64encode(picture.read_bytes()).decode()
+
+
+def _yaml(value: Any) -> str:
+    return str(yaml.safe_dump(value, sort_keys=False, allow_unicode=True))
