@@ -6,9 +6,8 @@ import torch
 
 from distillkit import Condition, Teacher
 from distillkit.data.pairs import LoadedPairs
-from distillkit.diffusion import karras_sigmas, l2
+from distillkit.diffusion import karras_sigmas, l2, score_matching_loss
 from distillkit_dmd.distribution_matching import kl_gradient
-from distillkit_dmd.fake_score import score_matching_loss
 
 
 class BareLoop:

@@ -24,11 +24,9 @@ from distillkit.runs.candidates import Candidate, EvaluationOptions, candidates
 from distillkit.runs.distill import Distillation
 from distillkit.runs.evaluation import evaluate
 from distillkit.runs.folder import RunFolder, environment
+from distillkit.runs.previews import COLUMNS, POINTS, drawn
 from distillkit.runs.rehearsal import rehearse
 from distillkit.students.artifact import load_student
-
-COLUMNS = 10
-"""Samples of every generator in the report's grid."""
 
 
 class Bench:
@@ -194,11 +192,12 @@ class Bench:
         """A row of samples from the same noise and labels for every generator."""
         if not self.main or candidate.generate is None or candidate.spec is None:
             return
-        spec, seeds, device = candidate.spec, list(range(COLUMNS)), self.accelerator.device
+        spec, device = candidate.spec, self.accelerator.device
+        seeds = list(range(COLUMNS if spec.is_image else POINTS))
         noise = seeded_noise(seeds, spec.shape).to(device)
-        condition = balanced_labels(range(COLUMNS), spec.num_classes).to(device)
+        condition = balanced_labels(range(len(seeds)), spec.num_classes).to(device)
         path = Path("grid") / f"{name.replace(', ', '-').replace(' ', '-')}.png"
-        save_grid(self.folder / path, candidate.generate(noise, condition, seeds), COLUMNS)
+        save_grid(self.folder / path, drawn(candidate.generate(noise, condition, seeds)), COLUMNS)
         self.results = self.results.model_copy(update={"grid": {**self.results.grid, name: str(path)}})
 
 

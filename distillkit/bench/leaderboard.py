@@ -138,7 +138,7 @@ class Leaderboard:
 
     @property
     def students(self) -> list[Standing]:
-        """Every student once, at its own number of evaluations, the best first."""
+        """Every student once, at its fewest evaluations, the best first."""
         seen: dict[str, Standing] = {}
         for table in self.tables.values():
             for row in table:

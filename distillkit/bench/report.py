@@ -83,11 +83,12 @@ def findings(results: Results, board: Leaderboard) -> Iterator[str]:
             text += f"; {_listed(behind)} {'is' if len(behind) == 1 else 'are'} clearly behind"
         yield text + "."
     full = max(board.teachers, key=lambda row: row.nfe, default=None)
-    if full:
+    if full and full.nfe > 1:
         top = board.students[0]
+        faster = top.images_per_second / full.images_per_second
         yield (
             f"The teacher reaches {_with_error(full)} with {full.nfe:g} evaluations; the best student, {top.name}, "
-            f"samples {top.images_per_second / full.images_per_second:.0f} times as fast."
+            f"samples {faster:.0f} times as fast."
         )
     for row, whole, apart in board.ablations(results):
         verdict = "worse" if apart.value > 0 else "better"

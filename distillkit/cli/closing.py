@@ -55,7 +55,7 @@ def show_result(result: Result) -> None:
     for title in ("NFE", "images/s", "speed-up"):
         table.add_column(title, justify="right")
     for row in result.rows:
-        figure = [f"{row.score.distance.value:.5f}" if row.score else "-"] if label else []
+        figure = [f"{row.score.value:.5f}" if row.score else "-"] if label else []
         speed_up = f"{row.images_per_second / teacher_speed:.1f}x" if teacher_speed else "-"
         table.add_row(row.name, *figure, f"{row.nfe:g}", f"{row.images_per_second:,.0f}", speed_up)
     out.print(table)

@@ -28,6 +28,7 @@ def sample(
 
     from distillkit.errors import UsageError
     from distillkit.pictures import save_grid
+    from distillkit.runs.previews import drawn
     from distillkit.students.artifact import load_student
 
     loaded = load_student(student)
@@ -46,7 +47,9 @@ def sample(
         wanted = classes.repeat(math.ceil(num / len(classes)))[:num]
     pixels = loaded(num, seed=seed, labels=wanted, batch=batch)
     if output.suffix.lower() == ".png":
-        save_grid(output, pixels, math.ceil(math.sqrt(num)))
+        save_grid(output, drawn(pixels), math.ceil(math.sqrt(num)))
+    elif not loaded.generator.spec.is_image:
+        raise UsageError(f"--output {output}: points are drawn as one picture; name a .png file")
     else:
         for index, image in enumerate(pixels):
             save_grid(output / f"{index:06d}.png", image[None], 1, enlarge=False)

@@ -113,9 +113,7 @@ def show(name: Annotated[str, typer.Argument(help="Catalogue name, folder, file 
         table.add_row(key, escape(value))
     if teacher and (ruler := ruler_for(spec, 5000)):
         result = teacher_score(teacher, ruler, torch.device("cpu"), reporter_for())
-        table.add_row(
-            escape(result.label), f"{result.distance.value:.5f} ({result.count:,} samples, {result.protocol_id})"
-        )
+        table.add_row(escape(result.label), f"{result.value:.5f} ({result.count:,} samples, {result.protocol_id})")
         table.add_row("speed here", f"{result.images_per_second:,.0f} images/s")
     out.print(table)
     if not here:

@@ -109,7 +109,7 @@ def train(values: dict[str, Any]) -> None:
     if accelerator.is_main_process:
         out = console()
         if trained.score:
-            out.print(f"{trained.score.label} {trained.score.distance.value:.5f}", markup=False, highlight=False)
+            out.print(f"{trained.score.label} {trained.score.value:.5f}", markup=False, highlight=False)
         out.print(
             f"weights sha256 {trained.weights_sha256}\nteacher in {trained.folder}", highlight=False, soft_wrap=True
         )

@@ -63,7 +63,7 @@ class ScoreEstimator(Learner):
     """
 
     name = "score_estimator"
-    needs = ("samples",)
+    needs: Sequence[str] = ("samples",)
 
     def __init__(self, denoiser: Denoiser, *, optimizer: OptimizerConfig | None = None, every: int = 1) -> None:
         super().__init__(optimizer=optimizer, every=every)

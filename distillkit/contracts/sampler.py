@@ -30,6 +30,16 @@ class Sampler(BaseModel):
     ) -> Tensor:
         """Map standard normal noise (B, C, H, W) to samples (B, C, H, W)."""
 
+    def training_samples(
+        self, denoiser: Denoiser, noise: Tensor, condition: Condition, renoise: Renoise, uniform: float
+    ) -> Tensor:
+        """What training sees of the student: by default what inference makes, with gradient through all of it.
+
+        A sampler of several evaluations may end after one of them, chosen by `uniform` in [0, 1), and let gradients
+        into that one alone, the ones before being a simulation of inference (Yin et al. 2024, arXiv 2405.14867).
+        """
+        return self(denoiser, noise, condition, renoise)
+
     def with_nfe(self, nfe: int) -> Sampler:
         """The same sampler with another number of evaluations, where it has a choice.
 

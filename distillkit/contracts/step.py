@@ -123,7 +123,7 @@ class Step:
         if self._joint:
             return self._both[0]
         with torch.set_grad_enabled(self.student_due):
-            return self.student(self.noise, self.condition, self._renoise("renoise"))
+            return self.student.training_samples(self.noise, self.condition, self._renoise("renoise"), self._shared())
 
     @cached_property
     def pair_samples(self) -> Tensor:
@@ -131,7 +131,9 @@ class Step:
         if self._joint:
             return self._both[1]
         with torch.set_grad_enabled(self.student_due):
-            return self.student(self.pairs.noise, self.pairs.condition, self._renoise("pairs/renoise"))
+            return self.student.training_samples(
+                self.pairs.noise, self.pairs.condition, self._renoise("pairs/renoise"), self._shared()
+            )
 
     @property
     def _joint(self) -> bool:
@@ -141,13 +143,18 @@ class Step:
     def _both(self) -> tuple[Tensor, Tensor]:
         # One pass over both batches costs less than two passes: the same arithmetic, half the launches.
         first, second = self._renoise("renoise"), self._renoise("pairs/renoise")
-        out = self.student(
+        out = self.student.training_samples(
             torch.cat([self.noise, self.pairs.noise]),
             Condition.cat([self.condition, self.pairs.condition]),
             lambda k: torch.cat([first(k), second(k)]),
+            self._shared(),
         )
         samples, pair_samples = out.chunk(2)
         return samples, pair_samples
+
+    def _shared(self) -> float:
+        """A uniform that all samples of the step share, on every process."""
+        return self.rng.uniform("shared", self.index, [0]).item()
 
     def _renoise(self, purpose: str) -> Callable[[int], Tensor]:
         return lambda k: self.normal(f"{purpose}/{k}")

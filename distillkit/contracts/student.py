@@ -30,6 +30,10 @@ class StudentGenerator(nn.Module):
         """A student that starts as a copy of the teacher."""
         return cls(teacher.copy_denoiser(), sampler or OneStep(sigma=teacher.spec.sigma_max), teacher.spec)
 
+    def training_samples(self, noise: Tensor, condition: Condition, renoise: Renoise, uniform: float) -> Tensor:
+        """As `forward`, as training sees it: see `Sampler.training_samples`."""
+        return self.sampler.training_samples(self.denoiser, noise, condition, renoise, uniform)
+
     def forward(self, noise: Tensor, condition: Condition, renoise: Renoise | None = None) -> Tensor:
         """Standard normal noise (B, C, H, W) and conditions -> samples (B, C, H, W) in data units."""
         return self.sampler(self.denoiser, noise, condition, renoise)

@@ -33,6 +33,11 @@ class TeacherSpec(BaseModel):
     licence: str = Field("", description="licence of the weights")
     source: str = Field("", description="where the weights come from")
 
+    @property
+    def is_image(self) -> bool:
+        """Whether samples are images; samples of one place (C, 1, 1) are points of a space."""
+        return self.shape[1:] != (1, 1)
+
 
 class Teacher:
     """A frozen denoiser, its spec, its conditions, guidance and the way to pixels.
@@ -79,7 +84,12 @@ class Teacher:
         return Condition(**{name: torch.full_like(value, -1) for name, value in condition.items()})
 
     def decode(self, x: Tensor) -> Tensor:
-        """Samples (B, C, H, W) in [-1, 1] -> pixels (B, C, H, W) uint8, rounded half up in float32 as EDM does."""
+        """Samples (B, C, H, W) in [-1, 1] -> pixels (B, C, H, W) uint8, rounded half up in float32 as EDM does.
+
+        Points (B, C, 1, 1) stay as they are.
+        """
+        if not self.spec.is_image:
+            return x.float()
         return (x.float() * 127.5 + 128).clamp(0, 255).to(torch.uint8)
 
     def copy_denoiser(self) -> Denoiser:

@@ -2,8 +2,8 @@
 
 from distillkit.diffusion.distances import Distance, l2, pseudo_huber
 from distillkit.diffusion.preconditioning import EDMPreconditioning
-from distillkit.diffusion.samplers import ConsistencySampler, EulerSampler, consistency_function
-from distillkit.diffusion.schedules import edm_loss_weight, karras_sigmas
+from distillkit.diffusion.samplers import ConsistencySampler, EulerSampler, RenoisingSampler, consistency_function
+from distillkit.diffusion.schedules import edm_loss_weight, karras_sigmas, lognormal_sigmas, score_matching_loss
 from distillkit.diffusion.solvers import euler, heun
 from distillkit.diffusion.variance_preserving import VariancePreserving, vp_sigmas
 from distillkit.diffusion.weightings import WEIGHTINGS, Weighting, WeightingName
@@ -14,6 +14,7 @@ __all__ = [
     "Distance",
     "EDMPreconditioning",
     "EulerSampler",
+    "RenoisingSampler",
     "VariancePreserving",
     "Weighting",
     "WeightingName",
@@ -23,6 +24,8 @@ __all__ = [
     "heun",
     "karras_sigmas",
     "l2",
+    "lognormal_sigmas",
     "pseudo_huber",
+    "score_matching_loss",
     "vp_sigmas",
 ]

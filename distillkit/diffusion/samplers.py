@@ -77,6 +77,43 @@ class ConsistencySampler(Sampler):
         return self.model_copy(update={"sigmas": tuple(grid.tolist())})
 
 
+class RenoisingSampler(Sampler):
+    """Several evaluations of a denoiser with fresh noise in between: x0 = D(x, s_k), x = x0 + s_{k+1} noise.
+
+    One level is the one-step generator; more are the multi-step student of DMD2 (Yin et al. 2024, arXiv 2405.14867).
+    """
+
+    kind: Literal["renoising"] = "renoising"
+    sigmas: tuple[float, ...] = Field(min_length=1, description="noise levels of the evaluations, descending")
+
+    def __call__(
+        self, denoiser: Denoiser, noise: Tensor, condition: Condition, renoise: Renoise | None = None
+    ) -> Tensor:
+        return self._sample(denoiser, noise, condition, renoise, len(self.sigmas), simulated=False)
+
+    def training_samples(
+        self, denoiser: Denoiser, noise: Tensor, condition: Condition, renoise: Renoise, uniform: float
+    ) -> Tensor:
+        """The result of evaluation k, drawn by `uniform`, on what the student itself made of the ones before."""
+        evaluations = 1 + int(uniform * len(self.sigmas))
+        return self._sample(denoiser, noise, condition, renoise, evaluations, simulated=True)
+
+    def _sample(
+        self, denoiser: Denoiser, noise: Tensor, condition: Condition, renoise: Renoise | None, evaluations: int,
+        *, simulated: bool,
+    ) -> Tensor:  # fmt: skip
+        x, with_gradient = noise * self.sigmas[0], torch.is_grad_enabled()
+        for k, sigma in enumerate(self.sigmas[:evaluations]):
+            if k:
+                if renoise is None:
+                    raise ValueError("a re-noising sampler of several steps needs fresh noise: pass `renoise`")
+                x = x + sigma * renoise(k - 1)
+            level = torch.full((len(x),), sigma, device=x.device)
+            with torch.set_grad_enabled(with_gradient and not (simulated and k < evaluations - 1)):
+                x = denoiser(x, level, condition)
+        return x
+
+
 class EulerSampler(Sampler):
     """Deterministic Euler (DDIM) steps through fixed noise levels: what progressive distillation halves."""
 

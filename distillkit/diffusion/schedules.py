@@ -20,3 +20,18 @@ def karras_sigmas(steps: int, *, sigma_min: float = 0.002, sigma_max: float = 80
 def edm_loss_weight(sigma: Tensor, sigma_data: float) -> Tensor:
     """lambda(sigma) = (sigma^2 + sd^2) / (sigma sd)^2 = sigma^-2 + sd^-2, for sigma of any shape."""
     return sigma**-2 + sigma_data**-2
+
+
+def score_matching_loss(denoised: Tensor, x: Tensor, sigma: Tensor, sigma_data: float) -> Tensor:
+    """mean lambda(sigma) (denoised - x)^2 over all elements of (B, C, H, W), sigma (B,); a scalar."""
+    weight = edm_loss_weight(sigma, sigma_data).view(-1, 1, 1, 1)
+    return (weight * (denoised - x).square()).mean()
+
+
+def lognormal_sigmas(uniform: Tensor, *, mean: float = -1.2, std: float = 1.2) -> Tensor:
+    """Noise levels with ln sigma ~ N(mean, std^2) from uniforms in [0, 1) (Karras et al. 2022, Table 1); float32.
+
+    The normal quantile of a uniform: one scalar draw per sample needs no generator of its own.
+    """
+    level = torch.special.ndtri(uniform.clamp(1e-12, 1 - 1e-12))
+    return (level * std + mean).exp().float()

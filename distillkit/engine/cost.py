@@ -10,12 +10,12 @@ import torch
 
 from distillkit.contracts.denoiser import Denoiser
 
-BACKWARD = 2
-"""A backward pass costs about two forward passes (one for the inputs' gradients, one for the weights')."""
-
 
 class CostMeter:
-    """Counts samples through denoisers by role: an evaluation with gradient counts as 1 + 2 forward-equivalents.
+    """Counts samples through denoisers by role, in forward-equivalents.
+
+    A backward pass costs about one forward pass for the inputs' gradients and one for the weights': an evaluation of
+    a network in training counts 3, one through which gradients only pass to its input 2, one without gradient 1.
 
     Counting is by Python integers in forward hooks: it never waits for the device.
     """
@@ -38,8 +38,11 @@ class CostMeter:
 
         def counter(role: str) -> Any:
             def count(module: Denoiser, args: tuple[Any, ...]) -> None:
-                trained = torch.is_grad_enabled() and any(p.requires_grad for p in module.parameters())
-                self.add(role, processes * len(args[0]) * (1 + BACKWARD * trained))
+                passes = 1
+                if torch.is_grad_enabled():
+                    trained = any(p.requires_grad for p in module.parameters())
+                    passes += 2 if trained else int(args[0].requires_grad)
+                self.add(role, processes * len(args[0]) * passes)
 
             return count
 

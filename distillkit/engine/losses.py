@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from torch import Tensor
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+from torch import Tensor, nn
 
 from distillkit.contracts.learner import Learner
 from distillkit.contracts.objective import Objective
@@ -43,3 +46,15 @@ def require_gradient(loss: Tensor, what: str, where: str) -> Tensor:
     if not loss.requires_grad:
         raise DistillkitError(f"no gradient flows from {what} to {where}")
     return loss
+
+
+@contextmanager
+def constant(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
+    """Keep gradients of the student's loss out of these parameters; they still pass through the networks."""
+    for parameter in parameters:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in parameters:
+            parameter.requires_grad_(True)

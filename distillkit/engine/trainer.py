@@ -21,7 +21,7 @@ from distillkit.contracts.teacher import Teacher
 from distillkit.engine.checkpoint import Checkpoint, Checkpoints
 from distillkit.engine.config import TrainingConfig
 from distillkit.engine.cost import CostMeter
-from distillkit.engine.losses import loss_of, require_gradient
+from distillkit.engine.losses import constant, loss_of, require_gradient
 from distillkit.engine.metrics import Means
 from distillkit.engine.optimization import MovingAverage, Updater, learning_rate_factor
 from distillkit.engine.outputs import Outputs
@@ -84,6 +84,7 @@ class Trainer:
         prepare_networks(config, (self.student, *recipe.learners), (self.ema, teacher.denoiser), self.roles().values())
         self.average = MovingAverage(self.student, self.ema, halflife=config.ema_halflife, rampup=config.ema_rampup)
         self.diagnostics = [d for part in recipe.parts for d in part.diagnostics]
+        self._learnt = [p for learner in recipe.learners for p in learner.parameters() if p.requires_grad]
         self._means = Means()
         self._bounds = self._stage_bounds()
         self._stage = -1
@@ -142,7 +143,8 @@ class Trainer:
         for step, share in self._micro_batches(index, due):
             with self.accelerator.autocast():
                 if due:
-                    terms = {o.name: loss_of(o, step) * o.weight for o in recipe.objectives if o.weight}
+                    with constant(self._learnt):
+                        terms = {o.name: loss_of(o, step) * o.weight for o in recipe.objectives if o.weight}
                     for name, term in terms.items():
                         self._means.add(f"loss/{name}", term, share)
                 losses = {learner.name: loss_of(learner, step) for learner in learners}

@@ -40,10 +40,10 @@ class SampleSpec(_Part):
 
     count: int = Field(ge=2, description="number of samples")
     first_seed: int = Field(0, ge=0, description="sample i has seed first_seed + i")
-    rng: Literal["torch-cpu-mt19937-per-sample", "given images"] = "torch-cpu-mt19937-per-sample"
+    rng: Literal["torch-cpu-mt19937-per-sample", "given images", "sobol"] = "torch-cpu-mt19937-per-sample"
     noise: Literal["float32", "none"] = "float32"
     labels: Literal["index mod classes", "drawn after the noise", "none"] = "index mod classes"
-    quantise: Literal["round half up in float32", "given"] = "round half up in float32"
+    quantise: Literal["round half up in float32", "given", "none"] = "round half up in float32"
     prepare: str = Field("none", description="cropping and resizing of images before the extractor")
 
 
@@ -60,7 +60,7 @@ class ReferenceSpec(_Part):
 class EstimatorSpec(_Part):
     """How the figure is computed from features."""
 
-    metric: Literal["frechet"] = "frechet"
+    metric: Literal["frechet", "kl"] = "frechet"
     version: int = 1
     ddof: int = 1
 
@@ -83,8 +83,10 @@ class Protocol(_Part):
     @property
     def label(self) -> str:
         """The figure's name, computed and never chosen: FID-N for the 2015 Inception network's pool3 features, known by
-        their weights' hash, and FD[extractor]-N for all others."""
+        their weights' hash, FD[extractor]-N for all others, and KL[cells]-N where the truth is known."""
         extractor = self.extractor
+        if self.estimator.metric == "kl":
+            return f"KL[{extractor.id}]-{self.samples.count}"
         is_fid = extractor.weights_sha256 in INCEPTION_2015 and extractor.id.endswith("/pool3")
         return f"{'FID' if is_fid else f'FD[{extractor.id}]'}-{self.samples.count}"
 

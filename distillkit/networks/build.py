@@ -12,9 +12,10 @@ from distillkit.diffusion.preconditioning import EDMPreconditioning
 from distillkit.errors import DistillkitError
 from distillkit.networks.dhariwal_unet import DhariwalUNet
 from distillkit.networks.diffusers_unet import build_diffusers_denoiser
+from distillkit.networks.point_mlp import PointMLP
 from distillkit.networks.song_unet import SongUNet
 
-NETWORKS: Mapping[str, type[nn.Module]] = {"DhariwalUNet": DhariwalUNet, "SongUNet": SongUNet}
+NETWORKS: Mapping[str, type[nn.Module]] = {"DhariwalUNet": DhariwalUNet, "SongUNet": SongUNet, "PointMLP": PointMLP}
 
 
 def build_denoiser(description: Mapping[str, Any]) -> Denoiser:

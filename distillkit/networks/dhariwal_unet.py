@@ -92,6 +92,11 @@ class DhariwalUNet(nn.Module):
             embedding = embedding + self.map_label(labels)
         return F.silu(embedding)
 
+    @property
+    def bottleneck(self) -> nn.Module:
+        """The encoder's last block."""
+        return [layer for name, layer in self.enc.items() if "aux" not in name][-1]
+
     def forward(
         self, x: Tensor, noise_level: Tensor, labels: Tensor | None = None, augment: Tensor | None = None
     ) -> Tensor:

@@ -32,6 +32,11 @@ class DiffusersUNet(nn.Module):
         self.unet = unet(**arguments)
         self.channels, self.sign = int(self.unet.config["in_channels"]), sign
 
+    @property
+    def bottleneck(self) -> nn.Module:
+        """The block between the way down and the way up."""
+        return self.unet.mid_block
+
     def forward(self, x: Tensor, t: Tensor, labels: Tensor | None = None, augment: Tensor | None = None) -> Tensor:
         if labels is not None and labels.dim() == 2:
             labels = labels.argmax(1)

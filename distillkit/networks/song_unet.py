@@ -145,6 +145,11 @@ class SongUNet(nn.Module):
             embedding = embedding + self.map_augment(augment)
         return F.silu(self.map_layer1(F.silu(self.map_layer0(embedding))))
 
+    @property
+    def bottleneck(self) -> nn.Module:
+        """The encoder's last block."""
+        return [layer for name, layer in self.enc.items() if "aux" not in name][-1]
+
     def forward(
         self, x: Tensor, noise_level: Tensor, labels: Tensor | None = None, augment: Tensor | None = None
     ) -> Tensor:

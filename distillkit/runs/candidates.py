@@ -11,8 +11,10 @@ import torch
 from distillkit.contracts.denoiser import Denoiser
 from distillkit.contracts.student import StudentGenerator
 from distillkit.contracts.teacher import Teacher, TeacherSpec
+from distillkit.data.embedded import makes_digits
 from distillkit.data.files import ImageFiles, open_images
 from distillkit.errors import UsageError
+from distillkit.evaluation.density import DensityRuler, density_ruler
 from distillkit.evaluation.extractor import FeatureExtractor, torchscript_extractor
 from distillkit.evaluation.presets import (
     ProtocolPreset,
@@ -28,8 +30,9 @@ from distillkit.evaluation.reference import load_reference
 from distillkit.evaluation.sampling import Generate
 from distillkit.evaluation.score import Ruler
 from distillkit.progress import Reporter
-from distillkit.runs.scores import judges_digits, student_pixels, teacher_pixels
+from distillkit.runs.scores import student_pixels, teacher_pixels
 from distillkit.students.artifact import DESCRIPTION, Student, load_student
+from distillkit.teachers.catalog import MIXTURE
 from distillkit.teachers.diffusers_folder import is_diffusers_folder
 from distillkit.teachers.folder import is_teacher_folder
 from distillkit.teachers.load import load_teacher
@@ -137,15 +140,22 @@ def _heun_steps(nfe: int, guidance: float) -> int:
     return (nfe + 1) // 2
 
 
-def ruler_for(candidate: Candidate, options: EvaluationOptions) -> tuple[Ruler, ProtocolPreset]:
+def ruler_for(candidate: Candidate, options: EvaluationOptions) -> tuple[Ruler | DensityRuler, ProtocolPreset | None]:
     """The protocol that was asked for, or the one that fits the candidate's teacher.
 
     Raises:
         UsageError: when there is none.
         DistillkitError: when its files are missing or wrong.
     """
+    if candidate.spec is not None and candidate.spec.shape == MIXTURE.spec.shape:
+        if options.protocol or options.reference or options.extractor or options.samples:
+            raise UsageError(
+                "points are measured against the mixture itself, on a grid of cells: leave --protocol, --reference, "
+                "--extractor and --samples out"
+            )
+        return density_ruler(), None
     chosen = preset(options.protocol) if options.protocol else preset_for(candidate.protocol)
-    if chosen is None and candidate.spec is not None and judges_digits(candidate.spec):
+    if chosen is None and candidate.spec is not None and makes_digits(candidate.spec):
         chosen = preset("digits8")
     shape = candidate.spec.shape if candidate.spec else None
     extractor = extractor_for(options.extractor, shape) if options.extractor else None

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import Accelerator
 
 from distillkit.contracts.random import SampleRNG
@@ -17,8 +18,7 @@ from distillkit.contracts.recipe import Recipe
 from distillkit.contracts.step import ImageSource
 from distillkit.contracts.student import StudentGenerator
 from distillkit.contracts.teacher import Teacher
-from distillkit.data.digits import load_digits
-from distillkit.data.images import ImagesInMemory
+from distillkit.data.embedded import embedded_images
 from distillkit.data.pairs import SHARD, LoadedPairs, PairStore
 from distillkit.data.stream import open_stream
 from distillkit.engine.checkpoint import Checkpoints
@@ -28,14 +28,14 @@ from distillkit.engine.metrics import MetricsFile, Trackers
 from distillkit.engine.outputs import Outputs
 from distillkit.engine.trainer import Stopped, Trainer
 from distillkit.errors import DistillkitError, Interrupted
-from distillkit.evaluation.score import Score, score
+from distillkit.evaluation.score import Score
 from distillkit.files import require_space, write_json
 from distillkit.progress import Quiet, Reporter
 from distillkit.registry import InstalledMethod, registry
 from distillkit.runs.config import RunConfig
 from distillkit.runs.folder import RunFolder, environment
 from distillkit.runs.previews import Previews
-from distillkit.runs.scores import images_per_second, judges_digits, ruler_for, student_pixels, teacher_score
+from distillkit.runs.scores import images_per_second, ruler_for, student_pixels, teacher_score
 from distillkit.students.artifact import StudentDescription, save_student
 from distillkit.students.card import write_card
 from distillkit.teachers.load import load_teacher
@@ -105,7 +105,10 @@ class Distillation:
     def _recipe(self) -> Recipe:
         method = self.installed.method()
         try:
-            recipe = method.recipe(self.teacher, method.Config.model_validate(self.config.settings))
+            with torch.random.fork_rng(devices=[]):
+                # A recipe may hold fresh networks: their weights are the seed's, on every process.
+                torch.manual_seed(self.config.seed)
+                recipe = method.recipe(self.teacher, method.Config.model_validate(self.config.settings))
         except DistillkitError:
             raise
         except Exception as error:  # a plugin may fail in any way
@@ -186,14 +189,12 @@ class Distillation:
 
     @cached_property
     def images(self) -> ImageSource | None:
-        """Real images that fit the teacher, where the recipe reads them; the embedded digits, if no others are named,
-        for a teacher of digits."""
+        """Real images that fit the teacher, where the recipe reads them; embedded ones if no others are named."""
         if "images" not in self.recipe.needs:
             return None
         config, spec = self.config.data, self.teacher.spec
-        if config.path is None and judges_digits(spec):
-            return ImagesInMemory(*load_digits(), self.accelerator.device)
-        return open_stream(config, spec, self.accelerator.device)
+        embedded = None if config.path else embedded_images(spec, self.accelerator.device)
+        return embedded or open_stream(config, spec, self.accelerator.device)
 
     def _pairs(self, cost: CostMeter) -> LoadedPairs:
         """Open the noise-image pairs, after making those that are missing."""
@@ -225,12 +226,12 @@ class Distillation:
         def evaluate(student: StudentGenerator) -> dict[str, float]:
             if ruler is None:
                 return {}
-            result = score(
-                student_pixels(student, self.teacher), student.denoiser, student.spec, ruler,
-                self.accelerator.device, batch=config.evaluation.batch,
+            result = ruler.score(
+                student_pixels(student, self.teacher), student.denoiser, student.spec, self.accelerator.device,
+                batch=config.evaluation.batch,
                 rank=self.accelerator.process_index, world=self.accelerator.num_processes,
             )  # fmt: skip
-            return {result.label: result.distance.value}
+            return {result.label: result.value}
 
         previews: Callable[[StudentGenerator, int], None] = lambda student, step: None  # noqa: E731
         if self.main:
@@ -263,8 +264,8 @@ class Distillation:
         for name, generator in (("student, untrained", untrained), ("student, distilled", student)):
             pixels = student_pixels(generator, self.teacher)
             if ruler:
-                result = score(
-                    pixels, generator.denoiser, generator.spec, ruler, device, batch=batch, rank=rank, world=world
+                result = ruler.score(
+                    pixels, generator.denoiser, generator.spec, device, batch=batch, rank=rank, world=world
                 )
                 rows.append(Row(name, result.nfe, result.images_per_second, result))
             else:
@@ -302,8 +303,8 @@ class Distillation:
                     "name": row.name,
                     "nfe": row.nfe,
                     "images_per_second": row.images_per_second,
-                    row.score.label if row.score else "score": row.score and row.score.distance.value,
-                    "terms": row.score and asdict(row.score.distance),
+                    row.score.label if row.score else "score": row.score and row.score.value,
+                    "terms": row.score and dict(row.score.terms),
                 }
                 for row in result.rows
             ],

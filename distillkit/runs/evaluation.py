@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,10 +25,11 @@ from distillkit.data.files import ImageFiles
 from distillkit.data.stream import pixels_in_order
 from distillkit.engine.interrupt import StopRequest
 from distillkit.errors import Interrupted, UsageError
+from distillkit.evaluation.density import DensityRuler, divergence, push
 from distillkit.evaluation.evaluate import Extracted, extract, figures_of, row_length
 from distillkit.evaluation.presets import ImagePreparation, ProtocolPreset
-from distillkit.evaluation.protocol import SampleSpec
-from distillkit.evaluation.record import Record, write_record
+from distillkit.evaluation.protocol import Protocol, SampleSpec
+from distillkit.evaluation.record import Figure, Record, write_record
 from distillkit.evaluation.sampling import Tally, sampled
 from distillkit.evaluation.score import Ruler
 from distillkit.files import cache_folder, canonical_json, write_bytes, write_json
@@ -64,6 +66,10 @@ def evaluate(
     """
     reporter = reporter if accelerator.is_main_process else Quiet()
     ruler, chosen = ruler_for(found[0], options)
+    if isinstance(ruler, DensityRuler):
+        computed = [_compute(candidate, options, accelerator, ruler) for candidate in found]
+        return [evaluated for evaluated in computed if evaluated]
+    assert chosen is not None
     row = row_length(ruler.extractor, options.metrics)
     made = []
     for candidate in found:
@@ -114,27 +120,57 @@ def _measure(
     reporter.say("computing figures")
     figures, remarks = figures_of(whole, ruler, options.metrics)
     is_model = candidate.images is None
+    evaluated = _recorded(
+        candidate, options, protocol, figures, began,
+        nfe=sum(p.evaluations for p in parts) / count if is_model else None,
+        images_per_second=sum(p.images_per_second for p in parts) if is_model else None,
+        samples_sha256=whole.samples_sha256,
+        remarks=tuple(remarks),
+    )  # fmt: skip
+    shutil.rmtree(folder, ignore_errors=True)
+    return evaluated
+
+
+def _compute(
+    candidate: Candidate, options: EvaluationOptions, accelerator: Accelerator, ruler: DensityRuler
+) -> Evaluated | None:
+    """A generator of points against the truth, which takes a moment on one process."""
+    if not accelerator.is_main_process:
+        return None
+    began = time.monotonic()
+    assert candidate.generate is not None and candidate.denoiser is not None
+    points, nfe, speed = push(candidate.generate, candidate.denoiser, accelerator.device)
+    found, protocol = divergence(points), ruler.protocol
+    cells = protocol.extractor.id
+    figures = {
+        protocol.label: Figure(value=found.kl, estimator="kl@1"),
+        f"between[{cells}]": Figure(value=found.between, estimator="mass beyond 4 deviations@1"),
+        f"covered[{cells}]": Figure(value=found.covered, estimator="modes with half their mass@1"),
+    }
+    return _recorded(candidate, options, protocol, figures, began, nfe=nfe, images_per_second=speed)
+
+
+def _recorded(
+    candidate: Candidate, options: EvaluationOptions, protocol: Protocol, figures: dict[str, Figure], began: float,
+    **measured: Any,
+) -> Evaluated:  # fmt: skip
+    """Write the record of a measurement that began at `began`."""
     record = Record(
         subject=candidate.subject,
         protocol=protocol,
         protocol_id=protocol.id,
         label=protocol.label,
         figures=figures,
-        nfe=sum(p.evaluations for p in parts) / count if is_model else None,
-        images_per_second=sum(p.images_per_second for p in parts) if is_model else None,
-        samples_sha256=whole.samples_sha256,
-        remarks=tuple(remarks),
         seconds=time.monotonic() - began,
         environment=environment(),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
+        **measured,
     )
     nfe = f"-nfe{record.nfe:g}" if record.nfe is not None else ""
     name = f"{candidate.subject.name.replace(', ', '-').replace(' ', '-')}-{protocol.name}{nfe}.json"
     into = options.output or candidate.folder
     path = into if into.suffix == ".json" else into / name
-    record = write_record(path, record)
-    shutil.rmtree(folder, ignore_errors=True)
-    return Evaluated(record, path)
+    return Evaluated(write_record(path, record), path)
 
 
 def _pixels(

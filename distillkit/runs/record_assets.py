@@ -3,7 +3,6 @@ measure the embedded teacher's score, which then ships with them; and write the 
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -25,10 +24,10 @@ def main() -> None:
     ruler = ruler_for(teacher.spec, 5000)
     assert ruler is not None
     result = teacher_score(teacher, ruler, torch.device("cpu"), reporter_for(), fresh=True)
-    entry = {**asdict(result.distance), "nfe": result.nfe, "count": result.count}
+    entry = {"terms": dict(result.terms), "nfe": result.nfe, "count": result.count}
     write_json(assets.FOLDER / assets.SCORES, {score_key(teacher, ruler): entry})
     write_json(Path(record.__file__).with_name("record.schema.json"), record.schema())
-    reporter_for().say(f"{result.label} {result.distance.value:.5f}")
+    reporter_for().say(f"{result.label} {result.value:.5f}")
 
 
 if __name__ == "__main__":

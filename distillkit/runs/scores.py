@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -16,16 +15,17 @@ from distillkit.contracts.condition import Condition
 from distillkit.contracts.random import SampleRNG
 from distillkit.contracts.student import StudentGenerator
 from distillkit.contracts.teacher import Teacher, TeacherSpec
+from distillkit.data.embedded import makes_digits
 from distillkit.diffusion.schedules import karras_sigmas
 from distillkit.diffusion.solvers import heun
 from distillkit.errors import DistillkitError
+from distillkit.evaluation.density import DensityRuler, density_ruler
 from distillkit.evaluation.digits import digits_features, digits_protocol, digits_reference
-from distillkit.evaluation.frechet import FrechetDistance
 from distillkit.evaluation.sampling import Generate, balanced_labels, seeded_noise
-from distillkit.evaluation.score import Ruler, Score, score
+from distillkit.evaluation.score import Ruler, Score
 from distillkit.files import cache_folder, canonical_json, write_json
 from distillkit.progress import Reporter
-from distillkit.teachers.catalog import DIGITS
+from distillkit.teachers.catalog import MIXTURE
 
 SELECTION_SEED = 1_000_000
 """Scores during training use seeds from here on; the closing score uses seeds from 0, which no choice has seen."""
@@ -34,17 +34,14 @@ TIMED = 256
 """Samples whose generation is timed where a score is not measured anew."""
 
 
-def ruler_for(spec: TeacherSpec, count: int, *, selecting: bool = False) -> Ruler | None:
-    """The embedded protocol for teachers of 8x8 digits; None for others, whose samples nothing embedded can judge."""
-    if not judges_digits(spec):
+def ruler_for(spec: TeacherSpec, count: int, *, selecting: bool = False) -> Ruler | DensityRuler | None:
+    """The embedded protocol for teachers of 8x8 digits or of points; None for others, which nothing here judges."""
+    if spec.shape == MIXTURE.spec.shape:
+        return density_ruler()
+    if not makes_digits(spec):
         return None
     protocol = digits_protocol(count, SELECTION_SEED if selecting else 0)
     return Ruler(protocol, digits_features(), digits_reference())
-
-
-def judges_digits(spec: TeacherSpec) -> bool:
-    """Whether the embedded protocol can judge what a teacher makes: digits of 8 x 8 in ten classes."""
-    return spec.shape == DIGITS.spec.shape and spec.num_classes == DIGITS.spec.num_classes
 
 
 def student_pixels(student: StudentGenerator, teacher: Teacher) -> Generate:
@@ -78,7 +75,13 @@ def _decoded(teacher: Teacher, samples: Tensor) -> Tensor:
 
 
 def teacher_score(
-    teacher: Teacher, ruler: Ruler, device: torch.device, reporter: Reporter, *, batch: int = 500, fresh: bool = False
+    teacher: Teacher,
+    ruler: Ruler | DensityRuler,
+    device: torch.device,
+    reporter: Reporter,
+    *,
+    batch: int = 500,
+    fresh: bool = False,
 ) -> Score:
     """The teacher's score with its own number of steps; kept under the hash of all that it depends on.
 
@@ -91,17 +94,16 @@ def teacher_score(
     kept = None if fresh else _kept(name)
     if kept:
         speed = images_per_second(generate, teacher.spec, device)
-        distance = FrechetDistance(kept["mean_term"], kept["covariance_term"])
-        return Score(distance, kept["nfe"], speed, ruler.protocol.id, ruler.protocol.label, kept["count"])
+        return Score(kept["terms"], kept["nfe"], speed, ruler.protocol.id, ruler.protocol.label, kept["count"])
     count = ruler.protocol.samples.count
     with reporter.task(f"scoring the teacher ({steps} Heun steps)", count, "samples") as task:
-        result = score(generate, teacher.denoiser, teacher.spec, ruler, device, batch=batch, advance=task.advance)
-    kept = {**asdict(result.distance), "nfe": result.nfe, "count": result.count}
+        result = ruler.score(generate, teacher.denoiser, teacher.spec, device, batch=batch, advance=task.advance)
+    kept = {"terms": dict(result.terms), "nfe": result.nfe, "count": result.count}
     write_json(cache_folder() / "scores" / f"{name}.json", kept)
     return result
 
 
-def score_key(teacher: Teacher, ruler: Ruler) -> str:
+def score_key(teacher: Teacher, ruler: Ruler | DensityRuler) -> str:
     """Hash of all that a teacher's score depends on."""
     identity = {
         "weights": teacher.spec.weights_sha256,

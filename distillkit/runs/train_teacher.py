@@ -26,7 +26,7 @@ from distillkit.engine.metrics import MetricsFile, Trackers
 from distillkit.engine.outputs import Outputs
 from distillkit.engine.trainer import Stopped, Trainer
 from distillkit.errors import Interrupted, UsageError
-from distillkit.evaluation.score import Score, score
+from distillkit.evaluation.score import Score
 from distillkit.progress import Quiet, Reporter
 from distillkit.runs.config import ConfigFile, EvaluationConfig, explain, merge
 from distillkit.runs.folder import RunFolder
@@ -150,14 +150,14 @@ def train_teacher(
             return None
         generate = teacher_pixels(Teacher(student.denoiser, spec), spec.solver_steps)
         with reporter.task("scoring", ruler.protocol.samples.count, "samples") as task:
-            return score(
-                generate, student.denoiser, spec, ruler, device, batch=config.evaluation.batch,
+            return ruler.score(
+                generate, student.denoiser, spec, device, batch=config.evaluation.batch,
                 rank=accelerator.process_index, world=accelerator.num_processes, advance=task.advance,
             )  # fmt: skip
 
     def evaluate(student: StudentGenerator) -> dict[str, float]:
         result = scored(student, selecting=True)
-        return {result.label: result.distance.value} if result else {}
+        return {result.label: result.value} if result else {}
 
     def preview(student: StudentGenerator, step: int) -> None:
         if accelerator.is_main_process:

@@ -17,13 +17,18 @@ from distillkit.contracts.random import SampleRNG
 from distillkit.contracts.sampler import OneStep, Sampler
 from distillkit.contracts.student import StudentGenerator
 from distillkit.contracts.teacher import Teacher, TeacherSpec
-from distillkit.diffusion.samplers import ConsistencySampler, EulerSampler
+from distillkit.diffusion.samplers import ConsistencySampler, EulerSampler, RenoisingSampler
 from distillkit.errors import DistillkitError, UsageError
 from distillkit.files import sha256, write_bytes, write_json
 from distillkit.networks.build import build_denoiser
 
 WEIGHTS, DESCRIPTION = "model.safetensors", "student.json"
-SAMPLERS: dict[str, type[Sampler]] = {"one-step": OneStep, "consistency": ConsistencySampler, "euler": EulerSampler}
+SAMPLERS: dict[str, type[Sampler]] = {
+    "one-step": OneStep,
+    "consistency": ConsistencySampler,
+    "euler": EulerSampler,
+    "renoising": RenoisingSampler,
+}
 
 
 class StudentDescription(BaseModel):

@@ -93,6 +93,19 @@ DIGITS = CatalogEntry(
     parameters=479_209,
 )
 
+MIXTURE = CatalogEntry(
+    TeacherSpec(
+        name="mixture",
+        shape=(2, 1, 1),
+        solver_steps=18,
+        network={"class": "PointMLP", "arguments": {"width": 128, "layers": 3}, "sigma_data": 0.5},
+        licence="Apache-2.0",
+        source="computed: eight Gaussians on a circle; the network was fitted to their exact denoiser",
+    ),
+    "eight Gaussians in the plane, known exactly",
+    parameters=102_274,
+)
+
 _CIFAR_VP = "CIFAR-10 32x32, {}; DDPM++ (VP)"
 _CIFAR_VE = "CIFAR-10 32x32, {}; NCSN++ (VE)"
 
@@ -100,6 +113,7 @@ CATALOG: Mapping[str, CatalogEntry] = {
     entry.name: entry
     for entry in (
         DIGITS,
+        MIXTURE,
         _edm(
             "edm-imagenet64", "edm-imagenet-64x64-cond-adm", "ImageNet 64x64, 1,000 classes; ADM",
             describe_network("adm", 64, 3, 1000, augment_dim=0, dropout=0.10),

@@ -13,9 +13,10 @@ from distillkit.files import sha256
 from distillkit.progress import Reporter, reporter_for
 from distillkit.registry import unknown
 from distillkit.teachers import diffusers_folder, fetch
-from distillkit.teachers.catalog import CATALOG, DIGITS, catalog_name
+from distillkit.teachers.catalog import CATALOG, DIGITS, MIXTURE, catalog_name
 from distillkit.teachers.convert import convert
 from distillkit.teachers.folder import SPEC, WEIGHTS, is_teacher_folder, read_spec, read_teacher
+from distillkit.teachers.mixture import MixtureTeacher
 
 HUB = "hf:"
 
@@ -40,6 +41,9 @@ def load_teacher(name: str, reporter: Reporter | None = None, should_stop: Calla
     if known := catalog_name(name):
         if known == DIGITS.name:
             return read_teacher(asset_path("digits-teacher.json"), asset_path("digits-teacher.safetensors"))
+        if known == MIXTURE.name:
+            start = read_teacher(asset_path("mixture-teacher.json"), asset_path("mixture-teacher.safetensors"))
+            return MixtureTeacher(start.denoiser, start.spec)
         return _from_folder(fetch.fetch(CATALOG[known], reporter, should_stop))
     if name.startswith(HUB):
         return _from_folder(diffusers_folder.snapshot(name.removeprefix(HUB)))

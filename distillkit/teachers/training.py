@@ -17,7 +17,7 @@ from distillkit.contracts.sampler import OneStep
 from distillkit.contracts.step import Step
 from distillkit.contracts.student import StudentGenerator
 from distillkit.contracts.teacher import Teacher, TeacherSpec
-from distillkit.diffusion.schedules import edm_loss_weight
+from distillkit.diffusion.schedules import lognormal_sigmas, score_matching_loss
 from distillkit.errors import UsageError
 from distillkit.networks.build import build_denoiser
 from distillkit.networks.families import Family, describe_network
@@ -119,17 +119,15 @@ class DenoisingScoreMatching(Objective):
 
     def __call__(self, step: Step) -> Tensor:
         images = step.images
-        # The normal quantile of a uniform: one scalar draw per sample needs no generator of its own.
-        level = torch.special.ndtri(step.uniform("sigma").clamp(1e-12, 1 - 1e-12))
-        sigma = (level * self.config.noise_std + self.config.noise_mean).exp().float().to(step.device)
+        level = lognormal_sigmas(step.uniform("sigma"), mean=self.config.noise_mean, std=self.config.noise_std)
+        sigma = level.to(step.device)
         condition = images.condition
         if condition.labels is not None and self.config.label_dropout:
             dropped = (step.uniform("label dropout") < self.config.label_dropout).to(step.device)
             condition = Condition(labels=torch.where(dropped, -1, condition.labels))
-        s = sigma.view(-1, 1, 1, 1)
-        denoised = step.student.denoiser(images.sample + s * step.normal("noise"), sigma, condition)
-        weight = edm_loss_weight(s, step.student.spec.sigma_data)
-        return (weight * (denoised - images.sample).square()).mean()
+        noisy = images.sample + sigma.view(-1, 1, 1, 1) * step.normal("noise")
+        denoised = step.student.denoiser(noisy, sigma, condition)
+        return score_matching_loss(denoised, images.sample, sigma, step.student.spec.sigma_data)
 
 
 def fresh_teacher(spec: TeacherSpec, seed: int) -> Teacher:

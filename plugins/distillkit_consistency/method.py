@@ -52,6 +52,14 @@ class Consistency(Method):
             source="chosen for two CPU cores and five minutes",
         ),
         Preset(
+            name="mixture",
+            teachers=("mixture",),
+            settings={"levels": 18, "target_decay": 0.0, "distance": "l2", "weighting": "snr+1"},
+            training={"batch": 256, "lr": 1e-3, "lr_schedule": "cosine", "duration": "300k", "ema_halflife": "10k",
+                      "log_every": "10k", "checkpoint_every": "100k", "sample_every": "100k", "evaluate_every": "50k"},
+            source="chosen for seconds on a CPU core",
+        ),
+        Preset(
             name="cifar10",
             teachers=("edm-cifar10-*",),
             settings={"levels": 18, "target_decay": 0.0},

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from distillkit import Denoiser, OptimizerConfig, ScoreEstimator, Step, Teacher
-from distillkit.diffusion import edm_loss_weight
+from distillkit.diffusion import score_matching_loss
 from distillkit_dmd.distribution_matching import LEVELS, noise_levels
 
 
@@ -33,9 +33,3 @@ class FakeScore(ScoreEstimator):
         sigma = self.sigmas[(step.uniform("fake/level") * LEVELS).long()].to(x.device)
         noisy = x + sigma.view(-1, 1, 1, 1) * step.normal("fake/noise")
         return score_matching_loss(self(noisy, sigma, step.condition), x, sigma, self.sigma_data)
-
-
-def score_matching_loss(denoised: Tensor, x: Tensor, sigma: Tensor, sigma_data: float) -> Tensor:
-    """mean lambda(sigma) (denoised - x)^2 over all elements of (B, C, H, W), sigma (B,); a scalar."""
-    weight = edm_loss_weight(sigma, sigma_data).view(-1, 1, 1, 1)
-    return (weight * (denoised - x).square()).mean()

@@ -70,6 +70,15 @@ class DMD(Method):
             source="tuned on two CPU cores for five minutes",
         ),
         Preset(
+            name="mixture",
+            teachers=("mixture",),
+            settings={"distance": "l2"},
+            training={"batch": 256, "lr": 1e-3, "lr_schedule": "cosine", "duration": "150k", "ema_halflife": "10k",
+                      "log_every": "10k", "checkpoint_every": "100k", "sample_every": "100k", "evaluate_every": "50k"},
+            pairs={"count": 4096},
+            source="chosen for seconds on a CPU core",
+        ),
+        Preset(
             name="cifar10 conditional",
             teachers=("edm-cifar10-cond*",),
             settings={"kl_weight": 1.0, "regression_weight": 0.25, "distance": "lpips"},
@@ -110,7 +119,7 @@ class DMD(Method):
             pairs={"count": 100_000, "steps": 40},
             source="not in the paper: unconditional CIFAR-10's settings, the teacher's own 40 steps; untuned",
         ),
-    )
+    )  # fmt: skip
 
     def recipe(self, teacher: Teacher, config: DMDConfig) -> Recipe:
         student = StudentGenerator.from_teacher(teacher)

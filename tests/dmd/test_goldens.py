@@ -3,8 +3,9 @@
 import torch
 
 from distillkit import Condition, Step, Teacher, TeacherSpec
+from distillkit.diffusion import score_matching_loss
 from distillkit_dmd.distribution_matching import DistributionMatching, kl_gradient
-from distillkit_dmd.fake_score import FakeScore, score_matching_loss
+from distillkit_dmd.fake_score import FakeScore
 from tests.conftest import denoiser_of
 
 CLOSE = {"rtol": 1e-3, "atol": 1e-6}

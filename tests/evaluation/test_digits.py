@@ -13,7 +13,6 @@ from distillkit.evaluation.digits import digits_features, digits_protocol, digit
 from distillkit.evaluation.frechet import distance_to, frechet_distance
 from distillkit.evaluation.moments import Moments
 from distillkit.evaluation.sampling import balanced_labels, seeded_noise
-from distillkit.evaluation.score import score
 from distillkit.progress import Quiet
 from distillkit.runs.scores import ruler_for, student_pixels, teacher_pixels, teacher_score
 
@@ -87,7 +86,7 @@ def test_teacher_is_at_the_noise_floor():
         halves.append(frechet_distance(a.mean, a.covariance, b.mean, b.covariance).value)
     teacher = load_teacher("digits")
     result = teacher_score(teacher, ruler_for(teacher.spec, 5000), CPU, Quiet())
-    assert result.distance.value <= 1.3 * sum(halves) / len(halves)
+    assert result.value <= 1.3 * sum(halves) / len(halves)
     assert result.nfe == 35
 
 
@@ -95,11 +94,11 @@ def test_shipped_teacher_score_is_reproduced():
     """The figure that ships is what a new measurement gives, here on fewer samples for speed."""
     teacher = load_teacher("digits")
     ruler = ruler_for(teacher.spec, 500)
-    measured = score(teacher_pixels(teacher, 18), teacher.denoiser, teacher.spec, ruler, CPU, batch=250)
+    measured = ruler.score(teacher_pixels(teacher, 18), teacher.denoiser, teacher.spec, CPU, batch=250)
     shipped = next(iter(json.loads((FOLDER / "scores.json").read_text()).values()))
     assert measured.nfe == shipped["nfe"]
     # 500 samples carry a bias of about c / N; the order of magnitude must agree.
-    assert measured.distance.value < 10 * (shipped["mean_term"] + shipped["covariance_term"])
+    assert measured.value < 10 * sum(shipped["terms"].values())
 
 
 def test_protocol_identity():
@@ -124,10 +123,10 @@ def test_score_does_not_depend_on_the_batch_size(tiny_teacher):
     student = StudentGenerator.from_teacher(tiny_teacher).eval()
     ruler = ruler_for(tiny_teacher.spec, 300)
     results = [
-        score(student_pixels(student, tiny_teacher), student.denoiser, student.spec, ruler, CPU, batch=batch)
+        ruler.score(student_pixels(student, tiny_teacher), student.denoiser, student.spec, CPU, batch=batch)
         for batch in (300, 64)
     ]
-    assert results[0].distance.value == pytest.approx(results[1].distance.value, rel=1e-4)
+    assert results[0].value == pytest.approx(results[1].value, rel=1e-4)
     assert results[0].nfe == results[1].nfe == 1.0
 
 

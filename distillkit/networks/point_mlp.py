@@ -1,0 +1,44 @@
+"""A network for points in the plane, (B, 2, 1, 1): what methods are tried on where the truth is known."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+
+class PointMLP(nn.Module):
+    """F(x, c_noise) -> (B, C, 1, 1): residual layers, each told the noise level by Fourier features.
+
+    Args:
+        in_channels, out_channels: coordinates of a point.
+        width: of the hidden layers.
+        layers: their number.
+        label_dim: number of classes; one-hot labels are embedded beside the noise level.
+    """
+
+    def __init__(
+        self, in_channels: int = 2, out_channels: int = 2, *, width: int = 128, layers: int = 3, label_dim: int = 0
+    ) -> None:
+        super().__init__()
+        self.first = nn.Linear(in_channels, width)
+        self.level = nn.Linear(16, width)
+        self.label = nn.Linear(label_dim, width, bias=False) if label_dim else None
+        self.layers = nn.ModuleList(
+            nn.Sequential(nn.SiLU(), nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width)) for _ in range(layers)
+        )
+        self.bottleneck = nn.Identity()
+        self.last = nn.Sequential(nn.LayerNorm(width), nn.SiLU(), nn.Linear(width, out_channels))
+
+    def forward(self, x: Tensor, noise: Tensor, labels: Tensor | None = None, augment: Tensor | None = None) -> Tensor:
+        frequencies = math.pi / 8 * 2.0 ** torch.arange(8, device=x.device)
+        angles = noise[:, None] * frequencies.to(x.dtype)
+        told = self.level(torch.cat([angles.cos(), angles.sin()], dim=1))
+        if self.label is not None and labels is not None:
+            told = told + self.label(labels)
+        hidden = self.first(x.flatten(1))
+        for layer in self.layers:
+            hidden = hidden + layer(hidden + told)
+        hidden = self.bottleneck(hidden[:, :, None, None])
+        return self.last(hidden.flatten(1))[:, :, None, None]
