@@ -138,11 +138,12 @@ class Bench:
     def _measure_teacher(self) -> None:
         steps = self.suite.teacher_steps or (self.teacher.spec.solver_steps,)
         options = self._options(2 * count - 1 for count in steps)
-        records = []
+        own, records = self.teacher.spec.solver_steps, []
+        shown = own if own in steps else max(steps)
         for candidate in candidates(self.suite.teacher, options, self.accelerator.device, self.reporter):
             count = candidate.subject.sampler["steps"]
             records.append(self._measured(candidate, options, f"teacher-{count}-steps"))
-            if count == self.teacher.spec.solver_steps or len(steps) == 1:
+            if count == shown:
                 self._picture("teacher", candidate)
         self.results = self.results.model_copy(update={"teacher_records": tuple(records)})
 

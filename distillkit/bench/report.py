@@ -75,12 +75,16 @@ def findings(results: Results, board: Leaderboard) -> Iterator[str]:
         students = [row for row in rows if not row.is_teacher]
         best, others = students[0], students[1:]
         text = f"At {nfe} evaluation{'' if nfe == 1 else 's'}, {best.name} is best with {_with_error(best)}"
-        level = [row.name for row in others if row.to_best and not row.to_best.is_clear]
-        behind = [row.name for row in others if row.to_best and row.to_best.is_clear]
+        apart = {row.name: row.to_best for row in others if row.to_best}
+        level = [name for name, by in apart.items() if by.error is not None and not by.is_clear]
+        behind = [name for name, by in apart.items() if by.is_clear]
+        unsure = [name for name, by in apart.items() if by.error is None]
         if level:
             text += f"; {_listed(level)} cannot be told from it (less than two standard errors apart)"
         if behind:
             text += f"; {_listed(behind)} {'is' if len(behind) == 1 else 'are'} clearly behind"
+        if unsure:
+            text += f"; then {_listed(unsure)}, by how surely one training each cannot tell"
         yield text + "."
     full = max(board.teachers, key=lambda row: row.nfe, default=None)
     if full and full.nfe > 1:
@@ -92,10 +96,8 @@ def findings(results: Results, board: Leaderboard) -> Iterator[str]:
         )
     for row, whole, apart in board.ablations(results):
         verdict = "worse" if apart.value > 0 else "better"
-        certainty = (
-            f"{apart.errors_away:.1f} standard errors" if apart.errors_away else "with an unknown standard error"
-        )
-        yield f"{row.name} is {verdict} than {whole.name} by {abs(apart.value):.5f} ({certainty})."
+        certainty = f" ({apart.errors_away:.1f} standard errors)" if apart.errors_away else ""
+        yield f"{row.name} is {verdict} than {whole.name} by {abs(apart.value):.5f}{certainty}."
     for run in board.failed:
         yield f"{run.entry}, seed {run.seed}, failed: {run.reason.splitlines()[0]}"
 

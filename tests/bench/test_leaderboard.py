@@ -1,0 +1,69 @@
+"""Means, standard errors and paired differences, against hand calculation and simulation."""
+
+import math
+import statistics
+
+import pytest
+import torch
+
+from distillkit.bench.leaderboard import Difference, Standing, difference
+from distillkit.bench.results import Run
+from distillkit.evaluation.frechet import jackknife_error
+from distillkit.evaluation.record import Figure
+
+
+def standing(name, values, left_out=None, seeds=None):
+    figures = tuple(
+        Figure(value=value, estimator="x@1", leave_one_out=tuple(left_out[k]) if left_out else ())
+        for k, value in enumerate(values)
+    )
+    runs = tuple(
+        Run(entry=name, method=name, package="p 1", seed=seed, state="done") for seed in (seeds or range(len(values)))
+    )
+    return Standing(name, 1, figures, 100.0, runs)
+
+
+def test_one_seed_has_the_error_of_its_samples_and_none_without_them():
+    left = [1.0, 1.2, 0.9, 1.1]
+    assert standing("a", [1.0], [left]).error == pytest.approx(jackknife_error(left))
+    assert standing("a", [1.0]).error is None
+    assert difference(standing("a", [1.0]), standing("b", [2.0])) == Difference(-1.0, None)
+
+
+def test_seeds_and_samples_are_independent_sources_of_error():
+    values, left = [1.0, 2.0, 4.0], [[1.0, 1.1], [2.0, 2.2], [4.0, 4.4]]
+    expected = math.hypot(statistics.stdev(values) / math.sqrt(3), jackknife_error([7 / 3, 7.7 / 3]))
+    assert standing("a", values, left).error == pytest.approx(expected)
+
+
+def test_what_both_share_is_no_uncertainty_of_their_difference():
+    left = [1.0, 1.5, 0.7, 1.2]
+    a, b = standing("a", [1.0], [left]), standing("b", [1.3], [[x + 0.3 for x in left]])
+    apart = difference(a, b)
+    assert apart.value == pytest.approx(-0.3) and apart.error == pytest.approx(0, abs=1e-12)
+    assert a.error > 0.1
+    paired = difference(standing("a", [1.0, 2.0, 3.0]), standing("b", [1.5, 2.5, 3.5]))
+    assert paired.error == pytest.approx(0, abs=1e-12)
+
+
+def test_unequal_seeds_are_not_paired():
+    a, b = standing("a", [1.0, 2.0, 3.0]), standing("b", [1.5, 2.5], seeds=[0, 1])
+    expected = math.hypot(1 / math.sqrt(3), statistics.stdev([1.5, 2.5]) / math.sqrt(2))
+    assert difference(a, b).error == pytest.approx(expected)
+
+
+def test_two_standard_errors_hold_the_truth_most_of_the_time():
+    """Simulated trainings of two methods whose true difference is known."""
+    generator, held, trials = torch.Generator().manual_seed(0), 0, 400
+    for _ in range(trials):
+        shared = torch.randn(5, generator=generator)
+        a = (1.0 + shared + 0.3 * torch.randn(5, generator=generator)).tolist()
+        b = (1.5 + shared + 0.3 * torch.randn(5, generator=generator)).tolist()
+        apart = difference(standing("a", a), standing("b", b))
+        held += abs(apart.value + 0.5) <= 2.776 * apart.error  # Student's t, four degrees of freedom
+    assert 0.92 <= held / trials <= 0.98
+
+
+def test_clear_means_more_than_two_standard_errors():
+    assert Difference(0.5, 0.2).is_clear and not Difference(0.3, 0.2).is_clear
+    assert not Difference(0.5, None).is_clear
