@@ -50,7 +50,7 @@ def _values(folder: Path, results: Results, board: Leaderboard) -> dict[str, Any
         "findings": list(findings(results, board)),
         "ablations": board.ablations(results),
         "errors_are": errors_are(results),
-        "first_runs": list({run.entry: run for run in sorted(done, key=lambda run: -run.seed)}.values())[::-1],
+        "first_runs": [run for entry in results.suite.methods for run in done if (run.entry, run.seed) == (entry, 0)],
         "cost_chart": Markup(charts.cost_curves(results, board)),
         "time_chart": Markup(charts.sampling_time(board)),
         "grid": {name: _inline(folder / path) for name, path in results.grid.items()},
@@ -112,7 +112,7 @@ def errors_are(results: Results) -> str:
     return (
         f"{text}. Differences are paired: all generators start from the same noise. Bias removed is the value without "
         "the estimator's bias of order 1/N. Cost is in forward-equivalents (an evaluation with gradient counts three), "
-        "noise-image pairs, teacher and auxiliary networks included. Wall time includes the scores on the way."
+        "noise-image pairs, teacher and auxiliary networks included. Time is wall time, the scores on the way included."
     )
 
 

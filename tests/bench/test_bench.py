@@ -71,7 +71,7 @@ def test_the_report_needs_nothing_from_outside_and_can_be_made_anew(inside, suit
     folder = tmp_path / "bench" / "small"
     page, markdown = (folder / "report.html").read_text(), (folder / "report.md").read_text()
     assert not re.search(r'(?:src|href)="(?!data:|#)', page) and "<script" not in page and "@import" not in page
-    assert page.count("<svg") == 2 and page.count('src="data:image/png') == 4, "teacher, kd, consistency at NFE 1 and 2"
+    assert page.count("<svg") == 2 and page.count('src="data:image/png') == 4, "teacher, kd, consistency twice"
     assert "A small &lt;suite&gt; &amp; its report" in page and "A small <suite> & its report" in markdown
     for text in (page, markdown):
         assert "too-many-pairs" in text and "too small" in text
