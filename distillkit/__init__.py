@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from distillkit.contracts.denoiser import Denoiser as Denoiser
     from distillkit.contracts.health import Diagnostic as Diagnostic
     from distillkit.contracts.health import Health as Health
+    from distillkit.contracts.hooks import Tracker as Tracker
     from distillkit.contracts.hooks import hookimpl as hookimpl
     from distillkit.contracts.learner import Learner as Learner
     from distillkit.contracts.learner import OptimizerConfig as OptimizerConfig
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from distillkit.errors import UsageError as UsageError
     from distillkit.evaluation.extractor import FeatureExtractor as FeatureExtractor
     from distillkit.evaluation.protocol import ExtractorSpec as ExtractorSpec
+    from distillkit.students.artifact import Student as Student
     from distillkit.students.artifact import load_student as load_student
     from distillkit.teachers.load import load_teacher as load_teacher
 
@@ -62,9 +64,11 @@ _HOME = {
     "ScoreEstimator": "contracts.learner",
     "Stage": "contracts.stage",
     "Step": "contracts.step",
+    "Student": "students.artifact",
     "StudentGenerator": "contracts.student",
     "Teacher": "contracts.teacher",
     "TeacherSpec": "contracts.teacher",
+    "Tracker": "contracts.hooks",
     "UsageError": "errors",
     "hookimpl": "contracts.hooks",
     "load_student": "students.artifact",

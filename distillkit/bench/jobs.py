@@ -76,7 +76,7 @@ def _planned(suite: Suite, entry: str, teacher: Teacher, accelerator: Accelerato
     """The entry's job for seed 0, without its key."""
     name = suite.method_of(entry)
     installed = registry().methods.get(name)
-    package = f"{installed.package} {installed.version}" if installed else ""
+    package = installed.origin if installed else ""
     try:
         config = configuration(suite, entry)
         planned = Distillation(config, RunFolder(Path(), ""), accelerator, Quiet(), stop, teacher=teacher)

@@ -75,10 +75,10 @@ def findings(results: Results, board: Leaderboard) -> Iterator[str]:
         students = [row for row in rows if not row.is_teacher]
         best, others = students[0], students[1:]
         text = f"At {nfe} evaluation{'' if nfe == 1 else 's'}, {best.name} is best with {_with_error(best)}"
-        apart = {row.name: row.to_best for row in others if row.to_best}
-        level = [name for name, by in apart.items() if by.error is not None and not by.is_clear]
-        behind = [name for name, by in apart.items() if by.is_clear]
-        unsure = [name for name, by in apart.items() if by.error is None]
+        distances = {row.name: row.to_best for row in others if row.to_best}
+        level = [name for name, by in distances.items() if by.error is not None and not by.is_clear]
+        behind = [name for name, by in distances.items() if by.is_clear]
+        unsure = [name for name, by in distances.items() if by.error is None]
         if level:
             text += f"; {_listed(level)} cannot be told from it (less than two standard errors apart)"
         if behind:

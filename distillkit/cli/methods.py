@@ -25,10 +25,13 @@ def methods(ctx: typer.Context) -> None:
     out, found = console(), registry()
     table = Table("method", "what it does", "from")
     for name, installed in sorted(found.methods.items()):
-        table.add_row(name, installed.method.summary(), f"{installed.package} {installed.version}")
+        table.add_row(name, installed.value.summary(), installed.origin)
     out.print(table)
     for plugin in found.broken:
-        out.print(f"broken: {plugin.name} ({plugin.package} {plugin.version}): {plugin.reason}", markup=False)
+        out.print(f"broken: {plugin.name} ({plugin.origin}): {plugin.reason}", markup=False)
+    for (kind, _), reason in found.refused.items():
+        if kind == "methods":
+            out.print(f"refused: {reason}", markup=False)
     out.print("distillkit methods show NAME explains a method, distillkit run NAME runs it.", highlight=False)
 
 
@@ -50,7 +53,7 @@ def show(
     out = console()
     method = registry().method(name)
     installed = registry().methods[name]
-    out.print(f"[bold]{name}[/bold]: {method.summary()}\nfrom {installed.package} {installed.version}")
+    out.print(f"[bold]{name}[/bold]: {method.summary()}\nfrom {installed.origin}")
     preset = method.preset_for(known_as(teacher))
     settings, training, pairs = (preset.settings, preset.training, preset.pairs) if preset else ({}, {}, {})
     out.print(

@@ -117,15 +117,14 @@ def run_method(name: str, values: dict[str, Any]) -> None:
     from distillkit.errors import UsageError
     from distillkit.progress import Quiet, reporter_for
     from distillkit.registry import registry
-    from distillkit.runs.accelerators import TRACKERS, make_accelerator
+    from distillkit.runs.accelerators import make_accelerator, require_tracker
     from distillkit.runs.config import merge, read_config, resolve, set_values
     from distillkit.runs.distill import Distillation
     from distillkit.runs.folder import RunFolder
     from distillkit.runs.plan import plan_run, teacher_for_plan
 
     method = registry().method(name)
-    if values["report_to"] not in TRACKERS:
-        raise UsageError(f"--report-to {values['report_to']}: unknown tracker; known: {', '.join(TRACKERS)}")
+    require_tracker(values["report_to"])
     options: dict[str, Any] = {
         **typed_values(values),
         **{key: values[key] for key in ("teacher", "seed") if values[key] is not None},

@@ -41,6 +41,7 @@ def teachers(ctx: typer.Context) -> None:
     from rich.table import Table
 
     from distillkit.cli.closing import console
+    from distillkit.registry import registry
     from distillkit.teachers.catalog import CATALOG
 
     out = console()
@@ -51,6 +52,8 @@ def teachers(ctx: typer.Context) -> None:
         licence = entry.spec.licence.partition(" (")[0]
         published = entry.published.partition(" at")[0] or "-"
         table.add_row(entry.name, entry.title, published, licence, whereabouts(entry))
+    for name, installed in registry().teachers.items():
+        table.add_row(name, "", "-", "-", installed.origin)
     out.print(table)
     out.print(
         "Published figures are the papers', under their own protocols. --teacher also takes a folder, an EDM .pkl, a "

@@ -5,31 +5,75 @@ marked by `hookimpl`:
 
     [project.entry-points.distillkit]
     kd = "my_package"
+
+Every hook returns what the plugin offers, by name. The order in which plugins are installed or loaded never matters: a
+name that two of them offer, or that distillkit itself has, is refused for both with a message that names both. What is
+offered as a callable is called when it is asked for, so that loading a plugin costs nothing.
+
+A module may say `DISTILLKIT_API = 1`; a plugin written for another version of this interface is then named and left out
+instead of failing somewhere inside.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
 
 import pluggy
 
 if TYPE_CHECKING:
     from distillkit.contracts.method import Method
+    from distillkit.contracts.teacher import Teacher
+
+API_VERSION = 1
+"""Version of the interface between distillkit and plugins; raised when plugins must change."""
 
 FeatureExtractor = Any
 """`distillkit.FeatureExtractor`, which lives above the contracts."""
+Student = Any
+"""`distillkit.Student`, which lives above the contracts."""
 
 GROUP = "distillkit"
 hookspec = pluggy.HookspecMarker(GROUP)
 hookimpl = pluggy.HookimplMarker(GROUP)
 
 
+class Tracker(Protocol):
+    """An experiment tracker. What it raises is a warning, and the run goes on without it."""
+
+    def log(self, values: Mapping[str, float], images: int) -> None:
+        """Means of a logging interval, or figures, by name, after so many images."""
+
+    def close(self) -> None:
+        """The training has ended, or was stopped."""
+
+
 @hookspec
 def distillkit_methods() -> Sequence[type[Method]]:  # type: ignore[empty-body]
-    """The method classes that this plugin offers."""
+    """The method classes that this plugin offers; `distillkit run NAME`."""
+
+
+@hookspec
+def distillkit_teachers() -> Mapping[str, Callable[[], Teacher]]:  # type: ignore[empty-body]
+    """Teachers by name, loaded when they are asked for; `--teacher NAME`."""
 
 
 @hookspec
 def distillkit_extractors() -> Mapping[str, Callable[[], FeatureExtractor]]:  # type: ignore[empty-body]
-    """Feature extractors for evaluation by name; made when they are asked for."""
+    """Feature extractors for evaluation by name; `--extractor NAME`."""
+
+
+@hookspec
+def distillkit_protocols() -> Mapping[str, Mapping[str, Any]]:  # type: ignore[empty-body]
+    """Evaluation protocols by name, each the fields of a preset file; `--protocol NAME`."""
+
+
+@hookspec
+def distillkit_trackers() -> Mapping[str, Callable[[str, Mapping[str, Any]], Tracker]]:  # type: ignore[empty-body]
+    """Trackers by name, made from the run's name and configuration; `--report-to NAME`."""
+
+
+@hookspec
+def distillkit_exporters() -> Mapping[str, Callable[[Student, Path], None]]:  # type: ignore[empty-body]
+    """Ways to write a student into an empty folder, by name; `distillkit export STUDENT --to NAME`."""

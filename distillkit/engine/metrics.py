@@ -14,6 +14,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from distillkit.contracts.health import Diagnostic, Health
+from distillkit.registry import registry
 
 log = logging.getLogger(__name__)
 
@@ -73,16 +74,23 @@ class MetricsFile:
 
 
 class Trackers:
-    """Experiment trackers by accelerate's names. Their failures are warnings: local files are the record."""
+    """An experiment tracker by accelerate's name or a plugin's. Its failures are warnings: local files are the record.
+
+    Plugins' trackers log on the first process alone.
+    """
 
     def __init__(self, accelerator: Accelerator, name: str, project: str, config: Mapping[str, Any]) -> None:
         self.accelerator = accelerator
-        self.active = False
-        if name == "none":
+        self.active, self.own = False, None
+        offered = registry().trackers.get(name)
+        if name == "none" or (offered and not accelerator.is_main_process):
             return
         try:
             plain = {k: v for k, v in config.items() if isinstance(v, str | int | float | bool)}
-            accelerator.init_trackers(project, config=plain)
+            if offered:
+                self.own = offered.value(project, plain)
+            else:
+                accelerator.init_trackers(project, config=plain)
             self.active = True
         except Exception as error:  # any tracker may fail in any way; the run goes on
             log.warning("tracker %s is not available (%s); the run goes on with metrics.jsonl alone", name, error)
@@ -91,11 +99,21 @@ class Trackers:
         if not self.active:
             return
         try:
-            self.accelerator.log(dict(values), step=step)
+            if self.own is not None:
+                self.own.log(dict(values), step)
+            else:
+                self.accelerator.log(dict(values), step=step)
         except Exception as error:
             self.active = False
             log.warning("the tracker failed (%s); the run goes on with metrics.jsonl alone", error)
 
     def close(self) -> None:
-        if self.active:
-            self.accelerator.end_training()
+        if not self.active:
+            return
+        try:
+            if self.own is not None:
+                self.own.close()
+            else:
+                self.accelerator.end_training()
+        except Exception as error:
+            log.warning("the tracker failed at the end (%s)", error)

@@ -10,7 +10,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from distillkit.data.decoding import Filter
 from distillkit.downloads import download, offline
@@ -67,14 +67,26 @@ class ProtocolPreset(_Part):
 
 @cache
 def presets() -> Mapping[str, ProtocolPreset]:
-    """All protocols that ship."""
+    """All protocols: those that ship, and those of plugins.
+
+    Raises:
+        DistillkitError: when a plugin's protocol is malformed; names the plugin.
+    """
     folder = files("distillkit.evaluation") / "presets"
     found = (
         json.loads(f.read_text(encoding="utf-8"))
         for f in sorted(folder.iterdir(), key=lambda f: f.name)
         if f.name.endswith(".json")
     )
-    return {preset.name: preset for preset in map(ProtocolPreset.model_validate, found)}
+    shipped = {preset.name: preset for preset in map(ProtocolPreset.model_validate, found)}
+    for name, offered in registry().protocols.items():
+        try:
+            shipped.setdefault(name, ProtocolPreset.model_validate({"name": name, **offered.value}))
+        except ValidationError as error:
+            first = error.errors()[0]
+            place = ".".join(map(str, first["loc"]))
+            raise DistillkitError(f"the protocol {name} of {offered.origin}: {place}: {first['msg']}") from error
+    return shipped
 
 
 def preset(name: str) -> ProtocolPreset:
@@ -123,12 +135,12 @@ def extractor_by_name(name: str) -> FeatureExtractor:
     if name not in offered:
         raise UsageError(unknown("extractor", name, [*EXTRACTORS, *offered], "distillkit protocols"))
     try:
-        extractor = offered[name].make()
+        extractor = offered[name].value()
     except DistillkitError:
         raise
     except Exception as error:  # a plugin may fail in any way
         raise DistillkitError(
-            f"extractor {name} ({offered[name].package} {offered[name].version}) fails: {type(error).__name__}: {error}"
+            f"extractor {name} ({offered[name].origin}) fails: {type(error).__name__}: {error}"
         ) from error
     if not isinstance(extractor, FeatureExtractor):
         raise DistillkitError(f"extractor {name} ({offered[name].package}) is not a FeatureExtractor")

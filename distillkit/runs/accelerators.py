@@ -8,12 +8,16 @@ import torch
 from accelerate import Accelerator
 
 from distillkit.errors import UsageError
+from distillkit.registry import registry
 
 TRACKERS = ("none", "tensorboard", "wandb", "trackio", "mlflow", "comet_ml", "aim", "clearml", "swanlab")
 
 
 def make_accelerator(precision: str, device: str, report_to: str, logging_folder: str) -> Accelerator:
     """An Accelerator for "auto", "cpu", "cuda" or "mps"; reads RANK, WORLD_SIZE, LOCAL_RANK where launchers set them.
+
+    Args:
+        report_to: a tracker that accelerate knows, a plugin's, or "none".
 
     Raises:
         UsageError: when the device is not there or does not know the precision.
@@ -30,6 +34,17 @@ def make_accelerator(precision: str, device: str, report_to: str, logging_folder
     return Accelerator(
         cpu=cpu,
         mixed_precision={"fp32": "no"}.get(precision, precision),
-        log_with=None if report_to == "none" else report_to,
+        log_with=report_to if report_to in TRACKERS[1:] else None,
         project_dir=logging_folder,
     )
+
+
+def require_tracker(name: str) -> None:
+    """Refuse a tracker that neither accelerate nor a plugin has.
+
+    Raises:
+        UsageError: naming those there are.
+    """
+    known = [*TRACKERS, *registry().trackers]
+    if name not in known:
+        raise UsageError(f"--report-to {name}: unknown tracker; known: {', '.join(known)}")

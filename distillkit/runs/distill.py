@@ -31,7 +31,7 @@ from distillkit.errors import DistillkitError, Interrupted
 from distillkit.evaluation.score import Score
 from distillkit.files import require_space, write_json
 from distillkit.progress import Quiet, Reporter
-from distillkit.registry import InstalledMethod, registry
+from distillkit.registry import Installed, registry
 from distillkit.runs.config import RunConfig
 from distillkit.runs.folder import RunFolder, environment
 from distillkit.runs.previews import Previews
@@ -96,14 +96,14 @@ class Distillation:
         self.main = accelerator.is_main_process
         self.reporter = reporter if self.main else Quiet()
         self.stop, self.report_to = stop, report_to
-        self.installed: InstalledMethod = registry().methods[config.method]
+        self.installed: Installed = registry().methods[config.method]
         teacher = teacher or load_teacher(config.teacher, self.reporter, lambda: stop.signum or 0)
         self.teacher: Teacher = teacher.to(accelerator.device)
         self.recipe: Recipe = self._recipe()
         self.rng = SampleRNG(config.seed)
 
     def _recipe(self) -> Recipe:
-        method = self.installed.method()
+        method = self.installed.value()
         try:
             with torch.random.fork_rng(devices=[]):
                 # A recipe may hold fresh networks: their weights are the seed's, on every process.
@@ -112,9 +112,9 @@ class Distillation:
         except DistillkitError:
             raise
         except Exception as error:  # a plugin may fail in any way
-            origin = f"{self.installed.package} {self.installed.version}"
             raise DistillkitError(
-                f"method {self.config.method} ({origin}) cannot make its recipe: {type(error).__name__}: {error}"
+                f"method {self.config.method} ({self.installed.origin}) cannot make its recipe: "
+                f"{type(error).__name__}: {error}"
             ) from error
         if strange := recipe.needs - SOURCES:
             raise DistillkitError(
@@ -277,7 +277,7 @@ class Distillation:
         description = StudentDescription(
             distillkit=version("distillkit"),
             method=self.config.method,
-            method_package=f"{self.installed.package} {self.installed.version}",
+            method_package=self.installed.origin,
             settings=self.config.settings,
             teacher=self.teacher.spec,
             sampler=student.sampler.model_dump(mode="json"),

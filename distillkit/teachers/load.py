@@ -8,10 +8,10 @@ from pathlib import Path
 
 from distillkit.assets import asset_path
 from distillkit.contracts.teacher import Teacher, TeacherSpec
-from distillkit.errors import UsageError
+from distillkit.errors import DistillkitError, UsageError
 from distillkit.files import sha256
 from distillkit.progress import Reporter, reporter_for
-from distillkit.registry import unknown
+from distillkit.registry import registry, unknown
 from distillkit.teachers import diffusers_folder, fetch
 from distillkit.teachers.catalog import CATALOG, DIGITS, MIXTURE, catalog_name
 from distillkit.teachers.convert import convert
@@ -39,21 +39,22 @@ def load_teacher(name: str, reporter: Reporter | None = None, should_stop: Calla
     """
     reporter = reporter or reporter_for()
     if known := catalog_name(name):
-        if known == DIGITS.name:
-            return read_teacher(asset_path("digits-teacher.json"), asset_path("digits-teacher.safetensors"))
-        if known == MIXTURE.name:
-            start = read_teacher(asset_path("mixture-teacher.json"), asset_path("mixture-teacher.safetensors"))
-            return MixtureTeacher(start.denoiser, start.spec)
+        if known in (DIGITS.name, MIXTURE.name):
+            shipped = read_teacher(asset_path(f"{known}-teacher.json"), asset_path(f"{known}-teacher.safetensors"))
+            return MixtureTeacher(shipped.denoiser, shipped.spec) if known == MIXTURE.name else shipped
         return _from_folder(fetch.fetch(CATALOG[known], reporter, should_stop))
+    if name in registry().teachers:
+        return _from_plugin(name)
     if name.startswith(HUB):
         return _from_folder(diffusers_folder.snapshot(name.removeprefix(HUB)))
     path = Path(name).expanduser()
-    if path.is_dir():
-        return _from_folder(path)
-    if path.is_file():
-        return _from_folder(converted(path, reporter))
+    if path.exists():
+        return _from_folder(converted(path, reporter) if path.is_file() else path)
+    if reason := registry().refused.get(("teachers", name)):
+        raise UsageError(reason)
+    known_names = [*CATALOG, *registry().teachers]
     raise UsageError(
-        unknown("teacher", name, CATALOG, "distillkit teachers") + " A folder, a file or hf:ORG/REPO works too."
+        unknown("teacher", name, known_names, "distillkit teachers") + " A folder, a file or hf:ORG/REPO works too."
     )
 
 
@@ -80,6 +81,21 @@ def converted(path: Path, reporter: Reporter) -> Path:
         licence = CATALOG[known].spec.licence if known else ""
         convert(path, folder, name=known or path.stem, licence=licence)
     return folder
+
+
+def _from_plugin(name: str) -> Teacher:
+    installed = registry().teachers[name]
+    try:
+        teacher = installed.value()
+    except DistillkitError:
+        raise
+    except Exception as error:  # a plugin may fail in any way
+        raise DistillkitError(
+            f"teacher {name} ({installed.origin}) cannot be loaded: {type(error).__name__}: {error}"
+        ) from error
+    if not isinstance(teacher, Teacher):
+        raise DistillkitError(f"teacher {name} ({installed.origin}) is a {type(teacher).__name__}, not a Teacher")
+    return teacher
 
 
 def _from_folder(folder: Path) -> Teacher:

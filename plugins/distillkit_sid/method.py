@@ -37,7 +37,7 @@ class SiD(Method):
         Preset(
             name="mixture",
             teachers=("mixture",),
-            training={"batch": 256, "lr": 1e-3, "lr_schedule": "cosine", "duration": "150k", "ema_halflife": "10k",
+            training={"batch": 64, "lr": 1e-3, "lr_schedule": "cosine", "duration": "150k", "ema_halflife": "10k",
                       "log_every": "10k", "checkpoint_every": "100k", "sample_every": "100k", "evaluate_every": "50k"},
             source="chosen for seconds on a CPU core",
         ),

@@ -32,20 +32,20 @@ def install(tmp_path):
 
 def short(teacher):
     """Arguments of a run that ends in a moment."""
-    return ["run", "kd", "--teacher", teacher, "--duration", "64", "--batch", "16", "--pairs-count", "16",
+    return ["run", "endpoints", "--teacher", teacher, "--duration", "64", "--batch", "16", "--pairs-count", "16",
             "--evaluation-samples", "100", "--output-dir", "run"]  # fmt: skip
 
 
 def test_a_third_partys_method_is_listed_explained_run_and_sampled(install, cli, tmp_path, tiny_teacher_folder):
     env = install("my_kd", KD)
     listed = cli("methods", env=env).stdout
-    assert "kd" in listed and "my_kd 1.2" in listed and "dmd" in listed
-    assert "--weight" in cli("run", "kd", "--help", env=env).stdout
-    assert "settings.weight" in cli("methods", "show", "kd", env={**env, "COLUMNS": "200"}).stdout
+    assert "endpoints" in listed and "my_kd 1.2" in listed and "dmd" in listed
+    assert "--weight" in cli("run", "endpoints", "--help", env=env).stdout
+    assert "settings.weight" in cli("methods", "show", "endpoints", env={**env, "COLUMNS": "200"}).stdout
     done = cli(*short(tiny_teacher_folder), "--duration", "320", "--weight", "2", "--lr", "1e-3", env=env)
     assert done.returncode == 0, done.stderr
     card = (tmp_path / "run" / "student" / "README.md").read_text()
-    assert "kd from my_kd 1.2" in card
+    assert "endpoints from my_kd 1.2" in card
     # The student needs neither the plugin nor the teacher any more.
     sampled = cli("sample", "run", "--num", "4", "--output", "grid.png")
     assert sampled.returncode == 0, sampled.stderr
@@ -84,11 +84,13 @@ def test_a_broken_plugin_is_named_and_everything_else_works(install, cli, small_
         assert cli(*small_run, "--output-dir", "run", env=env).returncode == 0
 
 
-def test_two_plugins_with_one_method_name_are_refused_by_name(install, cli):
+def test_a_name_that_two_plugins_offer_is_refused_for_both(install, cli):
     install("my_kd", KD)
     env = install("other_kd", KD)
-    listed = " ".join(cli("methods", env={**env, "COLUMNS": "300"}).stdout.split())
-    assert "'kd' is already offered by my_kd" in listed and "broken: other_kd" in listed
+    reason = "the method 'endpoints' is offered by my_kd 1.2 (plugin my_kd) and other_kd 1.2 (plugin other_kd)"
+    assert f"refused: {reason}" in " ".join(cli("methods", env={**env, "COLUMNS": "300"}).stdout.split())
+    asked = cli("run", "endpoints", env=env)
+    assert asked.returncode == 2 and reason in asked.stderr and "uninstall all but one" in asked.stderr
 
 
 MISBEHAVED = {
@@ -124,7 +126,7 @@ def test_a_recipe_that_fails_names_the_plugin(install, cli, tiny_teacher_folder)
     env = install("my_kd", KD.replace("student = StudentGenerator.from_teacher(teacher)", "student = teacher.unet"))
     done = cli(*short(tiny_teacher_folder), env=env)
     assert done.returncode == 1
-    assert "method kd (my_kd 1.2) cannot make its recipe: AttributeError" in done.stderr
+    assert "method endpoints (my_kd 1.2) cannot make its recipe: AttributeError" in done.stderr
 
 
 def test_collapse_is_seen_and_said(install, cli, tiny_teacher_folder):

@@ -1,0 +1,32 @@
+"""`distillkit plugins`: what is installed, from where, what it offers, and what is broken and why."""
+
+from __future__ import annotations
+
+import typer
+
+
+def plugins() -> None:
+    """List the installed plugins, what each offers, and what is wrong with those that cannot be used."""
+    from rich.markup import escape
+    from rich.table import Table
+
+    from distillkit.cli.closing import console
+    from distillkit.contracts.hooks import API_VERSION
+    from distillkit.registry import registry
+
+    out, found = console(), registry()
+    table = Table("plugin", "from", "module", "offers")
+    for plugin in found.plugins:
+        offers = [f"{kind}: {', '.join(named)}" for kind, named in plugin.offers.items() if named]
+        said = f"broken: {escape(plugin.reason)}" if plugin.reason else "\n".join(offers) or "nothing"
+        table.add_row(plugin.name, plugin.origin, plugin.module, said)
+    out.print(table)
+    for reason in found.refused.values():
+        out.print(f"refused: {reason}", markup=False, highlight=False)
+    out.print(
+        f"plugin interface {API_VERSION}\nnext: distillkit check PACKAGE tells a plugin's author what it breaks; "
+        "distillkit new-method NAME starts one",
+        highlight=False,
+    )
+    if found.broken or found.refused:
+        raise typer.Exit(1)
