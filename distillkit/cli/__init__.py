@@ -12,7 +12,20 @@ from typing import Annotated, Any
 import typer
 
 from distillkit import __version__
-from distillkit.cli import bench, compare, evaluate, methods, plugins, protocols, reference, run, sample, teachers
+from distillkit.cli import (
+    bench,
+    check,
+    compare,
+    evaluate,
+    methods,
+    new_method,
+    plugins,
+    protocols,
+    reference,
+    run,
+    sample,
+    teachers,
+)
 from distillkit.cli.spelling import advice
 from distillkit.errors import DistillkitError, Interrupted
 
@@ -32,6 +45,8 @@ app.command("evaluate")(evaluate.evaluate)
 app.command("compare")(compare.compare)
 app.command("bench")(bench.bench)
 app.add_typer(methods.app, name="methods")
+app.command("check")(check.check)
+app.command("new-method")(new_method.new_method)
 app.command("plugins")(plugins.plugins)
 app.add_typer(teachers.app, name="teachers")
 app.add_typer(protocols.app, name="protocols")

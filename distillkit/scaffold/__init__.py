@@ -1,0 +1,1 @@
+"""A new plugin project: complete, tested and ready to be changed."""
