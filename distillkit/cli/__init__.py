@@ -17,6 +17,7 @@ from distillkit.cli import (
     check,
     compare,
     evaluate,
+    export,
     methods,
     new_method,
     plugins,
@@ -41,6 +42,7 @@ app = typer.Typer(
 )
 app.add_typer(run.app, name="run")
 app.command("sample")(sample.sample)
+app.command("export")(export.export)
 app.command("evaluate")(evaluate.evaluate)
 app.command("compare")(compare.compare)
 app.command("bench")(bench.bench)

@@ -60,7 +60,7 @@ Speeds: {hardware}, torch {environment["versions"]["torch"]}.
 
 
 def _row(row: Mapping[str, Any]) -> str:
-    figures = [f"{key} {value:.5f}" for key, value in row.items() if key.startswith("FD[")]
+    figures = [f"{key} {value:.5f}" for key, value in row.items() if "[" in key]
     return (
         f"| {row['name']} | {figures[0] if figures else 'not measured'} | {row['nfe']:g} | "
         f"{row['images_per_second']:,.0f} |"
