@@ -126,5 +126,6 @@ def push(folder: Path, repository: str, *, private: bool = False) -> str:
     except Exception as error:  # the hub's client raises many kinds
         raise DistillkitError(
             f"cannot push to {repository}: {type(error).__name__}: {str(error).splitlines()[0]}\n"
-            f"The export itself is in {folder}. Log in with `hf auth login` or set HF_TOKEN, and check that you may write there."
+            f"The export itself is in {folder}. Log in with `hf auth login` or set HF_TOKEN, and check that you may "
+            "write there."
         ) from error

@@ -37,6 +37,7 @@ class SiD(Method):
         Preset(
             name="mixture",
             teachers=("mixture",),
+            settings={"alpha": 1.0},
             training={"batch": 64, "lr": 1e-3, "lr_schedule": "cosine", "duration": "150k", "ema_halflife": "10k",
                       "log_every": "10k", "checkpoint_every": "100k", "sample_every": "100k", "evaluate_every": "50k"},
             source="chosen for seconds on a CPU core",
