@@ -87,13 +87,20 @@ def load_suite(name: str) -> Suite:
     return suite
 
 
-def chosen(suite: Suite, *, methods: Sequence[str] = (), seeds: int | None = None, budget: int | None = None) -> Suite:
+def chosen(
+    suite: Suite, *, methods: Sequence[str] = (), seeds: int | None = None, budget: int | None = None, images: str = ""
+) -> Suite:
     """The suite with some of its entries, or with other installed methods under their presets, and other numbers.
+
+    Args:
+        images: where real images lie, for the methods that need them.
 
     Raises:
         UsageError: for a name that is neither an entry nor an installed method.
     """
     changes: dict[str, Any] = {"seeds": seeds, "budget": budget}
+    if images:
+        changes["data"] = {**suite.data, "path": images}
     if methods:
         installed = registry().methods
         for name in methods:

@@ -19,6 +19,7 @@ def bench(
     budget: Annotated[
         str, typer.Option(help="Forward-equivalents of each training, such as 300k.  [default: the suite's]")
     ] = "",
+    data: Annotated[str, typer.Option(help="Real images, for methods that need them and teachers without own.")] = "",
     output_dir: Annotated[
         Path | None, typer.Option("--output-dir", "-o", help="Folder of results and runs.  [default: bench/SUITE]")
     ] = None,
@@ -51,7 +52,7 @@ def bench(
     if spent is not None and (not isinstance(spent, int) or spent < 1):
         raise UsageError(f"--budget {budget}: write a count such as 300k or 1.5M")
     names = [name.strip() for name in methods.split(",") if name.strip()]
-    asked = chosen(load_suite(suite), methods=names, seeds=seeds, budget=spent)
+    asked = chosen(load_suite(suite), methods=names, seeds=seeds, budget=spent, images=data)
     folder = output_dir or Path("bench") / asked.name
     if report_only:
         results = read_results(folder)

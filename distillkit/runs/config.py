@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -197,12 +197,16 @@ def typed_in(values: Mapping[str, Any], place: Sequence[str]) -> bool:
 
 
 def _fields_at(model: type[BaseModel], place: Sequence[Any]) -> list[str]:
+    """The keys that are known at a place, through models and mappings of models."""
+    found: Any = model
     for key in place:
-        inner = model.model_fields[str(key)].annotation
-        if not (isinstance(inner, type) and issubclass(inner, BaseModel)):
+        if get_origin(found) is dict:
+            found = get_args(found)[1]
+        elif isinstance(found, type) and issubclass(found, BaseModel):
+            found = found.model_fields[str(key)].annotation
+        else:
             return []
-        model = inner
-    return sorted(model.model_fields)
+    return sorted(found.model_fields) if isinstance(found, type) and issubclass(found, BaseModel) else []
 
 
 def differences(saved: Mapping[str, Any], asked: Mapping[str, Any], above: str = "") -> list[str]:

@@ -27,7 +27,6 @@ class Critic(FakeScore):
     softplus(D(fake)) + softplus(-D(real)) on equally noisy inputs (section 4.2)."""
 
     name = "critic"
-    needs = ("samples", "images")
     diagnostics = (
         Diagnostic(
             "critic_accuracy",
@@ -41,6 +40,7 @@ class Critic(FakeScore):
     def __init__(self, teacher: Teacher, *, gan_weight: float, optimizer: OptimizerConfig | None = None) -> None:
         super().__init__(teacher.copy_denoiser(), teacher, optimizer=optimizer)
         self.gan_weight = gan_weight
+        self.needs = ("samples", "images") if gan_weight else ("samples",)
         one, shape = torch.zeros(1), teacher.spec.shape
         with torch.no_grad():
             device = next(self.denoiser.parameters()).device
