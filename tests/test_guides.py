@@ -1,0 +1,129 @@
+"""The guides' code runs: what a newcomer copies is what is tested."""
+
+import json
+import re
+import textwrap
+from pathlib import Path
+
+import pytest
+
+GUIDES = Path(__file__).parents[1] / "docs"
+
+
+def blocks(name):
+    return re.findall(r"```python\n(.*?)```", (GUIDES / f"{name}.md").read_text(encoding="utf-8"), re.DOTALL)
+
+
+def test_the_method_of_the_guide_works_and_conforms():
+    """Runs every block in turn; two of them are conformance checks of what stands before."""
+    found = blocks("write-a-method")
+    assert sum("check_method(" in block for block in found) == 2
+    names = {}
+    for block in found:
+        exec(compile(block, "write-a-method.md", "exec"), names)
+    assert names["distillkit_methods"]() == [names["Endpoint"]]
+    assert callable(names["test_conformance"])
+
+
+@pytest.fixture
+def offered(tmp_path, monkeypatch):
+    """The guide's plugin as an installed package, in this process."""
+    from distillkit.evaluation.presets import presets
+    from distillkit.registry import registry
+
+    site = tmp_path / "site"
+    site.mkdir()
+    (site / "guide_plugin.py").write_text("\n".join(blocks("plugins")))
+    info = site / "guide_plugin-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: guide-plugin\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[distillkit]\nguide = guide_plugin\n")
+    monkeypatch.syspath_prepend(site)
+    for cached in (registry, presets):
+        cached.cache_clear()
+    yield
+    for cached in (registry, presets):
+        cached.cache_clear()
+
+
+def test_every_kind_of_plugin_in_the_guide_works(offered, inside, tmp_path):
+    listed = " ".join(inside("plugins").stdout.split())
+    for said in (
+        "guide-plugin 1.0",
+        "teachers: sharp-digits",
+        "protocols: digits-2k",
+        "trackers: lines",
+        "exporters: torch",
+    ):
+        assert said in listed
+    assert "sharp-digits" in inside("teachers").stdout and "digits-2k" in inside("protocols").stdout
+    arguments = ["--teacher", "sharp-digits", "--duration", "128", "--pairs-count", "16", "--evaluation-samples", "100"]
+    run = inside("run", "kd", *arguments, "--report-to", "lines", "--output-dir", "run", "--quiet")
+    assert run.returncode == 0, run.stderr
+    lines = [json.loads(line) for line in (tmp_path / "run.jsonl").read_text().splitlines()]
+    assert lines[-1]["images"] == 128 and any("loss/trajectory_endpoint" in line for line in lines)
+    measured = inside("evaluate", "run", "--protocol", "digits-2k", "--samples", "60", "--quiet", "-o", "r.json")
+    assert measured.returncode == 0 and "(digits-2k)" in measured.stdout, measured.stderr
+    written = inside("export", "run", "--to", "torch", "-o", "out")
+    assert written.returncode == 0 and (tmp_path / "out" / "weights.pt").is_file(), written.stderr
+    assert (tmp_path / "out" / "README.md").is_file(), "the card comes along"
+
+
+FAULTS = {
+    "teacher": ("return Teacher(digits.denoiser", "raise OSError('no disk')\n    return Teacher(digits.denoiser",
+                ["run", "kd", "--teacher", "sharp-digits"], "teacher sharp-digits (guide-plugin 1.0) cannot be loaded"),
+    "protocol": ('"count": 2000', '"count": -1', ["protocols"], "the protocol digits-2k of guide-plugin 1.0: count"),
+    "exporter": ("torch.save(", "undefined(", ["export", "run", "--to", "torch", "-o", "out"],
+                 "export to torch (guide-plugin 1.0) failed: NameError"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", FAULTS)
+def test_what_fails_in_a_plugin_is_named_with_its_package(offered, inside, tmp_path, kind, tiny_teacher_folder):
+    before, after, command, said = FAULTS[kind]
+    path = tmp_path / "site" / "guide_plugin.py"
+    code = path.read_text()
+    assert before in code
+    path.write_text(code.replace(before, textwrap.dedent(after)))
+    if kind == "exporter":
+        run = [
+            "--teacher",
+            tiny_teacher_folder,
+            "--duration",
+            "64",
+            "--pairs-count",
+            "16",
+            "--evaluation-samples",
+            "100",
+        ]
+        assert inside("run", "kd", *run, "--output-dir", "run", "--quiet").returncode == 0
+    done = inside(*command)
+    assert done.returncode == 1 and said in done.stderr, done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_failing_tracker_is_a_warning(offered, inside, tmp_path, tiny_teacher_folder, caplog):
+    path = tmp_path / "site" / "guide_plugin.py"
+    path.write_text(path.read_text().replace("self.file.write(", "self.fiel.write("))
+    arguments = [
+        "--teacher",
+        tiny_teacher_folder,
+        "--duration",
+        "64",
+        "--pairs-count",
+        "16",
+        "--evaluation-samples",
+        "100",
+    ]
+    run = inside("run", "kd", *arguments, "--report-to", "lines", "--output-dir", "run", "--quiet")
+    assert run.returncode == 0 and "the tracker failed" in caplog.text
+    unknown = inside("run", "kd", "--report-to", "nowhere")
+    assert unknown.returncode == 2 and "lines" in unknown.stderr
+
+
+def test_another_version_of_the_interface_is_named(offered, inside, tmp_path):
+    path = tmp_path / "site" / "guide_plugin.py"
+    path.write_text("DISTILLKIT_API = 99\n" + path.read_text())
+    listed = inside("plugins")
+    said = " ".join(listed.stdout.replace("│", " ").split())
+    assert listed.returncode == 1 and "written for version 99" in said and "upgrade distillkit" in said
