@@ -2,6 +2,7 @@
 
 import json
 import re
+import sys
 import textwrap
 from pathlib import Path
 
@@ -39,6 +40,7 @@ def offered(tmp_path, monkeypatch):
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: guide-plugin\nVersion: 1.0\n")
     (info / "entry_points.txt").write_text("[distillkit]\nguide = guide_plugin\n")
     monkeypatch.syspath_prepend(site)
+    monkeypatch.delitem(sys.modules, "guide_plugin", raising=False)
     for cached in (registry, presets):
         cached.cache_clear()
     yield

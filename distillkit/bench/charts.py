@@ -23,7 +23,6 @@ def cost_curves(results: Results, board: Leaderboard) -> str:
         axes.axvline(results.suite.budget, color="#777777", lw=1, ls=":")
         axes.set_yscale("log")
         axes.xaxis.set_major_formatter(lambda value, _: f"{value / 1000:,.0f}k" if value < 1e6 else f"{value / 1e6:g}M")
-        axes.legend(frameon=False, fontsize=9)
     return svg[0]
 
 
@@ -57,7 +56,6 @@ def sampling_time(board: Leaderboard) -> str:
                 )  # fmt: skip
         axes.set_xscale("log")
         axes.set_yscale("log")
-        axes.legend(frameon=False, fontsize=9)
     return svg[0]
 
 
@@ -69,13 +67,14 @@ def _axes(x: str, y: str) -> Iterator[tuple[Any, list[str]]]:
 
     svg: list[str] = []
     with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": x, "font.family": "sans-serif", "font.size": 10}):
-        figure = Figure(figsize=(6.2, 4.0), layout="constrained")
+        figure = Figure(figsize=(6.2, 4.4), layout="constrained")
         axes = figure.subplots()
         yield axes, svg
         axes.set_xlabel(x)
         axes.set_ylabel(y)
         axes.grid(visible=True, which="major", color="#dddddd", lw=0.6)
         axes.set_axisbelow(True)
+        figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=8.5)
         for side in ("top", "right"):
             axes.spines[side].set_visible(False)
         buffer = io.StringIO()

@@ -198,7 +198,8 @@ class Bench:
         noise = seeded_noise(seeds, spec.shape).to(device)
         condition = balanced_labels(range(len(seeds)), spec.num_classes).to(device)
         path = Path("grid") / f"{name.replace(', ', '-').replace(' ', '-')}.png"
-        save_grid(self.folder / path, drawn(candidate.generate(noise, condition, seeds)), COLUMNS)
+        tiles = drawn(candidate.generate(noise, condition, seeds))
+        save_grid(self.folder / path, tiles, min(COLUMNS, len(tiles)))
         self.results = self.results.model_copy(update={"grid": {**self.results.grid, name: str(path)}})
 
 

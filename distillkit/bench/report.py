@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 from markupsafe import Markup
+from PIL import Image
 
 from distillkit.bench import charts
 from distillkit.bench.leaderboard import Difference, Leaderboard, Standing, leaderboard
@@ -54,7 +55,8 @@ def _values(folder: Path, results: Results, board: Leaderboard) -> dict[str, Any
         "cost_chart": Markup(charts.cost_curves(results, board)),
         "time_chart": Markup(charts.sampling_time(board)),
         "grid": {name: _inline(folder / path) for name, path in results.grid.items()},
-        "grid_alt": "samples",
+        "tiles": any(_is_tile(folder / path) for path in results.grid.values()),
+        "corrected": any(row.corrected is not None for table in board.tables.values() for row in table),
         "command": results.environment.get("command", ""),
         "hardware": hardware(results.environment),
         "version": results.environment.get("versions", {}).get("distillkit", ""),
@@ -135,6 +137,12 @@ def _with_error(row: Standing) -> str:
 
 def _listed(names: list[str]) -> str:
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+
+
+def _is_tile(picture: Path) -> bool:
+    """Whether it is one picture of a density, not a row of samples."""
+    with Image.open(picture) as image:
+        return image.width == image.height
 
 
 def _inline(picture: Path) -> str:

@@ -72,7 +72,8 @@ class Outputs:
 
     def _judge(self, step: int, values: Mapping[str, float], diagnostics: Sequence[Diagnostic]) -> None:
         """Judge the diagnostics, and explain each that has left its healthy range, once."""
-        before, self.health = self.health, judge(values, diagnostics)
+        # What was not logged in this interval keeps its last judgement.
+        before, self.health = self.health, {**self.health, **judge(values, diagnostics)}
         for diagnostic in diagnostics:
             now = self.health.get(diagnostic.name, Health.OK)
             if now not in (Health.OK, before.get(diagnostic.name, Health.OK)):
