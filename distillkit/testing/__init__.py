@@ -14,7 +14,8 @@ In a plugin's own tests, one test for each check:
 The same from the command line: `distillkit check PACKAGE`, or `pytest --distillkit-check PACKAGE`.
 """
 
-from distillkit.testing.checks import CHECKS, CheckFailure
+from distillkit.testing.checks import CHECKS
+from distillkit.testing.failure import CheckFailure
 from distillkit.testing.run import Outcome, check_method, outcomes, parametrize_with_checks
 
 __all__ = ["CHECKS", "CheckFailure", "Outcome", "check_method", "outcomes", "parametrize_with_checks"]

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from distillkit.contracts.method import Method
-from distillkit.testing.checks import CHECKS, CheckFailure
+from distillkit.testing.checks import CHECKS
+from distillkit.testing.failure import CheckFailure
 
 
 @dataclass(frozen=True)

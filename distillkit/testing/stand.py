@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -77,6 +77,12 @@ def weights(trainer: Trainer) -> dict[str, torch.Tensor]:
         for name, module in trainer._modules().items()
         for key, value in module.state_dict().items()
     }
+
+
+def different(a: Mapping[str, torch.Tensor], b: Mapping[str, torch.Tensor]) -> str:
+    """Names of the networks that differ; empty if none does."""
+    names = {name.partition(".")[0] for name in a if not torch.equal(a[name], b[name])}
+    return ", ".join(sorted(names))
 
 
 @contextmanager

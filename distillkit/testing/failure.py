@@ -1,0 +1,11 @@
+"""How a check says what it found."""
+
+from __future__ import annotations
+
+
+class CheckFailure(AssertionError):
+    """What a method breaks, why that matters, and how to mend it."""
+
+    def __init__(self, what: str, why: str, how: str) -> None:
+        super().__init__(f"{what}\n  why it matters: {why}\n  how to mend it: {how}")
+        self.what, self.why, self.how = what, why, how
