@@ -10,6 +10,7 @@ import traceback
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from distillkit import __version__
 from distillkit.cli import (
@@ -30,8 +31,19 @@ from distillkit.cli import (
 from distillkit.cli.spelling import advice
 from distillkit.errors import DistillkitError, Interrupted
 
+
+class Commands(TyperGroup):
+    """The commands in the order in which people come to need them."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        order = ["run", "sample", "evaluate", "compare", "bench", "export", "methods", "teachers", "protocols"]
+        names = super().list_commands(ctx)
+        return sorted(names, key=lambda name: order.index(name) if name in order else len(order))
+
+
 app = typer.Typer(
     name="distillkit",
+    cls=Commands,
     help="Turn a diffusion model into a one-step generator, with any method, and compare the methods.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,

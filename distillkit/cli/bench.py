@@ -30,10 +30,11 @@ def bench(
     dry_run: Annotated[bool, typer.Option("--dry-run", "-n", help="Show the plan; write nothing.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress; the closing table alone.")] = False,
 ) -> None:
-    """Compare methods: the same teacher, start, seeds, noise, precision and budget.
+    """Compare methods at one cost.
 
-    The default takes under twenty minutes on two cores and needs no download. What is done is kept: the same command
-    goes on after an interruption, and runs again only what has changed. Ends with exit code 1 if a method failed.
+    The same teacher, start, seeds, noise, precision and budget for all. The default takes under twenty minutes on two
+    cores and needs no download. What is done is kept: the same command goes on after an interruption, and runs again
+    only what has changed. Ends with exit code 1 if a method failed.
     """
     from distillkit.bench.harness import Bench
     from distillkit.bench.report import write_report

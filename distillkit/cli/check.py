@@ -10,9 +10,10 @@ import typer
 def check(
     name: Annotated[str, typer.Argument(metavar="PACKAGE", help="Installed package, plugin or method.")],
 ) -> None:
-    """Check what the engine and users rely on, on small networks: about half a minute for a method.
+    """Check a plugin's methods.
 
-    Each failure says what is wrong, why it matters and how to mend it. Exit code 1 if anything failed.
+    What the engine and users rely on, on small networks: about half a minute for a method. Each failure says what is
+    wrong, why it matters and how to mend it. Exit code 1 if anything failed.
     """
     from distillkit.cli.closing import console
     from distillkit.testing.run import outcomes

@@ -61,11 +61,13 @@ def show_result(result: Result) -> None:
     out.print(table)
     if label:
         scored = next(row.score for row in result.rows if row.score)
-        out.print(
-            f"{label}: Fréchet distance in the features of a shipped classifier, {scored.count:,} samples, protocol "
-            f"{scored.protocol_id}. 0 is the data set itself. Not Inception FID.",
-            highlight=False, markup=False,
-        )  # fmt: skip
+        what = (
+            "divergence to the known distribution in nats, computed on a grid of cells. 0 is the distribution itself."
+            if label.startswith("KL[")
+            else f"Fréchet distance in the features of a shipped classifier, {scored.count:,} samples. 0 is the data "
+            "set itself. Not Inception FID."
+        )
+        out.print(f"{label}: {what} Protocol {scored.protocol_id}.", highlight=False, markup=False)
     else:
         out.print("No protocol for this teacher is at hand, so no figure of quality was measured.")
     if result.health:

@@ -19,7 +19,10 @@ def export(
     ] = "",
     private: Annotated[bool, typer.Option("--private", help="Make a new repository private.")] = False,
 ) -> None:
-    """Write a student as a folder that another library loads, with its model card."""
+    """Write a student for another library.
+
+    A folder that it loads, with the model card; --push-to-hub also uploads it.
+    """
     from distillkit.cli.closing import console
     from distillkit.students.artifact import DESCRIPTION, load_student
     from distillkit.students.export import export as write

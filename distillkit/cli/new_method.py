@@ -12,7 +12,10 @@ def new_method(
     name: Annotated[str, typer.Argument(help="Name of the method, such as my-method.")],
     output_dir: Annotated[Path, typer.Option("--output-dir", "-o", help="Where to put the project's folder.")] = Path(),
 ) -> None:
-    """Write a complete plugin project: package, configuration, objective, tests, README, CI."""
+    """Write a new plugin project.
+
+    Complete: package, configuration, objective, tests, README, CI.
+    """
     from distillkit.cli.closing import console
     from distillkit.scaffold.project import names_of, write_project
 

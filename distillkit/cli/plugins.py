@@ -6,7 +6,10 @@ import typer
 
 
 def plugins() -> None:
-    """List the installed plugins, what each offers, and what is wrong with those that cannot be used."""
+    """List the installed plugins.
+
+    What each offers, and what is wrong with those that cannot be used. Exit code 1 if there is one.
+    """
     from rich.markup import escape
     from rich.table import Table
 

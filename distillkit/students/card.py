@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from distillkit.contracts.teacher import TeacherSpec
 from distillkit.files import write_bytes
 from distillkit.students.artifact import StudentDescription
 
@@ -18,8 +19,9 @@ def write_card(path: Path, description: StudentDescription, record: Mapping[str,
     environment = record["environment"]
     hardware = environment.get("accelerator") or f"{environment['processor']}, {environment['threads']} threads"
     measured = (
-        f"Protocol `{protocol}` ({record['protocol']['samples']['count']} samples). The figure is a Fréchet distance "
-        "in the features named in brackets; it is not Inception FID and compares only with figures of this protocol."
+        f"Protocol `{protocol}` ({record['protocol']['samples']['count']} samples). FD is a Fréchet distance in the "
+        "features named in brackets and not Inception FID, KL a divergence to a known distribution; figures compare "
+        "only within this protocol."
         if protocol
         else "No figure of quality was measured: no protocol for this teacher is at hand."
     )
@@ -30,8 +32,7 @@ license: other
 ---
 # {spec.name}, distilled by {description.method}
 
-A generator of {spec.shape[1]} x {spec.shape[2]} images with {spec.shape[0]} channel(s), {description.nfe:g} network
-evaluation(s) a sample{_classes(spec.num_classes)}.
+A generator of {_samples(spec)}, {description.nfe:g} network evaluation(s) a sample{_classes(spec.num_classes)}.
 
 ![samples](samples.png)
 
@@ -39,7 +40,7 @@ evaluation(s) a sample{_classes(spec.num_classes)}.
 from distillkit import load_student
 
 generator = load_student("path/to/this/folder")
-pixels = generator(64, seed=0)  # (64, {spec.shape[0]}, {spec.shape[1]}, {spec.shape[2]}) uint8
+samples = generator(64, seed=0)  # {(64, *spec.shape)} {"uint8" if spec.is_image else "float32"}
 ```
 
 | generator | figure | NFE | images/s |
@@ -65,6 +66,11 @@ def _row(row: Mapping[str, Any]) -> str:
         f"| {row['name']} | {figures[0] if figures else 'not measured'} | {row['nfe']:g} | "
         f"{row['images_per_second']:,.0f} |"
     )
+
+
+def _samples(spec: TeacherSpec) -> str:
+    channels, height, width = spec.shape
+    return f"{height} x {width} images with {channels} channel(s)" if spec.is_image else f"points of {channels} numbers"
 
 
 def _classes(count: int) -> str:
