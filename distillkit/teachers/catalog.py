@@ -103,7 +103,7 @@ MIXTURE = CatalogEntry(
         source="computed: eight Gaussians on a circle; the network was fitted to their exact denoiser",
     ),
     "eight Gaussians in the plane, known exactly",
-    parameters=102_274,
+    parameters=102_146,
 )
 
 _CIFAR_VP = "CIFAR-10 32x32, {}; DDPM++ (VP)"

@@ -124,7 +124,8 @@ def test_catalogue_is_whole_and_its_names_are_unique():
         with torch.device("meta"):
             denoiser = build_denoiser(entry.spec.network)
         assert sum(p.numel() for p in denoiser.parameters()) == entry.parameters, entry.name
-        assert entry.spec.licence and entry.spec.shape[1] == entry.spec.network["arguments"]["img_resolution"]
+        arguments = entry.spec.network["arguments"]
+        assert entry.spec.licence and entry.spec.shape[1] == arguments.get("img_resolution", 1)
         if entry.url:
             assert entry.published and entry.reference.endswith(".npz") and "NC" in entry.spec.licence
     for typed in ("EDM-ImageNet64", "edm-imagenet-64x64-cond-adm", "imagenet64", "edm-cifar10", "edm-ffhq"):
