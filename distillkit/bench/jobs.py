@@ -83,8 +83,9 @@ def _planned(suite: Suite, entry: str, teacher: Teacher, accelerator: Accelerato
         pairs_cost = planned.pairs_cost
         passes = forward_equivalents(planned.recipe, planned.teacher, accelerator)
         images = affordable(suite.budget, sum(passes.values()), pairs_cost, config.training.batch)
-    except DistillkitError as error:
-        return Job(entry, name, package, 0, problem=str(error))
+    except Exception as error:  # a method may fail in any way, and the others go on
+        reason = str(error) if isinstance(error, DistillkitError) else f"{type(error).__name__}: {error}"
+        return Job(entry, name, package, 0, problem=reason)
     config = configuration(suite, entry, lasting(images, suite.curve_points))
     return Job(entry, name, package, 0, config, passes, pairs_cost)
 

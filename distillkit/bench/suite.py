@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -82,6 +83,8 @@ def load_suite(name: str) -> Suite:
     except ValidationError as error:
         raise UsageError(explain(error, Suite, file)) from error
     for entry, settings in suite.methods.items():
+        if not re.fullmatch(r"[A-Za-z0-9][\w.+-]*", entry):
+            raise UsageError(f"{path}: the entry {entry!r} names files: letters, digits, dots, dashes and underscores")
         if settings.ablation_of and settings.ablation_of not in suite.methods:
             raise UsageError(f"{path}: {entry} is an ablation of {settings.ablation_of!r}, which is no entry")
     return suite

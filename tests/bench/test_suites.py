@@ -45,6 +45,7 @@ def test_shipped_suites_hold_valid_runs(name):
         (("kd: {}", "kd: {seting: 1}"), ["suite.yaml:6", "Did you mean 'settings'"]),
         (("kd: {}", "kd: {ablation_of: dmd}"), ["ablation of 'dmd', which is no entry"]),
         (("teacher: mixture\n", ""), ["teacher", "Field required"]),
+        (("  kd: {}", "  ../kd: {method: kd}"), ["'../kd' names files"]),
     ],
 )
 def test_a_mistake_in_a_suite_is_named_with_its_place(write, change, fragments):
