@@ -5,7 +5,8 @@ from __future__ import annotations
 from pydantic import Field
 
 from distillkit import Method, MethodConfig, OneStep, OptimizerConfig, Preset, Recipe, StudentGenerator, Teacher
-from distillkit_sid.score_identity import FakeScore, ScoreIdentity
+from distillkit_sid.fake_score import FakeScore
+from distillkit_sid.score_identity import ScoreIdentity
 
 
 class SiDConfig(MethodConfig):

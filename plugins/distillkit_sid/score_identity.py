@@ -1,25 +1,15 @@
-"""The two losses of score identity distillation: of the student, and of the fake score that follows it."""
+"""The objective of score identity distillation."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from distillkit import Diagnostic, Objective, ScoreEstimator, Step, Teacher
-from distillkit.diffusion import karras_sigmas, l2, lognormal_sigmas, score_matching_loss
+from distillkit import Diagnostic, Objective, Step, Teacher
+from distillkit.diffusion import karras_sigmas, l2
+from distillkit_sid.fake_score import FakeScore
 
 LEVELS = 1000
-
-
-class FakeScore(ScoreEstimator):
-    """EDM's denoising score matching on the student's samples, ln sigma ~ N(-1.2, 1.2^2)."""
-
-    name = "fake_score"
-
-    def loss(self, step: Step) -> Tensor:
-        x, sigma = step.samples.detach(), lognormal_sigmas(step.uniform("fake/level")).to(step.device)
-        noisy = x + sigma.view(-1, 1, 1, 1) * step.normal("fake/noise")
-        return score_matching_loss(self(noisy, sigma, step.condition), x, sigma, step.student.spec.sigma_data)
 
 
 class ScoreIdentity(Objective):
