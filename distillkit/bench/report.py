@@ -86,7 +86,7 @@ def findings(results: Results, board: Leaderboard) -> Iterator[str]:
         if behind:
             text += f"; {_listed(behind)} {'is' if len(behind) == 1 else 'are'} clearly behind"
         if unsure:
-            text += f"; then {_listed(unsure)}, by how surely one training each cannot tell"
+            text += f"; {_listed(unsure)} follow{'s' if len(unsure) == 1 else ''}, how surely one training cannot tell"
         yield text + "."
     full = max(board.teachers, key=lambda row: row.nfe, default=None)
     if full and full.nfe > 1:

@@ -28,6 +28,8 @@ def to_diffusers(student: Student, folder: Path) -> None:
     distillkit.
     """
     generator = student.generator
+    if not generator.spec.is_image:
+        raise UsageError("students of points cannot be exported to diffusers, whose pipelines make images")
     start, evaluations = evaluations_of(generator)
     model: Any = generator.denoiser.model
     index: dict[str, Any] = {
