@@ -26,10 +26,12 @@ from distillkit.teachers.training import fresh_teacher
 GOLDENS = Path(__file__).parent / "goldens"
 
 
-@pytest.fixture(autouse=True)
-def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No test reads or writes the user's cache; the worker's tests share one."""
-    monkeypatch.setenv("DISTILLKIT_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+@pytest.fixture(autouse=True, scope="session")
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """No test and no fixture reads or writes the user's cache; the worker's tests share one."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DISTILLKIT_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+        yield
 
 
 @dataclass(frozen=True)

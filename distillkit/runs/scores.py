@@ -117,7 +117,9 @@ def score_key(teacher: Teacher, ruler: Ruler | DensityRuler) -> str:
 def _kept(key: str) -> dict[str, Any] | None:
     try:
         shipped = json.loads((assets.FOLDER / assets.SCORES).read_text())
-        return dict(shipped.get(key) or json.loads((cache_folder() / "scores" / f"{key}.json").read_text()))
+        kept = dict(shipped.get(key) or json.loads((cache_folder() / "scores" / f"{key}.json").read_text()))
+        # What another version wrote otherwise is measured anew.
+        return kept if kept.keys() >= {"terms", "nfe", "count"} else None
     except (OSError, ValueError):
         return None
 
