@@ -119,7 +119,7 @@ def test_a_signal_saves_and_the_resumed_run_equals_the_uninterrupted_one(finishe
     assert done.returncode == 0, done.stderr
     assert "resuming at step" in done.stdout
     assert_same(final(whole), final(folder))
-    steps_logged = [json.loads(line)["step"] for line in log.read_text().splitlines() if "cost" in line]
+    steps_logged = [json.loads(line)["step"] for line in log.read_text().splitlines() if "health" in line]
     assert steps_logged == sorted(set(steps_logged)), "no step is logged twice"
 
 
