@@ -34,7 +34,7 @@ def main(folder: Path, output: Path) -> None:
             axes.set_ylabel(text, rotation=0, ha="right", va="center", fontsize=9)
         else:
             axes.set_title(text, fontsize=9)
-    figure.savefig(output, dpi=110)
+    figure.savefig(output, dpi=110, bbox_inches="tight")
 
 
 if __name__ == "__main__":

@@ -88,18 +88,20 @@ def findings(results: Results, board: Leaderboard) -> Iterator[str]:
         if unsure:
             text += f"; {_listed(unsure)} follow{'s' if len(unsure) == 1 else ''}, how surely one training cannot tell"
         yield text + "."
-    full = max(board.teachers, key=lambda row: row.nfe, default=None)
-    if full and full.nfe > 1:
+    teacher = min(board.teachers, key=lambda row: row.mean, default=None)
+    if teacher and teacher.nfe > 1:
         top = board.students[0]
-        faster = top.images_per_second / full.images_per_second
+        faster = top.images_per_second / teacher.images_per_second
         yield (
-            f"The teacher reaches {_with_error(full)} with {full.nfe:g} evaluations; the best student, {top.name}, "
-            f"samples {faster:.0f} times as fast."
+            f"The teacher is best with {teacher.nfe:g} evaluations: {_with_error(teacher)}; the best student, "
+            f"{top.name}, samples {faster:.0f} times as fast."
         )
     for row, whole, apart in board.ablations(results):
-        verdict = "worse" if apart.value > 0 else "better"
         certainty = f" ({apart.errors_away:.1f} standard errors)" if apart.errors_away else ""
-        yield f"{row.name} is {verdict} than {whole.name} by {abs(apart.value):.5f}{certainty}."
+        verdict = f"is {'worse' if apart.value > 0 else 'better'} than"
+        if apart.error is not None and not apart.is_clear:
+            verdict = "cannot be told from"
+        yield f"{row.name} {verdict} {whole.name}: {apart.value:+.5f}{certainty}."
     for run in board.failed:
         yield f"{run.entry}, seed {run.seed}, failed: {run.reason.splitlines()[0]}"
 
