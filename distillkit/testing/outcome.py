@@ -66,8 +66,10 @@ def moves_to_the_teachers_distribution(method: type[Method]) -> None:
     """On the mixture, where the truth is known, a short training brings the student much closer to it."""
     teacher, cpu = load_teacher("mixture"), torch.device("cpu")
     config, _ = resolve(method, options={"teacher": "mixture"})
-    training = config.training.model_copy(update={"duration": min(config.training.duration, 40_000)})
     recipe = method().recipe(teacher, method.Config.model_validate(config.settings))
+    # Points that the student is updated on.
+    most = 15_000 * recipe.student_every
+    training = config.training.model_copy(update={"duration": min(config.training.duration, most)})
     pairs = None
     with tempfile.TemporaryDirectory() as folder:
         if {"pairs", "pair_samples"} & recipe.needs:
