@@ -13,14 +13,24 @@ PROJECT = nox.project.load_toml("pyproject.toml")
 DEVELOPMENT = nox.project.dependency_groups(PROJECT, "dev")
 
 
+# One thread a worker: two workers with two threads each would fight over two cores. Tests of the command line start
+# Python a hundred times, so compiled modules are kept, whatever the surroundings say.
+SURROUNDINGS = {"OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": ""}
+
+
 @nox.session
 def tests(session: nox.Session) -> None:
-    """All tests, with coverage, on two workers."""
+    """All tests, on two workers."""
     session.install("-e", ".", *DEVELOPMENT)
-    arguments = session.posargs or ["-n", "2", "--dist", "loadfile", "--cov", "--cov-report", "term:skip-covered"]
-    # One thread a worker: two workers with two threads each would fight over two cores. Tests of the command line
-    # start Python a hundred times, so compiled modules are kept, whatever the surroundings say.
-    session.run("pytest", *arguments, env={"OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": ""})
+    session.run("pytest", *(session.posargs or ["-n", "2", "--dist", "loadfile"]), env=SURROUNDINGS)
+
+
+@nox.session
+def coverage(session: nox.Session) -> None:
+    """All tests with coverage, which slows them."""
+    session.install("-e", ".", *DEVELOPMENT)
+    report = ["--cov", "--cov-report", "term:skip-covered"]
+    session.run("pytest", "-n", "2", "--dist", "loadfile", *report, env=SURROUNDINGS)
 
 
 @nox.session
