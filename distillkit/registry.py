@@ -6,7 +6,8 @@ They are loaded one by one, so that a broken plugin is named and the rest goes o
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
@@ -16,7 +17,7 @@ import pluggy
 
 from distillkit.contracts import hooks
 from distillkit.contracts.method import Method, MethodConfig
-from distillkit.errors import UsageError
+from distillkit.errors import DistillkitError, UsageError
 
 KINDS = ("methods", "teachers", "extractors", "protocols", "trackers", "exporters")
 """What plugins offer; each is a hook `distillkit_KIND`."""
@@ -72,10 +73,6 @@ class Registry:
     def broken(self) -> list[Plugin]:
         return [plugin for plugin in self.plugins if plugin.reason]
 
-    def of(self, kind: str) -> dict[str, Installed]:
-        """What is installed of a kind, by name."""
-        return dict(getattr(self, kind))
-
     def method(self, name: str) -> type[Method]:
         """The method of that name.
 
@@ -93,6 +90,21 @@ class Registry:
                 raise UsageError(f"method {name!r}: its plugin {plugin.package} is broken: {plugin.reason}")
         broken = "".join(f" Broken plugin: {p.package} ({p.reason})." for p in self.broken)
         raise UsageError(unknown("method", name, self.methods, "distillkit methods") + broken)
+
+
+@contextmanager
+def blaming(what: str, origin: str, trouble: str) -> Iterator[None]:
+    """Name the package on whatever fails inside, for a plugin may fail in any way; clear messages pass as they are.
+
+    Raises:
+        DistillkitError: "WHAT (ORIGIN) TROUBLE: the error".
+    """
+    try:
+        yield
+    except DistillkitError:
+        raise
+    except Exception as error:
+        raise DistillkitError(f"{what} ({origin}) {trouble}: {type(error).__name__}: {error}") from error
 
 
 def unknown(kind: str, name: str, known: object, command: str) -> str:

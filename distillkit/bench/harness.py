@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -171,8 +172,7 @@ class Bench:
         """The record's path in the benchmark's folder; measured if it is not there for these very weights."""
         path = self.folder / "records" / f"{name}.json"
         if not (path.is_file() and self._holds(path, candidate)):
-            options = EvaluationOptions(**{**vars(options), "output": path})
-            evaluate([candidate], options, self.accelerator, self.reporter, self.stop)
+            evaluate([candidate], replace(options, output=path), self.accelerator, self.reporter, self.stop)
         return str(path.relative_to(self.folder))
 
     def _holds(self, path: Path, candidate: Candidate) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from distillkit.bench.results import Results, Run
@@ -213,10 +213,7 @@ def _students(done: list[Run], records: dict[str, Record]) -> list[Standing]:
 
 def _ranked(rows: list[Standing]) -> list[Standing]:
     best = min((row for row in rows if not row.is_teacher), key=lambda row: row.mean)
-    return [
-        row if row is best or row.is_teacher else Standing(**{**vars(row), "to_best": difference(row, best)})
-        for row in rows
-    ]
+    return [row if row is best or row.is_teacher else replace(row, to_best=difference(row, best)) for row in rows]
 
 
 def _steps(record: Record) -> str:

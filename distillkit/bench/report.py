@@ -13,7 +13,7 @@ from markupsafe import Markup
 from PIL import Image
 
 from distillkit.bench import charts
-from distillkit.bench.leaderboard import Difference, Leaderboard, Standing, leaderboard
+from distillkit.bench.leaderboard import Difference, Leaderboard, Standing
 from distillkit.bench.results import Results
 from distillkit.files import write_bytes
 from distillkit.progress import clock
@@ -21,13 +21,8 @@ from distillkit.progress import clock
 HTML, MARKDOWN = "report.html", "report.md"
 
 
-def write_report(folder: Path, results: Results) -> list[Path]:
-    """Write report.html and report.md beside the results.
-
-    Raises:
-        DistillkitError: when records are missing or do not belong together.
-    """
-    board = leaderboard(folder, results)
+def write_report(folder: Path, results: Results, board: Leaderboard) -> list[Path]:
+    """Write report.html and report.md beside the results."""
     templates = Environment(
         loader=PackageLoader("distillkit.bench"), undefined=StrictUndefined, autoescape=select_autoescape(["html.j2"])
     )

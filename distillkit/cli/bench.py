@@ -37,7 +37,6 @@ def bench(
     only what has changed. Ends with exit code 1 if a method failed.
     """
     from distillkit.bench.harness import Bench
-    from distillkit.bench.report import write_report
     from distillkit.bench.results import read_results
     from distillkit.bench.suite import chosen, load_suite
     from distillkit.cli.bench_tables import show_bench, show_bench_plan
@@ -57,7 +56,7 @@ def bench(
     folder = output_dir or Path("bench") / asked.name
     if report_only:
         results = read_results(folder)
-        show_bench(folder, results, write_report(folder, results))
+        show_bench(folder, results)
         return
     reporter = reporter_for(quiet=quiet)
     accelerator = make_accelerator(str(asked.training.get("precision", "fp32")), device.value, "none", str(folder))
@@ -71,6 +70,6 @@ def bench(
             results = work.run()
             if not accelerator.is_main_process:
                 return
-            show_bench(folder, results, write_report(folder, results))
+            show_bench(folder, results)
     if any(run.state == "failed" for run in results.runs):
         raise typer.Exit(1)

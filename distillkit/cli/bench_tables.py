@@ -9,7 +9,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from distillkit.bench.leaderboard import leaderboard
-from distillkit.bench.report import findings, paired
+from distillkit.bench.report import findings, paired, write_report
 from distillkit.cli.closing import console
 from distillkit.progress import clock
 
@@ -18,9 +18,10 @@ if TYPE_CHECKING:
     from distillkit.bench.results import Results
 
 
-def show_bench(folder: Path, results: Results, written: list[Path]) -> None:
-    """The tables, what they say, and where the report lies."""
+def show_bench(folder: Path, results: Results) -> None:
+    """Write the report; show its tables, what they say, and where it lies."""
     out, board = console(), leaderboard(folder, results)
+    written = write_report(folder, results, board)
     for nfe, rows in board.tables.items():
         table = Table(title=f"{escape(board.label)} at NFE {nfe}", title_justify="left")
         for title in ("generator", "value", "± error", "to the best, paired", "cost", "time", "images/s"):

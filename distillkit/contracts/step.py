@@ -93,6 +93,14 @@ class Step:
         """Fresh uniforms (B,) float64 in [0, 1) on the CPU; one stream for each `purpose`."""
         return self.rng.uniform(purpose, self.index, self.indices)
 
+    def drawn_from(self, values: Tensor, purpose: str) -> Tensor:
+        """One of `values` (N,) for each sample, evenly drawn, (B,); one stream for each `purpose`."""
+        return values[(self.uniform(purpose) * len(values)).long()].to(self.device)
+
+    def clean(self, source: str) -> Pairs | Images:
+        """Clean samples with their conditions: "images", or the teacher's own, "pairs"; needs that source."""
+        return self.pairs if source == "pairs" else self.images
+
     @cached_property
     def noise(self) -> Tensor:
         """The student's input noise z ~ N(0, I), (B, C, H, W)."""

@@ -29,7 +29,7 @@ from distillkit.evaluation.reference import Reference, load_reference
 from distillkit.evaluation.score import Ruler
 from distillkit.files import cache_folder, read_recorded, write_json
 from distillkit.progress import Reporter
-from distillkit.registry import registry, unknown
+from distillkit.registry import blaming, registry, unknown
 
 
 class _Part(BaseModel):
@@ -134,14 +134,8 @@ def extractor_by_name(name: str) -> FeatureExtractor:
     offered = registry().extractors
     if name not in offered:
         raise UsageError(unknown("extractor", name, [*EXTRACTORS, *offered], "distillkit protocols"))
-    try:
+    with blaming(f"extractor {name}", offered[name].origin, "fails"):
         extractor = offered[name].value()
-    except DistillkitError:
-        raise
-    except Exception as error:  # a plugin may fail in any way
-        raise DistillkitError(
-            f"extractor {name} ({offered[name].origin}) fails: {type(error).__name__}: {error}"
-        ) from error
     if not isinstance(extractor, FeatureExtractor):
         raise DistillkitError(f"extractor {name} ({offered[name].package}) is not a FeatureExtractor")
     return extractor

@@ -31,7 +31,7 @@ from distillkit.errors import DistillkitError, Interrupted
 from distillkit.evaluation.score import Score
 from distillkit.files import require_space, write_json
 from distillkit.progress import Quiet, Reporter
-from distillkit.registry import Installed, registry
+from distillkit.registry import Installed, blaming, registry
 from distillkit.runs.config import RunConfig
 from distillkit.runs.folder import RunFolder, environment
 from distillkit.runs.previews import Previews
@@ -104,18 +104,11 @@ class Distillation:
 
     def _recipe(self) -> Recipe:
         method = self.installed.value()
-        try:
-            with torch.random.fork_rng(devices=[]):
-                # A recipe may hold fresh networks: their weights are the seed's, on every process.
-                torch.manual_seed(self.config.seed)
-                recipe = method.recipe(self.teacher, method.Config.model_validate(self.config.settings))
-        except DistillkitError:
-            raise
-        except Exception as error:  # a plugin may fail in any way
-            raise DistillkitError(
-                f"method {self.config.method} ({self.installed.origin}) cannot make its recipe: "
-                f"{type(error).__name__}: {error}"
-            ) from error
+        blamed = blaming(f"method {self.config.method}", self.installed.origin, "cannot make its recipe")
+        with blamed, torch.random.fork_rng(devices=[]):
+            # A recipe may hold fresh networks: their weights are the seed's, on every process.
+            torch.manual_seed(self.config.seed)
+            recipe = method.recipe(self.teacher, method.Config.model_validate(self.config.settings))
         if strange := recipe.needs - SOURCES:
             raise DistillkitError(
                 f"method {self.config.method} needs {', '.join(sorted(strange))}, which `run` has no source for; "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import torch
 
@@ -29,9 +29,6 @@ class Evaluation:
     def blended(self, of_x: float, of_denoised: float, noise: float = 0.0) -> Evaluation:
         """The evaluation that ends with of_x x + of_denoised D instead of D, and adds noise."""
         return Evaluation(self.scale, self.t, of_x + of_denoised * self.skip, of_denoised * self.out, noise)
-
-    def as_dict(self) -> dict[str, float]:
-        return asdict(self)
 
 
 def evaluations_of(student: StudentGenerator) -> tuple[float, list[Evaluation]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from distillkit.contracts.hooks import Student as AnyStudent
 from distillkit.errors import DistillkitError, UsageError
 from distillkit.files import write_bytes, write_json
 from distillkit.networks.diffusers_unet import DiffusersUNet
-from distillkit.registry import registry, unknown
+from distillkit.registry import blaming, registry, unknown
 from distillkit.students.artifact import DESCRIPTION, Student
 from distillkit.students.evaluations import evaluations_of
 
@@ -35,7 +36,7 @@ def to_diffusers(student: Student, folder: Path) -> None:
     index: dict[str, Any] = {
         "_class_name": ["pipeline", "DistilledPipeline"],
         "_diffusers_version": "0.32.0",
-        "evaluations": [evaluation.as_dict() for evaluation in evaluations],
+        "evaluations": [asdict(evaluation) for evaluation in evaluations],
         "shape": list(generator.spec.shape),
         "start": start,
         "num_classes": generator.spec.num_classes,
@@ -88,19 +89,15 @@ def export(student: Student, source: Path, name: str, folder: Path) -> list[Path
         DistillkitError: when a plugin's exporter fails.
     """
     write = exporter(name)
+    origin = registry().exporters[name].origin if name in registry().exporters else "distillkit"
     if folder.exists() and any(folder.iterdir()):
         raise UsageError(f"{folder} is not empty; choose another --output-dir")
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".export-") as aside:
         made = Path(aside) / "made"
         made.mkdir()
-        try:
+        with blaming(f"export to {name}", origin, "failed"):
             write(student, made)
-        except DistillkitError:
-            raise
-        except Exception as error:  # a plugin may fail in any way
-            origin = registry().exporters[name].origin if name in registry().exporters else "distillkit"
-            raise DistillkitError(f"export to {name} ({origin}) failed: {type(error).__name__}: {error}") from error
         for extra in ("README.md", "samples.png", DESCRIPTION):
             if (source / extra).is_file() and not (made / extra).exists():
                 shutil.copyfile(source / extra, made / extra)

@@ -11,7 +11,7 @@ from distillkit.contracts.teacher import Teacher, TeacherSpec
 from distillkit.errors import DistillkitError, UsageError
 from distillkit.files import sha256
 from distillkit.progress import Reporter, reporter_for
-from distillkit.registry import registry, unknown
+from distillkit.registry import blaming, registry, unknown
 from distillkit.teachers import diffusers_folder, fetch
 from distillkit.teachers.catalog import CATALOG, DIGITS, MIXTURE, catalog_name
 from distillkit.teachers.convert import convert
@@ -85,14 +85,8 @@ def converted(path: Path, reporter: Reporter) -> Path:
 
 def _from_plugin(name: str) -> Teacher:
     installed = registry().teachers[name]
-    try:
+    with blaming(f"teacher {name}", installed.origin, "cannot be loaded"):
         teacher = installed.value()
-    except DistillkitError:
-        raise
-    except Exception as error:  # a plugin may fail in any way
-        raise DistillkitError(
-            f"teacher {name} ({installed.origin}) cannot be loaded: {type(error).__name__}: {error}"
-        ) from error
     if not isinstance(teacher, Teacher):
         raise DistillkitError(f"teacher {name} ({installed.origin}) is a {type(teacher).__name__}, not a Teacher")
     return teacher

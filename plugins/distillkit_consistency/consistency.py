@@ -57,7 +57,7 @@ class ConsistencyLoss(Objective):
         self.target.update()
 
     def __call__(self, step: Step) -> Tensor:
-        data = step.pairs if self.source == "pairs" else step.images
+        data = step.clean(self.source)
         index = (step.uniform("level") * (len(self.sigmas) - 1)).long()
         t, t_next = (self.sigmas[i].to(step.device) for i in (index, index + 1))
         return self.loss(step.student.denoiser, data.sample, step.normal("noise"), t, t_next, data.condition).mean()

@@ -72,7 +72,7 @@ class DistributionMatching(Objective):
     def __call__(self, step: Step) -> Tensor:
         x = step.samples
         with torch.no_grad():
-            sigma = self.sigmas[(step.uniform("kl/level") * len(self.sigmas)).long()].to(x.device)
+            sigma = step.drawn_from(self.sigmas, "kl/level")
             noisy = x + sigma.view(-1, 1, 1, 1) * step.normal("kl/noise")
             real = self.teacher(noisy, sigma, step.condition, self.guidance)
             fake = self.fake(noisy, sigma, step.condition)

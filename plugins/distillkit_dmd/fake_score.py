@@ -6,7 +6,7 @@ from torch import Tensor
 
 from distillkit import Denoiser, OptimizerConfig, ScoreEstimator, Step, Teacher
 from distillkit.diffusion import score_matching_loss
-from distillkit_dmd.distribution_matching import LEVELS, noise_levels
+from distillkit_dmd.distribution_matching import noise_levels
 
 
 class FakeScore(ScoreEstimator):
@@ -30,6 +30,6 @@ class FakeScore(ScoreEstimator):
 
     def loss(self, step: Step) -> Tensor:
         x = step.samples.detach()
-        sigma = self.sigmas[(step.uniform("fake/level") * LEVELS).long()].to(x.device)
+        sigma = step.drawn_from(self.sigmas, "fake/level")
         noisy = x + sigma.view(-1, 1, 1, 1) * step.normal("fake/noise")
         return score_matching_loss(self(noisy, sigma, step.condition), x, sigma, self.sigma_data)

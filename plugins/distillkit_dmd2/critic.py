@@ -8,7 +8,6 @@ from torch import Tensor, nn
 
 from distillkit import Condition, Diagnostic, Objective, OptimizerConfig, Step, Teacher
 from distillkit.diffusion import score_matching_loss
-from distillkit_dmd.distribution_matching import LEVELS
 from distillkit_dmd.fake_score import FakeScore
 
 
@@ -50,10 +49,6 @@ class Critic(FakeScore):
             )
         self.head = head_for(features.shape[1], features.shape[2])
 
-    def level(self, step: Step, purpose: str) -> Tensor:
-        """Noise levels (B,), evenly drawn from the grid."""
-        return self.sigmas[(step.uniform(purpose) * LEVELS).long()].to(step.device)
-
     def logits(self, x: Tensor, sigma: Tensor, noise: Tensor, condition: Condition) -> tuple[Tensor, Tensor]:
         """(denoised, (B,) logits) of noisy x: above zero for what looks real."""
         denoised, features = self.denoiser.with_features(x + sigma.view(-1, 1, 1, 1) * noise, sigma, condition)
@@ -61,13 +56,13 @@ class Critic(FakeScore):
 
     def loss(self, step: Step) -> Tensor:
         x, images = step.samples.detach(), step.images
-        sigma = self.level(step, "fake/level")
+        sigma = step.drawn_from(self.sigmas, "fake/level")
         denoised, fake = self.logits(x, sigma, step.normal("fake/noise"), step.condition)
         loss = score_matching_loss(denoised, x, sigma, self.sigma_data)
         if not self.gan_weight:
             return loss
         _, real = self.logits(
-            images.sample, self.level(step, "real/level"), step.normal("real/noise"), images.condition
+            images.sample, step.drawn_from(self.sigmas, "real/level"), step.normal("real/noise"), images.condition
         )
         step.log("critic_accuracy", 0.5 * ((real > 0).float().mean() + (fake < 0).float().mean()))
         return loss + self.gan_weight * (F.softplus(fake).mean() + F.softplus(-real).mean())
@@ -83,6 +78,6 @@ class Adversarial(Objective):
         self.critic = critic
 
     def __call__(self, step: Step) -> Tensor:
-        sigma = self.critic.level(step, "gan/level")
+        sigma = step.drawn_from(self.critic.sigmas, "gan/level")
         _, logits = self.critic.logits(step.samples, sigma, step.normal("gan/noise"), step.condition)
         return F.softplus(-logits).mean()

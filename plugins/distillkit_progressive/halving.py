@@ -36,7 +36,7 @@ class Halving(Objective):
         self.predecessor.load_state_dict(student.denoiser.state_dict())
 
     def __call__(self, step: Step) -> Tensor:
-        data = step.pairs if self.source == "pairs" else step.images
+        data = step.clean(self.source)
         sampler = step.student.sampler
         assert isinstance(sampler, EulerSampler)
         # The stage's own grid, and the levels half-way between its steps.

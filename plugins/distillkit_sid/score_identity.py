@@ -39,7 +39,7 @@ class ScoreIdentity(Objective):
 
     def __call__(self, step: Step) -> Tensor:
         x = step.samples
-        sigma = self.sigmas[(step.uniform("level") * len(self.sigmas)).long()].to(step.device)
+        sigma = step.drawn_from(self.sigmas, "level")
         noisy = x + sigma.view(-1, 1, 1, 1) * step.normal("level/noise")
         real = self.teacher(noisy, sigma, step.condition, self.guidance)
         fake = self.fake(noisy, sigma, step.condition)
