@@ -1,4 +1,4 @@
-"""distillkit: turn a diffusion model into a one-step generator, with any method, and compare the methods.
+"""distillkit: turn a diffusion model into a few-step generator, with any method, and compare the methods.
 
 Names are imported on first use, so that `distillkit --help` does not wait for torch.
 """
@@ -9,7 +9,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from distillkit.contracts.codec import Codec as Codec
+    from distillkit.contracts.codec import Pixels as Pixels
+    from distillkit.contracts.codec import Points as Points
     from distillkit.contracts.condition import Condition as Condition
+    from distillkit.contracts.conditioner import ClassLabels as ClassLabels
+    from distillkit.contracts.conditioner import Conditioner as Conditioner
+    from distillkit.contracts.conditioner import Unconditional as Unconditional
     from distillkit.contracts.denoiser import Denoiser as Denoiser
     from distillkit.contracts.health import Diagnostic as Diagnostic
     from distillkit.contracts.health import Health as Health
@@ -26,9 +32,17 @@ if TYPE_CHECKING:
     from distillkit.contracts.recipe import Recipe as Recipe
     from distillkit.contracts.sampler import OneStep as OneStep
     from distillkit.contracts.sampler import Sampler as Sampler
+    from distillkit.contracts.schedule import Schedule as Schedule
+    from distillkit.contracts.source import Batches as Batches
+    from distillkit.contracts.source import Images as Images
+    from distillkit.contracts.source import PairSamples as PairSamples
+    from distillkit.contracts.source import Pairs as Pairs
+    from distillkit.contracts.source import Samples as Samples
+    from distillkit.contracts.source import Source as Source
+    from distillkit.contracts.source import SourceConfig as SourceConfig
+    from distillkit.contracts.source import SourceJob as SourceJob
+    from distillkit.contracts.source import SourcePlan as SourcePlan
     from distillkit.contracts.stage import Stage as Stage
-    from distillkit.contracts.step import Images as Images
-    from distillkit.contracts.step import Pairs as Pairs
     from distillkit.contracts.step import Step as Step
     from distillkit.contracts.student import StudentGenerator as StudentGenerator
     from distillkit.contracts.teacher import Teacher as Teacher
@@ -36,32 +50,56 @@ if TYPE_CHECKING:
     from distillkit.errors import DistillkitError as DistillkitError
     from distillkit.errors import UsageError as UsageError
     from distillkit.evaluation.extractor import FeatureExtractor as FeatureExtractor
+    from distillkit.evaluation.measure import Measure as Measure
     from distillkit.evaluation.protocol import ExtractorSpec as ExtractorSpec
+    from distillkit.evaluation.record import Record as Record
+    from distillkit.jobs.api import bench as bench
+    from distillkit.jobs.api import distil as distil
+    from distillkit.jobs.api import evaluate as evaluate
+    from distillkit.jobs.run import Run as Run
+    from distillkit.models.build import build_denoiser as build_denoiser
+    from distillkit.models.build import changed_network as changed_network
+    from distillkit.models.store.resolve import load_teacher as load_teacher
     from distillkit.students.artifact import Student as Student
     from distillkit.students.artifact import load_student as load_student
-    from distillkit.teachers.load import load_teacher as load_teacher
 
 _HOME = {
+    "Batches": "contracts.source",
+    "ClassLabels": "contracts.conditioner",
+    "Codec": "contracts.codec",
     "Condition": "contracts.condition",
+    "Conditioner": "contracts.conditioner",
     "Denoiser": "contracts.denoiser",
     "Diagnostic": "contracts.health",
     "DistillkitError": "errors",
     "ExtractorSpec": "evaluation.protocol",
     "FeatureExtractor": "evaluation.extractor",
     "Health": "contracts.health",
-    "Images": "contracts.step",
+    "Images": "contracts.source",
     "Learner": "contracts.learner",
+    "Measure": "evaluation.measure",
     "Method": "contracts.method",
     "MethodConfig": "contracts.method",
     "Objective": "contracts.objective",
     "OneStep": "contracts.sampler",
     "OptimizerConfig": "contracts.learner",
-    "Pairs": "contracts.step",
+    "PairSamples": "contracts.source",
+    "Pairs": "contracts.source",
+    "Pixels": "contracts.codec",
+    "Points": "contracts.codec",
     "Preset": "contracts.method",
     "Recipe": "contracts.recipe",
+    "Record": "evaluation.record",
+    "Run": "jobs.run",
     "SampleRNG": "contracts.random",
     "Sampler": "contracts.sampler",
+    "Samples": "contracts.source",
+    "Schedule": "contracts.schedule",
     "ScoreEstimator": "contracts.learner",
+    "Source": "contracts.source",
+    "SourceConfig": "contracts.source",
+    "SourceJob": "contracts.source",
+    "SourcePlan": "contracts.source",
     "Stage": "contracts.stage",
     "Step": "contracts.step",
     "Student": "students.artifact",
@@ -69,13 +107,19 @@ _HOME = {
     "Teacher": "contracts.teacher",
     "TeacherSpec": "contracts.teacher",
     "Tracker": "contracts.hooks",
+    "Unconditional": "contracts.conditioner",
     "UsageError": "errors",
+    "bench": "jobs.api",
+    "build_denoiser": "models.build",
+    "changed_network": "models.build",
+    "distil": "jobs.api",
+    "evaluate": "jobs.api",
     "hookimpl": "contracts.hooks",
     "load_student": "students.artifact",
-    "load_teacher": "teachers.load",
+    "load_teacher": "models.store.resolve",
 }
 
-__version__ = "0.1.0"
+__version__ = "0.2.0.dev0"
 __all__ = ["__version__", *_HOME]  # noqa: PLE0604
 
 

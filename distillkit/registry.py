@@ -1,4 +1,4 @@
-"""What is installed: the entry points of the group `distillkit`.
+"""What is installed: the entry points of the group `distillkit`, and single files that were named.
 
 They are loaded one by one, so that a broken plugin is named and the rest goes on.
 """
@@ -6,21 +6,38 @@ They are loaded one by one, so that a broken plugin is named and the rest goes o
 from __future__ import annotations
 
 import difflib
+import importlib.util
+import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
 from typing import Any
 
 import pluggy
+from pydantic import BaseModel, ValidationError
 
 from distillkit.contracts import hooks
+from distillkit.contracts.codec import Codec
+from distillkit.contracts.conditioner import Conditioner
 from distillkit.contracts.method import Method, MethodConfig
+from distillkit.contracts.sampler import Sampler
+from distillkit.contracts.source import Source, SourceConfig
 from distillkit.errors import DistillkitError, UsageError
 
-KINDS = ("methods", "teachers", "extractors", "protocols", "trackers", "exporters")
+BUILT_IN = "distillkit"
+"""The distribution whose names nobody can take."""
+
+KINDS = (
+    "methods", "teachers", "networks", "samplers", "conditioners", "codecs", "sources", "extractors", "protocols",
+    "trackers", "exporters",
+)  # fmt: skip
 """What plugins offer; each is a hook `distillkit_KIND`."""
+
+PARTS: Mapping[str, type[BaseModel]] = {"samplers": Sampler, "conditioners": Conditioner, "codecs": Codec}
+"""Kinds that are classes of plain data, which files describe."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +53,7 @@ class Plugin:
 
     @property
     def origin(self) -> str:
-        return f"{self.package} {self.version}"
+        return f"{self.package} {self.version}".strip()
 
 
 @dataclass(frozen=True)
@@ -44,12 +61,18 @@ class Installed:
     """One thing that a plugin offers, and where it comes from."""
 
     value: Any
+    name: str
     package: str
     version: str
 
     @property
     def origin(self) -> str:
-        return f"{self.package} {self.version}"
+        return f"{self.package} {self.version}".strip()
+
+    @property
+    def kind(self) -> str:
+        """How files name it: `package:Name`."""
+        return f"{self.package}:{self.name}"
 
 
 @dataclass
@@ -57,39 +80,94 @@ class Registry:
     """Everything that can be used, by kind and name, and everything that cannot, with the reason.
 
     Attributes:
-        refused: kind and name -> why nobody gets this name.
+        refused: kind and name -> who does not get this name, and why.
     """
 
     plugins: list[Plugin] = field(default_factory=list)
-    methods: dict[str, Installed] = field(default_factory=dict)
-    teachers: dict[str, Installed] = field(default_factory=dict)
-    extractors: dict[str, Installed] = field(default_factory=dict)
-    protocols: dict[str, Installed] = field(default_factory=dict)
-    trackers: dict[str, Installed] = field(default_factory=dict)
-    exporters: dict[str, Installed] = field(default_factory=dict)
+    offers: dict[str, dict[str, Installed]] = field(default_factory=lambda: {kind: {} for kind in KINDS})
     refused: dict[tuple[str, str], str] = field(default_factory=dict)
 
     @property
     def broken(self) -> list[Plugin]:
         return [plugin for plugin in self.plugins if plugin.reason]
 
-    def method(self, name: str) -> type[Method]:
-        """The method of that name.
+    def named(self, kind: str) -> Mapping[str, Installed]:
+        """What there is of a kind, such as "methods", by name."""
+        return self.offers[kind]
+
+    def find(self, kind: str, name: str, command: str = "distillkit plugins") -> Installed:
+        """The offer of that name.
+
+        Args:
+            command: the one that lists what there is.
 
         Raises:
-            UsageError: for an unknown name, with the nearest known ones, one that two plugins offer, or one that a
+            UsageError: for an unknown name, with the nearest known ones; one that two plugins offer, or one that a
                 broken plugin would.
         """
-        if name in self.methods:
-            method: type[Method] = self.methods[name].value
-            return method
-        if reason := self.refused.get(("methods", name)):
+        if name in self.offers[kind]:
+            return self.offers[kind][name]
+        if reason := self.refused.get((kind, name)):
             raise UsageError(reason)
         for plugin in self.broken:
             if name in (plugin.name, plugin.package):
-                raise UsageError(f"method {name!r}: its plugin {plugin.package} is broken: {plugin.reason}")
+                raise UsageError(f"{kind[:-1]} {name!r}: its plugin {plugin.package} is broken: {plugin.reason}")
         broken = "".join(f" Broken plugin: {p.package} ({p.reason})." for p in self.broken)
-        raise UsageError(unknown("method", name, self.methods, "distillkit methods") + broken)
+        raise UsageError(unknown(kind[:-1], name, self.offers[kind], command) + broken)
+
+    def method(self, name: str) -> type[Method]:
+        """The method of that name, or of a Python file that is named.
+
+        Raises:
+            UsageError: as `find`, or where the file offers no method or several.
+        """
+        method: type[Method] = self.find("methods", method_name(name), "distillkit methods").value
+        return method
+
+    def by_kind(self, kind: str, described: str) -> Installed:
+        """The offer that a file calls `package:Name`.
+
+        Raises:
+            UsageError: when its package is not installed, or no longer offers it; says what to install.
+        """
+        package, _, name = described.rpartition(":")
+        if (found := self.offers[kind].get(name)) and found.package == package:
+            return found
+        what = f"the {kind[:-1]} {described!r}"
+        if not package or not name:
+            known = ", ".join(sorted(offer.kind for offer in self.offers[kind].values()))
+            raise UsageError(f"{what} is not of the form package:Name; known: {known}")
+        if broken := [plugin for plugin in self.broken if plugin.package == package]:
+            raise UsageError(f"{what}: its package {package} is broken: {broken[0].reason}")
+        if package.endswith(".py"):
+            raise UsageError(f"{what} comes from a file; name it: distillkit --plugin PATH/TO/{package} ...")
+        if any(plugin.package == package for plugin in self.plugins):
+            reason = self.refused.get((kind, name), f"the installed version of {package} does not offer it")
+            raise UsageError(f"{what}: {reason}")
+        raise UsageError(f"{what} comes from the package {package!r}, which is not installed: pip install {package}")
+
+    def describe(self, kind: str, part: Any) -> dict[str, Any]:
+        """{"kind": "package:Name", ...fields} of a sampler, conditioner or codec; {} where its class is not offered."""
+        for offer in self.offers[kind].values():
+            if offer.value is type(part):
+                return {"kind": offer.kind, **part.model_dump(mode="json")}
+        return {}
+
+    def build(self, kind: str, description: Mapping[str, Any]) -> Any:
+        """The inverse of `describe`.
+
+        Raises:
+            UsageError: when its package is not installed.
+            DistillkitError: for fields that do not fit.
+        """
+        fields = dict(description)
+        offer = self.by_kind(kind, str(fields.pop("kind", "")))
+        try:
+            return offer.value.model_validate(fields)
+        except ValidationError as error:
+            first = error.errors()[0]
+            place = ".".join(map(str, first["loc"]))
+            raise DistillkitError(f"the {kind[:-1]} {offer.kind}: {place}: {first['msg']}") from error
 
 
 @contextmanager
@@ -115,14 +193,69 @@ def unknown(kind: str, name: str, known: object, command: str) -> str:
     return f"unknown {kind} {name!r}.{hint} Available: {', '.join(names) or 'none'} (see `{command}`)."
 
 
+_FILES: list[Plugin] = []
+"""Plugins that are single files, in the order in which they were named."""
+
+
 @cache
 def registry() -> Registry:
     """Load every installed plugin once."""
-    return gathered(_loaded(entry) for entry in entry_points(group=hooks.GROUP))
+    return gathered([*(_loaded(entry) for entry in entry_points(group=hooks.GROUP)), *_FILES])
+
+
+def load_file(path: str | Path) -> Plugin:
+    """Take a Python file as a plugin: its hooks, or where it has none, the `Method` classes that it defines.
+
+    It is executed, as an installed plugin is. Kinds of what it offers are written as `FILE.py:Name`.
+
+    Raises:
+        UsageError: when there is no such file.
+        DistillkitError: when it fails.
+    """
+    place = Path(path).expanduser().resolve()
+    if not place.is_file():
+        raise UsageError(f"{path}: no such file")
+    for known in _FILES:
+        if known.module == str(place):
+            return known
+    name = f"distillkit_file_{place.stem}"
+    found = importlib.util.spec_from_file_location(name, place)
+    assert found is not None and found.loader is not None
+    module = importlib.util.module_from_spec(found)
+    sys.modules[name] = module
+    with blaming(str(path), "a plugin file", "cannot be loaded"):
+        found.loader.exec_module(module)
+        offers = _offers(place.stem, module)
+        if not any(offers.values()):
+            own = [v for v in vars(module).values() if isinstance(v, type) and issubclass(v, Method)]
+            offers["methods"] = {m.name: m for m in own if m.__module__ == name and hasattr(m, "name")}
+    if not any(offers.values()):
+        raise UsageError(f"{path} offers nothing: it needs a class that inherits from distillkit.Method, or hooks")
+    plugin = Plugin(place.stem, place.name, "", str(place), offers)
+    _FILES.append(plugin)
+    registry.cache_clear()
+    return plugin
+
+
+def method_name(name: str) -> str:
+    """The name of a method, where `name` may also be a Python file that offers one; the file is loaded.
+
+    Raises:
+        UsageError: when the file offers no method, or several.
+    """
+    if not name.endswith(".py"):
+        return name
+    methods = list(load_file(name).offers.get("methods", {}))
+    if len(methods) != 1:
+        raise UsageError(f"{name} offers {len(methods)} methods ({', '.join(methods) or 'none'}), and one is needed")
+    return methods[0]
 
 
 def gathered(plugins: Iterable[Plugin]) -> Registry:
-    """All offers by kind and name. A name that several plugins offer is refused for all of them, in whatever order."""
+    """All offers by kind and name, in whatever order plugins come.
+
+    A name of distillkit's own stays its own; one that several others offer is given to none of them.
+    """
     found = Registry(sorted(plugins, key=lambda plugin: (plugin.name, plugin.package)))
     for kind in KINDS:
         offered: dict[str, list[Plugin]] = {}
@@ -130,12 +263,18 @@ def gathered(plugins: Iterable[Plugin]) -> Registry:
             for name in plugin.offers.get(kind, {}):
                 offered.setdefault(name, []).append(plugin)
         for name, rivals in offered.items():
-            if len(rivals) > 1:
-                packages = " and ".join(f"{plugin.origin} (plugin {plugin.name})" for plugin in rivals)
-                found.refused[kind, name] = f"the {kind[:-1]} {name!r} is offered by {packages}: uninstall all but one"
-                continue
-            [plugin] = rivals
-            getattr(found, kind)[name] = Installed(plugin.offers[kind][name], plugin.package, plugin.version)
+            own = [plugin for plugin in rivals if plugin.package == BUILT_IN]
+            others = [plugin for plugin in rivals if plugin.package != BUILT_IN]
+            if others and (own or len(others) > 1):
+                names = " and ".join(f"{plugin.origin} (plugin {plugin.name})" for plugin in others)
+                why = "is distillkit's own" if own else "is offered by each of them"
+                remedy = "it needs another name" if own else "uninstall all but one"
+                found.refused[kind, name] = f"the {kind[:-1]} {name!r} of {names} is refused: the name {why}; {remedy}"
+            winner = own or others
+            if own or len(others) == 1:
+                chosen = winner[0]
+                value = chosen.offers[kind][name]
+                found.offers[kind][name] = Installed(value, name, chosen.package, chosen.version)
     return found
 
 
@@ -177,7 +316,15 @@ def _offers(name: str, module: Any) -> dict[str, dict[str, Any]]:
     for kind in KINDS[1:]:
         for named in getattr(manager.hook, f"distillkit_{kind}")():
             for key, value in named.items():
-                if not (isinstance(value, Mapping) if kind == "protocols" else callable(value)):
-                    raise TypeError(f"distillkit_{kind} offers {key!r} as {type(value).__name__}")
+                if not _fits(kind, value):
+                    raise TypeError(f"distillkit_{kind} offers {key!r} as {value!r}, which is not what it is for")
                 offers[kind][key] = value
     return offers
+
+
+def _fits(kind: str, value: Any) -> bool:
+    if kind in PARTS:
+        return isinstance(value, type) and issubclass(value, PARTS[kind])
+    if kind == "sources":
+        return isinstance(value, type) and issubclass(value, Source) and issubclass(value.Config, SourceConfig)
+    return callable(value) or (kind == "protocols" and isinstance(value, Mapping))

@@ -1,43 +1,128 @@
-"""The one convention of the core: a denoiser D(x, sigma, condition) in Karras' sigma parametrisation."""
+"""The one convention of the core: a denoiser D(x_t, t, condition) -> x0 that carries its noise schedule."""
 
 from __future__ import annotations
 
+import contextlib
 from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from distillkit.contracts.condition import Condition
+from distillkit.contracts.schedule import Schedule
 from distillkit.errors import DistillkitError
 
 
 class Denoiser(nn.Module, ABC):
-    """D(x, sigma, condition) -> x0: the expectation of the clean sample given x = x0 + sigma * noise.
+    """D(x_t, t, condition) -> x0: the expectation of the clean sample given x_t = alpha(t) x0 + sigma(t) n.
 
-    Models of other conventions (VP, epsilon, v, flow matching) become denoisers by a change of variables
-    where they are loaded, so that every method is written once (Karras et al. 2022, arXiv 2206.00364).
+    Models that predict noise, v or a velocity become denoisers where they are built, so that every method is written
+    once.
+
+    Attributes:
+        schedule: alpha, sigma and the family's own grid of times.
+        description: {"kind": "package:Name", "arguments": {...}}, from which `build_denoiser` makes it anew; set there.
+        partial: the layers that the present pass ends at, or None for a whole pass; what counts evaluations reads it.
     """
 
-    @abstractmethod
-    def forward(self, x: Tensor, sigma: Tensor, condition: Condition) -> Tensor:
-        """Denoise x (B, C, H, W) at noise levels sigma (B,) in data units; returns (B, C, H, W)."""
+    schedule: Schedule
+    description: Mapping[str, Any] | None = None
+    partial: tuple[str, ...] | None = None
 
-    @property
-    def bottleneck(self) -> nn.Module:
-        """The layer whose output (B, C', H', W') is the network's narrowest: what discriminators look at.
+    @abstractmethod
+    def forward(self, x: Tensor, t: Tensor, condition: Condition) -> Tensor:
+        """Denoise x (B, ...) at times t (B,); returns x0 of x's shape."""
+
+    def loss_weight(self, t: Tensor) -> Tensor:
+        """What |D - x0|^2 weighs in the loss that this network was trained with, (B,): 1 / ratio^2, the loss of the
+        predicted noise, unless a family says otherwise."""
+        return self.schedule.ratio(t) ** -2
+
+    def layer(self, name: str) -> nn.Module:
+        """A layer to take features from: "bottleneck", the narrowest, or a submodule by its dotted name.
 
         Raises:
-            DistillkitError: for a network that has none.
+            DistillkitError: when there is none of that name.
         """
-        layer = getattr(getattr(self, "model", None), "bottleneck", None)
-        if not isinstance(layer, nn.Module):
-            raise DistillkitError(f"the network of {type(self).__name__} names no bottleneck to take features from")
-        return layer
+        if name == "bottleneck":
+            found = getattr(getattr(self, "model", None), "bottleneck", None)
+        else:
+            found = dict(self.named_modules()).get(name)
+        if not isinstance(found, nn.Module):
+            raise DistillkitError(f"the network {type(self).__name__} has no layer {name!r} to take features from")
+        return found
 
-    def with_features(self, x: Tensor, sigma: Tensor, condition: Condition) -> tuple[Tensor, Tensor]:
-        """The denoised x, and the bottleneck's features (B, C', H', W') on the way, in one evaluation."""
-        kept: list[Tensor] = []
-        handle = self.bottleneck.register_forward_hook(lambda module, args, output: kept.append(output))
+    def features(
+        self, x: Tensor, t: Tensor, condition: Condition, layers: Sequence[str] = ("bottleneck",)
+    ) -> list[Tensor]:
+        """The outputs of `layers` for x (B, ...) at t (B,), in the order asked for.
+
+        The pass ends at the last of them: what lies behind (a decoder) is neither computed nor kept for the gradient.
+        """
+        kept: dict[str, Tensor] = {}
+        self.partial = tuple(layers)
         try:
-            return self(x, sigma, condition), kept[-1]
+            with _capturing(self, layers, kept, stop=True), contextlib.suppress(_Enough):
+                self(x, t, condition)
         finally:
+            self.partial = None
+        return [kept[name] for name in layers]
+
+    def with_features(
+        self, x: Tensor, t: Tensor, condition: Condition, layers: Sequence[str] = ("bottleneck",)
+    ) -> tuple[Tensor, list[Tensor]]:
+        """The denoised x, and the outputs of `layers` on the way, in one evaluation."""
+        kept: dict[str, Tensor] = {}
+        with _capturing(self, layers, kept, stop=False):
+            return self(x, t, condition), [kept[name] for name in layers]
+
+    def after_update(self) -> None:
+        """Called after every update of the weights: for networks that constrain them (EDM2's forced normalisation)."""
+
+
+class _Enough(Exception):
+    """All the features asked for are there."""
+
+
+class _capturing:
+    """Keep the outputs of layers while the context lasts; `stop` ends the pass with the last of them."""
+
+    def __init__(self, denoiser: Denoiser, layers: Sequence[str], kept: dict[str, Tensor], *, stop: bool) -> None:
+        self.denoiser, self.layers, self.kept, self.stop = denoiser, layers, kept, stop
+        self.handles: list[Any] = []
+
+    def __enter__(self) -> None:
+        # A compiled network's graph was made without the hooks: such a pass runs uncompiled.
+        self.compiled = [(child, child._compiled_call_impl) for child in self.denoiser.children()]
+        for child, _ in self.compiled:
+            child._compiled_call_impl = None
+        for name in self.layers:
+            self.handles.append(self.denoiser.layer(name).register_forward_hook(self._keep(name)))
+
+    def _keep(self, name: str) -> Any:
+        def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+            self.kept[name] = output[0] if isinstance(output, tuple) else output
+            if self.stop and len(self.kept) == len(set(self.layers)):
+                raise _Enough
+
+        return hook
+
+    def __exit__(self, *error: object) -> None:
+        for handle in self.handles:
             handle.remove()
+        for child, compiled in self.compiled:
+            child._compiled_call_impl = compiled
+
+
+@torch.no_grad()
+def null_features(denoiser: Denoiser, shape: Sequence[int], condition: Condition, layers: Sequence[str]) -> list[Tensor]:
+    """Features of one zero sample: their shapes are what heads on them are built for.
+
+    Args:
+        shape: of a sample, without the batch. condition: of one sample, on the network's device.
+    """
+    device = next(denoiser.parameters()).device
+    t = denoiser.schedule.grid(3)[1:2].float().to(device)
+    return denoiser.features(torch.zeros(1, *shape, device=device), t, condition, layers)

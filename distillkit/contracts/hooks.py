@@ -6,11 +6,15 @@ marked by `hookimpl`:
     [project.entry-points.distillkit]
     kd = "my_package"
 
-Every hook returns what the plugin offers, by name. The order in which plugins are installed or loaded never matters: a
-name that two of them offer, or that distillkit itself has, is refused for both with a message that names both. What is
+Every hook returns what the plugin offers, by name. distillkit's own methods, teachers, networks, samplers and the rest
+come by the same hooks. A name that distillkit has stays distillkit's, and a name that two other plugins offer is given
+to neither; who is refused is named with the reason, and the order in which plugins are installed never matters. What is
 offered as a callable is called when it is asked for, so that loading a plugin costs nothing.
 
-A module may say `DISTILLKIT_API = 1`; a plugin written for another version of this interface is then named and left out
+What a file describes (a student's network, sampler, conditioner, codec) names its kind as `package:Name`, with the
+distribution that offers it and the name in its hook; a student is loaded wherever that package is installed.
+
+A module may say `DISTILLKIT_API = 2`; a plugin written for another version of this interface is then named and left out
 instead of failing somewhere inside.
 """
 
@@ -23,14 +27,21 @@ from typing import TYPE_CHECKING, Any, Protocol
 import pluggy
 
 if TYPE_CHECKING:
+    from distillkit.contracts.codec import Codec
+    from distillkit.contracts.conditioner import Conditioner
+    from distillkit.contracts.denoiser import Denoiser
     from distillkit.contracts.method import Method
+    from distillkit.contracts.sampler import Sampler
+    from distillkit.contracts.source import Source
     from distillkit.contracts.teacher import Teacher
 
-API_VERSION = 1
+API_VERSION = 2
 """Version of the interface between distillkit and plugins; raised when plugins must change."""
 
 FeatureExtractor = Any
 """`distillkit.FeatureExtractor`, which lives above the contracts."""
+Measure = Any
+"""`distillkit.Measure`, which lives above the contracts."""
 Student = Any
 """`distillkit.Student`, which lives above the contracts."""
 
@@ -60,13 +71,39 @@ def distillkit_teachers() -> Mapping[str, Callable[[], Teacher]]:  # type: ignor
 
 
 @hookspec
+def distillkit_networks() -> Mapping[str, Callable[..., Denoiser]]:  # type: ignore[empty-body]
+    """Denoisers by name: classes or functions of plain keyword arguments, which a description keeps."""
+
+
+@hookspec
+def distillkit_samplers() -> Mapping[str, type[Sampler]]:  # type: ignore[empty-body]
+    """Samplers of students by name."""
+
+
+@hookspec
+def distillkit_conditioners() -> Mapping[str, type[Conditioner]]:  # type: ignore[empty-body]
+    """Conditioners by name."""
+
+
+@hookspec
+def distillkit_codecs() -> Mapping[str, type[Codec]]:  # type: ignore[empty-body]
+    """Codecs by name."""
+
+
+@hookspec
+def distillkit_sources() -> Mapping[str, type[Source[Any]]]:  # type: ignore[empty-body]
+    """Sources of training data by name; their settings become options `--NAME-FIELD`."""
+
+
+@hookspec
 def distillkit_extractors() -> Mapping[str, Callable[[], FeatureExtractor]]:  # type: ignore[empty-body]
     """Feature extractors for evaluation by name; `--extractor NAME`."""
 
 
 @hookspec
-def distillkit_protocols() -> Mapping[str, Mapping[str, Any]]:  # type: ignore[empty-body]
-    """Evaluation protocols by name, each the fields of a preset file; `--protocol NAME`."""
+def distillkit_protocols() -> Mapping[str, Mapping[str, Any] | Callable[[], Measure]]:  # type: ignore[empty-body]
+    """Evaluation protocols by name: the fields of a preset file, or a function that makes the measure itself;
+    `--protocol NAME`."""
 
 
 @hookspec

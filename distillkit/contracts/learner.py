@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from distillkit.contracts.condition import Condition
 from distillkit.contracts.denoiser import Denoiser
 from distillkit.contracts.health import Diagnostic
+from distillkit.contracts.source import Samples
 from distillkit.contracts.teacher import Teacher
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ class OptimizerConfig(BaseModel):
 
     optimizer: Literal["adam", "adamw", "radam"] = Field("adamw", description="update rule")
     lr: float = Field(1e-4, gt=0, le=1, description="learning rate after warm-up")
+    eps: float = Field(1e-8, gt=0, le=1, description="term that keeps the update finite where gradients vanish")
     beta1: float = Field(0.9, ge=0, lt=1, description="decay of the first moment")
     beta2: float = Field(0.999, ge=0, lt=1, description="decay of the second moment")
     weight_decay: float = Field(0.01, ge=0, description="weight decay (decoupled in adamw)")
@@ -36,14 +38,15 @@ class Learner(nn.Module, ABC):
 
     Attributes:
         name: unique in its recipe; names its entries in checkpoints and logs.
-        optimizer: its own update rule, or None for the student's.
+        optimizer: settings that differ from the student's: `OptimizerConfig(lr=1e-3)` changes the rate alone, since
+            only what was given counts.
         every: it is updated in every `every`-th step.
-        needs: what `loss` reads of the step: "samples", "pairs", "pair_samples", "images".
+        needs: what `loss` reads of the step: `Samples`, `PairSamples` and types of batches, such as `Images`.
         diagnostics: logged values with the ranges they keep to in a healthy run.
     """
 
     name: str = "learner"
-    needs: Sequence[str] = ()
+    needs: Sequence[type] = ()
     diagnostics: Sequence[Diagnostic] = ()
 
     def __init__(self, *, optimizer: OptimizerConfig | None = None, every: int = 1) -> None:
@@ -63,7 +66,7 @@ class ScoreEstimator(Learner):
     """
 
     name = "score_estimator"
-    needs: Sequence[str] = ("samples",)
+    needs: Sequence[type] = (Samples,)
 
     def __init__(self, denoiser: Denoiser, *, optimizer: OptimizerConfig | None = None, every: int = 1) -> None:
         super().__init__(optimizer=optimizer, every=every)
@@ -74,6 +77,6 @@ class ScoreEstimator(Learner):
         """A score estimator that starts as a copy of the teacher."""
         return cls(teacher.copy_denoiser(), optimizer=optimizer, every=every)
 
-    def forward(self, x: Tensor, sigma: Tensor, condition: Condition) -> Tensor:
-        """Denoise x (B, C, H, W) at sigma (B,); returns (B, C, H, W)."""
-        return self.denoiser(x, sigma, condition)
+    def forward(self, x: Tensor, t: Tensor, condition: Condition) -> Tensor:
+        """Denoise x (B, ...) at t (B,); returns x0 of x's shape."""
+        return self.denoiser(x, t, condition)

@@ -30,7 +30,9 @@ class Preset:
         settings: values of the method's Config.
         training: values of the training configuration.
         pairs: values of the noise-image pair configuration.
-        source: where the numbers come from.
+        student: values of the student's configuration: where it starts.
+        source: where the numbers come from: paper and table, or file of the authors' code; "untuned" where they have no
+            source.
     """
 
     name: str
@@ -38,15 +40,25 @@ class Preset:
     settings: Mapping[str, Any] = field(default_factory=dict)
     training: Mapping[str, Any] = field(default_factory=dict)
     pairs: Mapping[str, Any] = field(default_factory=dict)
+    student: Mapping[str, Any] = field(default_factory=dict)
     source: str = ""
 
 
 class Method(ABC):
-    """A way to distil a teacher. The class docstring's first line is its description."""
+    """A way to distil a teacher. The class docstring's first line is its description.
+
+    Attributes:
+        name: what people type.
+        Config: its settings.
+        presets: settings that fit known teachers.
+        examples: settings beside the defaults that the conformance kit tries too: every documented option that changes
+            what is trained.
+    """
 
     name: ClassVar[str]
     Config: ClassVar[type[MethodConfig]] = MethodConfig
     presets: ClassVar[Sequence[Preset]] = ()
+    examples: ClassVar[Sequence[Mapping[str, Any]]] = ()
 
     @abstractmethod
     def recipe(self, teacher: Teacher, config: Any) -> Recipe:

@@ -23,14 +23,16 @@ class Objective(ABC):
 
     Attributes:
         name: unique in its recipe; the class name in snake case by default.
-        needs: what `__call__` reads of the step: "samples", "pairs", "pair_samples", "images".
+        needs: what `__call__` reads of the step: `Samples`, `PairSamples` and types of batches, such as `(Pairs, Images)`.
             The engine opens the sources behind them and runs the student once for all that need its samples.
         diagnostics: logged values with the ranges they keep to in a healthy run.
+        remark: what belongs beside the student's figures: "trained with LPIPS, whose features favour Inception's".
     """
 
     name: str = ""
-    needs: Sequence[str] = ()
+    needs: Sequence[type] = ()
     diagnostics: Sequence[Diagnostic] = ()
+    remark: str = ""
 
     def __init__(self, weight: float = 1.0) -> None:
         self.weight = weight
@@ -45,7 +47,7 @@ class Objective(ABC):
         """The scalar loss, a mean over the step's samples, with gradients to the student alone."""
 
     def prepare(self) -> None:
-        """Called once before the training and all that is costly: load here what takes a download or much time.
+        """Called exactly once, before all that is costly: load here what takes a download or much time.
 
         Raises:
             DistillkitError: when it cannot be had; the run ends before it began.
@@ -63,5 +65,5 @@ class Objective(ABC):
         """Called after the optimisers' updates of every step in which the student was due."""
 
     def previews(self, samples: Tensor, condition: Condition, rng: SampleRNG) -> Mapping[str, Tensor]:
-        """Pictures that show this objective at work, each (B, C, H, W) beside the given student samples."""
+        """Samples that show this objective at work, each (B, ...) beside the given student samples; decoded for people."""
         return {}

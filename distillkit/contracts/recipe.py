@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from distillkit.contracts.learner import Learner
 from distillkit.contracts.objective import Objective
+from distillkit.contracts.sampler import Sampler
 from distillkit.contracts.stage import Stage
 from distillkit.contracts.student import StudentGenerator
 
@@ -21,6 +22,7 @@ class Recipe:
         learners: modules trained beside it.
         stages: parts of the training, in order.
         student_every: the student is updated in every `student_every`-th step, the learners in all.
+        guidance: guidance weight that the student learns in; None where it is that of the data which it reads.
 
     Raises:
         ValueError: for no objective, no stage, or two parts of one name.
@@ -31,6 +33,7 @@ class Recipe:
     learners: Sequence[Learner] = ()
     stages: Sequence[Stage] = field(default_factory=lambda: (Stage(),))
     student_every: int = 1
+    guidance: float | None = None
 
     def __post_init__(self) -> None:
         if not self.objectives or not self.stages:
@@ -45,6 +48,11 @@ class Recipe:
         return [*self.objectives, *self.learners]
 
     @property
-    def needs(self) -> frozenset[str]:
+    def final_sampler(self) -> Sampler:
+        """The sampler that the student ends with."""
+        return next((s.sampler for s in reversed(self.stages) if s.sampler), self.student.sampler)
+
+    @property
+    def needs(self) -> frozenset[type]:
         """All that the objectives and learners declare to read of a step."""
         return frozenset(need for part in self.parts for need in part.needs)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from abc import abstractmethod
-from collections.abc import Callable
-from typing import Literal
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
@@ -14,21 +13,22 @@ from distillkit.contracts.condition import Condition
 from distillkit.contracts.denoiser import Denoiser
 
 Renoise = Callable[[int], Tensor]
-"""k -> fresh standard normal noise (B, C, H, W) for the k-th re-noising of a stochastic sampler."""
+"""k -> fresh standard normal noise (B, ...) for the k-th re-noising of a stochastic sampler."""
 
 
-class Sampler(BaseModel):
-    """A deterministic or re-noising map from noise to samples; plain data, so a student can carry it in JSON."""
+class Sampler(BaseModel, ABC):
+    """A deterministic or re-noising map from noise to samples; plain data, so that a student's description carries it.
+
+    Levels are times t of the denoiser's own schedule. A plugin offers its own by the hook `distillkit_samplers`.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
-
-    kind: str
 
     @abstractmethod
     def __call__(
         self, denoiser: Denoiser, noise: Tensor, condition: Condition, renoise: Renoise | None = None
     ) -> Tensor:
-        """Map standard normal noise (B, C, H, W) to samples (B, C, H, W)."""
+        """Map standard normal noise (B, ...) to samples (B, ...)."""
 
     def training_samples(
         self, denoiser: Denoiser, noise: Tensor, condition: Condition, renoise: Renoise, uniform: float
@@ -40,23 +40,37 @@ class Sampler(BaseModel):
         """
         return self(denoiser, noise, condition, renoise)
 
-    def with_nfe(self, nfe: int) -> Sampler:
+    def with_nfe(self, nfe: int, denoiser: Denoiser) -> Sampler:
         """The same sampler with another number of evaluations, where it has a choice.
 
         Raises:
             ValueError: where it has none.
         """
-        raise ValueError(f"a {self.kind} sampler has a fixed number of evaluations")
+        raise ValueError(f"{type(self).__name__} has a fixed number of evaluations")
+
+    def with_levels(self, levels: Sequence[float]) -> Sampler:
+        """The same sampler evaluated at other times t, descending, the first of which is where it starts.
+
+        Raises:
+            ValueError: where the levels are not free, or their number does not fit.
+        """
+        raise ValueError(f"the levels of {type(self).__name__} are fixed by its method")
 
 
 class OneStep(Sampler):
-    """G(z, c) = D(sigma z; sigma, c): one evaluation at one fixed noise level (Yin et al. 2024, section 3.1)."""
+    """G(z, c) = D(start(z, t), t, c): one evaluation at one fixed level (Yin et al. 2024, section 3.1)."""
 
-    kind: Literal["one-step"] = "one-step"
-    sigma: float = Field(80.0, gt=0, description="the noise level, in data units")
+    t: float | None = Field(None, description="time of the evaluation; the schedule's largest if none")
 
     def __call__(
         self, denoiser: Denoiser, noise: Tensor, condition: Condition, renoise: Renoise | None = None
     ) -> Tensor:
-        level = torch.full((len(noise),), self.sigma, device=noise.device)
-        return denoiser(noise * self.sigma, level, condition)
+        t = denoiser.schedule.t_max if self.t is None else self.t
+        return denoiser(
+            denoiser.schedule.start(noise, t), torch.full((len(noise),), t, device=noise.device), condition
+        )
+
+    def with_levels(self, levels: Sequence[float]) -> Sampler:
+        if len(levels) != 1:
+            raise ValueError(f"a one-step student has one level, and {len(levels)} are given")
+        return OneStep(t=levels[0])

@@ -3,41 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from functools import cached_property
-from typing import Protocol
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from distillkit.contracts.condition import Condition
+from distillkit.contracts.conditioner import Conditioner
 from distillkit.contracts.random import Indices, SampleRNG
+from distillkit.contracts.source import Batches, Images, Pairs, PairSamples, Samples
 from distillkit.contracts.student import StudentGenerator
 
-
-@dataclass(frozen=True)
-class Pairs:
-    """Noise-image pairs of the teacher's ODE: noise z ~ N(0, I) and sample y, both (B, C, H, W), and conditions."""
-
-    noise: Tensor
-    sample: Tensor
-    condition: Condition
-
-
-@dataclass(frozen=True)
-class Images:
-    """Real images (B, C, H, W) in [-1, 1] and their conditions."""
-
-    sample: Tensor
-    condition: Condition
-
-
-class PairSource(Protocol):
-    def batch(self, rng: SampleRNG, step: int, indices: Indices) -> Pairs: ...
-
-
-class ImageSource(Protocol):
-    def batch(self, rng: SampleRNG, step: int, indices: Indices) -> Images: ...
+Batch = TypeVar("Batch")
 
 
 class Step:
@@ -50,12 +28,12 @@ class Step:
         index: number of the step, from 0.
         indices: the samples' places in the total batch.
         student: the generator in training.
-        draw_condition: (B,) uniforms -> conditions, the teacher's.
+        conditioner: the teacher's.
         rng: the run's random draws.
         device: where tensors are to be.
         student_due: whether the student is updated in this step.
         needs: what the recipe declares to read; see `Objective.needs`.
-        pairs, images: opened sources, or None.
+        sources: opened sources by the type of their batches.
     """
 
     def __init__(
@@ -64,70 +42,75 @@ class Step:
         index: int,
         indices: Indices,
         student: StudentGenerator,
-        draw_condition: Callable[[Tensor], Condition],
+        conditioner: Conditioner,
         rng: SampleRNG,
         device: torch.device,
         student_due: bool = True,
-        needs: frozenset[str] = frozenset(),
-        pairs: PairSource | None = None,
-        images: ImageSource | None = None,
+        needs: frozenset[type] = frozenset(),
+        sources: Mapping[type, Batches[Any]] | None = None,
     ) -> None:
         self.index, self.indices, self.student = index, indices, student
         self.student_due = student_due
         self.rng, self.device = rng, device
-        self._draw_condition = draw_condition
+        self._conditioner = conditioner
         self._needs = needs
-        self._pairs, self._images = pairs, images
+        self._sources = sources or {}
+        self._batches: dict[type, Any] = {}
         self._logged: dict[str, Tensor] = {}
 
     def __len__(self) -> int:
         return len(self.indices)
 
+    def __getitem__(self, kind: type[Batch]) -> Batch:
+        """This step's batch of a source, such as `step[Images]`, drawn once.
+
+        Raises:
+            RuntimeError: where no part declares it in `needs`.
+        """
+        if kind not in self._batches:
+            if kind not in self._sources:
+                raise RuntimeError(
+                    f"step[{kind.__name__}] is read but no objective or learner declares needs = ({kind.__name__},)"
+                )
+            self._batches[kind] = self._sources[kind].batch(self.rng, self.index, self.indices)
+        batch: Batch = self._batches[kind]
+        return batch
+
+    @property
+    def pairs(self) -> Pairs:
+        """A batch of the teacher's noise-image pairs; needs `Pairs`."""
+        return self[Pairs]
+
+    @property
+    def images(self) -> Images:
+        """A batch of real images; needs `Images`."""
+        return self[Images]
+
     def normal(self, purpose: str) -> Tensor:
-        """Fresh standard normal noise (B, C, H, W); one stream for each `purpose`, such as "kl/noise"."""
-        return self.rng.normal(purpose, self.index, self.indices, self.student.spec.shape).to(
-            self.device, non_blocking=True
-        )
+        """Fresh standard normal noise (B, ...); one stream for each `purpose`, such as "kl/noise"."""
+        return self.rng.normal(purpose, self.index, self.indices, self.student.shape).to(self.device, non_blocking=True)
 
     def uniform(self, purpose: str) -> Tensor:
         """Fresh uniforms (B,) float64 in [0, 1) on the CPU; one stream for each `purpose`."""
         return self.rng.uniform(purpose, self.index, self.indices)
 
     def drawn_from(self, values: Tensor, purpose: str) -> Tensor:
-        """One of `values` (N,) for each sample, evenly drawn, (B,); one stream for each `purpose`."""
-        return values[(self.uniform(purpose) * len(values)).long()].to(self.device)
-
-    def clean(self, source: str) -> Pairs | Images:
-        """Clean samples with their conditions: "images", or the teacher's own, "pairs"; needs that source."""
-        return self.pairs if source == "pairs" else self.images
+        """One of `values` (N,), on the CPU, for each sample, evenly drawn, (B,); one stream for each `purpose`."""
+        return values[(self.uniform(purpose) * len(values)).long()].to(self.device, non_blocking=True)
 
     @cached_property
     def noise(self) -> Tensor:
-        """The student's input noise z ~ N(0, I), (B, C, H, W)."""
+        """The student's input noise z ~ N(0, I), (B, ...)."""
         return self.normal("noise")
 
     @cached_property
     def condition(self) -> Condition:
-        """The conditions of `noise`, drawn by the teacher's rule."""
-        return self._draw_condition(self.uniform("condition")).to(self.device)
-
-    @cached_property
-    def pairs(self) -> Pairs:
-        """A batch of the teacher's noise-image pairs; needs "pairs"."""
-        if self._pairs is None:
-            raise RuntimeError('step.pairs is read but no objective or learner declares needs = ("pairs",)')
-        return self._pairs.batch(self.rng, self.index, self.indices)
-
-    @cached_property
-    def images(self) -> Images:
-        """A batch of real images; needs "images"."""
-        if self._images is None:
-            raise RuntimeError('step.images is read but no objective or learner declares needs = ("images",)')
-        return self._images.batch(self.rng, self.index, self.indices)
+        """The conditions of `noise`, drawn by the teacher's conditioner."""
+        return self._conditioner.encode(self._conditioner.draw(self.uniform("condition"))).to(self.device)
 
     @cached_property
     def samples(self) -> Tensor:
-        """The student's output G(z, c), (B, C, H, W): with gradient where the student is due."""
+        """The student's output G(z, c), (B, ...): with gradient where the student is due; needs `Samples`."""
         if self._joint:
             return self._both[0]
         with torch.set_grad_enabled(self.student_due):
@@ -135,7 +118,7 @@ class Step:
 
     @cached_property
     def pair_samples(self) -> Tensor:
-        """The student's output on the pairs' noise, (B, C, H, W): to compare with `pairs.sample`."""
+        """The student's output on the pairs' noise, (B, ...): to compare with `pairs.sample`; needs `PairSamples`."""
         if self._joint:
             return self._both[1]
         with torch.set_grad_enabled(self.student_due):
@@ -145,7 +128,7 @@ class Step:
 
     @property
     def _joint(self) -> bool:
-        return self.student_due and {"samples", "pair_samples"} <= self._needs
+        return self.student_due and {Samples, PairSamples} <= self._needs
 
     @cached_property
     def _both(self) -> tuple[Tensor, Tensor]:
@@ -166,6 +149,14 @@ class Step:
 
     def _renoise(self, purpose: str) -> Callable[[int], Tensor]:
         return lambda k: self.normal(f"{purpose}/{k}")
+
+    def release(self) -> None:
+        """Let the student's graph go after its backward pass: from here on its samples are constants."""
+        self.student_due = False
+        for name in ("samples", "pair_samples"):
+            if name in self.__dict__:
+                self.__dict__[name] = self.__dict__[name].detach()
+        self.__dict__.pop("_both", None)
 
     def log(self, name: str, value: Tensor) -> None:
         """Record a scalar tensor; kept on the device and averaged over the logging interval."""

@@ -1,17 +1,20 @@
-"""The Teacher role: a frozen denoiser with everything a method may want to know about it."""
+"""The Teacher role: a frozen denoiser, its conditioner, its codec and the facts about it."""
 
 from __future__ import annotations
 
 import copy
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
+from distillkit.contracts.codec import Codec, Pixels
 from distillkit.contracts.condition import Condition
+from distillkit.contracts.conditioner import Conditioner, Unconditional
 from distillkit.contracts.denoiser import Denoiser
-from distillkit.errors import UsageError
+from distillkit.contracts.schedule import Schedule
+from distillkit.diffusion.solvers import SOLVERS, SolverName
 
 
 class TeacherSpec(BaseModel):
@@ -20,77 +23,86 @@ class TeacherSpec(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: str = Field(description="catalogue name or path")
-    shape: tuple[int, int, int] = Field(description="sample shape (C, H, W)")
-    num_classes: int = Field(0, ge=0, description="number of class labels; 0: unconditional")
-    null_label: bool = Field(True, description="the network was trained with dropped labels too, as guidance needs")
-    sigma_min: float = Field(0.002, gt=0, description="smallest noise level, in data units")
-    sigma_max: float = Field(80.0, gt=0, description="largest noise level, in data units")
-    sigma_data: float = Field(0.5, gt=0, description="standard deviation of the data")
-    rho: float = Field(7.0, gt=0, description="exponent of the Karras noise-level grid")
-    solver_steps: int = Field(18, ge=1, description="Heun steps of the deterministic sampler")
-    network: dict[str, Any] = Field(description="network class name and its arguments")
+    shape: tuple[int, ...] = Field(min_length=1, description="shape of a sample without the batch, such as (C, H, W)")
+    network: dict[str, Any] = Field(
+        default_factory=dict, description="kind and arguments of the network, its schedule among them"
+    )
+    conditioner: dict[str, Any] = Field(default_factory=dict, description="kind and fields of the conditioner")
+    codec: dict[str, Any] = Field(default_factory=dict, description="kind and fields of the codec")
+    solver: Literal["heun", "euler"] = Field("heun", description="deterministic sampler of its probability-flow ODE")
+    solver_steps: int = Field(18, ge=1, le=10_000, description="steps of that sampler")
     weights_sha256: str = Field("", description="sha256 of the weight file")
     licence: str = Field("", description="licence of the weights")
     source: str = Field("", description="where the weights come from")
 
-    @property
-    def is_image(self) -> bool:
-        """Whether samples are images; samples of one place (C, 1, 1) are points of a space."""
-        return self.shape[1:] != (1, 1)
-
 
 class Teacher:
-    """A frozen denoiser, its spec, its conditions, guidance and the way to pixels.
+    """A frozen denoiser with its conditioner, codec and facts.
 
-    Subclass it for latent or text-conditioned models: override `draw_condition`, `null_condition` and `decode`;
-    methods use these alone and therefore never learn what kind of model they distil.
+    Methods use `teacher(...)`, `teacher.schedule`, `teacher.conditioner` and `teacher.copy_denoiser()` alone, and so
+    never learn what kind of model they distil.
+
+    Args:
+        denoiser: its network; frozen here.
+        spec: facts. The descriptions of network, conditioner and codec are filled in from the objects when a student
+            is saved.
+        conditioner: the maker of its conditions; none by default.
+        codec: the way to what people look at; pixels by default.
     """
 
-    def __init__(self, denoiser: Denoiser, spec: TeacherSpec) -> None:
+    def __init__(
+        self, denoiser: Denoiser, spec: TeacherSpec, conditioner: Conditioner | None = None, codec: Codec | None = None
+    ) -> None:
         self.denoiser = denoiser.eval().requires_grad_(False)
         self.spec = spec
+        self.conditioner: Conditioner = conditioner or Unconditional()
+        self.codec: Codec = codec or Pixels()
 
-    def __call__(self, x: Tensor, sigma: Tensor, condition: Condition, guidance: float = 1.0) -> Tensor:
+    @property
+    def schedule(self) -> Schedule:
+        """The denoiser's noise schedule."""
+        return self.denoiser.schedule
+
+    def __call__(self, x: Tensor, t: Tensor, condition: Condition, guidance: float = 1.0) -> Tensor:
         """Denoise with classifier-free guidance: uncond + w (cond - uncond), w = `guidance` (Ho & Salimans 2022).
 
         w = 1 is the plain conditional model, at one network evaluation instead of two.
 
         Args:
-            x: (B, C, H, W). sigma: (B,). condition: batch of B. guidance: w.
-        """
-        if guidance == 1.0 or not condition:
-            return self.denoiser(x, sigma, condition)
-        both = Condition.cat([self.null_condition(condition), condition])
-        null, told = self.denoiser(torch.cat([x, x]), torch.cat([sigma, sigma]), both).chunk(2)
-        return torch.lerp(null, told, guidance)
-
-    def draw_condition(self, uniform: Tensor) -> Condition:
-        """Conditions from (B,) uniforms in [0, 1): equally likely class labels."""
-        if not self.spec.num_classes:
-            return Condition()
-        return Condition(labels=(uniform * self.spec.num_classes).long())
-
-    def null_condition(self, condition: Condition) -> Condition:
-        """The same batch with nothing told: label -1.
+            x: (B, ...). t: (B,). condition: batch of B. guidance: w.
 
         Raises:
-            UsageError: for a network that was never trained without labels.
+            UsageError: for a guidance weight where the model has no unconditional prediction.
         """
-        if not self.spec.null_label:
-            raise UsageError(
-                f"the teacher {self.spec.name} was trained with labels only, so it has no unconditional prediction to "
-                "guide against; use guidance 1"
-            )
-        return Condition(**{name: torch.full_like(value, -1) for name, value in condition.items()})
+        if guidance == 1.0 or not condition:
+            return self.denoiser(x, t, condition)
+        both = Condition.cat([self.conditioner.null(condition), condition])
+        null, conditional = self.denoiser(torch.cat([x, x]), torch.cat([t, t]), both).chunk(2)
+        return torch.lerp(null, conditional, guidance)
 
-    def decode(self, x: Tensor) -> Tensor:
-        """Samples (B, C, H, W) in [-1, 1] -> pixels (B, C, H, W) uint8, rounded half up in float32 as EDM does.
+    @torch.no_grad()
+    def sample(
+        self,
+        noise: Tensor,
+        condition: Condition,
+        *,
+        steps: int | None = None,
+        solver: SolverName | None = None,
+        guidance: float = 1.0,
+    ) -> Tensor:
+        """Solve the probability-flow ODE from standard normal noise (B, ...); samples (B, ...) float32.
 
-        Points (B, C, 1, 1) stay as they are.
+        Args:
+            condition: batch of B, on the noise's device.
+            steps: of the solver; the teacher's own number by default.
+            solver: "heun", "euler" or "ddim" (which is Euler's step in these coordinates); the teacher's by default.
+            guidance: w.
         """
-        if not self.spec.is_image:
-            return x.float()
-        return (x.float() * 127.5 + 128).clamp(0, 255).to(torch.uint8)
+        solve = SOLVERS[solver or self.spec.solver]
+        return solve(
+            lambda x, t: self(x, t, condition, guidance), noise, self.schedule.grid(steps or self.spec.solver_steps),
+            self.schedule,
+        )  # fmt: skip
 
     def copy_denoiser(self) -> Denoiser:
         """A trainable copy of the teacher's denoiser, dropout off: where students and score estimators start."""
@@ -98,4 +110,5 @@ class Teacher:
 
     def to(self, device: torch.device | str) -> Teacher:
         self.denoiser.to(device)
+        self.conditioner, self.codec = self.conditioner.to(device), self.codec.to(device)
         return self

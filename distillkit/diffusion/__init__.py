@@ -1,31 +1,47 @@
 """Mathematics of diffusion models that methods are written with; part of the public API."""
 
-from distillkit.diffusion.distances import Distance, l2, pseudo_huber
-from distillkit.diffusion.preconditioning import EDMPreconditioning
+from distillkit.contracts.schedule import Schedule, per_sample
+from distillkit.diffusion.denoisers import EDMPreconditioning, Prediction, PredictionDenoiser
+from distillkit.diffusion.distances import Distance, l1, l2, pseudo_huber
 from distillkit.diffusion.samplers import ConsistencySampler, EulerSampler, RenoisingSampler, consistency_function
-from distillkit.diffusion.schedules import edm_loss_weight, karras_sigmas, lognormal_sigmas, score_matching_loss
-from distillkit.diffusion.solvers import euler, heun
-from distillkit.diffusion.variance_preserving import VariancePreserving, vp_sigmas
+from distillkit.diffusion.schedules import (
+    EDMSchedule,
+    FlowSchedule,
+    VPSchedule,
+    karras_sigmas,
+    lognormal_ratios,
+    schedule_of,
+)
+from distillkit.diffusion.solvers import SOLVERS, denoised_from, euler, euler_step, heun, heun_step
 from distillkit.diffusion.weightings import WEIGHTINGS, Weighting, WeightingName
 
 __all__ = [
+    "SOLVERS",
     "WEIGHTINGS",
     "ConsistencySampler",
     "Distance",
     "EDMPreconditioning",
+    "EDMSchedule",
     "EulerSampler",
+    "FlowSchedule",
+    "Prediction",
+    "PredictionDenoiser",
     "RenoisingSampler",
-    "VariancePreserving",
+    "Schedule",
+    "VPSchedule",
     "Weighting",
     "WeightingName",
     "consistency_function",
-    "edm_loss_weight",
+    "denoised_from",
     "euler",
+    "euler_step",
     "heun",
+    "heun_step",
     "karras_sigmas",
+    "l1",
     "l2",
-    "lognormal_sigmas",
+    "lognormal_ratios",
+    "per_sample",
     "pseudo_huber",
-    "score_matching_loss",
-    "vp_sigmas",
+    "schedule_of",
 ]

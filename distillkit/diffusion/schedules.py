@@ -1,13 +1,25 @@
-"""Noise levels: the Karras grid and the training distribution (Karras et al. 2022, Eq. 5 and Table 1)."""
+"""The three families of noise schedules, and distributions of noise levels."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
+from functools import lru_cache
+from typing import Annotated, Any, Literal
+
 import torch
+from pydantic import Field, TypeAdapter
 from torch import Tensor
+
+from distillkit.contracts.schedule import SMALLEST_ALPHA, Schedule
+
+Betas = Literal["linear", "scaled_linear", "squaredcos_cap_v2"]
+Spacing = Literal["leading", "trailing", "linspace"]
 
 
 def karras_sigmas(steps: int, *, sigma_min: float = 0.002, sigma_max: float = 80.0, rho: float = 7.0) -> Tensor:
-    """Descending grid sigma_i = (smax^(1/rho) + i/(N-1) (smin^(1/rho) - smax^(1/rho)))^rho, i = 0..N-1.
+    """Descending grid sigma_i = (smax^(1/rho) + i/(N-1) (smin^(1/rho) - smax^(1/rho)))^rho, i = 0..N-1
+    (Karras et al. 2022, Eq. 5).
 
     Returns:
         (steps,) float64, without the final zero. A single step is sigma_max.
@@ -17,21 +29,183 @@ def karras_sigmas(steps: int, *, sigma_min: float = 0.002, sigma_max: float = 80
     return (high + ramp * (low - high)) ** rho
 
 
-def edm_loss_weight(sigma: Tensor, sigma_data: float) -> Tensor:
-    """lambda(sigma) = (sigma^2 + sd^2) / (sigma sd)^2 = sigma^-2 + sd^-2, for sigma of any shape."""
-    return sigma**-2 + sigma_data**-2
+class EDMSchedule(Schedule):
+    """alpha = 1, sigma = t: t is the noise level in data units, spaced by Karras et al. (2022, Eq. 5)."""
+
+    kind: Literal["edm"] = "edm"
+    sigma_min: float = Field(0.002, gt=0, description="smallest noise level, in data units")
+    sigma_max: float = Field(80.0, gt=0, description="largest noise level, in data units")
+    rho: float = Field(7.0, gt=0, description="exponent of the grid")
+
+    @property
+    def t_max(self) -> float:
+        return self.sigma_max
+
+    @property
+    def t_min(self) -> float:
+        return self.sigma_min
+
+    def alpha(self, t: Tensor) -> Tensor:
+        return torch.ones_like(t)
+
+    def sigma(self, t: Tensor) -> Tensor:
+        return t
+
+    def ratio(self, t: Tensor) -> Tensor:
+        return t
+
+    def add_noise(self, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+        return x0 + t.reshape(-1, *(1,) * (x0.ndim - 1)) * noise
+
+    def at(self, ratio: Tensor) -> Tensor:
+        return ratio.clamp(self.sigma_min, self.sigma_max)
+
+    def grid(self, steps: int) -> Tensor:
+        return karras_sigmas(steps, sigma_min=self.sigma_min, sigma_max=self.sigma_max, rho=self.rho)
+
+    def levels(self, count: int, first: float | None = None) -> tuple[float, ...]:
+        top = self.sigma_max if first is None else first
+        if count < 1:
+            raise ValueError("a student takes at least one evaluation")
+        grid = karras_sigmas(count + 1, sigma_min=self.sigma_min, sigma_max=top, rho=self.rho)[:-1]
+        return tuple(grid.tolist())
 
 
-def score_matching_loss(denoised: Tensor, x: Tensor, sigma: Tensor, sigma_data: float) -> Tensor:
-    """mean lambda(sigma) (denoised - x)^2 over all elements of (B, C, H, W), sigma (B,); a scalar."""
-    weight = edm_loss_weight(sigma, sigma_data).view(-1, 1, 1, 1)
-    return (weight * (denoised - x).square()).mean()
+class VPSchedule(Schedule):
+    """alpha^2 + sigma^2 = 1 from discrete betas; t is a training step, 0 .. steps - 1, and may lie between two.
+
+    `linear` betas (Ho et al. 2020, arXiv 2006.11239), `scaled_linear`: linear in their square roots (Rombach et al.
+    2022), `squaredcos_cap_v2`: the cosine schedule, betas at most 0.999 (Nichol & Dhariwal 2021). With
+    `zero_terminal_snr` the signal vanishes at the last step (Lin et al. 2023, arXiv 2305.08891, Algorithm 1). Between
+    steps ln(sigma / alpha) is interpolated linearly.
+    """
+
+    kind: Literal["vp"] = "vp"
+    steps: int = Field(1000, ge=2, le=100_000, description="training steps")
+    betas: Betas = "linear"
+    beta_start: float = Field(1e-4, gt=0, lt=1)
+    beta_end: float = Field(0.02, gt=0, lt=1)
+    zero_terminal_snr: bool = Field(False, description="the last step is pure noise")
+    spacing: Spacing = Field("leading", description="which steps a sampler takes, as diffusers names it")
+    offset: int = Field(0, ge=0, description="added to the steps of leading spacing")
+
+    @property
+    def t_max(self) -> float:
+        return float(self.steps - 1)
+
+    @property
+    def t_min(self) -> float:
+        return 0.0
+
+    def alpha(self, t: Tensor) -> Tensor:
+        return (1 + self.ratio(t).square()).rsqrt()
+
+    def sigma(self, t: Tensor) -> Tensor:
+        ratio = self.ratio(t)
+        return ratio * (1 + ratio.square()).rsqrt()
+
+    def ratio(self, t: Tensor) -> Tensor:
+        t = t if t.is_floating_point() else t.float()
+        table = _log_ratios(self, t.device, t.dtype)
+        below = t.floor().clamp(0, self.steps - 2).long()
+        return torch.lerp(table[below], table[below + 1], (t - below).clamp(0, 1).to(table.dtype)).exp()
+
+    def at(self, ratio: Tensor) -> Tensor:
+        table, level = _log_ratios(self, ratio.device, ratio.dtype), ratio.log()
+        above = torch.searchsorted(table, level.contiguous()).clamp(1, self.steps - 1)
+        low, high = table[above - 1], table[above]
+        return above - 1 + ((level - low) / (high - low)).clamp(0, 1)
+
+    def grid(self, steps: int) -> Tensor:
+        if steps > self.steps or self.spacing == "linspace":
+            spaced = torch.linspace(0, self.steps - 1, steps, dtype=torch.float64).flip(0)
+            return spaced.round() if steps <= self.steps else spaced
+        if self.spacing == "trailing":
+            numbers = torch.arange(steps, dtype=torch.float64)
+            return (self.steps - numbers * (self.steps / steps)).round() - 1
+        numbers = torch.arange(steps, dtype=torch.float64).flip(0) * (self.steps // steps)
+        return (numbers + self.offset).clamp(max=self.steps - 1)
+
+    def start(self, noise: Tensor, t: float | None = None) -> Tensor:
+        """The noise itself: the variance of x_t is one at every t, for data of unit variance."""
+        return noise
+
+    def linear(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        ratio = self.ratio(t)
+        return (1 + ratio.square()).sqrt(), ratio
 
 
-def lognormal_sigmas(uniform: Tensor, *, mean: float = -1.2, std: float = 1.2) -> Tensor:
-    """Noise levels with ln sigma ~ N(mean, std^2) from uniforms in [0, 1) (Karras et al. 2022, Table 1); float32.
+class FlowSchedule(Schedule):
+    """alpha = 1 - t, sigma = t (rectified flow, Liu et al. 2022, arXiv 2209.03003; Lipman et al. 2022, 2210.02747).
 
-    The normal quantile of a uniform: one scalar draw per sample needs no generator of its own.
+    The grid is shifted to noise, t' = s t / (1 + (s - 1) t) (Esser et al. 2024, arXiv 2403.03206, Eq. 23).
+    """
+
+    kind: Literal["flow"] = "flow"
+    shift: float = Field(1.0, gt=0, description="s; 1 leaves times evenly spaced")
+    smallest: float = Field(1e-3, gt=0, lt=1, description="smallest time that networks are asked at")
+
+    @property
+    def t_max(self) -> float:
+        return 1.0
+
+    @property
+    def t_min(self) -> float:
+        return self.smallest
+
+    def alpha(self, t: Tensor) -> Tensor:
+        return (1 - t).clamp(min=SMALLEST_ALPHA)
+
+    def sigma(self, t: Tensor) -> Tensor:
+        return t
+
+    def at(self, ratio: Tensor) -> Tensor:
+        return (ratio / (1 + ratio)).clamp(self.smallest, 1)
+
+    def grid(self, steps: int) -> Tensor:
+        even = torch.arange(steps, 0, -1, dtype=torch.float64) / steps
+        return self.shift * even / (1 + (self.shift - 1) * even)
+
+
+_SCHEDULES: TypeAdapter[EDMSchedule | VPSchedule | FlowSchedule] = TypeAdapter(
+    Annotated[EDMSchedule | VPSchedule | FlowSchedule, Field(discriminator="kind")]
+)
+
+
+def schedule_of(description: Mapping[str, Any]) -> Schedule:
+    """The schedule of {"kind": "edm", "vp" or "flow", ...}.
+
+    Raises:
+        ValueError: for an unknown kind or fields that do not fit.
+    """
+    return _SCHEDULES.validate_python(dict(description))
+
+
+@lru_cache(maxsize=32)
+def _log_ratios(schedule: VPSchedule, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """ln(sigma / alpha) of every step, (steps,), ascending; finite also where the signal vanishes."""
+    # The device is named, so that the table exists also where networks are built without memory.
+    steps = schedule.steps
+    if schedule.betas == "squaredcos_cap_v2":
+        level = [math.cos((i / steps + 0.008) / 1.008 * math.pi / 2) ** 2 for i in range(steps + 1)]
+        capped = [min(1 - level[i + 1] / level[i], 0.999) for i in range(steps)]
+        betas = torch.tensor(capped, dtype=torch.float64, device="cpu")
+    else:
+        power = 0.5 if schedule.betas == "scaled_linear" else 1.0
+        ends = schedule.beta_start**power, schedule.beta_end**power
+        betas = torch.linspace(*ends, steps, dtype=torch.float64, device="cpu") ** (1 / power)
+    remaining = (1 - betas).cumprod(0)
+    if schedule.zero_terminal_snr:
+        root = remaining.sqrt()
+        remaining = ((root - root[-1]) * (root[0] / (root[0] - root[-1]))).square()
+    ratios = ((1 - remaining) / remaining).sqrt().clamp(max=1 / SMALLEST_ALPHA)
+    return ratios.log().to(device=device, dtype=dtype)
+
+
+def lognormal_ratios(uniform: Tensor, *, mean: float = -1.2, std: float = 1.2) -> Tensor:
+    """Noise levels with ln(sigma / alpha) ~ N(mean, std^2) from uniforms in [0, 1) (Karras et al. 2022, Table 1).
+
+    The normal quantile of a uniform: one scalar draw per sample needs no generator of its own. Float32.
     """
     level = torch.special.ndtri(uniform.clamp(1e-12, 1 - 1e-12))
     return (level * std + mean).exp().float()

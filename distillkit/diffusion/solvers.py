@@ -1,64 +1,117 @@
-"""Deterministic samplers of the probability-flow ODE dx/dsigma = (x - D(x; sigma)) / sigma."""
+"""Deterministic samplers of the probability-flow ODE, for every schedule.
+
+In the coordinates y = s x, u of `Schedule.linear` the ODE is dy/du = (y - D) / u for all of them; there Euler's step is
+DDIM with eta = 0 (Song et al. 2021, Eq. 14), and Heun's method is Karras et al. (2022), Algorithm 1.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from itertools import pairwise
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
 
+from distillkit.contracts.schedule import SMALLEST_ALPHA, Schedule, per_sample
+
 DenoiseAt = Callable[[Tensor, Tensor], Tensor]
-"""(x, sigma) -> x0 with x (B, C, H, W) and sigma (B,) in float32: a denoiser with its condition filled in."""
+"""(x, t) -> x0 with x (B, ...) and t (B,) in float32: a denoiser with its condition filled in."""
+
+SolverName = Literal["heun", "euler", "ddim"]
+LARGEST = 0.01 / SMALLEST_ALPHA
+"""From larger u, which is pure noise, Heun's correction would multiply rounding errors: the step is Euler's."""
 
 
-def euler(denoise: DenoiseAt, noise: Tensor, sigmas: Tensor) -> Tensor:
-    """First-order Euler sampler, which is DDIM with eta = 0 in this parametrisation (Song et al. 2021, Eq. 14).
-
-    Args:
-        denoise, noise: as in `heun`.
-        sigmas: (N + 1,) descending noise levels, the last one included: 0 for samples. N evaluations.
-
-    Returns:
-        (B, C, H, W) at the last noise level, float32.
-    """
-    x, dtype = _start(noise, float(sigmas[0]))
-    for sigma, following in pairwise(sigmas.tolist()):
-        x = x + (following - sigma) * _slope(denoise, x, sigma, dtype)
-    return x.float()
+class Solver(Protocol):
+    def __call__(self, denoise: DenoiseAt, noise: Tensor, times: Tensor, schedule: Schedule) -> Tensor: ...
 
 
-def heun(denoise: DenoiseAt, noise: Tensor, sigmas: Tensor) -> Tensor:
-    """Second-order Heun sampler (Karras et al. 2022, Algorithm 1 with S_churn = 0); 2N - 1 evaluations.
-
-    The state is kept in float64 (float32 on devices without it); the network sees float32. The step to zero
-    has no correction.
+def euler(
+    denoise: DenoiseAt, noise: Tensor, times: Tensor, schedule: Schedule, *, to_clean: bool = True
+) -> Tensor:
+    """First-order steps; one evaluation a step.
 
     Args:
-        denoise: D(x, sigma).
-        noise: standard normal (B, C, H, W).
-        sigmas: (N,) descending noise levels without the final zero.
+        denoise, noise, schedule: as in `heun`.
+        times: (N,) descending.
+        to_clean: end with a step to the clean sample: N evaluations. Otherwise end at the last time: N - 1.
 
     Returns:
-        Samples (B, C, H, W), float32.
+        (B, ...) float32.
     """
-    levels = [*sigmas.tolist(), 0.0]
-    x, dtype = _start(noise, levels[0])
-    for sigma, following in pairwise(levels):
-        d = _slope(denoise, x, sigma, dtype)
-        x_next = x + (following - sigma) * d
-        if following > 0:
-            d = (d + _slope(denoise, x_next, following, dtype)) / 2
-            x_next = x + (following - sigma) * d
-        x = x_next
-    return x.float()
+    y, ladder = _start(noise, times, schedule)
+    for (t, s, u), (_, _, following) in pairwise(ladder if to_clean else ladder[:-1]):
+        y = y + (following - u) * _slope(denoise, y, t, s, u)
+    return (y if to_clean else y / ladder[-2][1]).float()
 
 
-def _start(noise: Tensor, sigma: float) -> tuple[Tensor, torch.dtype]:
+def heun(denoise: DenoiseAt, noise: Tensor, times: Tensor, schedule: Schedule) -> Tensor:
+    """Second-order steps; 2N - 1 evaluations.
+
+    The state is kept in float64 (float32 on devices without it); the network sees float32. The step to the clean
+    sample has no correction.
+
+    Args:
+        denoise: D(x, t).
+        noise: standard normal (B, ...).
+        times: (N,) descending, without the clean end.
+        schedule: the denoiser's.
+
+    Returns:
+        Samples (B, ...), float32.
+    """
+    y, ladder = _start(noise, times, schedule)
+    for (t, s, u), (t_next, s_next, following) in pairwise(ladder):
+        d = _slope(denoise, y, t, s, u)
+        y_next = y + (following - u) * d
+        if following > 0 and u < LARGEST:
+            d = (d + _slope(denoise, y_next, t_next, s_next, following)) / 2
+            y_next = y + (following - u) * d
+        y = y_next
+    return y.float()
+
+
+SOLVERS: Mapping[SolverName, Solver] = {"heun": heun, "euler": euler, "ddim": euler}
+
+
+def solver_evaluations(solver: SolverName, steps: int) -> int:
+    """Network evaluations of one unguided sample."""
+    return 2 * steps - 1 if solver == "heun" else steps
+
+
+def _start(noise: Tensor, times: Tensor, schedule: Schedule) -> tuple[Tensor, list[tuple[float, float, float]]]:
+    """The first y, and (t, s, u) of every time, the clean end last."""
+    scales, places = schedule.linear(times)
+    ladder = [*zip(times.tolist(), scales.tolist(), places.tolist(), strict=True), (0.0, 1.0, 0.0)]
     dtype = torch.float32 if noise.device.type == "mps" else torch.float64
-    return noise.to(dtype) * sigma, dtype
+    return schedule.start(noise.to(dtype), ladder[0][0]) * ladder[0][1], ladder
 
 
-def _slope(denoise: DenoiseAt, x: Tensor, sigma: float, dtype: torch.dtype) -> Tensor:
-    level = torch.full((len(x),), sigma, device=x.device)
-    return (x - denoise(x.float(), level).to(dtype)) / sigma
+def _slope(denoise: DenoiseAt, y: Tensor, t: float, s: float, u: float) -> Tensor:
+    x = y if s == 1.0 else y / s
+    return (y - denoise(x.float(), torch.full((len(y),), t, device=y.device)).to(y.dtype)) / u
+
+
+def euler_step(schedule: Schedule, x: Tensor, denoised: Tensor, t: Tensor, t_next: Tensor) -> Tensor:
+    """x at t_next after one Euler (DDIM) step from x (B, ...) at t, with its denoised x0; t, t_next (B,)."""
+    (s, u), (s_next, u_next) = schedule.linear(t), schedule.linear(t_next)
+    y = per_sample(s, x) * x
+    return (y + per_sample((u_next - u) / u, x) * (y - denoised)) / per_sample(s_next, x)
+
+
+def heun_step(denoise: DenoiseAt, schedule: Schedule, x: Tensor, t: Tensor, t_next: Tensor) -> Tensor:
+    """x at t_next after one Heun step from x (B, ...) at t; two evaluations. t, t_next (B,)."""
+    (s, u), (s_next, u_next) = ([per_sample(v, x) for v in schedule.linear(level)] for level in (t, t_next))
+    y = s * x
+    d = (y - denoise(x, t)) / u
+    y_euler = y + (u_next - u) * d
+    d_next = (y_euler - denoise(y_euler / s_next, t_next)) / u_next
+    return (y + (u_next - u) * torch.where(u < LARGEST, (d + d_next) / 2, d)) / s_next
+
+
+def denoised_from(schedule: Schedule, x: Tensor, x_next: Tensor, t: Tensor, t_next: Tensor) -> Tensor:
+    """The x0 with which one Euler step leads from x (B, ...) at t to x_next at t_next; the inverse of `euler_step`."""
+    (s, u), (s_next, u_next) = ([per_sample(v, x) for v in schedule.linear(level)] for level in (t, t_next))
+    y, y_next = s * x, s_next * x_next
+    return y - u * (y_next - y) / (u_next - u)

@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 
 Weighting = Callable[[Tensor, float], Tensor]
-"""(sigma, sigma_data) -> weight, of sigma's shape."""
+"""(ratio sigma / alpha, sigma_data) -> weight, of ratio's shape."""
 
 WeightingName = Literal["uniform", "karras", "snr+1", "truncated-snr"]
 
 WEIGHTINGS: Mapping[WeightingName, Weighting] = {
-    "uniform": lambda sigma, sd: torch.ones_like(sigma),
-    "karras": lambda sigma, sd: sigma**-2 + sd**-2,
-    "snr+1": lambda sigma, sd: sigma**-2 + 1,
-    "truncated-snr": lambda sigma, sd: (sigma**-2).clamp(min=1),
+    "uniform": lambda ratio, sd: torch.ones_like(ratio),
+    "karras": lambda ratio, sd: ratio**-2 + sd**-2,
+    "snr+1": lambda ratio, sd: ratio**-2 + 1,
+    "truncated-snr": lambda ratio, sd: (ratio**-2).clamp(min=1),
 }

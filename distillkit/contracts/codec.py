@@ -1,0 +1,81 @@
+"""Codecs: between samples, which denoisers see, and what people look at."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Literal, Self
+
+import torch
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor
+
+Content = Literal["images", "video", "points"]
+"""What decoded samples are: (B, C, H, W) uint8, (B, C, T, H, W) uint8, or (B, D) float32."""
+
+
+class Codec(BaseModel, ABC):
+    """Decodes a model's samples (B, ...), and encodes what people have into samples.
+
+    Plain data like a conditioner; weights of an autoencoder are loaded when they are first needed. A plugin offers its
+    own by the hook `distillkit_codecs`.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    @property
+    @abstractmethod
+    def content(self) -> Content:
+        """What decoded samples are."""
+
+    @abstractmethod
+    def decode(self, samples: Tensor) -> Tensor:
+        """Samples (B, ...) -> images or video uint8, or points float32."""
+
+    @abstractmethod
+    def encode(self, data: Tensor) -> Tensor:
+        """Images or video uint8, or points float32 -> samples (B, ...) float32."""
+
+    def decoded_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Shape of a decoded sample whose sample has `shape`, both without the batch."""
+        return shape
+
+    def encoded_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Shape of the sample of data with `shape`, both without the batch."""
+        return shape
+
+    def to(self, device: torch.device | str) -> Self:
+        """Move what decodes to a device; itself where there is nothing to move."""
+        return self
+
+
+class Pixels(Codec):
+    """Samples are pixels in [-1, 1]: (B, C, H, W) images or (B, C, T, H, W) video.
+
+    Decoding rounds half up in float32, as EDM does; encoding is pixels / 127.5 - 1.
+    """
+
+    video: bool = False
+
+    @property
+    def content(self) -> Content:
+        return "video" if self.video else "images"
+
+    def decode(self, samples: Tensor) -> Tensor:
+        return (samples.float() * 127.5 + 128).clamp(0, 255).to(torch.uint8)
+
+    def encode(self, data: Tensor) -> Tensor:
+        return data.float().div_(127.5).sub_(1)
+
+
+class Points(Codec):
+    """Samples are points of a space, (B, D), and stay as they are."""
+
+    @property
+    def content(self) -> Content:
+        return "points"
+
+    def decode(self, samples: Tensor) -> Tensor:
+        return samples.float()
+
+    def encode(self, data: Tensor) -> Tensor:
+        return data.float()

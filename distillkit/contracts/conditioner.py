@@ -1,0 +1,130 @@
+"""Conditioners: the only makers of conditions."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Self
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
+
+from distillkit.contracts.condition import Condition
+from distillkit.errors import UsageError
+
+
+class Conditioner(BaseModel, ABC):
+    """From keys to conditions. Keys are (B,) int64: class numbers, numbers of prompts; stores keep keys, not encodings.
+
+    Plain data, so that a teacher's and a student's description can carry it; what is heavy (a text encoder) is loaded
+    when it is first needed. A plugin offers its own by the hook `distillkit_conditioners`.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    @property
+    @abstractmethod
+    def count(self) -> int:
+        """Number of keys: classes or prompts. 0 where there is nothing to choose."""
+
+    @abstractmethod
+    def encode(self, keys: Tensor) -> Condition:
+        """Conditions for keys (B,) int64, on the keys' device or the encoder's."""
+
+    def draw(self, uniform: Tensor) -> Tensor:
+        """Keys (B,) int64 from uniforms (B,) in [0, 1), on the CPU: every key alike."""
+        return (uniform * max(self.count, 1)).long()
+
+    def in_turn(self, indices: Sequence[int] | range) -> Tensor:
+        """Keys (B,) int64 that go round all keys: exactly balanced, whatever the batch or the number of processes."""
+        return torch.tensor(list(indices), dtype=torch.int64) % max(self.count, 1)
+
+    @property
+    def has_null(self) -> bool:
+        """Whether the model also predicts without a condition, as classifier-free guidance needs it."""
+        return False
+
+    def null(self, condition: Condition) -> Condition:
+        """The same batch without a condition.
+
+        Raises:
+            UsageError: where the model has no unconditional prediction.
+        """
+        raise UsageError(
+            "this teacher was trained with conditions only, so it has no unconditional prediction to guide against; "
+            "use guidance 1"
+        )
+
+    def parse(self, typed: Sequence[str]) -> Tensor:
+        """Keys (B,) int64 of what a person typed: class numbers or names, prompts.
+
+        Raises:
+            UsageError: for what is none of them.
+        """
+        raise UsageError("this model takes no conditions")
+
+    def names(self, keys: Tensor) -> list[str]:
+        """What keys (B,) are called, for people; empty text where they have no names."""
+        return [str(key) if self.count else "" for key in keys.tolist()]
+
+    def summary(self) -> str:
+        """For people: '10 classes', 'text', 'none'."""
+        return "none"
+
+    def to(self, device: torch.device | str) -> Self:
+        """Move what encodes to a device; itself where there is nothing to move."""
+        return self
+
+
+class Unconditional(Conditioner):
+    """No condition: one key, which stands for nothing."""
+
+    @property
+    def count(self) -> int:
+        return 0
+
+    def encode(self, keys: Tensor) -> Condition:
+        return Condition()
+
+
+class ClassLabels(Conditioner):
+    """Class labels: `Condition(labels=...)` with (B,) int64 class numbers; -1 is the null label."""
+
+    classes: int = Field(ge=1, description="number of classes")
+    null_label: bool = Field(True, description="the network was trained with dropped labels too, as guidance needs")
+    class_names: tuple[str, ...] = Field((), description="names of the classes, in order; empty where not known")
+
+    @property
+    def count(self) -> int:
+        return self.classes
+
+    @property
+    def has_null(self) -> bool:
+        return self.null_label
+
+    def encode(self, keys: Tensor) -> Condition:
+        return Condition(labels=keys)
+
+    def null(self, condition: Condition) -> Condition:
+        if not self.null_label:
+            return super().null(condition)
+        return condition.extended(labels=torch.full_like(condition["labels"], -1))
+
+    def parse(self, typed: Sequence[str]) -> Tensor:
+        """Keys of class numbers, or of names where the classes have some."""
+        return torch.tensor([self._key(text.strip()) for text in typed], dtype=torch.int64)
+
+    def _key(self, text: str) -> int:
+        if text in self.class_names:
+            return self.class_names.index(text)
+        if not text.isdecimal() or int(text) >= self.classes:
+            names = f" or one of {', '.join(self.class_names[:12])}" if self.class_names else ""
+            raise UsageError(f"{text!r} is not a class: write a number from 0 to {self.classes - 1}{names}")
+        return int(text)
+
+    def names(self, keys: Tensor) -> list[str]:
+        return [self.class_names[key] if key < len(self.class_names) else str(key) for key in keys.tolist()]
+
+    def summary(self) -> str:
+        return f"{self.classes:,} classes"

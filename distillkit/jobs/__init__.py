@@ -1,0 +1,1 @@
+"""The use cases: distil, train a teacher, evaluate, make reference statistics, plan."""

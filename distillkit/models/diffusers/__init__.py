@@ -1,0 +1,1 @@
+"""diffusers' networks as denoisers, from pipeline folders and hub repositories."""

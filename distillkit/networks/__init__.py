@@ -1,1 +1,0 @@
-"""Network architectures that teachers and students are made of."""

@@ -1,0 +1,45 @@
+"""What distillkit itself offers, by the hooks that everyone uses."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from distillkit.contracts.codec import Codec, Pixels, Points
+from distillkit.contracts.conditioner import ClassLabels, Conditioner, Unconditional
+from distillkit.contracts.denoiser import Denoiser
+from distillkit.contracts.hooks import hookimpl
+from distillkit.contracts.sampler import OneStep, Sampler
+from distillkit.contracts.source import Source
+
+
+@hookimpl
+def distillkit_networks() -> Mapping[str, Callable[..., Denoiser]]:
+    from distillkit.models.networks import NETWORKS
+
+    return NETWORKS
+
+
+@hookimpl
+def distillkit_samplers() -> Mapping[str, type[Sampler]]:
+    from distillkit.diffusion.samplers import ConsistencySampler, EulerSampler, RenoisingSampler
+
+    return {kind.__name__: kind for kind in (OneStep, ConsistencySampler, EulerSampler, RenoisingSampler)}
+
+
+@hookimpl
+def distillkit_conditioners() -> Mapping[str, type[Conditioner]]:
+    return {"Unconditional": Unconditional, "ClassLabels": ClassLabels}
+
+
+@hookimpl
+def distillkit_codecs() -> Mapping[str, type[Codec]]:
+    return {"Pixels": Pixels, "Points": Points}
+
+
+@hookimpl
+def distillkit_sources() -> Mapping[str, type[Source[Any]]]:
+    from distillkit.data.images import ImageSource
+    from distillkit.data.pairs import PairSource
+
+    return {source.name: source for source in (PairSource, ImageSource)}

@@ -1,1 +1,0 @@
-"""Loading, cataloguing and training of teachers."""
