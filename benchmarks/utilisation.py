@@ -15,10 +15,10 @@ import torch
 from accelerate import Accelerator
 
 from distillkit.runs.config import read_config
-from distillkit.runs.rehearsal import rehearse
-from distillkit.runs.train_teacher import TeacherRunConfig
-from distillkit.teachers.load import load_teacher
-from distillkit.teachers.training import teacher_recipe
+from distillkit.jobs.trial import rehearse
+from distillkit.jobs.train_teacher import TeacherRunConfig
+from distillkit.models.store.resolve import load_teacher
+from distillkit.jobs.teacher_recipe import teacher_recipe
 
 
 def main() -> None:

@@ -53,7 +53,7 @@ if TYPE_CHECKING:
     from distillkit.evaluation.measure import Measure as Measure
     from distillkit.evaluation.protocol import ExtractorSpec as ExtractorSpec
     from distillkit.evaluation.record import Record as Record
-    from distillkit.jobs.api import bench as bench
+    from distillkit.benchmark.run import bench as bench
     from distillkit.jobs.api import distil as distil
     from distillkit.jobs.api import evaluate as evaluate
     from distillkit.jobs.run import Run as Run
@@ -109,7 +109,7 @@ _HOME = {
     "Tracker": "contracts.hooks",
     "Unconditional": "contracts.conditioner",
     "UsageError": "errors",
-    "bench": "jobs.api",
+    "bench": "benchmark.run",
     "build_denoiser": "models.build",
     "changed_network": "models.build",
     "distil": "jobs.api",

@@ -17,11 +17,11 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from distillkit import Teacher
-from distillkit.networks.build import build_denoiser
-from distillkit.teachers.catalog import DIGITS
-from distillkit.teachers.folder import write_teacher
-from distillkit.teachers.load import load_teacher
-from distillkit.teachers.training import fresh_teacher
+from distillkit.models.build import build_denoiser
+from distillkit.models.edm.catalog import DIGITS
+from distillkit.models.store.folder import write_teacher
+from distillkit.models.store.resolve import load_teacher
+from distillkit.jobs.teacher_recipe import fresh_teacher
 
 GOLDENS = Path(__file__).parent / "goldens"
 

@@ -11,10 +11,10 @@ import torch
 from distillkit.contracts.condition import Condition
 from distillkit.diffusion.schedules import score_matching_loss
 from distillkit.progress import reporter_for
-from distillkit.teachers.catalog import MIXTURE
-from distillkit.teachers.folder import write_teacher
-from distillkit.teachers.mixture import MODES, SPREAD, MixtureDenoiser, means
-from distillkit.teachers.training import fresh_teacher
+from distillkit.models.edm.catalog import MIXTURE
+from distillkit.models.store.folder import write_teacher
+from distillkit.embedded.mixture.teacher import MODES, SPREAD, MixtureDenoiser, means
+from distillkit.jobs.teacher_recipe import fresh_teacher
 
 STEPS, BATCH, LR = 10_000, 512, 2e-3
 

@@ -11,8 +11,8 @@ from distillkit import assets
 from distillkit.evaluation import record
 from distillkit.files import sha256, write_json
 from distillkit.progress import reporter_for
-from distillkit.runs.scores import ruler_for, score_key, teacher_score
-from distillkit.teachers.load import load_teacher
+from distillkit.jobs.scores import ruler_for, score_key, teacher_score
+from distillkit.models.store.resolve import load_teacher
 
 
 def main() -> None:

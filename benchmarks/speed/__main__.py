@@ -24,7 +24,7 @@ from distillkit.data.pairs import PairStore
 from distillkit.engine.config import TrainingConfig
 from distillkit.engine.trainer import Trainer
 from distillkit.runs.folder import environment
-from distillkit.runs.scores import images_per_second, student_pixels, teacher_pixels
+from distillkit.jobs.scores import images_per_second, student_pixels, teacher_pixels
 from distillkit_dmd.method import DMD, DMDConfig
 
 

@@ -36,17 +36,17 @@ def bench(
     cores and needs no download. What is done is kept: the same command goes on after an interruption, and runs again
     only what has changed. Ends with exit code 1 if a method failed.
     """
-    from distillkit.bench.harness import Bench
-    from distillkit.bench.results import read_results
-    from distillkit.bench.suite import chosen, load_suite
+    from distillkit.benchmark.harness import Bench
+    from distillkit.benchmark.results import read_results
+    from distillkit.benchmark.suite import chosen, load_suite
     from distillkit.cli.bench_tables import show_bench, show_bench_plan
     from distillkit.engine.config import parse_count
     from distillkit.engine.interrupt import stop_on_signal
     from distillkit.errors import UsageError
     from distillkit.progress import reporter_for
-    from distillkit.runs.accelerators import make_accelerator
+    from distillkit.jobs.accelerators import make_accelerator
     from distillkit.runs.folder import RunFolder
-    from distillkit.teachers.load import load_teacher
+    from distillkit.models.store.resolve import load_teacher
 
     spent = parse_count(budget) if budget else None
     if spent is not None and (not isinstance(spent, int) or spent < 1):

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING
 from rich.markup import escape
 from rich.table import Table
 
-from distillkit.bench.leaderboard import leaderboard
-from distillkit.bench.report import findings, paired, write_report
+from distillkit.benchmark.leaderboard import leaderboard
+from distillkit.benchmark.report import findings, paired, write_report
 from distillkit.cli.closing import console
 from distillkit.progress import clock
 
 if TYPE_CHECKING:
-    from distillkit.bench.harness import Bench
-    from distillkit.bench.results import Results
+    from distillkit.benchmark.harness import Bench
+    from distillkit.benchmark.results import Results
 
 
 def show_bench(folder: Path, results: Results) -> None:

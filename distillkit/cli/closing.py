@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from distillkit.evaluation.compare import Table as Comparison
     from distillkit.evaluation.record import Quoted, Record
-    from distillkit.runs.distill import Result
+    from distillkit.jobs.distil import Result
 
 
 def console() -> Console:

@@ -54,9 +54,9 @@ def evaluate(
     from distillkit.engine.interrupt import stop_on_signal
     from distillkit.errors import UsageError
     from distillkit.progress import reporter_for
-    from distillkit.runs.accelerators import make_accelerator
-    from distillkit.runs.candidates import EvaluationOptions, candidates
-    from distillkit.runs.evaluation import evaluate as measure
+    from distillkit.jobs.accelerators import make_accelerator
+    from distillkit.jobs.subjects import EvaluationOptions, candidates
+    from distillkit.jobs.evaluate import evaluate as measure
 
     if precision not in ("fp32", "bf16", "fp16"):
         raise UsageError(f"--precision {precision}: fp32, bf16 or fp16")

@@ -48,7 +48,7 @@ def show(
     from distillkit.engine.config import TrainingConfig
     from distillkit.registry import registry
     from distillkit.runs.config import PairsConfig
-    from distillkit.teachers.load import known_as
+    from distillkit.models.store.resolve import known_as
 
     out = console()
     method = registry().method(name)

@@ -45,9 +45,9 @@ def make(
     from distillkit.errors import UsageError
     from distillkit.evaluation.presets import preset
     from distillkit.progress import reporter_for
-    from distillkit.runs.accelerators import make_accelerator
-    from distillkit.runs.candidates import extractor_for
-    from distillkit.runs.reference import make_reference
+    from distillkit.jobs.accelerators import make_accelerator
+    from distillkit.jobs.subjects import extractor_for
+    from distillkit.jobs.reference import make_reference
 
     if (protocol is None) == (extractor is None):
         raise UsageError("name either --protocol or --extractor")

@@ -117,11 +117,11 @@ def run_method(name: str, values: dict[str, Any]) -> None:
     from distillkit.errors import UsageError
     from distillkit.progress import Quiet, reporter_for
     from distillkit.registry import registry
-    from distillkit.runs.accelerators import make_accelerator, require_tracker
+    from distillkit.jobs.accelerators import make_accelerator, require_tracker
     from distillkit.runs.config import merge, read_config, resolve, set_values
-    from distillkit.runs.distill import Distillation
+    from distillkit.jobs.distil import Distillation
     from distillkit.runs.folder import RunFolder
-    from distillkit.runs.plan import plan_run, teacher_for_plan
+    from distillkit.jobs.plan import plan_run, teacher_for_plan
 
     method = registry().method(name)
     require_tracker(values["report_to"])

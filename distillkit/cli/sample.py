@@ -28,7 +28,7 @@ def sample(
 
     from distillkit.errors import UsageError
     from distillkit.pictures import save_grid
-    from distillkit.runs.previews import drawn
+    from distillkit.jobs.previews import drawn
     from distillkit.students.artifact import load_student
 
     loaded = load_student(student)

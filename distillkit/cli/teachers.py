@@ -9,7 +9,7 @@ import typer
 from typer.core import TyperGroup
 
 if TYPE_CHECKING:
-    from distillkit.teachers.catalog import CatalogEntry
+    from distillkit.models.edm.catalog import CatalogEntry
 
 
 class TeachersGroup(TyperGroup):
@@ -42,7 +42,7 @@ def teachers(ctx: typer.Context) -> None:
 
     from distillkit.cli.closing import console
     from distillkit.registry import registry
-    from distillkit.teachers.catalog import CATALOG
+    from distillkit.models.edm.catalog import CATALOG
 
     out = console()
     table = Table()
@@ -64,7 +64,7 @@ def teachers(ctx: typer.Context) -> None:
 
 def whereabouts(entry: CatalogEntry) -> str:
     """Where a teacher is: in the package, in the cache, or to be downloaded, and how large."""
-    from distillkit.teachers.fetch import fetched
+    from distillkit.models.store.fetch import fetched
 
     if not entry.url:
         return "package"
@@ -80,10 +80,10 @@ def show(name: Annotated[str, typer.Argument(help="Catalogue name, folder, file 
 
     from distillkit.cli.closing import console
     from distillkit.progress import reporter_for
-    from distillkit.runs.scores import ruler_for, teacher_score
-    from distillkit.teachers.catalog import CATALOG, catalog_name
-    from distillkit.teachers.fetch import fetched, lock_file
-    from distillkit.teachers.load import load_teacher
+    from distillkit.jobs.scores import ruler_for, teacher_score
+    from distillkit.models.edm.catalog import CATALOG, catalog_name
+    from distillkit.models.store.fetch import fetched, lock_file
+    from distillkit.models.store.resolve import load_teacher
 
     out = console()
     entry = CATALOG.get(catalog_name(name) or "")
@@ -135,7 +135,7 @@ def fetch(name: Annotated[str, typer.Argument(help="Catalogue name.")]) -> None:
     from distillkit.progress import reporter_for
     from distillkit.registry import unknown
     from distillkit.teachers import fetch as fetching
-    from distillkit.teachers.catalog import CATALOG, catalog_name
+    from distillkit.models.edm.catalog import CATALOG, catalog_name
 
     known = catalog_name(name)
     published = {key: entry for key, entry in CATALOG.items() if entry.url}
@@ -163,9 +163,9 @@ def convert(
     """Turn a file of weights into a teacher folder (safetensors and JSON). Nothing in the file is executed."""
     from distillkit.cli.closing import console, suggest_run
     from distillkit.errors import UsageError
-    from distillkit.teachers.catalog import CATALOG, catalog_name
-    from distillkit.teachers.convert import convert as convert_file
-    from distillkit.teachers.load import spec_of
+    from distillkit.models.edm.catalog import CATALOG, catalog_name
+    from distillkit.models.store.convert import convert as convert_file
+    from distillkit.models.store.resolve import spec_of
 
     folder = output_dir or Path(file.stem)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):

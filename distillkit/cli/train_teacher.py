@@ -16,7 +16,7 @@ def train_command() -> Any:
     from distillkit.data.stream import DataConfig
     from distillkit.engine.config import TrainingConfig
     from distillkit.runs.config import EvaluationConfig
-    from distillkit.teachers.training import EDM_TRAINING, LossConfig, NetworkConfig
+    from distillkit.jobs.teacher_recipe import EDM_TRAINING, LossConfig, NetworkConfig
 
     sections = [
         Section("data", DataConfig, "Images", "data-"),
@@ -74,11 +74,11 @@ def train(values: dict[str, Any]) -> None:
     from distillkit.engine.interrupt import stop_on_signal
     from distillkit.errors import UsageError
     from distillkit.progress import reporter_for
-    from distillkit.runs.accelerators import make_accelerator
+    from distillkit.jobs.accelerators import make_accelerator
     from distillkit.runs.config import merge, read_config, set_values
     from distillkit.runs.folder import RunFolder
-    from distillkit.runs.plan import plan_teacher
-    from distillkit.runs.train_teacher import open_data, resolve_teacher, train_teacher
+    from distillkit.jobs.plan import plan_teacher
+    from distillkit.jobs.train_teacher import open_data, resolve_teacher, train_teacher
 
     typed = {key: values[key] for key in ("name", "seed", "conditional", "licence") if values[key] is not None}
     options = merge(typed_values(values), typed, set_values(values["set_"] or []))

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from distillkit.data.decoding import Filter
 from distillkit.downloads import download, offline
 from distillkit.errors import DistillkitError, UsageError
-from distillkit.evaluation.digits import digits_features, digits_reference
+from distillkit.embedded.digits.protocol import digits_features, digits_reference
 from distillkit.evaluation.extractor import (
     INCEPTION_FILE,
     INCEPTION_SHA256,

@@ -19,8 +19,8 @@ from distillkit.errors import DistillkitError, UsageError
 from distillkit.evaluation.frechet import matrix_sqrt
 from distillkit.evaluation.protocol import ReferenceSpec
 from distillkit.files import replacing
-from distillkit.foreign.read import read_foreign
-from distillkit.foreign.records import Array
+from distillkit.models.foreign.read import read_foreign
+from distillkit.models.foreign.records import Array
 
 
 @dataclass(frozen=True)

@@ -34,11 +34,11 @@ from distillkit.progress import Quiet, Reporter
 from distillkit.registry import Installed, blaming, registry
 from distillkit.runs.config import RunConfig
 from distillkit.runs.folder import RunFolder, environment
-from distillkit.runs.previews import Previews
-from distillkit.runs.scores import images_per_second, ruler_for, student_pixels, teacher_score
+from distillkit.jobs.previews import Previews
+from distillkit.jobs.scores import images_per_second, ruler_for, student_pixels, teacher_score
 from distillkit.students.artifact import StudentDescription, save_student
 from distillkit.students.card import write_card
-from distillkit.teachers.load import load_teacher
+from distillkit.models.store.resolve import load_teacher
 
 SOURCES = frozenset({"samples", "pairs", "pair_samples", "images"})
 """What a recipe may read of a step."""

@@ -25,7 +25,7 @@ from distillkit.data.files import ImageFiles
 from distillkit.data.stream import pixels_in_order
 from distillkit.engine.interrupt import StopRequest
 from distillkit.errors import Interrupted, UsageError
-from distillkit.evaluation.density import DensityRuler, divergence, push
+from distillkit.embedded.mixture.protocol import DensityRuler, divergence, push
 from distillkit.evaluation.evaluate import Extracted, extract, figures_of, row_length
 from distillkit.evaluation.presets import ImagePreparation, ProtocolPreset
 from distillkit.evaluation.protocol import Protocol, SampleSpec
@@ -35,7 +35,7 @@ from distillkit.evaluation.score import Ruler
 from distillkit.files import cache_folder, canonical_json, write_bytes, write_json
 from distillkit.pictures import png_bytes
 from distillkit.progress import Quiet, Reporter
-from distillkit.runs.candidates import Candidate, EvaluationOptions, ruler_for
+from distillkit.jobs.subjects import Candidate, EvaluationOptions, ruler_for
 from distillkit.runs.folder import environment
 
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}

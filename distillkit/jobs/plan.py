@@ -16,14 +16,14 @@ from distillkit.engine.config import TrainingConfig
 from distillkit.errors import DistillkitError
 from distillkit.files import existing_parent
 from distillkit.progress import clock
-from distillkit.runs.distill import Distillation
+from distillkit.jobs.distil import Distillation
 from distillkit.runs.folder import RunFolder
-from distillkit.runs.rehearsal import Rehearsal, rehearse
-from distillkit.runs.train_teacher import TeacherRunConfig, open_data
-from distillkit.teachers.catalog import CATALOG, catalog_name
-from distillkit.teachers.fetch import fetched
-from distillkit.teachers.load import load_teacher
-from distillkit.teachers.training import fresh_teacher, teacher_recipe
+from distillkit.jobs.trial import Rehearsal, rehearse
+from distillkit.jobs.train_teacher import TeacherRunConfig, open_data
+from distillkit.models.edm.catalog import CATALOG, catalog_name
+from distillkit.models.store.fetch import fetched
+from distillkit.models.store.resolve import load_teacher
+from distillkit.jobs.teacher_recipe import fresh_teacher, teacher_recipe
 
 Rows = list[tuple[str, str]]
 

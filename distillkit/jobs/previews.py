@@ -12,10 +12,10 @@ from distillkit.contracts.objective import Objective
 from distillkit.contracts.random import SampleRNG
 from distillkit.contracts.student import StudentGenerator
 from distillkit.contracts.teacher import Teacher
-from distillkit.evaluation.density import picture
+from distillkit.embedded.mixture.protocol import picture
 from distillkit.evaluation.sampling import balanced_labels
 from distillkit.pictures import save_grid
-from distillkit.runs.scores import student_pixels, teacher_pixels
+from distillkit.jobs.scores import student_pixels, teacher_pixels
 
 COLUMNS, POINTS = 10, 8192
 

@@ -19,13 +19,13 @@ from distillkit.data.embedded import makes_digits
 from distillkit.diffusion.schedules import karras_sigmas
 from distillkit.diffusion.solvers import heun
 from distillkit.errors import DistillkitError
-from distillkit.evaluation.density import DensityRuler, density_ruler
-from distillkit.evaluation.digits import digits_features, digits_protocol, digits_reference
+from distillkit.embedded.mixture.protocol import DensityRuler, density_ruler
+from distillkit.embedded.digits.protocol import digits_features, digits_protocol, digits_reference
 from distillkit.evaluation.sampling import Generate, balanced_labels, seeded_noise
 from distillkit.evaluation.score import Ruler, Score
 from distillkit.files import cache_folder, canonical_json, write_json
 from distillkit.progress import Reporter
-from distillkit.teachers.catalog import MIXTURE
+from distillkit.models.edm.catalog import MIXTURE
 
 SELECTION_SEED = 1_000_000
 """Scores during training use seeds from here on; the closing score uses seeds from 0, which no choice has seen."""

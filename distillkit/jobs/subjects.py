@@ -14,7 +14,7 @@ from distillkit.contracts.teacher import Teacher, TeacherSpec
 from distillkit.data.embedded import makes_digits
 from distillkit.data.files import ImageFiles, open_images
 from distillkit.errors import UsageError
-from distillkit.evaluation.density import DensityRuler, density_ruler
+from distillkit.embedded.mixture.protocol import DensityRuler, density_ruler
 from distillkit.evaluation.extractor import FeatureExtractor, torchscript_extractor
 from distillkit.evaluation.presets import (
     ProtocolPreset,
@@ -30,12 +30,12 @@ from distillkit.evaluation.reference import load_reference
 from distillkit.evaluation.sampling import Generate
 from distillkit.evaluation.score import Ruler
 from distillkit.progress import Reporter
-from distillkit.runs.scores import student_pixels, teacher_pixels
+from distillkit.jobs.scores import student_pixels, teacher_pixels
 from distillkit.students.artifact import DESCRIPTION, Student, load_student
-from distillkit.teachers.catalog import MIXTURE
-from distillkit.teachers.diffusers_folder import is_diffusers_folder
-from distillkit.teachers.folder import is_teacher_folder
-from distillkit.teachers.load import load_teacher
+from distillkit.models.edm.catalog import MIXTURE
+from distillkit.models.diffusers.folder import is_diffusers_folder
+from distillkit.models.store.folder import is_teacher_folder
+from distillkit.models.store.resolve import load_teacher
 
 
 @dataclass

@@ -19,8 +19,8 @@ from distillkit.contracts.student import StudentGenerator
 from distillkit.contracts.teacher import Teacher, TeacherSpec
 from distillkit.diffusion.schedules import lognormal_sigmas, score_matching_loss
 from distillkit.errors import UsageError
-from distillkit.networks.build import build_denoiser
-from distillkit.networks.families import Family, describe_network
+from distillkit.models.build import build_denoiser
+from distillkit.models.edm.families import Family, describe_network
 
 
 def parse_numbers(value: Any) -> Any:

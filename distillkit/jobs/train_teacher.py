@@ -16,8 +16,8 @@ from distillkit.contracts.random import SampleRNG
 from distillkit.contracts.step import ImageSource
 from distillkit.contracts.student import StudentGenerator
 from distillkit.contracts.teacher import Teacher, TeacherSpec
-from distillkit.data.digits import load_digits
-from distillkit.data.images import ImagesInMemory
+from distillkit.embedded.digits.data import load_digits
+from distillkit.data.memory import ImagesInMemory
 from distillkit.data.stream import DataConfig, open_stream
 from distillkit.engine.checkpoint import Checkpoints
 from distillkit.engine.config import TrainingConfig
@@ -30,11 +30,11 @@ from distillkit.evaluation.score import Score
 from distillkit.progress import Quiet, Reporter
 from distillkit.runs.config import ConfigFile, EvaluationConfig, explain, merge
 from distillkit.runs.folder import RunFolder
-from distillkit.runs.previews import Previews
-from distillkit.runs.scores import ruler_for, teacher_pixels
-from distillkit.teachers.catalog import DIGITS
-from distillkit.teachers.folder import write_teacher
-from distillkit.teachers.training import (
+from distillkit.jobs.previews import Previews
+from distillkit.jobs.scores import ruler_for, teacher_pixels
+from distillkit.models.edm.catalog import DIGITS
+from distillkit.models.store.folder import write_teacher
+from distillkit.jobs.teacher_recipe import (
     DIGITS_TRAINING,
     EDM_TRAINING,
     LossConfig,

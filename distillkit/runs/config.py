@@ -16,7 +16,7 @@ from distillkit.contracts.method import Method, Preset
 from distillkit.data.stream import DataConfig
 from distillkit.engine.config import Count, TrainingConfig
 from distillkit.errors import UsageError
-from distillkit.teachers.load import known_as
+from distillkit.models.store.resolve import known_as
 
 
 class PairsConfig(BaseModel):

@@ -20,7 +20,7 @@ from distillkit.contracts.teacher import Teacher, TeacherSpec
 from distillkit.diffusion.samplers import ConsistencySampler, EulerSampler, RenoisingSampler
 from distillkit.errors import DistillkitError, UsageError
 from distillkit.files import sha256, write_bytes, write_json
-from distillkit.networks.build import build_denoiser
+from distillkit.models.build import build_denoiser
 
 WEIGHTS, DESCRIPTION = "model.safetensors", "student.json"
 SAMPLERS: dict[str, type[Sampler]] = {

@@ -14,7 +14,7 @@ from safetensors.torch import save
 from distillkit.contracts.hooks import Student as AnyStudent
 from distillkit.errors import DistillkitError, UsageError
 from distillkit.files import write_bytes, write_json
-from distillkit.networks.diffusers_unet import DiffusersUNet
+from distillkit.models.diffusers.unet2d import DiffusersUNet
 from distillkit.registry import blaming, registry, unknown
 from distillkit.students.artifact import DESCRIPTION, Student
 from distillkit.students.evaluations import evaluations_of

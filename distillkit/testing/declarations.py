@@ -11,7 +11,7 @@ from distillkit.engine.losses import loss_of
 from distillkit.errors import DistillkitError
 from distillkit.runs.config import resolve
 from distillkit.testing.failure import CheckFailure
-from distillkit.testing.stand import all_evaluations, step_of, trainer_of
+from distillkit.testing.setup import all_evaluations, step_of, trainer_of
 from distillkit.testing.teachers import conditional
 
 

@@ -12,7 +12,7 @@ from accelerate import Accelerator
 from distillkit.contracts.method import Method
 from distillkit.engine.trainer import Stopped
 from distillkit.testing.failure import CheckFailure
-from distillkit.testing.stand import BATCH, different, outputs_in, trainer_of, weights
+from distillkit.testing.setup import BATCH, different, outputs_in, trainer_of, weights
 from distillkit.testing.teachers import conditional
 
 

@@ -11,7 +11,7 @@ from distillkit.contracts.method import Method
 from distillkit.contracts.objective import Objective
 from distillkit.engine.losses import constant, loss_of
 from distillkit.testing.failure import CheckFailure
-from distillkit.testing.stand import different, step_of, trainer_of, weights
+from distillkit.testing.setup import different, step_of, trainer_of, weights
 from distillkit.testing.teachers import TEACHERS, conditional
 
 

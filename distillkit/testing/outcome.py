@@ -11,17 +11,17 @@ from accelerate import Accelerator
 from distillkit.contracts.method import Method
 from distillkit.contracts.student import StudentGenerator
 from distillkit.contracts.teacher import Teacher
-from distillkit.data.mixture import MixturePoints
+from distillkit.embedded.mixture.data import MixturePoints
 from distillkit.data.pairs import PairStore
 from distillkit.engine.config import TrainingConfig
 from distillkit.engine.trainer import Trainer
-from distillkit.evaluation.density import density_ruler
+from distillkit.embedded.mixture.protocol import density_ruler
 from distillkit.runs.config import resolve
-from distillkit.runs.scores import student_pixels
+from distillkit.jobs.scores import student_pixels
 from distillkit.students.artifact import StudentDescription, load_student, save_student
-from distillkit.teachers.load import load_teacher
+from distillkit.models.store.resolve import load_teacher
 from distillkit.testing.failure import CheckFailure
-from distillkit.testing.stand import trainer_of
+from distillkit.testing.setup import trainer_of
 from distillkit.testing.teachers import conditional
 
 

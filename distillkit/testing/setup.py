@@ -22,7 +22,7 @@ from distillkit.engine.outputs import Outputs
 from distillkit.engine.trainer import Trainer
 from distillkit.progress import Quiet
 from distillkit.runs.config import resolve
-from distillkit.runs.rehearsal import MadeUpImages, MadeUpPairs
+from distillkit.jobs.trial import MadeUpImages, MadeUpPairs
 
 BATCH = 8
 

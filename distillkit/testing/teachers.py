@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from distillkit.contracts.condition import Condition
 from distillkit.contracts.denoiser import Denoiser
 from distillkit.contracts.teacher import Teacher, TeacherSpec
-from distillkit.networks.families import describe_network
-from distillkit.teachers.training import fresh_teacher
+from distillkit.models.edm.families import describe_network
+from distillkit.jobs.teacher_recipe import fresh_teacher
 
 SPREAD = 0.1
 """Fresh networks answer zero everywhere; noise on all weights makes them answer something."""

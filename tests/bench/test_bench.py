@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from distillkit.bench.results import read_results
+from distillkit.benchmark.results import read_results
 from distillkit.evaluation.record import read_record
 
 SUITE = """

@@ -4,11 +4,11 @@ import pytest
 import torch
 
 from distillkit import Condition, load_teacher
-from distillkit.bench.leaderboard import leaderboard
-from distillkit.bench.results import read_results
-from distillkit.evaluation.density import HALF, density_ruler, divergence, push, true_masses
-from distillkit.runs.scores import teacher_pixels
-from distillkit.teachers.mixture import MODES, SPREAD, MixtureDenoiser, means
+from distillkit.benchmark.leaderboard import leaderboard
+from distillkit.benchmark.results import read_results
+from distillkit.embedded.mixture.protocol import HALF, density_ruler, divergence, push, true_masses
+from distillkit.jobs.scores import teacher_pixels
+from distillkit.embedded.mixture.teacher import MODES, SPREAD, MixtureDenoiser, means
 
 CPU = torch.device("cpu")
 

@@ -6,8 +6,8 @@ import statistics
 import pytest
 import torch
 
-from distillkit.bench.leaderboard import Difference, Standing, difference
-from distillkit.bench.results import Run
+from distillkit.benchmark.leaderboard import Difference, Standing, difference
+from distillkit.benchmark.results import Run
 from distillkit.evaluation.frechet import jackknife_error
 from distillkit.evaluation.record import Figure
 

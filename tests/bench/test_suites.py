@@ -5,8 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from distillkit import UsageError
-from distillkit.bench.jobs import affordable, configuration, source_hash
-from distillkit.bench.suite import chosen, load_suite, shipped_suites
+from distillkit.benchmark.jobs import affordable, configuration, source_hash
+from distillkit.benchmark.suite import chosen, load_suite, shipped_suites
 
 SUITE = """
 name: mine

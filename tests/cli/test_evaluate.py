@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from distillkit.data.digits import load_digits
+from distillkit.embedded.digits.data import load_digits
 from distillkit.evaluation.record import read_record
 from distillkit.students.artifact import load_student
 

@@ -129,7 +129,7 @@ def test_the_plan_for_a_teacher_that_is_not_here_downloads_nothing(inside, tmp_p
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setenv("DISTILLKIT_CACHE", str(tmp_path / "cache"))
     # A rehearsal with 56 million parameters takes long; that it is asked for is enough here.
-    monkeypatch.setattr("distillkit.runs.plan.rehearse", lambda *arguments: (_ for _ in ()).throw(RuntimeError("skip")))
+    monkeypatch.setattr("distillkit.jobs.plan.rehearse", lambda *arguments: (_ for _ in ()).throw(RuntimeError("skip")))
     done = inside("run", "dmd", "--teacher", "edm-cifar10", "--dry-run")
     assert done.returncode == 0, done.stderr
     for fragment in ("to be downloaded: 0.2 GB, CC BY-NC-SA 4.0", "55,735,299 parameters", "100,000 to make",

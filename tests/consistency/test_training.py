@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from distillkit.data.digits import load_digits
-from distillkit.data.images import ImagesInMemory
+from distillkit.embedded.digits.data import load_digits
+from distillkit.data.memory import ImagesInMemory
 from distillkit.engine.trainer import Stopped
 from distillkit_consistency.method import Consistency, ConsistencyConfig
 from tests.engine.conftest import Bench, assert_equal_weights, weights
@@ -84,7 +84,7 @@ def test_a_run_makes_a_student_of_one_or_more_steps(inside, tmp_path, tiny_teach
 
 def test_presets_are_valid_for_every_catalogued_teacher():
     from distillkit.runs.config import resolve
-    from distillkit.teachers.catalog import CATALOG
+    from distillkit.models.edm.catalog import CATALOG
 
     used = [resolve(Consistency, options={"teacher": name})[1] for name in CATALOG]
     assert {preset.name for preset in used if preset} == {preset.name for preset in Consistency.presets}

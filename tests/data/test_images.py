@@ -16,7 +16,7 @@ from distillkit import DistillkitError, SampleRNG, UsageError
 from distillkit.data.decoding import decode
 from distillkit.data.files import open_images
 from distillkit.data.stream import DataConfig, ImageStream, open_stream
-from distillkit.teachers.catalog import CATALOG, DIGITS
+from distillkit.models.edm.catalog import CATALOG, DIGITS
 
 CPU = torch.device("cpu")
 RNG = SampleRNG(0)

@@ -11,7 +11,7 @@ from distillkit_dmd.perceptual import LPIPS
 
 def test_every_catalogued_teacher_has_a_valid_preset():
     from distillkit.runs.config import resolve
-    from distillkit.teachers.catalog import ALIASES, CATALOG
+    from distillkit.models.edm.catalog import ALIASES, CATALOG
 
     used = set()
     for name in (*CATALOG, *ALIASES):

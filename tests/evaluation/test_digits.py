@@ -7,14 +7,14 @@ import pytest
 import torch
 
 from distillkit import DistillkitError, load_teacher
-from distillkit.assets import FOLDER, asset_hashes, asset_path
-from distillkit.data.digits import load_digits, split_digits
-from distillkit.evaluation.digits import digits_features, digits_protocol, digits_reference, train_classifier
+from distillkit.embedded.assets import FOLDER, asset_hashes, asset_path
+from distillkit.embedded.digits.data import load_digits, split_digits
+from distillkit.embedded.digits.protocol import digits_features, digits_protocol, digits_reference, train_classifier
 from distillkit.evaluation.frechet import distance_to, frechet_distance
 from distillkit.evaluation.moments import Moments
 from distillkit.evaluation.sampling import balanced_labels, seeded_noise
 from distillkit.progress import Quiet
-from distillkit.runs.scores import ruler_for, student_pixels, teacher_pixels, teacher_score
+from distillkit.jobs.scores import ruler_for, student_pixels, teacher_pixels, teacher_score
 
 CPU = torch.device("cpu")
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from distillkit import DistillkitError, UsageError
 from distillkit.evaluation.compare import compare
-from distillkit.evaluation.digits import digits_protocol
+from distillkit.embedded.digits.protocol import digits_protocol
 from distillkit.evaluation.presets import presets
 from distillkit.evaluation.protocol import ExtractorSpec, Protocol, ReferenceSpec
 from distillkit.evaluation.record import Figure, Quoted, Record, Subject, read_record, schema, write_record

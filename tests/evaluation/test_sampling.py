@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from distillkit import DistillkitError, StudentGenerator
 from distillkit.evaluation.protocol import SampleSpec
 from distillkit.evaluation.sampling import Tally, require_pixels, sampled, seeded_labels, seeded_noise
-from distillkit.runs.scores import student_pixels
+from distillkit.jobs.scores import student_pixels
 
 CPU = torch.device("cpu")
 

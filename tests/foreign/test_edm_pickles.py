@@ -7,10 +7,10 @@ import torch
 from safetensors.torch import save_file
 
 from distillkit import Condition, DistillkitError, UsageError, load_teacher
-from distillkit.foreign.read import read_foreign
-from distillkit.foreign.records import Refused
+from distillkit.models.foreign.read import read_foreign
+from distillkit.models.foreign.records import Refused
 from distillkit.progress import Quiet
-from distillkit.teachers.convert import convert
+from distillkit.models.store.convert import convert
 from tests.conftest import denoiser_of
 from tests.foreign.edm_format import write_network
 
@@ -53,7 +53,7 @@ def test_conversion_happens_once_and_needs_the_pickle_no_more(network, tmp_path,
     (folder,) = (tmp_path / "cache" / "teachers").iterdir()
     assert sorted(p.name for p in folder.iterdir()) == ["model.safetensors", "teacher.json"]
     assert "reduce" not in (folder / "teacher.json").read_text() and json.loads((folder / "teacher.json").read_text())
-    monkeypatch.setattr("distillkit.teachers.load.convert", None)
+    monkeypatch.setattr("distillkit.models.store.resolve.convert", None)
     load_teacher(str(path), Quiet())
     path.unlink()
     assert load_teacher(str(folder)).spec.shape == (3, 16, 16)
@@ -133,8 +133,8 @@ def test_state_dicts_need_to_be_told_whose_network_they_are_for(network, kind, t
 
 
 def test_weights_of_another_network_are_refused_with_the_likely_one(tmp_path):
-    from distillkit.teachers.catalog import CATALOG
-    from distillkit.teachers.load import load_teacher as load
+    from distillkit.models.edm.catalog import CATALOG
+    from distillkit.models.store.resolve import load_teacher as load
 
     digits = load("digits")
     torch.save(digits.denoiser.state_dict(), tmp_path / "weights.pt")

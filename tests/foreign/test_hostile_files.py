@@ -16,11 +16,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from distillkit import DistillkitError
-from distillkit.foreign.allowed import ALLOWED
-from distillkit.foreign.pickles import read_pickle
-from distillkit.foreign.read import read_foreign
-from distillkit.foreign.records import Refused, StoredTensor, load_tensors
-from distillkit.teachers.convert import convert
+from distillkit.models.foreign.allowed import ALLOWED
+from distillkit.models.foreign.pickles import read_pickle
+from distillkit.models.foreign.read import read_foreign
+from distillkit.models.foreign.records import Refused, StoredTensor, load_tensors
+from distillkit.models.store.convert import convert
 from tests.conftest import denoiser_of
 from tests.foreign.edm_format import edm_kwargs, network_bytes
 
@@ -162,7 +162,7 @@ def test_the_list_of_allowed_globals_is_what_it_is():
     ],
 )
 def test_tensor_that_claims_more_than_is_stored_is_refused(shape, stride, offset):
-    from distillkit.foreign.records import Storage
+    from distillkit.models.foreign.records import Storage
 
     storage = Storage(torch.float32, 4, lambda: bytes(16))
     assert StoredTensor(storage, 0, (2, 2), (1, 2)).load().tolist() == [[0, 0], [0, 0]]
@@ -171,7 +171,7 @@ def test_tensor_that_claims_more_than_is_stored_is_refused(shape, stride, offset
 
 
 def test_views_of_one_storage_cannot_fill_the_memory():
-    from distillkit.foreign.records import Storage
+    from distillkit.models.foreign.records import Storage
 
     storage = Storage(torch.float32, 1000, lambda: bytes(4000))
     views = {str(k): StoredTensor(storage, 0, (1000,), (1,)) for k in range(1000)}
@@ -201,9 +201,9 @@ def test_refusals_stay_within_little_memory(tmp_path):
         (tmp_path / f"{index}.pkl").write_bytes(data)
     program = f"""
 import resource, pathlib
-from distillkit.foreign.read import read_foreign
+from distillkit.models.foreign.read import read_foreign
 from distillkit import DistillkitError
-import distillkit.foreign.records
+import distillkit.models.foreign.records
 used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (used + 3 * 2**29, used + 3 * 2**29))
 refused = 0

@@ -100,7 +100,7 @@ def test_attention_can_stay_in_float32(golden):
 @pytest.mark.parametrize("arguments", [{"embedding_type": "learned"}, {"encoder_type": "x"}, {"widths": 3}])
 def test_wrong_arguments_are_named(arguments):
     from distillkit import DistillkitError
-    from distillkit.networks.build import build_denoiser
+    from distillkit.models.build import build_denoiser
 
     full = {"img_resolution": 8, "in_channels": 1, "out_channels": 1, **arguments}
     with pytest.raises(DistillkitError, match="SongUNet"):

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from distillkit import load_student
-from distillkit.data.digits import load_digits
-from distillkit.data.images import ImagesInMemory
+from distillkit.embedded.digits.data import load_digits
+from distillkit.data.memory import ImagesInMemory
 from distillkit.engine.trainer import Stopped
 from distillkit_progressive.method import Progressive, ProgressiveConfig
 from tests.engine.conftest import Bench, assert_equal_weights, weights

@@ -8,8 +8,8 @@ import time
 import pytest
 import torch
 
-from distillkit.networks.build import build_denoiser
-from distillkit.teachers.catalog import ALIASES, CATALOG, catalog_name
+from distillkit.models.build import build_denoiser
+from distillkit.models.edm.catalog import ALIASES, CATALOG, catalog_name
 from tests.foreign.edm_format import network_bytes
 from tests.teachers.bad_server import serving
 

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from distillkit.assets import asset_path
+from distillkit.embedded.assets import asset_path
 
 
 def load_digits() -> tuple[Tensor, Tensor]:

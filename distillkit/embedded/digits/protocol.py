@@ -1,6 +1,6 @@
 """The embedded evaluation: Fréchet distance of 8x8 digits in the features of a small shipped classifier.
 
-`python -m distillkit.evaluation.digits FOLDER` trains the classifier anew and writes it with its reference
+`python -m distillkit.embedded.digits.protocol FOLDER` trains the classifier anew and writes it with its reference
 statistics; the shipped files were made by it.
 """
 
@@ -15,14 +15,14 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from distillkit.assets import asset_hashes, asset_path
-from distillkit.data.digits import load_digits, split_digits
+from distillkit.embedded.assets import asset_hashes, asset_path
+from distillkit.embedded.digits.data import load_digits, split_digits
 from distillkit.errors import DistillkitError
 from distillkit.evaluation.extractor import FeatureExtractor
 from distillkit.evaluation.moments import Moments
 from distillkit.evaluation.protocol import ExtractorSpec, Protocol, SampleSpec
 from distillkit.evaluation.reference import Reference
-from distillkit.networks.digits_cnn import DigitsCNN
+from distillkit.embedded.digits.classifier import DigitsCNN
 
 WEIGHTS, REFERENCE = "digits8cnn.safetensors", "digits8-reference.safetensors"
 

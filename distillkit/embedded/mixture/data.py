@@ -7,7 +7,7 @@ import torch
 from distillkit.contracts.condition import Condition
 from distillkit.contracts.random import Indices, SampleRNG
 from distillkit.contracts.step import Images
-from distillkit.teachers.mixture import MODES, SPREAD, means
+from distillkit.embedded.mixture.teacher import MODES, SPREAD, means
 
 
 class MixturePoints:

@@ -20,7 +20,7 @@ from distillkit.contracts.teacher import TeacherSpec
 from distillkit.evaluation.protocol import EstimatorSpec, ExtractorSpec, Protocol, ReferenceSpec, SampleSpec
 from distillkit.evaluation.sampling import Generate, count_evaluations
 from distillkit.evaluation.score import Score
-from distillkit.teachers.mixture import MODES, RADIUS, SPREAD, means
+from distillkit.embedded.mixture.teacher import MODES, RADIUS, SPREAD, means
 
 POINTS, CELLS, HALF = 65_536, 64, 1.2
 """Noise vectors; cells along each side; half the side of the square, outside of which is one more cell."""

@@ -11,10 +11,10 @@ from torch import Tensor
 from distillkit.contracts.teacher import Teacher, TeacherSpec
 from distillkit.errors import DistillkitError, UsageError
 from distillkit.files import sha256
-from distillkit.foreign.read import read_foreign
-from distillkit.foreign.records import Refused, is_state_dict, load_tensors
-from distillkit.networks.diffusers_unet import sigmas_of
-from distillkit.teachers.folder import denoiser_with
+from distillkit.models.foreign.read import read_foreign
+from distillkit.models.foreign.records import Refused, is_state_dict, load_tensors
+from distillkit.models.diffusers.unet2d import sigmas_of
+from distillkit.models.store.folder import denoiser_with
 
 VARIANCE_PRESERVING = frozenset(
     f"{name}Scheduler"

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from distillkit.contracts.teacher import TeacherSpec
-from distillkit.networks.families import Family, describe_network
+from distillkit.models.edm.families import Family, describe_network
 
 EDM_HOST = "https://nvlabs-fi-cdn.nvidia.com"
 EDM_LICENCE = "CC BY-NC-SA 4.0 (NVIDIA): attribution, no commercial use, share alike; it may bind students too"

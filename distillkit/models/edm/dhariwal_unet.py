@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from distillkit.networks.blocks import Conv2d, PositionalEmbedding, UNetBlock, drop_labels, group_norm, linear
+from distillkit.models.edm.blocks import Conv2d, PositionalEmbedding, UNetBlock, drop_labels, group_norm, linear
 
 CHANNELS_PER_HEAD = 64
 

@@ -6,8 +6,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from distillkit.contracts.teacher import TeacherSpec
-from distillkit.foreign.records import Instance, Refused, StoredTensor
-from distillkit.networks.build import NETWORKS
+from distillkit.models.foreign.records import Instance, Refused, StoredTensor
+from distillkit.models.build import NETWORKS
 
 PRECONDITIONING = "EDMPrecond"
 OTHERS = {

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from distillkit.networks.blocks import (
+from distillkit.models.edm.blocks import (
     Conv2d,
     FourierEmbedding,
     PositionalEmbedding,

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from distillkit.foreign.records import Array, Instance, Refused, Storage, StoredTensor
+from distillkit.models.foreign.records import Array, Instance, Refused, Storage, StoredTensor
 
 STORAGES: Mapping[str, torch.dtype] = {
     "torch.DoubleStorage": torch.float64,

@@ -13,8 +13,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from distillkit.foreign.allowed import ALLOWED, Allowed, NumpyType, fill, plain_key
-from distillkit.foreign.records import Array, Instance, Refused
+from distillkit.models.foreign.allowed import ALLOWED, Allowed, NumpyType, fill, plain_key
+from distillkit.models.foreign.records import Array, Instance, Refused
 
 MOST_OPCODES = 2_000_000
 """EDM's largest network takes a few hundred thousand; two million take seconds."""

@@ -10,9 +10,9 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from distillkit.errors import UsageError
-from distillkit.foreign.pickles import Budget, read_pickle
-from distillkit.foreign.records import Refused
-from distillkit.foreign.torch_files import LEGACY_MAGIC, read_archive, read_legacy, read_nested
+from distillkit.models.foreign.pickles import Budget, read_pickle
+from distillkit.models.foreign.records import Refused
+from distillkit.models.foreign.torch_files import LEGACY_MAGIC, read_archive, read_legacy, read_nested
 
 
 @dataclass(frozen=True)

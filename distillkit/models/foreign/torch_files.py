@@ -8,9 +8,9 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
-from distillkit.foreign.allowed import STORAGES, Allowed
-from distillkit.foreign.pickles import Budget, Stream, read_pickle
-from distillkit.foreign.records import Refused, Storage
+from distillkit.models.foreign.allowed import STORAGES, Allowed
+from distillkit.models.foreign.pickles import Budget, Stream, read_pickle
+from distillkit.models.foreign.records import Refused, Storage
 
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 MOST_STRUCTURE = 64 * 2**20

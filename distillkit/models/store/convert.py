@@ -13,11 +13,11 @@ from torch import Tensor
 from distillkit.contracts.teacher import TeacherSpec
 from distillkit.errors import DistillkitError, UsageError
 from distillkit.files import sha256
-from distillkit.foreign.read import Foreign, read_foreign
-from distillkit.foreign.records import Refused, is_state_dict, load_tensors
-from distillkit.networks.build import build_denoiser
+from distillkit.models.foreign.read import Foreign, read_foreign
+from distillkit.models.foreign.records import Refused, is_state_dict, load_tensors
+from distillkit.models.build import build_denoiser
 from distillkit.teachers import edm
-from distillkit.teachers.folder import check_fit, write_teacher
+from distillkit.models.store.folder import check_fit, write_teacher
 
 log = logging.getLogger(__name__)
 
@@ -114,7 +114,7 @@ def _compare(path: Path, found: TeacherSpec, expected: TeacherSpec) -> None:
 
 def _likely(state: Mapping[str, Tensor]) -> str:
     """The catalogued teacher that these weights would fit, if there is one."""
-    from distillkit.teachers.catalog import CATALOG
+    from distillkit.models.edm.catalog import CATALOG
 
     shapes = {name: value.shape for name, value in state.items()}
     for entry in CATALOG.values():

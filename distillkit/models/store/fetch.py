@@ -15,9 +15,9 @@ from distillkit.downloads import download, offline
 from distillkit.errors import DistillkitError
 from distillkit.files import cache_folder, read_recorded, sha256, write_json
 from distillkit.progress import Reporter
-from distillkit.teachers.catalog import CatalogEntry
-from distillkit.teachers.convert import convert
-from distillkit.teachers.folder import is_teacher_folder
+from distillkit.models.edm.catalog import CatalogEntry
+from distillkit.models.store.convert import convert
+from distillkit.models.store.folder import is_teacher_folder
 
 MIRROR = "DISTILLKIT_MIRROR"
 

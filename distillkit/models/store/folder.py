@@ -16,7 +16,7 @@ from distillkit.contracts.denoiser import Denoiser
 from distillkit.contracts.teacher import Teacher, TeacherSpec
 from distillkit.errors import DistillkitError
 from distillkit.files import replacing, sha256, write_json
-from distillkit.networks.build import build_denoiser
+from distillkit.models.build import build_denoiser
 
 WEIGHTS, SPEC = "model.safetensors", "teacher.json"
 

@@ -6,17 +6,17 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-from distillkit.assets import asset_path
+from distillkit.embedded.assets import asset_path
 from distillkit.contracts.teacher import Teacher, TeacherSpec
 from distillkit.errors import DistillkitError, UsageError
 from distillkit.files import sha256
 from distillkit.progress import Reporter, reporter_for
 from distillkit.registry import blaming, registry, unknown
 from distillkit.teachers import diffusers_folder, fetch
-from distillkit.teachers.catalog import CATALOG, DIGITS, MIXTURE, catalog_name
-from distillkit.teachers.convert import convert
-from distillkit.teachers.folder import SPEC, WEIGHTS, is_teacher_folder, read_spec, read_teacher
-from distillkit.teachers.mixture import MixtureTeacher
+from distillkit.models.edm.catalog import CATALOG, DIGITS, MIXTURE, catalog_name
+from distillkit.models.store.convert import convert
+from distillkit.models.store.folder import SPEC, WEIGHTS, is_teacher_folder, read_spec, read_teacher
+from distillkit.embedded.mixture.teacher import MixtureTeacher
 
 HUB = "hf:"
 

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
 
-from distillkit.networks.build import build_denoiser
+from distillkit.models.build import build_denoiser
 
 
 class EDMNetwork(ModelMixin, ConfigMixin):

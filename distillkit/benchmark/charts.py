@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from distillkit.bench.leaderboard import Leaderboard
-from distillkit.bench.results import Results, Run
+from distillkit.benchmark.leaderboard import Leaderboard
+from distillkit.benchmark.results import Results, Run
 
 COLOURS = ("#0b62a8", "#c8501e", "#2a8a4a", "#8a4fb0", "#a8860b", "#1e96a0", "#b03060", "#5a6470")
 MARKERS = "osD^vPX*"

@@ -12,9 +12,9 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescap
 from markupsafe import Markup
 from PIL import Image
 
-from distillkit.bench import charts
-from distillkit.bench.leaderboard import Difference, Leaderboard, Standing
-from distillkit.bench.results import Results
+from distillkit.benchmark import charts
+from distillkit.benchmark.leaderboard import Difference, Leaderboard, Standing
+from distillkit.benchmark.results import Results
 from distillkit.files import write_bytes
 from distillkit.progress import clock
 
@@ -24,7 +24,7 @@ HTML, MARKDOWN = "report.html", "report.md"
 def write_report(folder: Path, results: Results, board: Leaderboard) -> list[Path]:
     """Write report.html and report.md beside the results."""
     templates = Environment(
-        loader=PackageLoader("distillkit.bench"), undefined=StrictUndefined, autoescape=select_autoescape(["html.j2"])
+        loader=PackageLoader("distillkit.benchmark"), undefined=StrictUndefined, autoescape=select_autoescape(["html.j2"])
     )
     values = _values(folder, results, board)
     written = []

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from distillkit.bench.suite import Suite
+from distillkit.benchmark.suite import Suite
 from distillkit.errors import DistillkitError, UsageError
 from distillkit.files import write_json
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from distillkit.bench.results import Results, Run
+from distillkit.benchmark.results import Results, Run
 from distillkit.errors import DistillkitError
 from distillkit.evaluation.frechet import jackknife_error
 from distillkit.evaluation.record import Figure, Record, read_record

@@ -13,7 +13,7 @@ from typing import Any
 
 from accelerate import Accelerator
 
-from distillkit.bench.suite import Suite
+from distillkit.benchmark.suite import Suite
 from distillkit.contracts.method import Method
 from distillkit.contracts.teacher import Teacher
 from distillkit.engine.interrupt import StopRequest
@@ -22,9 +22,9 @@ from distillkit.files import canonical_json
 from distillkit.progress import Quiet
 from distillkit.registry import registry
 from distillkit.runs.config import RunConfig, merge, resolve
-from distillkit.runs.distill import Distillation
+from distillkit.jobs.distil import Distillation
 from distillkit.runs.folder import RunFolder
-from distillkit.runs.rehearsal import forward_equivalents
+from distillkit.jobs.trial import forward_equivalents
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,9 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 
-from distillkit.bench.jobs import Job, jobs_of
-from distillkit.bench.results import Point, Results, Run, write_results
-from distillkit.bench.suite import Suite
+from distillkit.benchmark.jobs import Job, jobs_of
+from distillkit.benchmark.results import Point, Results, Run, write_results
+from distillkit.benchmark.suite import Suite
 from distillkit.contracts.teacher import Teacher
 from distillkit.engine.interrupt import StopRequest
 from distillkit.errors import DistillkitError, Interrupted
@@ -21,12 +21,12 @@ from distillkit.evaluation.record import Record, read_record
 from distillkit.evaluation.sampling import balanced_labels, seeded_noise
 from distillkit.pictures import save_grid
 from distillkit.progress import Quiet, Reporter
-from distillkit.runs.candidates import Candidate, EvaluationOptions, candidates
-from distillkit.runs.distill import Distillation
-from distillkit.runs.evaluation import evaluate
+from distillkit.jobs.subjects import Candidate, EvaluationOptions, candidates
+from distillkit.jobs.distil import Distillation
+from distillkit.jobs.evaluate import evaluate
 from distillkit.runs.folder import RunFolder, environment
-from distillkit.runs.previews import COLUMNS, POINTS, drawn
-from distillkit.runs.rehearsal import rehearse
+from distillkit.jobs.previews import COLUMNS, POINTS, drawn
+from distillkit.jobs.trial import rehearse
 from distillkit.students.artifact import load_student
 
 
