@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from typing import Any, Literal
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
@@ -15,6 +16,9 @@ from distillkit.contracts.conditioner import Conditioner, Unconditional
 from distillkit.contracts.denoiser import Denoiser
 from distillkit.contracts.schedule import Schedule
 from distillkit.diffusion.solvers import SOLVERS, SolverName
+
+if TYPE_CHECKING:
+    from distillkit.contracts.source import Batches, Images
 
 
 class TeacherSpec(BaseModel):
@@ -48,7 +52,12 @@ class Teacher:
             is saved.
         conditioner: the maker of its conditions; none by default.
         codec: the way to what people look at; pixels by default.
+
+    Attributes:
+        images: opens the data that it was trained on, where they come with it: device -> batches of `Images`.
     """
+
+    images: Callable[[torch.device], Batches[Images]] | None = None
 
     def __init__(
         self, denoiser: Denoiser, spec: TeacherSpec, conditioner: Conditioner | None = None, codec: Codec | None = None
