@@ -7,35 +7,59 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, get_args, get_origin
+from typing import Any, TypeVar, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from distillkit.contracts.method import Method, Preset
-from distillkit.data.stream import DataConfig
-from distillkit.engine.config import Count, TrainingConfig
+from distillkit.counts import Count, Numbers
+from distillkit.engine.config import TrainingConfig
 from distillkit.errors import UsageError
-from distillkit.models.store.resolve import known_as
+from distillkit.models.store.resolve import preset_name
+from distillkit.registry import registry
 
 
-class PairsConfig(BaseModel):
-    """Noise-image pairs of the teacher's ODE, where the method needs them."""
+class StudentConfig(BaseModel):
+    """Where the student starts."""
 
     model_config = ConfigDict(extra="forbid")
 
-    count: Count = Field(10_000, ge=1, description="number of noise-image pairs")
-    steps: int | None = Field(None, ge=1, description="Heun steps of the pairs; the teacher's own number if none")
-    guidance: float = Field(1.0, ge=0, description="guidance weight of the teacher's samples")
+    init: str | None = Field(
+        None, description="start from another student: a run (RUN, RUN@best), student folder or checkpoint",
+        json_schema_extra={"flag": "student"},
+    )  # fmt: skip
+    start_ratio: float | None = Field(
+        None, gt=0, description="noise level (sigma / alpha) at which the student starts; the method's own if none",
+        json_schema_extra={"flag": "start-ratio"},
+    )  # fmt: skip
+    levels: Numbers | None = Field(
+        None, description="noise levels (sigma / alpha) of the student's evaluations, descending: 80,10,1"
+    )
 
 
 class EvaluationConfig(BaseModel):
-    """How the student is scored during and after the training."""
+    """How the student is measured during and after the training."""
 
     model_config = ConfigDict(extra="forbid")
 
-    samples: int = Field(5000, ge=2, description="samples of the closing evaluation")
-    batch: int = Field(500, ge=1, description="samples in one pass of an evaluation")
+    protocol: str | None = Field(
+        None, description="protocol of all figures, or none; the teacher's own by default",
+        json_schema_extra={"flag": "protocol"},
+    )  # fmt: skip
+    samples: Count | None = Field(None, ge=2, description="samples of the closing figures; the protocol's if none")
+    evaluate_samples: Count | None = Field(
+        None, ge=2, description="samples of the figures during the training; a fifth of the protocol's if none",
+        json_schema_extra={"flag": "evaluate-samples"},
+    )  # fmt: skip
+    batch: int | None = Field(None, ge=1, description="samples in one pass of an evaluation; by their size if none")
+
+
+def _default_teacher() -> str:
+    """The embedded teacher that is offered as the one to begin with."""
+    from distillkit.models.store.resolve import default_teacher
+
+    return default_teacher()
 
 
 class RunConfig(BaseModel):
@@ -44,12 +68,12 @@ class RunConfig(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     method: str = Field(description="name of the method")
-    teacher: str = Field("digits", description="catalogue name or folder of the teacher")
+    teacher: str = Field(default_factory=_default_teacher, description="name, folder or file of the teacher")
     seed: int = Field(0, ge=0, lt=2**63, description="seed of every random draw")
     settings: dict[str, Any] = Field(default_factory=dict, description="the method's own settings")
     training: TrainingConfig = Field(default_factory=TrainingConfig)
-    pairs: PairsConfig = Field(default_factory=PairsConfig)
-    data: DataConfig = Field(default_factory=DataConfig)
+    student: StudentConfig = Field(default_factory=StudentConfig)
+    sources: dict[str, dict[str, Any]] = Field(default_factory=dict, description="settings of the data, by source")
     evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig)
 
 
@@ -62,7 +86,7 @@ SAFE_TO_CHANGE = frozenset(
         "training.sample_every",
         "training.batch_per_device",
         "evaluation.batch",
-        "data.workers",
+        "sources.data.workers",
     }
 )
 
@@ -112,34 +136,57 @@ def _lines(node: yaml.MappingNode, path: Path, above: tuple[str, ...] = ()) -> d
 
 
 def resolve(
-    method: type[Method], *, file: ConfigFile | None = None, options: Mapping[str, Any] | None = None
+    method: type[Method],
+    *,
+    teacher_name: str | None = None,
+    file: ConfigFile | None = None,
+    options: Mapping[str, Any] | None = None,
 ) -> tuple[RunConfig, Preset | None]:
     """Merge and validate; also says which preset was used.
 
     Args:
-        options: nested like `RunConfig`; what the user typed.
+        teacher_name: name under which presets know the teacher, where it is at hand already.
+        options: nested like `RunConfig`; what the user asked for.
 
     Raises:
         UsageError: naming the place of every bad value and the nearest valid key.
     """
     typed, written = dict(options or {}), dict(file.values if file else {})
-    teacher = typed.get("teacher") or written.get("teacher") or RunConfig.model_fields["teacher"].default
-    preset = method.preset_for(known_as(str(teacher)))
-    suggested: dict[str, Any] = {}
-    if preset:
-        suggested = {"settings": dict(preset.settings), "training": dict(preset.training), "pairs": dict(preset.pairs)}
-    merged = merge(suggested, written, typed, {"method": method.name})
     if file and written.get("method", method.name) != method.name:
         raise UsageError(f"{file.path} is for the method {written['method']!r}, not {method.name!r}")
-    try:
-        config = RunConfig.model_validate(merged)
-    except ValidationError as error:
-        raise UsageError(explain(error, RunConfig, file, typed)) from error
-    try:
-        settings = method.Config.model_validate(merged.get("settings", {}))
-    except ValidationError as error:
-        raise UsageError(explain(error, method.Config, file, typed, ("settings",))) from error
+    teacher = typed.get("teacher") or written.get("teacher") or RunConfig.model_fields["teacher"].get_default(
+        call_default_factory=True
+    )  # fmt: skip
+    preset = method.preset_for(teacher_name or preset_name(str(teacher)))
+    suggested: dict[str, Any] = {}
+    if preset:
+        suggested = {
+            "settings": dict(preset.settings), "training": dict(preset.training), "student": dict(preset.student),
+            "sources": {"pairs": dict(preset.pairs)} if preset.pairs else {},
+        }  # fmt: skip
+    merged = merge(suggested, written, typed, {"method": method.name})
+    config = validated(RunConfig, merged, file, typed)
+    settings = validated(method.Config, merged.get("settings", {}), file, typed, ("settings",))
+    for name, values in config.sources.items():
+        validated(registry().find("sources", name).value.Config, values, file, typed, ("sources", name))
     return config.model_copy(update={"settings": settings.model_dump(mode="json")}), preset
+
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+def validated(
+    model: type[Model], values: Any, file: ConfigFile | None, typed: Mapping[str, Any], above: tuple[str, ...] = ()
+) -> Model:
+    """The values as a model.
+
+    Raises:
+        UsageError: naming the place of every bad value and the nearest valid key.
+    """
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        raise UsageError(explain(error, model, file, typed, above)) from error
 
 
 def merge(*layers: Mapping[str, Any]) -> dict[str, Any]:
@@ -165,6 +212,8 @@ def explain(
         place = (*above, *(str(part) for part in problem["loc"]))
         setting = place[: next((k for k, part in enumerate(place) if part.isdigit()), len(place))]
         if typed_in(typed, setting):
+            from distillkit.runs.options import option_name
+
             where = option_name(setting)
         elif file and (line := file.lines.get(place)):
             where = f"{file.path}:{line}: {'.'.join(place)}"
@@ -178,14 +227,6 @@ def explain(
             what = f"{problem['msg']} (got {problem['input']!r})"
         lines.append(f"{where}: {what}")
     return "\n".join(lines)
-
-
-def option_name(place: Sequence[str]) -> str:
-    """The option behind a setting: training.lr is --lr, pairs.count is --pairs-count, data.path is --data."""
-    if tuple(place) == ("data", "path"):
-        return "--data"
-    prefix = f"{place[0]}-" if place[0] in ("pairs", "data", "evaluation") and len(place) > 1 else ""
-    return f"--{prefix}{place[-1].replace('_', '-')}"
 
 
 def typed_in(values: Mapping[str, Any], place: Sequence[str]) -> bool:
