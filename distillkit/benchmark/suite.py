@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from distillkit.engine.config import Count
+from distillkit.counts import Count
 from distillkit.errors import UsageError
 from distillkit.evaluation.record import Quoted
 from distillkit.registry import registry, unknown

@@ -40,7 +40,7 @@ def bench(
     from distillkit.benchmark.results import read_results
     from distillkit.benchmark.suite import chosen, load_suite
     from distillkit.cli.bench_tables import show_bench, show_bench_plan
-    from distillkit.engine.config import parse_count
+    from distillkit.counts import parse_count
     from distillkit.engine.interrupt import stop_on_signal
     from distillkit.errors import UsageError
     from distillkit.progress import reporter_for

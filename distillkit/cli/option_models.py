@@ -15,7 +15,7 @@ import typer
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from distillkit.engine.config import parse_count
+from distillkit.counts import parse_count
 
 
 @dataclass(frozen=True)

@@ -2,25 +2,12 @@
 
 from __future__ import annotations
 
-import re
-from typing import Annotated, Any, Literal
+from typing import Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import Field
 
 from distillkit.contracts.learner import OptimizerConfig
-
-_UNITS = {"": 1, "k": 1_000, "m": 1_000_000, "b": 1_000_000_000}
-
-
-def parse_count(value: Any) -> Any:
-    """'200k' -> 200000, '1.5M' -> 1500000; other values pass through to pydantic."""
-    if isinstance(value, str) and (match := re.fullmatch(r"\s*([0-9][0-9_]*\.?[0-9]*)\s*([kKmMbB]?)\s*", value)):
-        return round(float(match[1].replace("_", "")) * _UNITS[match[2].lower()])
-    return value
-
-
-Count = Annotated[int, BeforeValidator(parse_count)]
-"""A number of images; text such as '200k' or '1.5M' is understood."""
+from distillkit.counts import Count
 
 
 class TrainingConfig(OptimizerConfig):
