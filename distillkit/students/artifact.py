@@ -1,77 +1,98 @@
-"""The student on disk: weights in safetensors, everything needed to sample in JSON, a card for people."""
+"""The student on disk: weights in safetensors, everything needed to sample in JSON; and loaded, ready to be called."""
 
 from __future__ import annotations
 
-import json
+import logging
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
+from distillkit.contracts.codec import Codec
 from distillkit.contracts.condition import Condition
+from distillkit.contracts.conditioner import Conditioner
 from distillkit.contracts.random import SampleRNG
-from distillkit.contracts.sampler import OneStep, Sampler
 from distillkit.contracts.student import StudentGenerator
-from distillkit.contracts.teacher import Teacher, TeacherSpec
-from distillkit.diffusion.samplers import ConsistencySampler, EulerSampler, RenoisingSampler
 from distillkit.errors import DistillkitError, UsageError
 from distillkit.files import sha256, write_bytes, write_json
 from distillkit.models.build import build_denoiser
+from distillkit.models.store.folder import check_fit
+from distillkit.registry import registry
+from distillkit.students.checkpoints import PREFIX, STATE, Weights, from_run, read_checkpoint, split_selector
+from distillkit.students.description import (
+    StudentDescription,
+    described_sampler,
+    measured_nfe,
+    read_description,
+    read_json,
+    reading,
+)
 
 WEIGHTS, DESCRIPTION = "model.safetensors", "student.json"
-SAMPLERS: dict[str, type[Sampler]] = {
-    "one-step": OneStep,
-    "consistency": ConsistencySampler,
-    "euler": EulerSampler,
-    "renoising": RenoisingSampler,
-}
-
-
-class StudentDescription(BaseModel):
-    """student.json: what a student is, how to sample from it and where it comes from."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    format: int = 1
-    distillkit: str = Field(description="version that wrote it")
-    method: str
-    method_package: str = Field(description="distribution and version that the method came from")
-    settings: dict[str, Any] = Field(description="the method's settings")
-    teacher: TeacherSpec
-    sampler: dict[str, Any] = Field(description="kind and arguments of the sampler")
-    nfe: float = Field(description="network evaluations for one sample, measured")
-    guidance: float = Field(1.0, description="guidance weight that the student has learnt in")
-    images_seen: int
-    weights_sha256: str = ""
 
 
 class Student:
-    """A loaded student: call it with a number of samples, or with noise and conditions.
+    """A student to be called with a number of samples, or with noise and conditions.
 
-    >>> generator = load_student("runs/my-run")            # doctest: +SKIP
-    >>> pixels = generator(64, seed=0)                     # doctest: +SKIP
+    >>> student = load_student("runs/my-run")                       # doctest: +SKIP
+    >>> images = student(64, seed=0)                                # doctest: +SKIP
+    >>> threes = student(8, seed=0, classes=["3"])                  # doctest: +SKIP
+
+    Args:
+        generator: the network and its sampler; frozen here.
+        conditioner: the only maker of its conditions.
+        codec: the only way from samples to what people look at.
+        description: what it is and where it comes from.
+        folder: where it was read from, if it was.
     """
 
-    def __init__(self, generator: StudentGenerator, description: StudentDescription) -> None:
+    def __init__(
+        self,
+        generator: StudentGenerator,
+        conditioner: Conditioner,
+        codec: Codec,
+        description: StudentDescription,
+        folder: Path | None = None,
+    ) -> None:
         self.generator = generator.eval().requires_grad_(False)
-        self.description = description
-        self._teacher = Teacher(generator.denoiser, generator.spec)
+        self.conditioner, self.codec = conditioner, codec
+        self.description, self.folder = description, folder
 
     @property
     def device(self) -> torch.device:
         return next(self.generator.parameters()).device
 
+    @property
+    def nfe(self) -> float:
+        """Network evaluations of one sample, as they were counted."""
+        return self.description.nfe
+
     def to(self, device: torch.device | str) -> Student:
         self.generator.to(device)
+        self.conditioner, self.codec = self.conditioner.to(device), self.codec.to(device)
         return self
+
+    def with_nfe(self, nfe: int) -> Student:
+        """The same weights sampled with another number of evaluations, which are counted anew.
+
+        Raises:
+            UsageError: for a sampler whose number of evaluations is fixed, or one that it cannot have.
+        """
+        generator = self.generator
+        try:
+            sampler = generator.sampler.with_nfe(nfe, generator.denoiser)
+        except ValueError as error:
+            raise UsageError(f"{nfe} evaluations: {error}") from error
+        changed = StudentGenerator(generator.denoiser, sampler, generator.shape)
+        counted = measured_nfe(changed, self.conditioner)
+        description = self.description.model_copy(update={"sampler": described_sampler(sampler), "nfe": counted})
+        return Student(changed, self.conditioner, self.codec, description, self.folder)
 
     @torch.inference_mode()
     def sample(self, noise: Tensor, condition: Condition, *, seed: int = 0, first: int = 0) -> Tensor:
-        """Noise (B, C, H, W) ~ N(0, I) and conditions -> samples (B, C, H, W) in data units.
+        """Noise (B, ...) ~ N(0, I) and conditions -> samples (B, ...), not decoded.
 
         Args:
             seed: of the fresh noise between evaluations, for students that take several.
@@ -85,31 +106,70 @@ class Student:
             lambda k: rng.normal(f"renoise/{k}", 0, rows, noise.shape[1:]).to(self.device),
         )
 
-    def __call__(self, count: int, *, seed: int = 0, labels: Tensor | None = None, batch: int = 256) -> Tensor:
-        """Pixels (count, C, H, W) uint8. Sample i depends on (seed, i) alone, not on `count` or `batch`.
+    @torch.inference_mode()
+    def __call__(
+        self,
+        count: int,
+        *,
+        seed: int = 0,
+        keys: Tensor | Sequence[int] | None = None,
+        classes: Sequence[str | int] | None = None,
+        batch: int = 256,
+    ) -> Tensor:
+        """Decoded samples (count, ...): images or video uint8, or points float32, on the CPU.
+
+        Sample i depends on (seed, i) and its key alone, not on `count` or `batch`.
 
         Args:
-            labels: (count,) class indices; by default they go round all classes in turn.
+            keys: (count,) of the conditioner, such as class numbers; by default they go round all of them.
+            classes: numbers or names of classes, or prompts, as the conditioner reads them; they go round in turn.
 
         Raises:
-            UsageError: when labels are out of range or not one per sample.
+            UsageError: for conditions that the student does not have, or not one key for each sample.
         """
-        spec = self.generator.spec
-        if labels is not None and not spec.num_classes:
-            raise UsageError("this student is unconditional: it takes no labels")
-        if labels is None and spec.num_classes:
-            labels = torch.arange(count) % spec.num_classes
-        if labels is not None and (
-            len(labels) != count or (count and not 0 <= int(labels.min()) <= int(labels.max()) < spec.num_classes)
-        ):
-            raise UsageError(f"labels must be {count} numbers from 0 to {spec.num_classes - 1}")
-        rng, pixels = SampleRNG(seed), []
+        chosen = self._keys(count, keys, classes)
+        shape, rng, made = self.generator.shape, SampleRNG(seed), []
         for start in range(0, count, batch):
             rows = range(start, min(start + batch, count))
-            condition = Condition() if labels is None else Condition(labels=labels[start : rows.stop])
-            noise = rng.normal("sample", 0, rows, spec.shape)
-            pixels.append(self._teacher.decode(self.sample(noise, condition, seed=seed, first=start)).cpu())
-        return torch.cat(pixels) if pixels else torch.empty(0, *spec.shape, dtype=torch.uint8)
+            condition = self.conditioner.encode(chosen[start : rows.stop].to(self.device))
+            samples = self.sample(rng.normal("sample", 0, rows, shape), condition, seed=seed, first=start)
+            made.append(self.codec.decode(samples).cpu())
+        if made:
+            return torch.cat(made)
+        kind = torch.float32 if self.codec.content == "points" else torch.uint8
+        return torch.empty(0, *self.codec.decoded_shape(shape), dtype=kind)
+
+    def _keys(self, count: int, keys: Tensor | Sequence[int] | None, classes: Sequence[str | int] | None) -> Tensor:
+        conditioner = self.conditioner
+        if keys is not None and classes is not None:
+            raise UsageError("give keys or classes, not both")
+        if (keys is not None or classes is not None) and not conditioner.count:
+            raise UsageError("this student takes no conditions: give neither keys nor classes")
+        if classes is not None:
+            if not len(classes):
+                raise UsageError("classes is empty: name at least one, or leave it out for all in turn")
+            parsed = conditioner.parse([str(name) for name in classes])
+            return parsed[torch.arange(count) % len(parsed)]
+        if keys is None:
+            return conditioner.in_turn(range(count))
+        wanted = torch.as_tensor(keys, dtype=torch.int64).cpu()
+        outside = wanted[(wanted < 0) | (wanted >= conditioner.count)]
+        if wanted.shape != (count,) or len(outside):
+            given = f"{outside[0].item()} is outside" if len(outside) else f"{tuple(wanted.shape)} of them are given"
+            raise UsageError(f"keys must be {count} numbers from 0 to {conditioner.count - 1}; {given}")
+        return wanted
+
+    def save(self, folder: str | Path) -> Path:
+        """Write the student into a new or empty folder, from which `load_student` reads it; returns the folder.
+
+        Raises:
+            UsageError: when the folder is not empty.
+        """
+        place = Path(folder).expanduser()
+        if place.exists() and (not place.is_dir() or any(place.iterdir())):
+            raise UsageError(f"{place} is not an empty folder; choose another to save the student in")
+        self.description = save_student(place, self.generator, self.description)
+        return place
 
 
 def save_student(folder: Path, generator: StudentGenerator, description: StudentDescription) -> StudentDescription:
@@ -121,29 +181,108 @@ def save_student(folder: Path, generator: StudentGenerator, description: Student
     return complete
 
 
-def load_student(path: str | Path) -> Student:
-    """Load a student from its folder, or from the folder of the run that made it. Nothing is unpickled.
+def load_student(path: str | Path, *, say: Callable[[str], None] | None = None) -> Student:
+    """Load a student: from its folder, a run's, or a checkpoint's. Nothing is unpickled.
+
+    `runs/x` is the finished student, or the newest checkpoint's moving average while the run is not finished.
+    `runs/x@best`, `@latest` and `@12000` (a step) are the moving averages of those checkpoints; `@average` and
+    `@student` are the newest checkpoint's moving average and its raw weights.
+
+    Args:
+        say: hears in one line what was taken in place of a finished student; a log warning by default.
 
     Raises:
-        UsageError: when there is no student.
+        UsageError: when there is no student, or a package that it needs is not installed; names it.
         DistillkitError: when its files are damaged or do not fit together.
     """
-    folder = Path(path).expanduser()
-    if not (folder / DESCRIPTION).is_file() and (folder / "student" / DESCRIPTION).is_file():
-        folder = folder / "student"
-    if not (folder / DESCRIPTION).is_file():
-        hint = (
-            f" The run is not finished: `distillkit run --resume {path}`." if (folder / "checkpoints").is_dir() else ""
-        )
-        raise UsageError(f"no student in {path}: {DESCRIPTION} is not there.{hint}")
+    return built(found_weights(path, say or logging.getLogger("distillkit").warning))
+
+
+def built(weights: Weights) -> Student:
+    """A student from its weights and description: network, sampler, conditioner and codec by what is installed.
+
+    Raises:
+        UsageError: when a package that offers one of them is not installed; says which to install.
+        DistillkitError: when they do not fit together, or weights are not finite.
+    """
+    known, description = registry(), weights.description
     try:
-        description = StudentDescription.model_validate(json.loads((folder / DESCRIPTION).read_text(encoding="utf-8")))
-        if sha256(folder / WEIGHTS) != description.weights_sha256:
-            raise DistillkitError(f"{folder / WEIGHTS} does not match the sha256 recorded in {DESCRIPTION}")
-        state = load_file(folder / WEIGHTS)
-        sampler = SAMPLERS[description.sampler["kind"]].model_validate(description.sampler)
-    except (ValidationError, ValueError, KeyError, OSError, SafetensorError) as error:
-        raise DistillkitError(f"cannot read the student in {folder}: {str(error).splitlines()[0]}") from error
-    denoiser = build_denoiser(description.teacher.network)
-    denoiser.load_state_dict(state)
-    return Student(StudentGenerator(denoiser, sampler, description.teacher), description)
+        sampler = known.build("samplers", description.sampler)
+        conditioner = known.build("conditioners", description.conditioner)
+        codec = known.build("codecs", description.codec)
+        denoiser = build_denoiser(description.network)
+    except DistillkitError as error:
+        raise type(error)(f"cannot load the student in {weights.folder}: {error}") from error
+    check_fit(denoiser.state_dict(), weights.state, weights.origin)
+    denoiser.load_state_dict(weights.state)
+    generator = StudentGenerator(denoiser, sampler, description.shape)
+    return Student(generator, conditioner, codec, description, weights.folder)
+
+
+def found_weights(path: str | Path, say: Callable[[str], None]) -> Weights:
+    """The weights that `load_student` loads, with what is known of them.
+
+    Raises:
+        UsageError, DistillkitError: as `load_student`.
+    """
+    folder, selector = split_selector(path)
+    if (folder / DESCRIPTION).is_file():
+        if selector:
+            raise UsageError(f"{folder} is a student and has no checkpoints; leave @{selector} out or name the run")
+        return _saved(folder)
+    if (folder / STATE).is_file():
+        if selector not in ("", "average", "student"):
+            raise UsageError(f"{folder} is a checkpoint; @average and @student are what it has")
+        return read_checkpoint(folder, selector or "average")
+    if selector:
+        if not folder.is_dir():
+            raise UsageError(f"no student in {path}: the folder {folder} does not exist")
+        return from_run(folder, selector, say)
+    if (folder / "student" / DESCRIPTION).is_file():
+        return _saved(folder / "student")
+    if not (folder / "checkpoints").is_dir():
+        what = "it is not there" if not folder.exists() else f"neither {DESCRIPTION} nor checkpoints are there"
+        raise UsageError(f"no student in {path}: {what}; name the folder of a run, a student or a checkpoint")
+    weights = from_run(folder, "latest", say)
+    say(f"{folder} is not finished: taking {weights.origin}")
+    return weights
+
+
+def _saved(folder: Path) -> Weights:
+    description = read_description(read_json(folder / DESCRIPTION), str(folder / DESCRIPTION))
+    path = folder / WEIGHTS
+    if not path.is_file():
+        raise DistillkitError(
+            f"{folder} has a {DESCRIPTION} and no {WEIGHTS}: it was exported for another library (see its README.md), "
+            "or its weights were removed"
+        )
+    with reading(str(path)):
+        found = sha256(path)
+        if found == description.weights_sha256:
+            return Weights(load_file(path), description, folder, str(path))
+    raise DistillkitError(f"{path} does not match the sha256 recorded in {DESCRIPTION}: {found}")
+
+
+def initial_weights(path: str | Path) -> tuple[dict[str, Tensor], str]:
+    """The weights that another training's student starts from, by the names of its denoiser, and where they come from.
+
+    Args:
+        path: whatever `load_student` takes, or a safetensors file of a denoiser's or a student's weights.
+
+    Raises:
+        UsageError: when there is nothing of the kind.
+        DistillkitError: when it is damaged.
+    """
+    file = Path(path).expanduser()
+    if file.is_file():
+        if file.suffix != ".safetensors":
+            raise UsageError(
+                f"{file} is not a .safetensors file; a student starts from one, or from a student's folder"
+            )
+        with reading(str(file)):
+            state = load_file(file)
+        if state and all(name.startswith(PREFIX) for name in state):
+            state = {name.removeprefix(PREFIX): value for name, value in state.items()}
+        return state, str(file)
+    weights = found_weights(path, logging.getLogger("distillkit").warning)
+    return weights.state, weights.origin

@@ -1,0 +1,128 @@
+"""Students inside runs: what a selector such as `runs/x@best` names, and weights read from a checkpoint."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load
+from torch import Tensor
+
+from distillkit.errors import DistillkitError, UsageError
+from distillkit.files import canonical_json
+from distillkit.students.description import StudentDescription, read_description, read_json, reading
+
+STATE, PREFIX = "state.json", "denoiser."
+WORDS = ("latest", "best", "average", "student")
+"""Selectors beside the number of a step."""
+
+
+@dataclass(frozen=True)
+class Weights:
+    """A student's weights by the names of its denoiser, what it is, and where they come from, for people."""
+
+    state: dict[str, Tensor]
+    description: StudentDescription
+    folder: Path
+    origin: str
+
+
+def split_selector(path: str | Path) -> tuple[Path, str]:
+    """("runs/x", "best") of "runs/x@best"; no selector where a file or folder of the whole name exists."""
+    whole = Path(path).expanduser()
+    name, _, selector = str(whole).rpartition("@")
+    if not name or whole.exists() or "/" in selector:
+        return whole, ""
+    if selector not in WORDS and not selector.isdecimal():
+        raise UsageError(f"{path}: unknown selector @{selector}; known: @{', @'.join(WORDS)} and @STEP, such as @12000")
+    return Path(name), selector
+
+
+def from_run(run: Path, selector: str, say: Callable[[str], None]) -> Weights:
+    """The weights that a selector names in a run: "latest" and a step are their moving averages.
+
+    Args:
+        selector: "latest", "best", "average", "student" (the raw weights of the newest checkpoint) or a step.
+        say: hears of damaged checkpoints that were passed over.
+
+    Raises:
+        UsageError: where the run has no such checkpoint; names those that it has.
+        DistillkitError: where it is damaged.
+    """
+    folder = run / "checkpoints"
+    if not folder.is_dir():
+        raise UsageError(f"{run} has no checkpoints, so @{selector} names nothing there")
+    if selector == "best":
+        if not (folder / "best" / STATE).is_file():
+            raise UsageError(
+                f"{run} keeps no best checkpoint: none was measured; train with --evaluate-every and a --protocol, "
+                "or take @latest"
+            )
+        return read_checkpoint(folder / "best")
+    steps = {step: path for path in folder.glob("step-*") if (step := _step(path)) is not None}
+    if not steps:
+        raise UsageError(f"{run} has no checkpoint yet")
+    if selector.isdecimal():
+        wanted = int(selector)
+        if wanted not in steps:
+            near = sorted(sorted(steps, key=lambda step: abs(step - wanted))[:5])
+            raise UsageError(f"{run} has no checkpoint of step {wanted}; the nearest: {', '.join(map(str, near))}")
+        return read_checkpoint(steps[wanted])
+    return _newest(run, steps, "student" if selector == "student" else "average", say)
+
+
+def _newest(run: Path, steps: Mapping[int, Path], role: str, say: Callable[[str], None]) -> Weights:
+    damaged: list[str] = []
+    for step in sorted(steps, reverse=True):
+        try:
+            found = read_checkpoint(steps[step], role)
+        except UsageError:
+            raise
+        except DistillkitError as error:
+            damaged.append(str(error))
+            continue
+        if damaged:
+            say(f"passed over damaged checkpoints of {run}: {'; '.join(damaged)}")
+        return found
+    raise DistillkitError(f"every checkpoint of {run} is damaged: {'; '.join(damaged)}")
+
+
+def read_checkpoint(folder: Path, role: str = "average") -> Weights:
+    """The student in a checkpoint's folder; every hash is verified and nothing is unpickled.
+
+    Args:
+        role: "average", the moving average of the weights, or "student", the weights themselves.
+
+    Raises:
+        DistillkitError: when it is damaged, or holds no student.
+    """
+    body = read_json(folder / STATE)
+    with reading(str(folder)):
+        _verify(body)
+        name, values = f"{role}.safetensors", body["values"]
+        data = (folder / name).read_bytes()
+        if hashlib.sha256(data).hexdigest() != body["sha256"][name]:
+            raise ValueError(f"{name} does not match its recorded sha256")
+        tensors = load(data)
+        step = int(body["step"])
+    if "student" not in values:
+        raise DistillkitError(f"{folder} holds no description of its student; it was not written by `distillkit run`")
+    description = read_description(values["student"], str(folder / STATE))
+    state = {key.removeprefix(PREFIX): value for key, value in tensors.items() if key.startswith(PREFIX)}
+    kind = "moving average" if role == "average" else "raw weights"
+    description = description.model_copy(update={"weights_sha256": hashlib.sha256(data).hexdigest()})
+    return Weights(state, description, folder, f"the {kind} of step {step:,} in {folder}")
+
+
+def _verify(body: dict[str, Any]) -> None:
+    recorded = body.pop("self", None)
+    if recorded is not None and hashlib.sha256(canonical_json(body).encode()).hexdigest() != recorded:
+        raise ValueError(f"{STATE} does not match its recorded hash")
+
+
+def _step(path: Path) -> int | None:
+    number = path.name.removeprefix("step-")
+    return int(number) if number.isdecimal() and (path / STATE).is_file() else None

@@ -1,0 +1,223 @@
+"""student.json: everything that makes a student anew from its weights, as plain data."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from safetensors import SafetensorError
+from torch import Tensor, nn
+
+import distillkit
+from distillkit.contracts.random import SampleRNG
+from distillkit.contracts.sampler import Sampler
+from distillkit.contracts.student import StudentGenerator
+from distillkit.contracts.teacher import Teacher, TeacherSpec
+from distillkit.errors import DistillkitError, UsageError
+from distillkit.models.build import build_denoiser
+from distillkit.registry import registry
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from distillkit.contracts.conditioner import Conditioner
+
+FORMAT = 2
+
+
+class StudentDescription(BaseModel):
+    """What a student is, how it is sampled and where it comes from."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    format: Literal[2] = 2
+    distillkit: str = Field(description="version that wrote it")
+    method: str
+    method_package: str = Field(description="distribution and version that the method came from")
+    settings: dict[str, Any] = Field(description="the method's settings")
+    teacher: TeacherSpec
+    network: dict[str, Any] = Field(description="kind and arguments of the student's own network")
+    sampler: dict[str, Any] = Field(description="kind and fields of the sampler")
+    conditioner: dict[str, Any] = Field(description="kind and fields of the maker of its conditions")
+    codec: dict[str, Any] = Field(description="kind and fields of the way to what people look at")
+    shape: tuple[int, ...] = Field(min_length=1, description="of a sample, without the batch")
+    nfe: float = Field(ge=0, description="network evaluations for one sample, measured")
+    guidance: float = Field(1.0, description="guidance weight that the student has learnt in")
+    images_seen: int = Field(ge=0)
+    remarks: tuple[str, ...] = Field((), description="what a reader of its figures should know")
+    weights_sha256: str = ""
+
+
+def describe_student(
+    generator: StudentGenerator,
+    teacher: Teacher,
+    *,
+    method: str,
+    method_package: str,
+    settings: Mapping[str, Any] | None = None,
+    images_seen: int = 0,
+    guidance: float = 1.0,
+    remarks: Sequence[str] = (),
+    nfe: float | None = None,
+) -> StudentDescription:
+    """The description of a student, from which it can be loaded wherever the packages of its parts are installed.
+
+    Args:
+        teacher: whose conditioner and codec the student uses.
+        settings: the method's, as plain data.
+        guidance: weight that the student has learnt in.
+        nfe: network evaluations of a sample where they were measured already; by default one sample is made.
+
+    Raises:
+        UsageError: for a network, sampler, conditioner or codec that no plugin offers, or a network whose weights do
+            not fit its description: such a student could never be loaded.
+    """
+    network = dict(generator.denoiser.description or {})
+    _require_buildable(generator.denoiser, network)
+    conditioner = _described("conditioners", teacher.conditioner)
+    codec = _described("codecs", teacher.codec)
+    return StudentDescription(
+        distillkit=distillkit.__version__,
+        method=method,
+        method_package=method_package,
+        settings=dict(settings or {}),
+        teacher=teacher.spec.model_copy(
+            update={
+                "network": dict(teacher.denoiser.description or teacher.spec.network),
+                "conditioner": conditioner,
+                "codec": codec,
+            }
+        ),
+        network=network,
+        sampler=described_sampler(generator.sampler),
+        conditioner=conditioner,
+        codec=codec,
+        shape=generator.shape,
+        nfe=measured_nfe(generator, teacher.conditioner) if nfe is None else nfe,
+        guidance=guidance,
+        images_seen=images_seen,
+        remarks=tuple(remarks),
+    )
+
+
+def described_sampler(sampler: Sampler) -> dict[str, Any]:
+    """{"kind": "package:Name", ...fields} of a sampler.
+
+    Raises:
+        UsageError: where no plugin offers its class.
+    """
+    return _described("samplers", sampler)
+
+
+def _described(kind: str, part: Any) -> dict[str, Any]:
+    if description := registry().describe(kind, part):
+        return description
+    name = type(part).__name__
+    raise UsageError(
+        f"the {kind[:-1]} {name} is offered by no plugin, so the student could never be loaded; "
+        f'offer it by the hook distillkit_{kind}: return {{"{name}": {name}}}'
+    )
+
+
+def _require_buildable(denoiser: nn.Module, network: Mapping[str, Any]) -> None:
+    """Refuse a network that its description does not build anew: another kind, other names or shapes of weights."""
+    name = type(denoiser).__name__
+    if not network:
+        raise UsageError(
+            f"the network {name} has no description, so the student could never be loaded; offer it by the hook "
+            'distillkit_networks and make it by distillkit.build_denoiser({"kind": "package:Name", "arguments": ...})'
+        )
+    try:
+        with torch.device("meta"):
+            anew = build_denoiser(network)
+    except UsageError:
+        raise
+    except DistillkitError:  # a plugin's network may need real memory to be built
+        anew = build_denoiser(network)
+    found, expected = ({k: tuple(v.shape) for k, v in m.state_dict().items()} for m in (denoiser, anew))
+    if strange := sorted(key for key in found.keys() | expected.keys() if found.get(key) != expected.get(key)):
+        raise UsageError(
+            f"the student's network {name} does not fit its description {network['kind']}, so it could never be "
+            f"loaded: {strange[0]} is {found.get(strange[0], 'missing')} in the network and "
+            f"{expected.get(strange[0], 'missing')} in what the description builds; describe the network that is "
+            "trained (distillkit.changed_network), and make it by distillkit.build_denoiser"
+        )
+
+
+@torch.inference_mode()
+def measured_nfe(generator: StudentGenerator, conditioner: Conditioner) -> float:
+    """Network evaluations of one sample, counted while it is made."""
+    seen = 0
+
+    def count(module: nn.Module, args: tuple[Any, ...]) -> None:
+        nonlocal seen
+        seen += len(args[0])
+
+    device = next(generator.parameters()).device
+    rng, training = SampleRNG(0), generator.training
+
+    def noise(purpose: str) -> Tensor:
+        return rng.normal(purpose, 0, [0], generator.shape).to(device)
+
+    handle = generator.denoiser.register_forward_pre_hook(count)
+    try:
+        condition = conditioner.encode(conditioner.in_turn([0])).to(device)
+        generator.eval()(noise("sample"), condition, lambda k: noise(f"renoise/{k}"))
+    finally:
+        handle.remove()
+        generator.train(training)
+    return float(seen)
+
+
+def read_description(values: Any, origin: str) -> StudentDescription:
+    """A description that was read from a file.
+
+    Args:
+        origin: the file, for messages.
+
+    Raises:
+        DistillkitError: when it is no description, or one of another version.
+    """
+    found = values.get("format") if isinstance(values, Mapping) else None
+    if found is not None and found != FORMAT:
+        remedy = "install the distillkit that wrote it" if found == 1 else "upgrade distillkit"
+        version = values.get("distillkit", "an unknown version")
+        raise DistillkitError(
+            f"{origin} has format {found}, written by distillkit {version}; this one reads format {FORMAT}: "
+            f"{remedy}, or distil the student anew"
+        )
+    with reading(origin):
+        return StudentDescription.model_validate(values)
+
+
+def read_json(path: Path) -> Any:
+    """The content of a JSON file.
+
+    Raises:
+        DistillkitError: when it is damaged or cannot be read; names it.
+    """
+    with reading(str(path)):
+        return json.loads(path.read_text(encoding="utf-8"))
+
+
+@contextmanager
+def reading(origin: str) -> Iterator[None]:
+    """Turn what damaged files cause into one message that names them.
+
+    Raises:
+        DistillkitError: for whatever cannot be read.
+    """
+    try:
+        yield
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"]))
+        raise DistillkitError(f"cannot read {origin}: {place}: {first['msg']}") from error
+    except (ValueError, KeyError, TypeError, OSError, SafetensorError) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise DistillkitError(f"cannot read {origin}: {reason}") from error
