@@ -60,6 +60,7 @@ if TYPE_CHECKING:
     from distillkit.models.build import build_denoiser as build_denoiser
     from distillkit.models.build import changed_network as changed_network
     from distillkit.models.store.resolve import load_teacher as load_teacher
+    from distillkit.registry import offer as offer
     from distillkit.students.artifact import Student as Student
     from distillkit.students.artifact import load_student as load_student
 
@@ -115,6 +116,7 @@ _HOME = {
     "distil": "jobs.api",
     "evaluate": "jobs.api",
     "hookimpl": "contracts.hooks",
+    "offer": "registry",
     "load_student": "students.artifact",
     "load_teacher": "models.store.resolve",
 }

@@ -237,6 +237,27 @@ def load_file(path: str | Path) -> Plugin:
     return plugin
 
 
+def offer(**kinds: Mapping[str, Any]) -> None:
+    """Offer parts for this process, as a plugin does by its hooks: `offer(samplers={"TwoJump": TwoJump})`.
+
+    For notebooks and scripts; what is saved names them as `__main__:Name`, and is loaded where they are offered again.
+
+    Raises:
+        UsageError: for an unknown kind, or a value that is not what the kind is for.
+    """
+    for kind, named in kinds.items():
+        if kind not in KINDS:
+            raise UsageError(unknown("kind of offer", kind, KINDS, "distillkit plugins"))
+        if strange := [name for name, value in named.items() if not _fits(kind, value)]:
+            raise UsageError(f"{strange[0]!r} is not what {kind} are: {named[strange[0]]!r}")
+    known = [plugin for plugin in _FILES if plugin.package == "__main__"]
+    before = known[0].offers if known else {}
+    _FILES[:] = [plugin for plugin in _FILES if plugin.package != "__main__"]
+    both = {kind: {**before.get(kind, {}), **kinds.get(kind, {})} for kind in KINDS}
+    _FILES.append(Plugin("this process", "__main__", "", "__main__", both))
+    registry.cache_clear()
+
+
 def method_name(name: str) -> str:
     """The name of a method, where `name` may also be a Python file that offers one; the file is loaded.
 

@@ -69,6 +69,18 @@ class Schedule(BaseModel, ABC):
         places = torch.linspace(0, len(below), count + 1)[1:-1].round().long() - 1
         return (first, *below[places.clamp(min=0)].tolist())
 
+    def path(self, steps: int, first: float | None = None) -> Tensor:
+        """The steps + 1 times of a way from `first` (the largest time by default) to the smallest in so many steps,
+        evenly spaced on the family's own grid; (steps + 1,) float64 on the CPU, descending, both ends among them.
+
+        Other than `grid`, whose times a solver leaves by a step to the clean sample.
+        """
+        return torch.tensor([*self.levels(steps, first), self.t_min], dtype=torch.float64)
+
+    def between(self, t: float, t_next: float) -> float:
+        """The time half-way between two on the family's own spacing."""
+        return (t + t_next) / 2
+
     def ratio(self, t: Tensor) -> Tensor:
         """sigma / alpha, the Karras sigma; of t's shape."""
         return self.sigma(t) / self.alpha(t)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from distillkit.contracts.sampler import Sampler
 
@@ -20,3 +20,7 @@ class Stage:
     name: str = "training"
     share: float = 1.0
     sampler: Sampler | None = None
+
+    def at(self, sampler: Sampler) -> Stage:
+        """The same stage with another sampler."""
+        return replace(self, sampler=sampler)

@@ -1,57 +1,60 @@
-"""A run: teacher, pairs, training, student, scores, closing table."""
+"""Distilling a teacher: data, training, student, figures."""
 
 from __future__ import annotations
 
+import json
 import time
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 
-from distillkit.contracts.random import SampleRNG
 from distillkit.contracts.recipe import Recipe
-from distillkit.contracts.step import ImageSource
+from distillkit.contracts.sampler import Sampler
+from distillkit.contracts.source import PairSamples, Pairs, Samples, Source
 from distillkit.contracts.student import StudentGenerator
 from distillkit.contracts.teacher import Teacher
-from distillkit.data.embedded import embedded_images
-from distillkit.data.pairs import SHARD, LoadedPairs, PairStore
-from distillkit.data.stream import open_stream
 from distillkit.engine.checkpoint import Checkpoints
 from distillkit.engine.cost import CostMeter
-from distillkit.engine.interrupt import StopRequest
 from distillkit.engine.metrics import MetricsFile, Trackers
-from distillkit.engine.outputs import Outputs
+from distillkit.engine.outputs import Evaluation, Outputs
 from distillkit.engine.trainer import Stopped, Trainer
-from distillkit.errors import DistillkitError, Interrupted
-from distillkit.evaluation.score import Score
+from distillkit.errors import DistillkitError, UsageError
+from distillkit.evaluation.generator import Generator, student_generator, teacher_generator
+from distillkit.evaluation.measure import Measure
+from distillkit.evaluation.pipeline import measure
+from distillkit.evaluation.presets import default_protocol, load_measure
+from distillkit.evaluation.record import Record, Subject
+from distillkit.evaluation.teacher_record import teacher_record
 from distillkit.files import require_space, write_json
-from distillkit.progress import Quiet, Reporter
+from distillkit.jobs.context import Context
+from distillkit.jobs.previews import Previews
+from distillkit.jobs.timing import timed
 from distillkit.registry import Installed, blaming, registry
 from distillkit.runs.config import RunConfig
 from distillkit.runs.folder import RunFolder, environment
-from distillkit.jobs.previews import Previews
-from distillkit.jobs.scores import images_per_second, ruler_for, student_pixels, teacher_score
-from distillkit.students.artifact import StudentDescription, save_student
+from distillkit.students.artifact import describe_student, initial_weights, save_student
 from distillkit.students.card import write_card
-from distillkit.models.store.resolve import load_teacher
+from distillkit.students.description import StudentDescription
 
-SOURCES = frozenset({"samples", "pairs", "pair_samples", "images"})
-"""What a recipe may read of a step."""
+SELECTION_SEED = 1_000_000
+"""Figures during training use seeds from here on; the closing ones use seeds from 0, which no choice has seen."""
+
+HIGH_RATIO = 100.0
+"""Above this noise level a prediction of noise, rounded to bf16, says little of the sample."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """One generator in the closing table."""
+    """One generator in the closing table; `record` is None where there is no protocol."""
 
     name: str
     nfe: float
     images_per_second: float
-    score: Score | None
+    record: Record | None
 
 
 @dataclass(frozen=True)
@@ -61,247 +64,319 @@ class Result:
     folder: Path
     rows: list[Row]
     health: dict[str, str]
+    selection: dict[str, Any]
     seconds: float
-    cost: dict[str, int]
+    cost: dict[str, float]
 
 
 class Distillation:
     """One run in its folder.
 
     Args:
-        config: what to do; its method and teacher are loaded here.
+        config: what to do; its `sources` are completed here by the settings of those that the recipe reads.
         folder: where; locked and begun by the caller.
-        accelerator: device, processes, precision.
-        reporter: where progress goes, on the first process.
-        stop: a noted signal.
-        report_to: a tracker's name, or "none".
-        teacher: an already loaded one.
+        context: device, processes, progress, signals.
+        method: the method, as it is installed.
+        teacher: loaded.
 
     Raises:
-        UsageError: for an unknown teacher.
-        DistillkitError: for a recipe that asks for what the engine does not have.
+        UsageError: for settings that the recipe cannot follow, or parts from which no student could be loaded.
+        DistillkitError: for a recipe that fails or asks for a source that nothing offers.
     """
 
     def __init__(
-        self,
-        config: RunConfig,
-        folder: RunFolder,
-        accelerator: Accelerator,
-        reporter: Reporter,
-        stop: StopRequest,
-        report_to: str = "none",
-        teacher: Teacher | None = None,
+        self, config: RunConfig, folder: RunFolder, context: Context, method: Installed, teacher: Teacher
     ) -> None:
-        self.config, self.folder, self.accelerator = config, folder, accelerator
-        self.main = accelerator.is_main_process
-        self.reporter = reporter if self.main else Quiet()
-        self.stop, self.report_to = stop, report_to
-        self.installed: Installed = registry().methods[config.method]
-        teacher = teacher or load_teacher(config.teacher, self.reporter, lambda: stop.signum or 0)
-        self.teacher: Teacher = teacher.to(accelerator.device)
-        self.recipe: Recipe = self._recipe()
-        self.rng = SampleRNG(config.seed)
+        self.folder, self.context, self.method = folder, context, method
+        self.teacher = teacher.to(context.device)
+        self.config = config
+        self.recipe = self._recipe()
+        self.sources = self._sources()
+        self.config = config.model_copy(
+            update={"sources": {s.name: s.config.model_dump(mode="json") for s in self.sources.values()}}
+        )
+        self._prepared = False
 
     def _recipe(self) -> Recipe:
-        method = self.installed.value()
-        blamed = blaming(f"method {self.config.method}", self.installed.origin, "cannot make its recipe")
+        config, method = self.config, self.method.value()
+        blamed = blaming(f"method {config.method}", self.method.origin, "cannot make its recipe")
         with blamed, torch.random.fork_rng(devices=[]):
             # A recipe may hold fresh networks: their weights are the seed's, on every process.
-            torch.manual_seed(self.config.seed)
-            recipe = method.recipe(self.teacher, method.Config.model_validate(self.config.settings))
-        if strange := recipe.needs - SOURCES:
-            raise DistillkitError(
-                f"method {self.config.method} needs {', '.join(sorted(strange))}, which `run` has no source for; "
-                f"it has {', '.join(sorted(SOURCES))}"
-            )
+            torch.manual_seed(config.seed)
+            recipe = method.recipe(self.teacher, method.Config.model_validate(config.settings))
+        student, stages = config.student, list(recipe.stages)
+        if student.levels or student.start_ratio:
+            recipe.student.sampler = self._at_levels(recipe.student.sampler)
+            recipe.stages = [
+                stage if stage.sampler is None else stage.at(self._at_levels(stage.sampler)) for stage in stages
+            ]
         return recipe
 
-    @property
-    def pair_store(self) -> PairStore:
-        pairs = self.config.pairs
-        return PairStore(self.teacher, steps=pairs.steps or self.teacher.spec.solver_steps, guidance=pairs.guidance)
-
-    @property
-    def pairs_cost(self) -> int:
-        """Teacher evaluations of the noise-image pairs that the recipe reads; 0 if it reads none."""
-        if not {"pairs", "pair_samples"} & self.recipe.needs:
-            return 0
-        pairs = self.config.pairs
-        return pairs.count * (2 * self.pair_store.steps - 1) * (1 if pairs.guidance == 1 else 2)
-
-    def prepare(self) -> None:
-        """Get all that may be missing, before anything is written.
+    def _at_levels(self, sampler: Sampler) -> Sampler:
+        """The sampler with the levels that were asked for.
 
         Raises:
-            DistillkitError: when an objective cannot get what it needs, or the images cannot be opened.
+            UsageError: where the method fixes them.
         """
+        student, schedule = self.config.student, self.teacher.schedule
+        ratios = torch.tensor(student.levels or (student.start_ratio,), dtype=torch.float64)
+        levels = schedule.at(ratios).tolist()
+        if not student.levels:
+            levels = schedule.levels(len(getattr(sampler, "levels", (0,))), levels[0])
+        try:
+            return sampler.with_levels(levels)
+        except ValueError as error:
+            option = "--student-levels" if student.levels else "--start-ratio"
+            raise UsageError(f"{option}: {error}") from error
+
+    def _sources(self) -> dict[type, Source[Any]]:
+        """The sources that the recipe reads, by the type of their batches."""
+        offered = {offer.value.batch_type: offer.value for offer in registry().named("sources").values()}
+        wanted = self.recipe.needs - {Samples, PairSamples} | ({Pairs} if PairSamples in self.recipe.needs else set())
+        if strange := [need for need in wanted if need not in offered]:
+            known = ", ".join(sorted(kind.__name__ for kind in offered))
+            raise DistillkitError(
+                f"method {self.config.method} ({self.method.origin}) needs {strange[0].__name__}, which no source "
+                f"serves; there are sources of {known}. Offer one by the hook distillkit_sources"
+            )
+        return {
+            kind: offered[kind](
+                self.teacher, offered[kind].Config.model_validate(self.config.sources.get(offered[kind].name, {}))
+            )
+            for kind in sorted(wanted, key=lambda kind: kind.__name__)
+        }
+
+    @property
+    def sources_cost(self) -> int:
+        """Teacher evaluations that the data cost which the recipe reads."""
+        return sum(source.cost for source in self.sources.values())
+
+    @cached_property
+    def protocol(self) -> str | None:
+        """The name of the run's protocol: what was asked for, or the teacher's own; None where there is none."""
+        asked = self.config.evaluation.protocol
+        return None if asked == "none" else asked or default_protocol(self.teacher)
+
+    @cached_property
+    def closing(self) -> Measure | None:
+        """How the closing figures are measured."""
+        return load_measure(self.protocol, count=self.config.evaluation.samples) if self.protocol else None
+
+    @cached_property
+    def selecting(self) -> Measure | None:
+        """How the figures during the training are measured: fewer samples, of other seeds."""
+        if self.protocol is None or self.closing is None:
+            return None
+        count = self.config.evaluation.evaluate_samples or max(2, min(1000, self.closing.count), self.closing.count // 5)
+        return load_measure(self.protocol, count=count, first_seed=SELECTION_SEED)
+
+    def prepare(self) -> None:
+        """Find out what may be missing, before anything is written.
+
+        Raises:
+            UsageError, DistillkitError: when an objective, a source, the protocol or the start cannot be had, or when
+                the student that would come out could never be loaded.
+        """
+        if self._prepared:
+            return
+        self._prepared = True
+        self.describe(self.recipe.final_sampler, 0)
+        for source in self.sources.values():
+            source.check()
+        if self.config.student.init:
+            self._start_from(self.config.student.init)
         for objective in self.recipe.objectives:
-            objective.prepare()
-        _ = self.images
+            with blaming(f"objective {objective.name}", self.method.origin, "cannot be prepared"):
+                objective.prepare()
+        self._say_what_is_measured()
+
+    def _start_from(self, path: str) -> None:
+        """Give the student another student's weights; it keeps this recipe's sampler."""
+        weights, origin = initial_weights(path, like=self.recipe.student.denoiser)
+        self.recipe.student.denoiser.load_state_dict(weights)
+        self.context.reporter.say(f"the student starts from {origin}")
+
+    def _say_what_is_measured(self) -> None:
+        say, ratio = self.context.reporter.say, self._start_ratio()
+        if self.closing is None:
+            say(
+                "no figure of quality will be measured: "
+                + ("--protocol none" if self.config.evaluation.protocol == "none" else
+                   "no protocol is known for this teacher. See `distillkit protocols`, then --protocol NAME")
+            )  # fmt: skip
+        elif self.selecting is not None:
+            say(
+                f"figures: {self.closing.protocol.label} under {self.protocol} ({self.closing.protocol.id}); during the "
+                f"training {self.selecting.protocol.label}, of other seeds"
+            )
+        if ratio > HIGH_RATIO and self.config.training.precision != "fp32":
+            say(
+                f"note: the student starts at sigma / alpha = {ratio:,.0f}, where half precision rounds a sample by "
+                f"about {ratio * 0.004:.2g}; --start-ratio 80 or less is usual"
+            )
+
+    def _start_ratio(self) -> float:
+        sampler, schedule = self.recipe.final_sampler, self.teacher.schedule
+        first = getattr(sampler, "t", None) or next(iter(getattr(sampler, "levels", ())), schedule.t_max)
+        return float(schedule.ratio(torch.tensor([first], dtype=torch.float64)))
 
     def run(self, *, resume: bool = False) -> Result:
         """Do everything that is not done yet.
 
         Raises:
-            Interrupted: after a signal, with the command to go on.
+            Interrupted: after a signal, with the command that continues.
             DistillkitError: for anything that makes the run impossible.
         """
-        began = time.monotonic()
-        device = self.accelerator.device
-        cost = CostMeter()
+        began, context = time.monotonic(), self.context
         self.prepare()
-        pairs = self._pairs(cost) if {"pairs", "pair_samples"} & self.recipe.needs else None
+        job = context.source_job(self.folder.resume_command)
+        opened = {kind: source.open(job) for kind, source in self.sources.items()}
+        cost = CostMeter()
+        for source in self.sources.values():
+            # Data of the teacher's are a cost of the method whether they were made now or found.
+            cost.add(source.name, source.cost)
+        untrained = self._untrained()
         trainer = Trainer(
-            self.recipe, self.teacher, self.config.training, self.accelerator,
-            seed=self.config.seed, pairs=pairs, images=self.images, cost=cost,
+            self.recipe, self.teacher, self.config.training, accelerator=context.accelerator, seed=self.config.seed,
+            sources=opened, cost=cost, say=context.reporter.say,
         )  # fmt: skip
-        if self.main:
-            # One more than are kept lies there while the newest is written.
-            copies = self.config.training.keep_checkpoints + 1
+        if context.main:
+            # One more than are kept is there while the newest is written, and the best one beside them.
+            copies = self.config.training.keep_checkpoints + 2
             require_space(self.folder.path, copies * trainer.checkpoint_bytes(), f"{copies} checkpoints")
         outputs = self._outputs()
         if resume:
             trainer.resume(outputs)
-        # What the method starts from: the teacher's weights, sampled as the student will be.
-        sampler = next((s.sampler for s in reversed(self.recipe.stages) if s.sampler), self.recipe.student.sampler)
-        untrained = StudentGenerator.from_teacher(self.teacher, sampler).to(device).eval()
         try:
-            trainer.run(outputs, should_stop=lambda: bool(self.stop))
+            trainer.run(outputs, should_stop=lambda: bool(context.stop))
         except Stopped as stopped:
-            raise self._interrupted(f"stopped and saved at step {stopped.step:,}") from stopped
+            raise context.interrupted(
+                f"stopped and saved at step {stopped.step:,}. Continue with: {self.folder.resume_command}"
+            ) from stopped
         finally:
             outputs.trackers.close()
-        rows = self._rows(trainer.ema, untrained)
+        rows = [*self._teacher_row(), untrained, self._student_row(trainer.ema, trainer.selection)]
         result = Result(
-            self.folder.path, rows, {k: str(v) for k, v in outputs.health.items()},
+            self.folder.path, rows, {k: str(v) for k, v in outputs.health.items()}, dict(trainer.selection),
             time.monotonic() - began, dict(trainer.cost.counts),
         )  # fmt: skip
-        if self.main:
+        if context.main:
             self._save(trainer, result)
         return result
 
-    @cached_property
-    def images(self) -> ImageSource | None:
-        """Real images that fit the teacher, where the recipe reads them; embedded ones if no others are named."""
-        if "images" not in self.recipe.needs:
-            return None
-        config, spec = self.config.data, self.teacher.spec
-        embedded = None if config.path else embedded_images(spec, self.accelerator.device)
-        return embedded or open_stream(config, spec, self.accelerator.device)
+    def describe(self, sampler: Sampler, images_seen: int) -> StudentDescription:
+        """The student as it would be saved now.
 
-    def _pairs(self, cost: CostMeter) -> LoadedPairs:
-        """Open the noise-image pairs, after making those that are missing."""
-        store, count, accelerator = self.pair_store, self.config.pairs.count, self.accelerator
-        missing = len(store.missing(count))
-        if missing:
-            with self.reporter.task("making noise-image pairs", missing * SHARD, "pairs") as task:
-
-                def advance(made: int) -> None:
-                    task.advance(made * accelerator.num_processes)
-                    if self.stop:
-                        raise self._interrupted(f"stopped while making pairs; complete ones stay in {store.folder}")
-
-                store.make(
-                    count, accelerator.device, rank=accelerator.process_index, world=accelerator.num_processes,
-                    advance=advance,
-                )  # fmt: skip
-        else:
-            self.reporter.say(f"using {count:,} noise-image pairs from {store.folder}")
-        accelerator.wait_for_everyone()
-        # Pairs are a cost of the method whether they were made now or found.
-        cost.add("pairs", self.pairs_cost)
-        return store.open(count, accelerator.device)
+        Raises:
+            UsageError: when it could never be loaded.
+        """
+        student, guidance = self.recipe.student, self.recipe.guidance
+        if guidance is None:
+            guidance = next((s.guidance for kind, s in self.sources.items() if kind is Pairs), 1.0)
+        return describe_student(
+            StudentGenerator(student.denoiser, sampler, student.shape), self.teacher, method=self.config.method,
+            method_package=self.method.origin, settings=self.config.settings, guidance=guidance,
+            remarks=tuple(o.remark for o in self.recipe.objectives if o.remark), images_seen=images_seen,
+        )  # fmt: skip
 
     def _outputs(self) -> Outputs:
-        config, folder = self.config, self.folder
-        ruler = ruler_for(self.teacher.spec, config.evaluation.samples, selecting=True)
-
-        def evaluate(student: StudentGenerator) -> dict[str, float]:
-            if ruler is None:
-                return {}
-            result = ruler.score(
-                student_pixels(student, self.teacher), student.denoiser, student.spec, self.accelerator.device,
-                batch=config.evaluation.batch,
-                rank=self.accelerator.process_index, world=self.accelerator.num_processes,
-            )  # fmt: skip
-            return {result.label: result.value}
-
-        previews: Callable[[StudentGenerator, int], None] = lambda student, step: None  # noqa: E731
-        if self.main:
-            (folder / "samples").mkdir(exist_ok=True)
-            previews = Previews(
-                folder / "samples", self.teacher, self.recipe.objectives, self.rng, self.accelerator.device
-            )
+        folder, context = self.folder, self.context
+        previews = None
+        if context.main:
+            previews = Previews(folder / "samples", self.teacher, self.recipe.objectives, self.config.seed)
+        config = {"method": self.config.method, "teacher": self.teacher.spec.name, "seed": self.config.seed}
         return Outputs(
-            Checkpoints(folder / "checkpoints", config.training.keep_checkpoints),
+            Checkpoints(folder / "checkpoints", self.config.training.keep_checkpoints),
             MetricsFile(folder / "metrics.jsonl"),
             Trackers(
-                self.accelerator, self.report_to, folder.path.name, {**config.training.model_dump(), **config.settings}
+                context.accelerator, context.report_to, folder.path.name,
+                {**config, **self.config.training.model_dump(), **self.config.settings},
             ),
-            self.reporter,
-            self.main,
-            previews,
-            evaluate,
-        )
+            context.reporter,
+            main=context.main,
+            preview=previews or (lambda student, step: None),
+            evaluate=self._evaluated,
+            describe_student=lambda sampler, images: self.describe(sampler, images).model_dump(mode="json"),
+        )  # fmt: skip
 
-    def _rows(self, student: StudentGenerator, untrained: StudentGenerator) -> list[Row]:
-        """Score teacher, untrained and distilled student with seeds that no choice has seen."""
-        device, batch = self.accelerator.device, self.config.evaluation.batch
-        rank, world = self.accelerator.process_index, self.accelerator.num_processes
-        ruler = ruler_for(self.teacher.spec, self.config.evaluation.samples)
-        steps = self.teacher.spec.solver_steps
-        rows: list[Row] = []
-        if ruler:
-            result = teacher_score(self.teacher, ruler, device, self.reporter, batch=batch)
-            rows.append(Row(f"teacher, {steps} Heun steps", result.nfe, result.images_per_second, result))
-        for name, generator in (("student, untrained", untrained), ("student, distilled", student)):
-            pixels = student_pixels(generator, self.teacher)
-            if ruler:
-                result = ruler.score(
-                    pixels, generator.denoiser, generator.spec, device, batch=batch, rank=rank, world=world
-                )
-                rows.append(Row(name, result.nfe, result.images_per_second, result))
-            else:
-                rows.append(Row(name, 1.0, images_per_second(pixels, generator.spec, device, batch), None))
-        return rows
+    def _evaluated(self, student: StudentGenerator) -> Evaluation | None:
+        """The figure during the training; every process has it."""
+        if self.selecting is None:
+            return None
+        record = self._measured(self._generator(student, "student"), self.selecting)
+        figure = record.figures[record.label]
+        return Evaluation(record.label, figure.value, figure.standard_error, record.protocol.samples.count)
+
+    def _generator(self, student: StudentGenerator, name: str) -> Generator:
+        subject = Subject(
+            kind="student", name=name, teacher=self.teacher.spec.name, method=self.config.method,
+            sampler=registry().describe("samplers", student.sampler), guidance=self.describe(student.sampler, 0).guidance,
+            precision="fp32", remarks=tuple(o.remark for o in self.recipe.objectives if o.remark),
+        )  # fmt: skip
+        return student_generator(student, self.teacher.conditioner, self.teacher.codec, subject)
+
+    def _measured(
+        self, generator: Generator, how: Measure, title: str = "", selection: Mapping[str, Any] | None = None
+    ) -> Record:
+        context = self.context
+        return measure(
+            generator, how, device=context.device, batch=self.config.evaluation.batch, rank=context.rank,
+            world=context.world, reporter=context.reporter if title else None, title=title, stop=context.stopped,
+            selection=selection,
+        )  # fmt: skip
+
+    def _row(self, generator: Generator, name: str, selection: Mapping[str, Any] | None = None) -> Row:
+        """Measured with seeds that no choice has seen; timed alone where there is no protocol."""
+        if self.closing is None:
+            return Row(name, *timed(generator, self.context.device), None)
+        record = self._measured(generator, self.closing, f"measuring the {name}", selection)
+        return Row(name, record.nfe or 0.0, record.images_per_second or 0.0, record)
+
+    def _untrained(self) -> Row:
+        """What the training starts from, sampled as the student will be; measured once, before the first step."""
+        path, name = self.folder / "records" / "untrained.json", "student, untrained"
+        if path.is_file():
+            row = read_row(path)
+            if row is not None:
+                return row
+        student = StudentGenerator(self.recipe.student.denoiser, self.recipe.final_sampler, self.recipe.student.shape)
+        row = self._row(self._generator(student.to(self.context.device).eval(), name), name)
+        if self.context.main:
+            write_json(path, row_json(row))
+        return row
+
+    def _teacher_row(self) -> list[Row]:
+        steps, solver = self.teacher.spec.solver_steps, self.teacher.spec.solver
+        name = f"teacher, {steps} {solver.capitalize()} steps"
+        if self.closing is None:
+            return [Row(name, *timed(teacher_generator(self.teacher), self.context.device), None)]
+        record = teacher_record(
+            self.teacher, self.closing, device=self.context.device, reporter=self.context.reporter,
+            batch=self.config.evaluation.batch, rank=self.context.rank, world=self.context.world,
+            stop=self.context.stopped,
+        )  # fmt: skip
+        return [Row(name, record.nfe or 0.0, record.images_per_second or 0.0, record)]
+
+    def _student_row(self, student: StudentGenerator, selection: Mapping[str, Any]) -> Row:
+        name = "student, distilled"
+        return self._row(self._generator(student, name), name, selection)
 
     def _save(self, trainer: Trainer, result: Result) -> None:
-        student = trainer.ema
-        description = StudentDescription(
-            distillkit=version("distillkit"),
-            method=self.config.method,
-            method_package=self.installed.origin,
-            settings=self.config.settings,
-            teacher=self.teacher.spec,
-            sampler=student.sampler.model_dump(mode="json"),
-            nfe=result.rows[-1].nfe,
-            guidance=float(self.config.settings.get("guidance", 1.0)),
-            images_seen=trainer.step * self.config.training.batch,
-        )
-        folder = self.folder / "student"
-        description = save_student(folder, student, description)
-        previews = Previews(self.folder / "samples", self.teacher, (), self.rng, self.accelerator.device)
-        previews.grid(folder / "samples.png", student)
-        ruler = ruler_for(self.teacher.spec, self.config.evaluation.samples)
+        student, folder = trainer.ema, self.folder / "student"
+        images = trainer.step * self.config.training.batch
+        described = self.describe(student.sampler, images).model_copy(update={"nfe": result.rows[-1].nfe})
+        description = save_student(folder, student, described)
+        Previews(self.folder / "samples", self.teacher, (), self.config.seed).grid(folder / "samples.png", student)
         record: dict[str, Any] = {
-            "format": 1,
+            "format": 2,
             "kind": "run",
             "method": self.config.method,
-            "teacher": self.config.teacher,
+            "teacher": self.teacher.spec.name,
             "student_sha256": description.weights_sha256,
-            "protocol": ruler.protocol.model_dump(mode="json") if ruler else None,
-            "protocol_id": ruler.protocol.id if ruler else None,
-            "rows": [
-                {
-                    "name": row.name,
-                    "nfe": row.nfe,
-                    "images_per_second": row.images_per_second,
-                    row.score.label if row.score else "score": row.score and row.score.value,
-                    "terms": row.score and dict(row.score.terms),
-                }
-                for row in result.rows
-            ],
+            "protocol": self.protocol,
+            "rows": [row_json(row) for row in result.rows],
             "health": result.health,
+            "selection": result.selection,
             "cost_forward_equivalents": result.cost,
             "seconds": result.seconds,
             "config": self.config.model_dump(mode="json"),
@@ -310,6 +385,30 @@ class Distillation:
         write_card(folder / "README.md", description, record)
         write_json(self.folder / "record.json", record)
 
-    def _interrupted(self, what: str) -> Interrupted:
-        signum = self.stop.signum or 2
-        return Interrupted(f"{what}. Go on with: {self.folder.resume_command}", signum)
+
+def row_json(row: Row) -> dict[str, Any]:
+    """A row as it is kept in record.json."""
+    return {
+        "name": row.name,
+        "nfe": row.nfe,
+        "images_per_second": row.images_per_second,
+        "record": None if row.record is None else row.record.model_dump(mode="json"),
+    }
+
+
+def row_of(value: Mapping[str, Any]) -> Row:
+    """The inverse of `row_json`.
+
+    Raises:
+        ValueError, KeyError, TypeError: when it is something else.
+    """
+    record = None if value["record"] is None else Record.model_validate(value["record"])
+    return Row(str(value["name"]), float(value["nfe"]), float(value["images_per_second"]), record)
+
+
+def read_row(path: Path) -> Row | None:
+    """A row that was kept; None where it cannot be read and must be measured anew."""
+    try:
+        return row_of(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, KeyError, TypeError):
+        return None

@@ -8,141 +8,145 @@ from collections.abc import Sized
 
 from accelerate import Accelerator
 
-from distillkit.contracts.method import Preset
 from distillkit.contracts.recipe import Recipe
+from distillkit.contracts.source import Images
 from distillkit.contracts.teacher import Teacher
-from distillkit.data.pairs import SHARD
 from distillkit.engine.config import TrainingConfig
 from distillkit.errors import DistillkitError
 from distillkit.files import existing_parent
-from distillkit.progress import clock
+from distillkit.jobs.api import Plan
+from distillkit.jobs.context import Context
 from distillkit.jobs.distil import Distillation
+from distillkit.jobs.teacher_recipe import teacher_recipe
+from distillkit.jobs.train_teacher import TeacherRunConfig, new_teacher
+from distillkit.jobs.trial import Trial, try_training
+from distillkit.models.store.resolve import resolve
+from distillkit.progress import clock
 from distillkit.runs.folder import RunFolder
-from distillkit.jobs.trial import Rehearsal, rehearse
-from distillkit.jobs.train_teacher import TeacherRunConfig, open_data
-from distillkit.models.edm.catalog import CATALOG, catalog_name
-from distillkit.models.store.fetch import fetched
-from distillkit.models.store.resolve import load_teacher
-from distillkit.jobs.teacher_recipe import fresh_teacher, teacher_recipe
 
 Rows = list[tuple[str, str]]
 
 
-def teacher_for_plan(name: str) -> tuple[Teacher, str]:
-    """The teacher, and a remark; one that would have to be downloaded is stood in for by random weights."""
-    entry = CATALOG.get(catalog_name(name) or "")
-    if entry and entry.url and not fetched(entry):
-        remark = f"to be downloaded: {entry.parameters * 4 / 1e9:.1f} GB, {entry.spec.licence.partition(':')[0]}"
-        return fresh_teacher(entry.spec, 0), remark
-    return load_teacher(name), ""
+def plan_rows(plan: Plan) -> tuple[Distillation, Rows]:
+    """The plan of a distillation, and its job with all settings completed. A teacher that would have to be downloaded is
+    stood in for by one with random weights.
 
-
-def plan_run(job: Distillation, preset: Preset | None, remark: str) -> Rows:
-    """The plan of a distillation whose teacher is `teacher_for_plan`'s."""
-    config, recipe, training = job.config, job.recipe, job.config.training
+    Raises:
+        UsageError, DistillkitError: what the run would be refused with.
+    """
+    teacher, remark = plan.teacher, ""
+    if teacher is None:
+        reference = resolve(plan.config.teacher)
+        if not reference.available:
+            teacher, remark = reference.skeleton(), f"to be downloaded: {_bytes(reference.bytes)}, {reference.licence}"
+    job = plan.job(teacher)
+    job.prepare()
+    config, recipe, training, context = job.config, job.recipe, job.config.training, plan.context
     parameters = sum(p.numel() for p in recipe.student.parameters())
+    shape = " x ".join(map(str, job.teacher.spec.shape))
     rows = [
-        ("teacher", f"{job.teacher.spec.name}, {parameters:,} parameters, samples {job.teacher.spec.shape}"),
+        ("teacher", f"{job.teacher.spec.name}, samples {shape}, conditions: {job.teacher.conditioner.summary()}"),
         *([("", remark)] if remark else []),
-        ("preset", f"{preset.name} ({preset.source})" if preset else "none for this teacher: defaults"),
+        ("student", f"{parameters:,} parameters, {_sampler(recipe)}"),
+        ("settings", plan.remark.removeprefix("settings: ")),
         ("objectives", ", ".join(f"{o.name} x {o.weight:g}" for o in recipe.objectives)),
         ("trained beside", ", ".join(learner.name for learner in recipe.learners) or "nothing"),
-        ("training", _training(training, job.accelerator)),
+        ("training", _training(training, context.accelerator)),
+        ("protocol", job.protocol or "none: no figure of quality will be measured"),
     ]
-    needs_pairs = bool({"pairs", "pair_samples"} & recipe.needs)
-    rehearsal, reason = _rehearsed(job.recipe, job.teacher, training, job.accelerator)
-    disk = 0.0
-    if needs_pairs:
-        store, count = job.pair_store, config.pairs.count
-        # Weights that are not there have made no pairs.
-        missing = count if remark else min(count, len(store.missing(count)) * SHARD)
-        size = missing * 8 * _numbers(job.teacher)
-        disk += size
-        evaluations = missing * (2 * store.steps - 1) * (1 if config.pairs.guidance == 1 else 2)
+    trial, reason = _tried(recipe, job.teacher, training, context.accelerator)
+    disk = memory = 0.0
+    for source in job.sources.values():
+        found = source.plan()
         took = ""
-        if rehearsal and missing:
-            took = f", about {_duration(evaluations * rehearsal.seconds_per_evaluation / _processes(job.accelerator))}"
-        rows += [
-            (
-                "pairs",
-                f"{count:,}, of which {missing:,} to make ({_bytes(size)}): {evaluations:,} teacher evaluations{took}",
-            ),
-            ("", str(store.folder.parent if remark else store.folder)),
-        ]
-    if "images" in recipe.needs:
-        rows.append(("images", config.data.path or "the embedded digits"))
-    rows += _costs(rehearsal, reason, training, job.accelerator, job.folder, disk)
-    return rows
+        if trial and found.evaluations:
+            took = f", about {_duration(found.evaluations * trial.seconds_per_evaluation / context.world)}"
+        made = f" ({found.evaluations:,} teacher evaluations, {_bytes(found.disk_bytes)} of disk{took})"
+        rows.append((source.name, found.summary + (made if found.evaluations else "")))
+        disk, memory = disk + found.disk_bytes, memory + found.memory_bytes
+    rows += _costs(trial, reason, training, context.accelerator, plan.folder, disk, memory)
+    return job, rows
 
 
-def plan_teacher(config: TeacherRunConfig, accelerator: Accelerator, folder: RunFolder) -> Rows:
+def plan_teacher(config: TeacherRunConfig, context: Context, folder: RunFolder) -> Rows:
     """The plan of a teacher's training."""
-    spec, images = open_data(config, accelerator.device)
-    teacher = fresh_teacher(spec, config.seed)
+    teacher, images = new_teacher(config, context.device)
     parameters = sum(p.numel() for p in teacher.denoiser.parameters())
-    classes = f"{spec.num_classes} classes" if spec.num_classes else "no classes"
-    count = f"{len(images):,} images" if isinstance(images, Sized) else "images"
+    count = f"{len(images):,}" if isinstance(images, Sized) else "the data set's"
+    shape = " x ".join(map(str, teacher.spec.shape))
     rows = [
-        ("images", f"{count} {spec.shape}, {classes}, from {config.data.path or 'scikit-learn (embedded)'}"),
-        ("network", f"{spec.network['class']}, {parameters:,} parameters"),
-        ("training", _training(config.training, accelerator)),
+        ("images", f"{count} images {shape}, conditions: {teacher.conditioner.summary()}, from {config.data.path or config.name}"),
+        ("network", f"{teacher.spec.network['kind']}, {parameters:,} parameters"),
+        ("training", _training(config.training, context.accelerator)),
     ]
-    recipe = teacher_recipe(teacher.to(accelerator.device), config.loss)
-    rehearsal, reason = _rehearsed(recipe, teacher, config.training, accelerator)
-    return rows + _costs(rehearsal, reason, config.training, accelerator, folder, 0.0)
+    recipe = teacher_recipe(teacher.to(context.device), config.loss)
+    trial, reason = _tried(recipe, teacher, config.training, context.accelerator)
+    return rows + _costs(trial, reason, config.training, context.accelerator, folder, 0.0, 0.0)
 
 
-def _rehearsed(
+def _sampler(recipe: Recipe) -> str:
+    sampler, schedule = recipe.final_sampler, recipe.student.schedule
+    levels = getattr(sampler, "levels", None) or (getattr(sampler, "t", None) or schedule.t_max,)
+    return f"{type(sampler).__name__} at t = {', '.join(f'{t:.4g}' for t in levels[:8])}{' ...' if len(levels) > 8 else ''}"
+
+
+def _tried(
     recipe: Recipe, teacher: Teacher, training: TrainingConfig, accelerator: Accelerator
-) -> tuple[Rehearsal | None, str]:
+) -> tuple[Trial | None, str]:
     try:
-        return rehearse(recipe, teacher.to(accelerator.device), training, accelerator), ""
+        return try_training(recipe, teacher.to(accelerator.device), training, accelerator), ""
     except (DistillkitError, RuntimeError, MemoryError) as error:
         return None, str(error).splitlines()[0]
 
 
 def _costs(
-    rehearsal: Rehearsal | None,
+    trial: Trial | None,
     reason: str,
     training: TrainingConfig,
     accelerator: Accelerator,
     folder: RunFolder,
     disk: float,
+    data_memory: float,
 ) -> Rows:
-    """Memory, operations, disk and time by the rehearsal, or why there was none."""
-    if rehearsal is None:
+    """Memory, operations, disk and time by the trial, or why there was none."""
+    if trial is None:
         return [("memory, time", f"not estimated: {reason}"), ("folder", f"{folder.path} (nothing was written)")]
     local = training.batch // accelerator.num_processes
     in_pass = min(training.batch_per_device or local, local)
-    memory = rehearsal.memory(in_pass)
-    disk += (training.keep_checkpoints + 1) * rehearsal.checkpoint_bytes + rehearsal.weight_bytes
+    memory = trial.memory(in_pass) + data_memory
+    disk += (training.keep_checkpoints + 1) * trial.checkpoint_bytes + trial.weight_bytes
     free = shutil.disk_usage(existing_parent(folder.path.resolve())).free
-    speed = _processes(accelerator) / rehearsal.seconds_per_image
-    roles = ", ".join(f"{role} {count:g}" for role, count in rehearsal.evaluations.items())
+    speed = _processes(accelerator) / trial.seconds_per_image
+    roles = ", ".join(f"{role} {count:g}" for role, count in trial.evaluations.items())
     passes = -(-local // in_pass)
     return [
         (
             "memory",
-            f"about {_bytes(memory)} a process: weights {_bytes(rehearsal.weight_bytes)}, gradients and moments "
-            f"{_bytes(rehearsal.training_bytes)}, activations {_bytes(in_pass * rehearsal.activation_bytes_per_image)} "
-            f"({in_pass} samples a pass, {passes} {'pass' if passes == 1 else 'passes'} a step){_there(memory)}",
+            f"about {_bytes(memory)} a process: weights {_bytes(trial.weight_bytes)}, gradients and moments "
+            f"{_bytes(trial.training_bytes)}, activations {_bytes(in_pass * trial.activation_bytes_per_image)} "
+            f"({in_pass} samples a pass, {passes} {'pass' if passes == 1 else 'passes'} a step), data "
+            f"{_bytes(data_memory)}{_there(memory)}",
         ),
         (
             "operations",
-            f"{_scaled(rehearsal.flops_per_image, 'FLOP')} an image, "
-            f"{_scaled(rehearsal.flops_per_image * training.batch, 'FLOP')} a step; "
-            f"{sum(rehearsal.evaluations.values()):g} forward-equivalents an image ({roles})",
+            f"{_flops(trial.flops_per_image, training.batch)}{sum(trial.evaluations.values()):g} forward-equivalents an image ({roles})",
         ),
         ("disk", f"about {_bytes(disk)} ({_bytes(free)} free)" + (" - too little" if disk > free else "")),
         (
             "time",
             f"about {_duration(training.duration / speed)} for the training on {_processes(accelerator)} x "
-            f"{accelerator.device}, at {speed:,.3g} images/s (measured for {rehearsal.seconds:.0f} s, "
-            f"{rehearsal.batch} {'sample' if rehearsal.batch == 1 else 'samples'} a pass; evaluations and pictures "
+            f"{accelerator.device}, at {speed:,.3g} images/s (measured for {trial.seconds:.0f} s, "
+            f"{trial.batch} {'sample' if trial.batch == 1 else 'samples'} a pass; evaluations and pictures "
             "come on top)",
         ),
         ("folder", f"{folder.path} (nothing was written)"),
     ]
+
+
+def _flops(an_image: float | None, batch: int) -> str:
+    if an_image is None:
+        return ""
+    return f"{_scaled(an_image, 'FLOP')} an image, {_scaled(an_image * batch, 'FLOP')} a step; "
 
 
 def _training(training: TrainingConfig, accelerator: Accelerator) -> str:
@@ -167,11 +171,6 @@ def _there(needed: float) -> str:
 
 def _processes(accelerator: Accelerator) -> int:
     return int(accelerator.num_processes)
-
-
-def _numbers(teacher: Teacher) -> int:
-    channels, height, width = teacher.spec.shape
-    return channels * height * width
 
 
 def _bytes(count: float) -> str:

@@ -2,46 +2,40 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
-from distillkit.contracts.random import SampleRNG
-from distillkit.contracts.step import ImageSource
+from distillkit.contracts.conditioner import ClassLabels, Conditioner, Unconditional
+from distillkit.contracts.source import Batches, Images
 from distillkit.contracts.student import StudentGenerator
 from distillkit.contracts.teacher import Teacher, TeacherSpec
-from distillkit.embedded.digits.data import load_digits
-from distillkit.data.memory import ImagesInMemory
-from distillkit.data.stream import DataConfig, open_stream
+from distillkit.data.images import DataConfig
+from distillkit.data.stream import ImageStream, open_stream
 from distillkit.engine.checkpoint import Checkpoints
 from distillkit.engine.config import TrainingConfig
-from distillkit.engine.interrupt import StopRequest
 from distillkit.engine.metrics import MetricsFile, Trackers
-from distillkit.engine.outputs import Outputs
+from distillkit.engine.outputs import Evaluation, Outputs
 from distillkit.engine.trainer import Stopped, Trainer
-from distillkit.errors import Interrupted, UsageError
-from distillkit.evaluation.score import Score
-from distillkit.progress import Quiet, Reporter
-from distillkit.runs.config import ConfigFile, EvaluationConfig, explain, merge
-from distillkit.runs.folder import RunFolder
+from distillkit.errors import UsageError
+from distillkit.evaluation.generator import teacher_generator
+from distillkit.evaluation.measure import Measure
+from distillkit.evaluation.pipeline import measure
+from distillkit.evaluation.presets import default_protocol, load_measure
+from distillkit.evaluation.record import Record
+from distillkit.files import slug
+from distillkit.jobs.context import Context
+from distillkit.jobs.distil import SELECTION_SEED
 from distillkit.jobs.previews import Previews
-from distillkit.jobs.scores import ruler_for, teacher_pixels
-from distillkit.models.edm.catalog import DIGITS
-from distillkit.models.store.folder import write_teacher
-from distillkit.jobs.teacher_recipe import (
-    DIGITS_TRAINING,
-    EDM_TRAINING,
-    LossConfig,
-    NetworkConfig,
-    fresh_teacher,
-    teacher_recipe,
-)
+from distillkit.jobs.teacher_recipe import EDM_TRAINING, LossConfig, NetworkConfig, teacher_recipe
+from distillkit.models.store.folder import fresh_teacher, write_teacher
+from distillkit.models.store.resolve import default_teacher, resolve
+from distillkit.runs.config import ConfigFile, EvaluationConfig, merge, validated
+from distillkit.runs.folder import RunFolder
 
 
 class TeacherRunConfig(BaseModel):
@@ -49,7 +43,7 @@ class TeacherRunConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    name: str = Field("digits", pattern=r"^[\w.-]+$", description="name of the teacher")
+    name: str = Field(default_factory=default_teacher, pattern=r"^[\w.-]+$", description="name of the teacher")
     seed: int = Field(0, ge=0, lt=2**63, description="seed of weights and draws")
     conditional: bool = Field(True, description="use the labels, where the images have them")
     licence: str = Field("", description="licence of the weights, recorded with every student")
@@ -61,130 +55,158 @@ class TeacherRunConfig(BaseModel):
 
 
 def resolve_teacher(options: Mapping[str, Any], file: ConfigFile | None = None) -> TeacherRunConfig:
-    """Defaults, then the file, then the options. Without data it is the recipe of the shipped weights.
+    """Defaults, then the file, then the options. Without data it repeats the training of a teacher that brings its own.
 
     Raises:
-        UsageError: naming every bad value and the nearest valid key.
+        UsageError: naming every bad value and the nearest valid key; for a teacher without data.
     """
     asked = merge(file.values if file else {}, options)
     data = asked.get("data")
-    images = data.get("path") if isinstance(data, Mapping) else None
-    if images:
-        defaults: dict[str, Any] = {"training": EDM_TRAINING, "name": re.sub(r"[^\w.-]", "-", Path(str(images)).stem)}
-    elif options.get("network") or asked.get("name", DIGITS.name) != DIGITS.name:
-        raise UsageError("what is this teacher to learn? Give its images: --data FILE.zip, FOLDER or hf:ORG/NAME")
+    if path := data.get("path") if isinstance(data, Mapping) else None:
+        defaults: dict[str, Any] = {"training": EDM_TRAINING, "name": slug(Path(str(path)).stem)}
     else:
-        defaults = {"training": DIGITS_TRAINING}
-    try:
-        return TeacherRunConfig.model_validate(merge(defaults, asked))
-    except ValidationError as error:
-        raise UsageError(explain(error, TeacherRunConfig, file, options)) from error
+        name = str(asked.get("name", default_teacher()))
+        card = resolve(name).card
+        if options.get("network") or card is None or card.training is None:
+            raise UsageError(
+                f"{name}: what is this teacher to learn? Give its images: --data FILE.zip, FOLDER or hf:ORG/NAME"
+            )
+        defaults = {"training": dict(card.training)}
+    return validated(TeacherRunConfig, merge(defaults, asked), file, options)
 
 
-def open_data(config: TeacherRunConfig, device: torch.device) -> tuple[TeacherSpec, ImageSource]:
-    """The images, and the facts of a teacher that fits them.
+def new_teacher(config: TeacherRunConfig, device: torch.device) -> tuple[Teacher, Batches[Images]]:
+    """A teacher with fresh weights that fits the images, and the images.
 
     Raises:
         UsageError: when there are none, or no network of the asked family fits their size.
         DistillkitError: when they cannot be read.
     """
     if config.data.path is None:
-        return DIGITS.spec, ImagesInMemory(*load_digits(), device)
-    stream = open_stream(config.data, None, device, labelled=config.conditional)
-    classes = stream.files.num_classes if config.conditional else 0
+        teacher = resolve(config.name).skeleton(config.seed)
+        if teacher.images is None:
+            raise UsageError(f"{config.name} brings no data; give its images: --data FILE.zip, FOLDER or hf:ORG/NAME")
+        return teacher, teacher.images(device)
+    stream = open_stream(config.data, device, labelled=config.conditional)
+    conditioner = _conditioner(stream, config)
     spec = TeacherSpec(
         name=config.name,
         shape=stream.shape,
-        num_classes=classes,
-        null_label=config.loss.label_dropout > 0,
         solver_steps=18 if stream.shape[1] <= 32 else 40,
-        network=config.network.describe(stream.shape, classes),
+        network=config.network.describe(stream.shape, conditioner.count),
         licence=config.licence,
-        source=f"trained by distillkit on {Path(config.data.path).name}, {len(stream):,} images "
+        source=f"trained by distillkit on {Path(str(config.data.path)).name}, {len(stream):,} images "
         f"(fingerprint {stream.files.fingerprint[:16]})",
     )
-    return spec, stream
+    return fresh_teacher(spec, config.seed, conditioner), stream.served(conditioner)
+
+
+def _conditioner(stream: ImageStream, config: TeacherRunConfig) -> Conditioner:
+    classes = stream.files.num_classes if config.conditional else 0
+    if not classes:
+        return Unconditional()
+    names = tuple(stream.files.class_names)
+    return ClassLabels(classes=classes, null_label=config.loss.label_dropout > 0, class_names=names)
 
 
 @dataclass(frozen=True)
 class TrainedTeacher:
-    """Where the weights lie and how good the teacher's own sampler is with them."""
+    """Where the weights are, and how good the teacher's own sampler is with them."""
 
     folder: Path
-    score: Score | None
+    record: Record | None
     weights_sha256: str
 
 
-def train_teacher(
-    config: TeacherRunConfig,
-    data: tuple[TeacherSpec, ImageSource],
-    folder: RunFolder,
-    accelerator: Accelerator,
-    reporter: Reporter,
-    stop: StopRequest,
-    *,
-    resume: bool,
-    report_to: str = "none",
-) -> TrainedTeacher:
-    """Train a teacher from scratch on `open_data`'s images and write it as a teacher folder.
+class TeacherTraining:
+    """One training of a teacher in its folder.
 
-    Raises:
-        Interrupted: after a signal, with the command to go on.
+    Args:
+        teacher, images: `new_teacher`'s.
+        folder: locked and begun by the caller.
     """
-    device = accelerator.device
-    spec, images = data
-    reporter = reporter if accelerator.is_main_process else Quiet()
-    recipe = teacher_recipe(fresh_teacher(spec, config.seed).to(device), config.loss)
-    frozen = Teacher(recipe.student.denoiser, spec)
-    recipe.student.requires_grad_(True)
-    trainer = Trainer(
-        recipe, frozen, config.training, accelerator,
-        seed=config.seed, images=images,
-    )  # fmt: skip
-    # Dropout: the average that is sampled from and written stays in evaluation mode.
-    trainer.student.train()
 
-    def scored(student: StudentGenerator, *, selecting: bool) -> Score | None:
-        ruler = ruler_for(spec, config.evaluation.samples, selecting=selecting)
-        if ruler is None:
+    def __init__(
+        self, config: TeacherRunConfig, teacher: Teacher, images: Batches[Images], folder: RunFolder, context: Context
+    ) -> None:
+        self.config, self.images, self.folder, self.context = config, images, folder, context
+        self.recipe = teacher_recipe(teacher.to(context.device), config.loss)
+        self.teacher = teacher
+
+    def run(self, *, resume: bool = False) -> TrainedTeacher:
+        """Train from scratch, or from the newest checkpoint, and write the teacher's folder.
+
+        Raises:
+            Interrupted: after a signal, with the command that continues.
+        """
+        context, folder = self.context, self.folder
+        trainer = Trainer(
+            self.recipe, self.teacher, self.config.training, accelerator=context.accelerator, seed=self.config.seed,
+            sources={Images: self.images}, say=context.reporter.say,
+        )  # fmt: skip
+        # Dropout: the average that is sampled from and written stays in evaluation mode.
+        trainer.student.train()
+        outputs = self._outputs()
+        if resume:
+            trainer.resume(outputs)
+        try:
+            trainer.run(outputs, should_stop=lambda: bool(context.stop))
+        except Stopped as stopped:
+            raise context.interrupted(
+                f"stopped and saved at step {stopped.step:,}. Continue with: {folder.resume_command}"
+            ) from stopped
+        finally:
+            outputs.trackers.close()
+        record = self._measured(trainer.ema, self.closing, "measuring the teacher")
+        spec = self.teacher.spec
+        if context.main:
+            spec = write_teacher(folder / "teacher", self._of(trainer.ema))
+        return TrainedTeacher(folder / "teacher", record, spec.weights_sha256)
+
+    @property
+    def closing(self) -> Measure | None:
+        """How the closing figure is measured; None without a protocol."""
+        return self._measure(self.config.evaluation.samples, 0)
+
+    def _measure(self, count: int | None, first_seed: int) -> Measure | None:
+        asked = self.config.evaluation.protocol
+        name = None if asked == "none" else asked or default_protocol(self.teacher)
+        return load_measure(name, count=count, first_seed=first_seed) if name else None
+
+    def _of(self, student: StudentGenerator) -> Teacher:
+        """A teacher with the student's denoiser."""
+        teacher = Teacher(student.denoiser, self.teacher.spec, self.teacher.conditioner, self.teacher.codec)
+        teacher.images = self.teacher.images
+        return teacher
+
+    def _measured(self, student: StudentGenerator, how: Measure | None, title: str) -> Record | None:
+        if how is None:
             return None
-        generate = teacher_pixels(Teacher(student.denoiser, spec), spec.solver_steps)
-        with reporter.task("scoring", ruler.protocol.samples.count, "samples") as task:
-            return ruler.score(
-                generate, student.denoiser, spec, device, batch=config.evaluation.batch,
-                rank=accelerator.process_index, world=accelerator.num_processes, advance=task.advance,
-            )  # fmt: skip
+        context = self.context
+        return measure(
+            teacher_generator(self._of(student)), how, device=context.device, batch=self.config.evaluation.batch,
+            rank=context.rank, world=context.world, reporter=context.reporter if title else None, title=title,
+            stop=context.stopped,
+        )  # fmt: skip
 
-    def evaluate(student: StudentGenerator) -> dict[str, float]:
-        result = scored(student, selecting=True)
-        return {result.label: result.value} if result else {}
+    def _outputs(self) -> Outputs:
+        config, context, folder = self.config, self.context, self.folder
 
-    def preview(student: StudentGenerator, step: int) -> None:
-        if accelerator.is_main_process:
-            Previews(folder / "samples", Teacher(student.denoiser, spec), (), SampleRNG(config.seed), device)(
-                student, step
-            )
+        def evaluate(student: StudentGenerator) -> Evaluation | None:
+            # The live bar of the training is on the screen: no second one beside it.
+            record = self._measured(student, self._measure(config.evaluation.evaluate_samples, SELECTION_SEED), "")
+            if record is None:
+                return None
+            figure = record.figures[record.label]
+            return Evaluation(record.label, figure.value, figure.standard_error, record.protocol.samples.count)
 
-    outputs = Outputs(
-        Checkpoints(folder / "checkpoints", config.training.keep_checkpoints),
-        MetricsFile(folder / "metrics.jsonl"),
-        Trackers(accelerator, report_to, folder.path.name, config.training.model_dump()),
-        reporter, accelerator.is_main_process, preview, evaluate,
-    )  # fmt: skip
-    if resume:
-        trainer.resume(outputs)
-    try:
-        trainer.run(outputs, should_stop=lambda: bool(stop))
-    except Stopped as stopped:
-        raise Interrupted(
-            f"stopped and saved at step {stopped.step:,}. Go on with: {folder.resume_command}", stop.signum or 2
-        ) from stopped
-    finally:
-        outputs.trackers.close()
-    result = scored(trainer.ema, selecting=False)
-    written = (
-        write_teacher(folder / "teacher", trainer.ema.denoiser.state_dict(), spec)
-        if accelerator.is_main_process
-        else spec
-    )
-    return TrainedTeacher(folder / "teacher", result, written.weights_sha256)
+        def preview(student: StudentGenerator, step: int) -> None:
+            if context.main:
+                Previews(folder / "samples", self._of(student), (), config.seed)(student, step)
+
+        return Outputs(
+            Checkpoints(folder / "checkpoints", config.training.keep_checkpoints),
+            MetricsFile(folder / "metrics.jsonl"),
+            Trackers(context.accelerator, context.report_to, folder.path.name, config.training.model_dump()),
+            context.reporter, main=context.main, preview=preview, evaluate=evaluate,
+        )  # fmt: skip

@@ -1,4 +1,4 @@
-"""A rehearsal of a training: a few real steps on made-up data, to tell what the whole would take. Nothing is kept."""
+"""A trial of a training: a few real steps on synthetic data, to find out what the whole would take. Nothing is kept."""
 
 from __future__ import annotations
 
@@ -7,46 +7,48 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from distillkit.contracts.condition import Condition
-from distillkit.contracts.random import Indices, SampleRNG
+from distillkit.contracts.random import SampleRNG
 from distillkit.contracts.recipe import Recipe
-from distillkit.contracts.step import Images, Pairs
+from distillkit.contracts.source import Batches, PairSamples, Pairs, Samples
 from distillkit.contracts.teacher import Teacher
 from distillkit.engine.config import TrainingConfig
 from distillkit.engine.cost import CostMeter
 from distillkit.engine.trainer import Trainer
+from distillkit.registry import registry
 
 ENOUGH_SECONDS = 3.0
 """Batches are doubled until a step takes so long, or is as large as the training's own passes."""
 
 
 @dataclass(frozen=True)
-class Rehearsal:
+class Trial:
     """What one process on this device would take; measured, but for the memory, which is counted in tensors.
 
     Args:
         batch: samples in the passes that were timed.
         seconds_per_image: of training, on one process.
         seconds_per_evaluation: of one sample through the teacher, without gradient.
-        flops_per_image: floating-point operations of training, backward passes included.
+        flops_per_image: floating-point operations of training, backward passes included; None where they cannot be
+            counted (forward-mode differentiation).
         evaluations: forward-equivalents an image, by role (a trained one counts three).
         weight_bytes: parameters of every network.
         training_bytes: gradients and moments of the trained ones.
         activation_bytes_per_image: what is kept for the backward pass.
         checkpoint_bytes: of one checkpoint.
-        seconds: that the rehearsal took.
+        seconds: that the trial took.
     """
 
     batch: int
     seconds_per_image: float
     seconds_per_evaluation: float
-    flops_per_image: float
+    flops_per_image: float | None
     evaluations: Mapping[str, float]
     weight_bytes: int
     training_bytes: int
@@ -59,46 +61,24 @@ class Rehearsal:
         return self.weight_bytes + self.training_bytes + samples * self.activation_bytes_per_image
 
 
-class MadeUp:
-    """Noise in the place of pairs and images."""
-
-    def __init__(self, teacher: Teacher, device: torch.device) -> None:
-        self.teacher, self.device = teacher, device
-
-    def _draw(self, rng: SampleRNG, step: int, indices: Indices) -> tuple[Tensor, Condition]:
-        noise = rng.normal("made up", step, indices, self.teacher.spec.shape).to(self.device)
-        return noise, self.teacher.draw_condition(rng.uniform("made up", step, indices)).to(self.device)
-
-
-class MadeUpPairs(MadeUp):
-    def batch(self, rng: SampleRNG, step: int, indices: Indices) -> Pairs:
-        noise, condition = self._draw(rng, step, indices)
-        return Pairs(noise, noise.clamp(-1, 1), condition)
-
-
-class MadeUpImages(MadeUp):
-    def batch(self, rng: SampleRNG, step: int, indices: Indices) -> Images:
-        noise, condition = self._draw(rng, step, indices)
-        return Images(noise.clamp(-1, 1), condition)
+def synthetic_sources(recipe: Recipe, teacher: Teacher, device: torch.device) -> dict[type, Batches[Any]]:
+    """The synthetic twins of all sources that the recipe reads."""
+    wanted = recipe.needs - {Samples, PairSamples} | ({Pairs} if PairSamples in recipe.needs else set())
+    offered = {offer.value.batch_type: offer.value for offer in registry().named("sources").values()}
+    return {kind: offered[kind].synthetic(teacher, device) for kind in wanted}
 
 
 def forward_equivalents(recipe: Recipe, teacher: Teacher, accelerator: Accelerator) -> dict[str, float]:
     """Network passes of training on one image, by role, counted over the steps in which every part is due once.
 
-    The recipe's networks are changed by it.
+    The recipe's networks are changed by it; its objectives must have been prepared.
 
     Raises:
-        DistillkitError: when an objective cannot get what it needs, or a loss is not finite.
+        DistillkitError: when a loss fails or is not finite.
     """
-    for objective in recipe.objectives:
-        objective.prepare()
     # Two samples: what is normalised over a batch needs more than one.
-    training = TrainingConfig(batch=2 * accelerator.num_processes)
-    cost = CostMeter()
-    trainer = Trainer(
-        recipe, teacher, training, accelerator, seed=0, pairs=MadeUpPairs(teacher, accelerator.device),
-        images=MadeUpImages(teacher, accelerator.device), cost=cost,
-    )  # fmt: skip
+    training, cost = TrainingConfig(batch=2 * accelerator.num_processes), CostMeter()
+    trainer = _trainer(recipe, teacher, training, accelerator, cost)
     steps = _period(recipe)
     with cost.watch(trainer.roles(), accelerator.num_processes):
         for _ in range(steps):
@@ -106,54 +86,50 @@ def forward_equivalents(recipe: Recipe, teacher: Teacher, accelerator: Accelerat
     return {role: count / (steps * training.batch) for role, count in cost.counts.items()}
 
 
+def _trainer(
+    recipe: Recipe, teacher: Teacher, training: TrainingConfig, accelerator: Accelerator, cost: CostMeter
+) -> Trainer:
+    sources = synthetic_sources(recipe, teacher, accelerator.device)
+    return Trainer(recipe, teacher, training, accelerator=accelerator, seed=0, sources=sources, cost=cost)
+
+
 def _period(recipe: Recipe) -> int:
     """Steps after which every part was due: a method may update the student or a learner in every k-th only."""
     return math.lcm(recipe.student_every, *(learner.every for learner in recipe.learners))
 
 
-def rehearse(recipe: Recipe, teacher: Teacher, training: TrainingConfig, accelerator: Accelerator) -> Rehearsal:
-    """Take a few steps with this recipe, whose networks are changed by it.
+def try_training(recipe: Recipe, teacher: Teacher, training: TrainingConfig, accelerator: Accelerator) -> Trial:
+    """Take a few steps with this recipe, whose networks are changed by it; its objectives must have been prepared.
 
     Raises:
-        DistillkitError: when an objective cannot get what it needs, or a loss is not finite.
+        DistillkitError: when a loss fails or is not finite.
     """
-    began = time.monotonic()
-    for objective in recipe.objectives:
-        objective.prepare()
-    device = accelerator.device
+    began, device = time.monotonic(), accelerator.device
     local = training.batch // accelerator.num_processes
     most = min(training.batch_per_device or local, local) * accelerator.num_processes
-    cost = CostMeter()
-    batch = accelerator.num_processes
-    trainer = Trainer(
-        recipe, teacher, training.model_copy(update={"batch": batch, "batch_per_device": None, "compile": False}),
-        accelerator, seed=0, pairs=MadeUpPairs(teacher, device), images=MadeUpImages(teacher, device), cost=cost,
-    )  # fmt: skip
+    cost, batch = CostMeter(), accelerator.num_processes
+    short = training.model_copy(update={"batch": batch, "batch_per_device": None, "compile": False})
+    trainer = _trainer(recipe, teacher, short, accelerator, cost)
     period = _period(recipe)
     kept = _Saved(trainer)
-    first = time.perf_counter()
-    with FlopCounterMode(display=False) as flops, cost.watch(trainer.roles(), accelerator.num_processes):
+    with cost.watch(trainer.roles(), accelerator.num_processes):
         for _ in range(period):
             with kept.one_step():
                 trainer.train_step()
-    _wait(device)
-    seconds = (time.perf_counter() - first) / period
-    images = period * batch
-    evaluations = {role: count / images for role, count in cost.counts.items()}
-    # A first step that takes long is measurement enough; the set-up in it hardly counts.
-    if seconds < ENOUGH_SECONDS:
-        seconds = _timed(trainer, period, device)
+    evaluations = {role: count / (period * batch) for role, count in cost.counts.items()}
+    flops = _flops(trainer, period, period * batch)
+    seconds = _timed(trainer, period, device)
     while batch < most and seconds < ENOUGH_SECONDS:
         batch = min(2 * batch, most)
         trainer.config = trainer.config.model_copy(update={"batch": batch})
         _timed(trainer, 1, device)
         seconds = _timed(trainer, period, device)
     weights, trained = trainer.weight_bytes()
-    return Rehearsal(
+    return Trial(
         batch=batch,
         seconds_per_image=seconds / batch,
         seconds_per_evaluation=_evaluation_seconds(teacher, batch, device),
-        flops_per_image=flops.get_total_flops() / images,
+        flops_per_image=flops,
         evaluations=evaluations,
         weight_bytes=weights + sum(p.numel() * p.element_size() for p in teacher.denoiser.parameters()),
         training_bytes=3 * trained,
@@ -161,6 +137,17 @@ def rehearse(recipe: Recipe, teacher: Teacher, training: TrainingConfig, acceler
         checkpoint_bytes=trainer.checkpoint_bytes(),
         seconds=time.monotonic() - began,
     )
+
+
+def _flops(trainer: Trainer, steps: int, images: int) -> float | None:
+    """Operations of training on one image; None where the counter does not know them."""
+    try:
+        with FlopCounterMode(display=False) as flops:
+            for _ in range(steps):
+                trainer.train_step()
+    except Exception:  # forward-mode differentiation has tensors without storage, which the counter cannot see
+        return None
+    return flops.get_total_flops() / images
 
 
 def _timed(trainer: Trainer, steps: int, device: torch.device) -> float:
@@ -174,14 +161,14 @@ def _timed(trainer: Trainer, steps: int, device: torch.device) -> float:
 
 @torch.inference_mode()
 def _evaluation_seconds(teacher: Teacher, batch: int, device: torch.device) -> float:
-    rng = SampleRNG(0)
-    x = rng.normal("rehearsal", 0, range(batch), teacher.spec.shape).to(device)
-    condition = teacher.draw_condition(rng.uniform("rehearsal", 0, range(batch))).to(device)
-    sigma = torch.ones(batch, device=device)
-    teacher(x, sigma, condition)
+    rng, conditioner = SampleRNG(0), teacher.conditioner
+    x = rng.normal("trial", 0, range(batch), teacher.spec.shape).to(device)
+    condition = conditioner.encode(conditioner.in_turn(range(batch))).to(device)
+    t = teacher.schedule.grid(3)[1:2].float().expand(batch).to(device)
+    teacher(x, t, condition)
     _wait(device)
     began = time.perf_counter()
-    teacher(x, sigma, condition)
+    teacher(x, t, condition)
     _wait(device)
     return (time.perf_counter() - began) / batch
 
@@ -194,7 +181,7 @@ def _wait(device: torch.device) -> None:
 class _Saved:
     """Counts the bytes that are saved for backward passes, each storage once, parameters not at all.
 
-    All losses of a step are evaluated before any backward pass, so what a step saves is alive at one time.
+    The student's graph is freed before the learners' are built, so this is more than is alive at one time.
     """
 
     def __init__(self, trainer: Trainer) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -250,14 +250,16 @@ def _fields_at(model: type[BaseModel], place: Sequence[Any]) -> list[str]:
     return sorted(found.model_fields) if isinstance(found, type) and issubclass(found, BaseModel) else []
 
 
-def differences(saved: Mapping[str, Any], asked: Mapping[str, Any], above: str = "") -> list[str]:
+def differences(
+    saved: Mapping[str, Any], asked: Mapping[str, Any], above: str = "", ignoring: Set[str] = frozenset()
+) -> list[str]:
     """'training.lr: 0.001 in the run, 0.002 asked' for every key that differs and matters."""
     found = []
     for key in sorted({*saved, *asked}):
         place, old, new = f"{above}{key}", saved.get(key), asked.get(key)
         if isinstance(old, Mapping) and isinstance(new, Mapping):
-            found += differences(old, new, f"{place}.")
-        elif old != new and place not in SAFE_TO_CHANGE:
+            found += differences(old, new, f"{place}.", ignoring)
+        elif old != new and place not in SAFE_TO_CHANGE | ignoring:
             found.append(f"{place}: {old!r} in the run, {new!r} asked")
     return found
 

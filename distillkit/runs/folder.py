@@ -4,25 +4,21 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 import shlex
 import socket
-import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 from filelock import FileLock, Timeout
 from pydantic import BaseModel
 
+from distillkit.environment import environment
 from distillkit.errors import UsageError
 from distillkit.files import retried, write_bytes, write_json
 from distillkit.runs.config import ConfigFile, differences, read_config, to_yaml
 
 CONFIG, LOCK, OWNER = "config.yaml", ".lock", ".owner.json"
-PACKAGES = ("distillkit", "torch", "accelerate", "numpy", "safetensors")
 
 
 class RunFolder:
@@ -76,18 +72,24 @@ class RunFolder:
         write_bytes(self / CONFIG, to_yaml(config).encode())
         write_json(self / "environment.json", environment())
 
-    def check_same(self, config: BaseModel) -> None:
-        """Refuse to resume with a configuration that would change the result.
+    def resume(self, config: BaseModel, say: Callable[[str], None]) -> None:
+        """Refuse to go on with a configuration that would change the result; a longer training is an extension.
 
         Raises:
             UsageError: listing the keys that differ.
         """
-        if found := differences(self.saved_config().values, config.model_dump(mode="json")):
+        asked, saved = config.model_dump(mode="json"), self.saved_config().values
+        before, now = saved.get("training", {}).get("duration"), asked.get("training", {}).get("duration")
+        extended = isinstance(before, int) and isinstance(now, int) and now > before
+        if found := differences(saved, asked, ignoring={"training.duration"} if extended else frozenset()):
             raise UsageError(
                 f"{self.path} was started with another configuration:\n  "
                 + "\n  ".join(found)
                 + "\nDrop these options to resume it, or choose another --output-dir for a new run."
             )
+        if extended:
+            say(f"extended from {before:,} to {now:,} images; schedules and stages now span the whole")
+            write_bytes(self / CONFIG, to_yaml(config).encode())
 
     @contextmanager
     def locked(self, *, main: bool = True) -> Iterator[None]:
@@ -121,29 +123,3 @@ class RunFolder:
             return f" (process {owner['pid']} on {owner['host']}); wait for it or choose another --output-dir"
         except (OSError, ValueError, KeyError):
             return "; wait for it or choose another --output-dir"
-
-
-def environment() -> dict[str, Any]:
-    """Command line, versions and hardware: what one needs to understand a result later."""
-    import torch
-
-    return {
-        "command": shlex.join(["distillkit", *sys.argv[1:]]),
-        "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
-        "platform": platform.platform(),
-        "processor": processor(),
-        "cpus": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-    }
-
-
-def processor() -> str:
-    """The processor's name, as the system tells it."""
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()

@@ -1,0 +1,218 @@
+"""Python's way in; the command line calls exactly these functions.
+
+    run = distillkit.distil("dmd", teacher="edm-cifar10-cond", duration="2M", output_dir="runs/mine")
+    record = distillkit.evaluate(run, samples=10_000)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from distillkit.contracts.method import Method, Preset
+from distillkit.contracts.teacher import Teacher
+from distillkit.errors import UsageError
+from distillkit.evaluation.record import Record
+from distillkit.files import slug
+from distillkit.jobs.context import Context, job_context, launch
+from distillkit.jobs.distil import Distillation
+from distillkit.jobs.evaluate import EvaluationOptions, evaluate_subject
+from distillkit.jobs.run import Run
+from distillkit.models.store.resolve import preset_name, resolve as resolve_teacher
+from distillkit.registry import Installed, method_name, registry
+from distillkit.runs.config import ConfigFile, RunConfig, merge, read_config, resolve
+from distillkit.runs.folder import RunFolder
+from distillkit.runs.options import nested, sections_of
+from distillkit.students.artifact import Student
+
+AnyMethod = str | Path | type[Method]
+"""A method by name, by the Python file that defines it, or its class."""
+
+
+def distil(
+    method: AnyMethod,
+    teacher: str | Path | Teacher | None = None,
+    *,
+    output_dir: str | Path | None = None,
+    resume: str | Path | None = None,
+    config: str | Path | RunConfig | None = None,
+    device: str = "auto",
+    report_to: str = "none",
+    quiet: bool = False,
+    values: Mapping[str, Any] | None = None,
+    **settings: Any,
+) -> Run:
+    """Distil a teacher into a few-step student; what `distillkit run METHOD` does.
+
+    Args:
+        method: its name, a Python file that defines it, or its class.
+        teacher: name, folder, file or hub repository, or a teacher at hand; the embedded one by default.
+        output_dir: folder of the run; runs/METHOD-TEACHER-TIME by default.
+        resume: go on with the run in this folder.
+        config: a YAML file of settings, or a whole configuration; `settings` win.
+        device: "auto", "cpu", "cuda" or "mps".
+        report_to: a tracker beside metrics.jsonl, or "none".
+        quiet: no progress.
+        values: settings nested as in a configuration file, below `settings`.
+        settings: any setting by the name of its option: lr=1e-3, duration="100k", pairs_count=1024, data="folder",
+            protocol="edm-cifar10", student="runs/other@best", start_ratio=2.5, kl_weight=0.5, seed=1.
+
+    Raises:
+        UsageError: for a name, setting or folder that does not fit; says which.
+        DistillkitError: when something fails.
+        Interrupted: after SIGINT or SIGTERM, with everything saved; says how to go on.
+    """
+    with planned(
+        method, teacher, output_dir=output_dir, resume=resume, config=config, device=device, report_to=report_to,
+        quiet=quiet, values=values, **settings,
+    ) as plan:  # fmt: skip
+        job = plan.job()
+        job.prepare()
+        launch(plan.folder, job.config, plan.context, lambda: job.run(resume=plan.resuming), resume=plan.resuming,
+               remark=plan.remark)  # fmt: skip
+    return Run(plan.folder.path)
+
+
+class Plan:
+    """A run before it begins: configuration, folder and context, with nothing loaded or written yet."""
+
+    def __init__(
+        self, config: RunConfig, preset: Preset | None, folder: RunFolder, context: Context, method: Installed,
+        teacher: Teacher | None, *, resuming: bool,
+    ) -> None:  # fmt: skip
+        self.config, self.preset, self.folder, self.context = config, preset, folder, context
+        self.method, self.teacher, self.resuming = method, teacher, resuming
+
+    @property
+    def remark(self) -> str:
+        """Where the settings come from."""
+        if self.preset:
+            return f"settings: preset {self.preset.name!r} ({self.preset.source}) and your own"
+        return f"settings: {self.config.method} has no preset for {self.config.teacher}: defaults and your own, untuned"
+
+    def job(self, teacher: Teacher | None = None) -> Distillation:
+        """The job, its teacher loaded."""
+        context = self.context
+        loaded = teacher or self.teacher
+        if loaded is None:
+            loaded = resolve_teacher(self.config.teacher).load(context.reporter, context.stopped)
+        return Distillation(self.config, self.folder, context, self.method, loaded)
+
+
+@contextmanager
+def planned(
+    method: AnyMethod,
+    teacher: str | Path | Teacher | None = None,
+    *,
+    output_dir: str | Path | None = None,
+    resume: str | Path | None = None,
+    config: str | Path | RunConfig | None = None,
+    device: str = "auto",
+    report_to: str = "none",
+    quiet: bool = False,
+    values: Mapping[str, Any] | None = None,
+    **settings: Any,
+) -> Iterator[Plan]:
+    """What `distil` would do with the same arguments; signals are noted while the context lasts."""
+    offer = method_offer(method)
+    if resume and (config or output_dir):
+        raise UsageError("--resume takes the configuration and the folder from the run; drop --config and --output-dir")
+    options = merge(values or {}, _options(offer.value, settings))
+    at_hand = teacher if isinstance(teacher, Teacher) else None
+    if teacher is not None:
+        options["teacher"] = at_hand.spec.name if at_hand else str(teacher)
+    command = f"distillkit run {method if isinstance(method, str | Path) else offer.name}"
+    file = RunFolder(Path(resume), command).saved_config() if resume else _file(config)
+    known_as = at_hand.spec.name if at_hand else None
+    resolved, preset = resolve(offer.value, teacher_name=known_as, file=file, options=options)
+    folder = RunFolder(_folder(output_dir, resume, offer.name, resolved.teacher), command)
+    finished = Run(folder.path).config.training.duration if resume and folder.finished else 0
+    if resume and folder.finished and resolved.training.duration <= finished:
+        raise UsageError(
+            f"{folder.path} is finished; there is nothing to resume. Sample from it: distillkit sample {folder.path}, "
+            "or go on for longer: --duration"
+        )
+    with job_context(
+        precision=resolved.training.precision, device=device, report_to=report_to, folder=str(folder.path), quiet=quiet
+    ) as context:
+        yield Plan(resolved, preset, folder, context, offer, at_hand, resuming=bool(resume))
+
+
+def method_offer(method: AnyMethod) -> Installed:
+    """A method as it is installed; a class that nothing offers comes from its module.
+
+    Raises:
+        UsageError: for an unknown name or a file without a method.
+    """
+    if isinstance(method, type):
+        installed = registry().named("methods").get(method.name)
+        if installed and installed.value is method:
+            return installed
+        return Installed(method, method.name, method.__module__, "")
+    return registry().find("methods", method_name(str(method)), "distillkit methods")
+
+
+def _options(method: type[Method], settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Keywords as nested values; `seed` belongs to no section."""
+    flat = {name: value for name, value in settings.items() if value is not None}
+    seed = {"seed": flat.pop("seed")} if "seed" in flat else {}
+    return {**nested(flat, sections_of(method)), **seed}
+
+
+def _file(config: str | Path | RunConfig | None) -> ConfigFile | None:
+    if isinstance(config, RunConfig):
+        return ConfigFile(Path("config"), config.model_dump(mode="json", exclude_unset=True), {})
+    return None if config is None else read_config(Path(config))
+
+
+def _folder(output_dir: str | Path | None, resume: str | Path | None, method: str, teacher: str) -> Path:
+    if chosen := resume or output_dir:
+        return Path(chosen).expanduser()
+    name = slug(preset_name(teacher))
+    return Path("runs") / f"{method}-{name}-{datetime.now():%Y%m%d-%H%M%S}"
+
+
+def evaluate(
+    subject: str | Path | Student | Teacher | Run,
+    protocol: str | None = None,
+    *,
+    device: str = "auto",
+    quiet: bool = False,
+    **options: Any,
+) -> Record:
+    """Measure a student, a run, a teacher or images; what `distillkit evaluate` does.
+
+    Args:
+        subject: a path or name as on the command line, or an object at hand.
+        protocol: its name; the teacher's own by default.
+        device: "auto", "cpu", "cuda" or "mps".
+        quiet: no progress.
+        options: fields of `EvaluationOptions`: samples, first_seed, nfe (one number), metrics, guidance, precision,
+            reference, extractor, batch, output, save_images.
+
+    Raises:
+        UsageError, DistillkitError: as `distil`.
+    """
+    if isinstance(nfe := options.get("nfe"), int):
+        options["nfe"] = (nfe,)
+    records = evaluate_all(subject, protocol, device=device, quiet=quiet, **options)
+    return records[0][0]
+
+
+def evaluate_all(
+    subject: str | Path | Student | Teacher | Run,
+    protocol: str | None = None,
+    *,
+    device: str = "auto",
+    quiet: bool = False,
+    **options: Any,
+) -> Sequence[tuple[Record, Path]]:
+    """As `evaluate`, for several numbers of evaluations (`nfe=(1, 2, 4)`): every record and where it was written; none
+    on other processes than the first."""
+    asked = EvaluationOptions(protocol=protocol, **options)
+    measured = subject.folder if isinstance(subject, Run) else subject
+    with job_context(precision=asked.precision, device=device, quiet=quiet) as context:
+        return [(made.record, made.path) for made in evaluate_subject(measured, asked, context)]
