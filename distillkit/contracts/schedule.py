@@ -65,7 +65,7 @@ class Schedule(BaseModel, ABC):
         if count < 1:
             raise ValueError("a student takes at least one evaluation")
         first = self.t_max if first is None else first
-        below = (fine := self.grid(1000))[fine < first]
+        below = (fine := self.grid(max(1000, 2 * count)))[fine < first]
         places = torch.linspace(0, len(below), count + 1)[1:-1].round().long() - 1
         return (first, *below[places.clamp(min=0)].tolist())
 

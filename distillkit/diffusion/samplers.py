@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 
 import torch
 from pydantic import Field
@@ -128,8 +129,14 @@ class EulerSampler(Sampler):
 
     @classmethod
     def on_grid(cls, steps: int, schedule: Schedule) -> EulerSampler:
-        """`steps` steps on the schedule's own grid of steps + 1 times, the last of which is where they land."""
-        return cls(levels=tuple(schedule.grid(steps + 1).tolist()))
+        """`steps` steps on the schedule's own spacing, from its largest time to its smallest, where they land."""
+        return cls(levels=tuple(schedule.path(steps).tolist()))
+
+    def refined(self, schedule: Schedule) -> EulerSampler:
+        """The same way in twice the steps: every step is halved on the schedule's own spacing."""
+        middles = [schedule.between(t, t_next) for t, t_next in pairwise(self.levels)]
+        halved = [t for pair in zip(self.levels, middles, strict=False) for t in pair]
+        return EulerSampler(levels=(*halved, self.levels[-1]))
 
     def __call__(
         self, denoiser: Denoiser, noise: Tensor, condition: Condition, renoise: Renoise | None = None

@@ -70,6 +70,9 @@ class EDMSchedule(Schedule):
         grid = karras_sigmas(count + 1, sigma_min=self.sigma_min, sigma_max=top, rho=self.rho)[:-1]
         return tuple(grid.tolist())
 
+    def between(self, t: float, t_next: float) -> float:
+        return float(((t ** (1 / self.rho) + t_next ** (1 / self.rho)) / 2) ** self.rho)
+
 
 class VPSchedule(Schedule):
     """alpha^2 + sigma^2 = 1 from discrete betas; t is a training step, 0 .. steps - 1, and may lie between two.
@@ -164,6 +167,10 @@ class FlowSchedule(Schedule):
 
     def grid(self, steps: int) -> Tensor:
         even = torch.arange(steps, 0, -1, dtype=torch.float64) / steps
+        return self.shift * even / (1 + (self.shift - 1) * even)
+
+    def between(self, t: float, t_next: float) -> float:
+        even = sum(time / (self.shift - (self.shift - 1) * time) for time in (t, t_next)) / 2
         return self.shift * even / (1 + (self.shift - 1) * even)
 
 

@@ -95,23 +95,28 @@ def _slope(denoise: DenoiseAt, y: Tensor, t: float, s: float, u: float) -> Tenso
 
 def euler_step(schedule: Schedule, x: Tensor, denoised: Tensor, t: Tensor, t_next: Tensor) -> Tensor:
     """x at t_next after one Euler (DDIM) step from x (B, ...) at t, with its denoised x0; t, t_next (B,)."""
-    (s, u), (s_next, u_next) = schedule.linear(t), schedule.linear(t_next)
-    y = per_sample(s, x) * x
-    return (y + per_sample((u_next - u) / u, x) * (y - denoised)) / per_sample(s_next, x)
+    (s, u), (s_next, u_next) = ([per_sample(v, x) for v in schedule.linear(level)] for level in (t, t_next))
+    return _euler(s * x, denoised, u, u_next) / s_next
+
+
+def _euler(y: Tensor, denoised: Tensor, u: Tensor, u_next: Tensor) -> Tensor:
+    """y + (u' - u) (y - D) / u, in the form that stays exact in float32 where u is as large as 1e8 (pure noise)."""
+    ratio = u_next / u
+    return ratio * y + (1 - ratio) * denoised
 
 
 def heun_step(denoise: DenoiseAt, schedule: Schedule, x: Tensor, t: Tensor, t_next: Tensor) -> Tensor:
     """x at t_next after one Heun step from x (B, ...) at t; two evaluations. t, t_next (B,)."""
     (s, u), (s_next, u_next) = ([per_sample(v, x) for v in schedule.linear(level)] for level in (t, t_next))
-    y = s * x
-    d = (y - denoise(x, t)) / u
-    y_euler = y + (u_next - u) * d
+    y, denoised = s * x, denoise(x, t)
+    d = (y - denoised) / u
+    y_euler = _euler(y, denoised, u, u_next)
     d_next = (y_euler - denoise(y_euler / s_next, t_next)) / u_next
-    return (y + (u_next - u) * torch.where(u < LARGEST, (d + d_next) / 2, d)) / s_next
+    return torch.where(u < LARGEST, y + (u_next - u) * (d + d_next) / 2, y_euler) / s_next
 
 
 def denoised_from(schedule: Schedule, x: Tensor, x_next: Tensor, t: Tensor, t_next: Tensor) -> Tensor:
     """The x0 with which one Euler step leads from x (B, ...) at t to x_next at t_next; the inverse of `euler_step`."""
     (s, u), (s_next, u_next) = ([per_sample(v, x) for v in schedule.linear(level)] for level in (t, t_next))
-    y, y_next = s * x, s_next * x_next
-    return y - u * (y_next - y) / (u_next - u)
+    ratio = u_next / u
+    return (s_next * x_next - ratio * s * x) / (1 - ratio)
