@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import json
 import mmap
 import os
@@ -35,11 +36,13 @@ class ImageFiles(ABC):
     Attributes:
         names: one for each image, in a fixed order.
         labels: (N,) int64 class indices, or None.
+        class_names: of the classes in order, where their source names them.
         fingerprint: hash of names, labels and contents as far as they are known without reading.
     """
 
     names: Sequence[str]
     labels: Labels | None
+    class_names: tuple[str, ...] = ()
     fingerprint: str
 
     def __len__(self) -> int:
@@ -154,7 +157,7 @@ class FolderImages(ImageFiles):
         if described.is_file():
             self.labels = read_labels(described.read_bytes(), self.names, str(described))
         else:
-            self.labels = _labels_of_classes(self.names)
+            self.labels, self.class_names = _labels_of_classes(self.names)
         self._sizes = [size for _, size in found]
         self.fingerprint = fingerprint([list(entry) for entry in found], self.labels)
 
@@ -192,6 +195,7 @@ class HubImages(ImageFiles):
         if labels:
             chosen = "label" if "label" in labels else labels[0]
             self.labels = check_labels(np.asarray(dataset[chosen][:], dtype=np.int64), self.names, name)
+            self.class_names = tuple(dataset.features[chosen].names or ())
         self.fingerprint = fingerprint([str(getattr(dataset, "_fingerprint", name)), len(dataset)], self.labels)
 
     def read(self, index: int) -> bytes:
@@ -215,11 +219,20 @@ class HubImages(ImageFiles):
         return cls(_datasets("load_from_disk", str(path)), str(path))
 
 
+def require_datasets() -> None:
+    """Refuse where Hugging Face's library is not installed.
+
+    Raises:
+        UsageError: with what to install.
+    """
+    if importlib.util.find_spec("datasets") is None:
+        raise UsageError("Hugging Face datasets need another library: pip install 'distillkit[datasets]'")
+
+
 def _datasets(function: str, *arguments: Any, **options: Any) -> Any:
-    try:
-        import datasets
-    except ImportError as error:
-        raise UsageError("Hugging Face datasets need another library: pip install 'distillkit[datasets]'") from error
+    require_datasets()
+    import datasets
+
     try:
         return getattr(datasets, function)(*arguments, **options)
     except Exception as error:  # the library raises many kinds
@@ -254,13 +267,14 @@ def check_labels(values: Any, names: Sequence[str], where: str) -> Labels:
     return np.asarray(values, dtype=np.int64)
 
 
-def _labels_of_classes(names: Sequence[str]) -> Labels | None:
-    """Subfolders as classes, in the order of their names; None where images lie beside the subfolders."""
+def _labels_of_classes(names: Sequence[str]) -> tuple[Labels | None, tuple[str, ...]]:
+    """Subfolders as classes, in the order of their names; none where images lie beside the subfolders."""
     tops = [name.partition("/")[0] if "/" in name else "" for name in names]
     if not names or "" in tops:
-        return None
-    number = {top: index for index, top in enumerate(sorted(set(tops)))}
-    return np.asarray([number[top] for top in tops], dtype=np.int64)
+        return None, ()
+    classes = tuple(sorted(set(tops)))
+    number = {top: index for index, top in enumerate(classes)}
+    return np.asarray([number[top] for top in tops], dtype=np.int64), classes
 
 
 def range_names(name: str, count: int) -> list[str]:

@@ -8,29 +8,30 @@ from typing import Literal
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor
 
-from distillkit.contracts.condition import Condition
+from distillkit.contracts.codec import Codec, Pixels
+from distillkit.contracts.conditioner import ClassLabels, Conditioner, Unconditional
 from distillkit.contracts.random import Indices, SampleRNG
-from distillkit.contracts.step import Images
-from distillkit.contracts.teacher import TeacherSpec
-from distillkit.data.decoding import Filter, Pixels, decode
-from distillkit.data.files import ImageFiles, open_images
+from distillkit.contracts.schedule import per_sample
+from distillkit.contracts.source import Images, SourceConfig
+from distillkit.contracts.teacher import Teacher
+from distillkit.data.decoding import Filter, PixelArray, decode
+from distillkit.data.files import LABELS, ImageFiles, open_images
 from distillkit.errors import DistillkitError, UsageError
 
 KEPT_BYTES = 2**30
 """Decoded images are kept in memory where all of them need no more."""
 
 
-class DataConfig(BaseModel):
+class DataConfig(SourceConfig):
     """Real images, where the method needs them."""
 
-    model_config = ConfigDict(extra="forbid")
-
     path: str | None = Field(
-        None, description="zip file, folder, parquet file or hf:ORG/NAME[:SPLIT]; digits has its own"
-    )
+        None, description="zip file, folder, parquet file or hf:ORG/NAME[:SPLIT]; what comes with the teacher if none",
+        json_schema_extra={"flag": "data"},
+    )  # fmt: skip
     resolution: int | None = Field(
         None, ge=1, le=4096, description="crop to the centred square and resize to this; images are left alone if none"
     )
@@ -50,24 +51,42 @@ class ImageStream:
     Args:
         files: the images.
         config: resizing, sampling, workers.
-        device: where batches go, as uint8; they become float32 in [-1, 1] there.
-        labelled: whether to serve the labels, where there are some.
+        device: where batches go, as uint8; they become samples there.
+        codec: makes samples of pixels.
+        conditioner: makes conditions of labels, which are its keys; where none is given, one of the images' own
+            classes, if they have labels.
+
+    Attributes:
+        shape: of an image, (C, H, W).
+        kept_bytes: of memory that decoded images will take; 0 where they are too many to keep.
 
     Raises:
         DistillkitError: when the first image cannot be read.
         UsageError: for balanced sampling without labels.
     """
 
-    def __init__(self, files: ImageFiles, config: DataConfig, device: torch.device, *, labelled: bool = True) -> None:
+    def __init__(
+        self,
+        files: ImageFiles,
+        config: DataConfig,
+        device: torch.device,
+        *,
+        codec: Codec | None = None,
+        conditioner: Conditioner | None = None,
+    ) -> None:
         self.files, self.config, self.device = files, config, device
-        self.labels = torch.from_numpy(files.labels) if labelled and files.labels is not None else None
+        self.codec, self.conditioner = codec or Pixels(), conditioner or own_conditioner(files)
+        self._keys = torch.zeros(len(files), dtype=torch.int64)
+        if files.labels is not None and self.conditioner.count:
+            self._keys = torch.from_numpy(files.labels)
         first = self._decode(0, None)
         self.shape = (first.shape[2], first.shape[0], first.shape[1])
         self._pool = ThreadPoolExecutor(config.workers, "decode") if config.workers else None
-        self._ahead: dict[tuple[int, int, int], list[Future[list[Pixels]]]] = {}
-        keep = len(files) * first.size <= KEPT_BYTES
+        self._ahead: dict[tuple[int, int, int], list[Future[list[PixelArray]]]] = {}
+        size = len(files) * first.size
+        self.kept_bytes = size if size <= KEPT_BYTES else 0
         # Pages of zeros cost nothing until they are written.
-        self._kept = np.zeros((len(files), *first.shape), np.uint8) if keep else None
+        self._kept = np.zeros((len(files), *first.shape), np.uint8) if self.kept_bytes else None
         self._is_kept = np.zeros(len(files), bool)
         self._classes: list[Tensor] = []
         if config.sampling == "balanced":
@@ -82,7 +101,7 @@ class ImageStream:
         return len(self.files)
 
     def batch(self, rng: SampleRNG, step: int, indices: Indices) -> Images:
-        """Images (B, C, H, W) in [-1, 1] on the device, and their labels."""
+        """Samples (B, ...) of the images on the device, and their conditions."""
         chosen = self._chosen(rng, step, indices)
         key = (step, indices[0], len(indices))
         parts = self._ahead.pop(key, None) or self._start(chosen)
@@ -92,14 +111,14 @@ class ImageStream:
         pixels = torch.from_numpy(np.stack([image for part in parts for image in part.result()]))
         if self.device.type == "cuda":
             pixels = pixels.pin_memory()
-        sample = pixels.to(self.device, non_blocking=True).permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
+        pixels = pixels.to(self.device, non_blocking=True).permute(0, 3, 1, 2)
         if self.config.flip:
             mirrored = (rng.uniform("images/flip", step, indices) < 0.5).to(self.device)
-            sample = torch.where(mirrored[:, None, None, None], sample.flip(3), sample)
-        condition = Condition()
-        if self.labels is not None:
-            condition = Condition(labels=self.labels[chosen].to(self.device, non_blocking=True))
-        return Images(sample.contiguous(), condition)
+            pixels = torch.where(per_sample(mirrored, pixels), pixels.flip(3), pixels)
+        with torch.no_grad():
+            sample = self.codec.encode(pixels).contiguous()
+        keys = self._keys[chosen].to(self.device, non_blocking=True)
+        return Images(sample, self.conditioner.encode(keys).to(self.device))
 
     def _chosen(self, rng: SampleRNG, step: int, indices: Indices) -> Tensor:
         if not self._classes:
@@ -110,20 +129,20 @@ class ImageStream:
             [self._classes[k][int(u * len(self._classes[k]))] for k, u in zip(which, place, strict=True)]
         )
 
-    def _start(self, chosen: Tensor) -> list[Future[list[Pixels]]]:
+    def _start(self, chosen: Tensor) -> list[Future[list[PixelArray]]]:
         """Begin to decode, shared by the workers."""
         numbers = chosen.tolist()
         if not self._pool:
-            done: Future[list[Pixels]] = Future()
+            done: Future[list[PixelArray]] = Future()
             done.set_result(self._read(numbers))
             return [done]
         size = -(-len(numbers) // self.config.workers)
         return [self._pool.submit(self._read, numbers[k : k + size]) for k in range(0, len(numbers), size)]
 
-    def _read(self, numbers: list[int]) -> list[Pixels]:
+    def _read(self, numbers: list[int]) -> list[PixelArray]:
         return [self._image(number) for number in numbers]
 
-    def _image(self, number: int) -> Pixels:
+    def _image(self, number: int) -> PixelArray:
         if self._kept is not None and self._is_kept[number]:
             return self._kept[number]
         pixels = self._decode(number, (*self.shape[1:], self.shape[0]))
@@ -132,7 +151,7 @@ class ImageStream:
             self._is_kept[number] = True
         return pixels
 
-    def _decode(self, number: int, shape: tuple[int, ...] | None) -> Pixels:
+    def _decode(self, number: int, shape: tuple[int, ...] | None) -> PixelArray:
         config, name = self.config, self.files.names[number]
         pixels = decode(self.files.read(number), name, resolution=config.resolution, filter_name=config.filter)
         if shape is not None and pixels.shape != shape:
@@ -169,10 +188,20 @@ def pixels_in_order(
         yield torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous()
 
 
+def own_conditioner(files: ImageFiles) -> Conditioner:
+    """The conditioner of the images' own classes; of nothing where they have no labels."""
+    if files.labels is None:
+        return Unconditional()
+    return ClassLabels(classes=files.num_classes, class_names=files.class_names)
+
+
 def open_stream(
-    config: DataConfig, spec: TeacherSpec | None, device: torch.device, *, labelled: bool = True
+    config: DataConfig, teacher: Teacher | None, device: torch.device, *, files: ImageFiles | None = None
 ) -> ImageStream:
     """The images of `config`, checked against what a teacher makes if one is given.
+
+    Args:
+        files: what `config.path` names, where it is open already.
 
     Raises:
         UsageError: when no path is given, or size, channels or classes are not the teacher's.
@@ -180,25 +209,39 @@ def open_stream(
     """
     if config.path is None:
         raise UsageError("real images are needed: --data FILE.zip, --data FOLDER or --data hf:ORG/NAME")
-    stream = ImageStream(
-        open_images(config.path), config, device, labelled=labelled and (spec is None or spec.num_classes > 0)
-    )
-    if spec is None:
-        return stream
-    if stream.shape != spec.shape:
-        resize = f" Try --data-resolution {spec.shape[1]}." if spec.shape[1] == spec.shape[2] else ""
-        raise UsageError(
-            f"the images in {config.path} are {stream.shape} (channels, height, width) and the teacher's {spec.shape}."
-            f"{resize}"
-        )
-    if spec.num_classes and stream.files.labels is None:
-        raise UsageError(f"the teacher has {spec.num_classes} classes and the images in {config.path} have no labels")
-    if spec.num_classes and stream.files.num_classes > spec.num_classes:
-        raise UsageError(
-            f"the images in {config.path} have labels up to {stream.files.num_classes - 1} and the teacher "
-            f"{spec.num_classes} classes"
-        )
+    files = files or open_images(config.path)
+    if teacher is None:
+        return ImageStream(files, config, device)
+    stream = ImageStream(files, config, device, codec=teacher.codec, conditioner=teacher.conditioner)
+    _check_fit(stream, config.path, teacher)
     return stream
+
+
+def _check_fit(stream: ImageStream, path: str, teacher: Teacher) -> None:
+    """Refuse images that are not of the teacher's size or classes.
+
+    Raises:
+        UsageError: naming both.
+    """
+    name, labels, classes = teacher.spec.name, stream.files.labels, teacher.conditioner.count
+    if teacher.codec.content != "images":
+        raise UsageError(f"the teacher {name} makes {teacher.codec.content}; the images in {path} cannot be its data")
+    shape = teacher.codec.decoded_shape(teacher.spec.shape)
+    if stream.shape != shape:
+        resize = f" Try --data-resolution {shape[1]}." if shape[1] == shape[2] else ""
+        raise UsageError(
+            f"the images in {path} are {stream.shape} (channels, height, width) and the teacher's {shape}.{resize}"
+        )
+    if classes and labels is None:
+        raise UsageError(
+            f"the images in {path} have no labels and the teacher {name} needs them ({teacher.conditioner.summary()}): "
+            f"add a {LABELS} or a folder for each class"
+        )
+    if classes and stream.files.num_classes > classes:
+        raise UsageError(
+            f"the images in {path} have labels up to {stream.files.num_classes - 1} and the teacher "
+            f"{teacher.conditioner.summary()}"
+        )
 
 
 def _size(shape: tuple[int, ...]) -> str:

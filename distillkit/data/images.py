@@ -1,0 +1,90 @@
+"""Real images as a source: files that the user names, or what the teacher was trained on and brings."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cached_property
+from typing import ClassVar
+
+import torch
+
+from distillkit.contracts.source import Batches, Images, Source, SourceConfig, SourceJob, SourcePlan
+from distillkit.contracts.teacher import Teacher
+from distillkit.data.files import ImageFiles, open_images, require_datasets
+from distillkit.data.stream import DataConfig, ImageStream, open_stream
+from distillkit.data.synthetic import SyntheticImages
+from distillkit.errors import UsageError
+
+__all__ = ["DataConfig", "ImageSource"]
+
+
+class ImageSource(Source[Images]):
+    """Real images that fit the teacher, as its samples, with conditions of their labels."""
+
+    name: ClassVar[str] = "data"
+    batch_type: ClassVar[type] = Images
+    Config: ClassVar[type[SourceConfig]] = DataConfig
+    config: DataConfig
+
+    def open(self, job: SourceJob) -> Batches[Images]:
+        if self.config.path is None:
+            return self._own()(job.device)
+        return open_stream(self.config, self.teacher, job.device, files=self._files)
+
+    def check(self) -> None:
+        """Open the files as `open` does; a dataset of the hub is downloaded for it."""
+        if self.config.path is None:
+            self._own()
+        else:
+            self._opened()
+
+    def plan(self) -> SourcePlan:
+        """What would be served, from where; files on this machine are checked as by `check`.
+
+        Raises:
+            UsageError, DistillkitError: as `open`.
+        """
+        path = self.config.path
+        if path is None:
+            self._own()
+            return SourcePlan(f"the data that come with the teacher {self.teacher.spec.name}")
+        if path.startswith("hf:"):
+            require_datasets()
+            return SourcePlan(f"{path}, loaded and checked when the run starts")
+        stream = self._opened()
+        labelled = self.teacher.conditioner.count > 0
+        classes = f" in {stream.files.num_classes:,} classes" if labelled else ", used without labels"
+        shape = " x ".join(map(str, stream.shape))
+        return SourcePlan(f"{len(stream):,} images {shape}{classes}, from {path}", memory_bytes=stream.kept_bytes)
+
+    @classmethod
+    def synthetic(cls, teacher: Teacher, device: torch.device) -> Batches[Images]:
+        return SyntheticImages(teacher, device)
+
+    @cached_property
+    def _files(self) -> ImageFiles:
+        assert self.config.path is not None
+        return open_images(self.config.path)
+
+    def _opened(self) -> ImageStream:
+        return open_stream(self.config, self.teacher, torch.device("cpu"), files=self._files)
+
+    def _own(self) -> Callable[[torch.device], Batches[Images]]:
+        """The way to the data that the teacher brings.
+
+        Raises:
+            UsageError: where it brings none, or settings are given that are for files.
+        """
+        if self.teacher.images is None:
+            raise UsageError(
+                f"this method needs real images and the teacher {self.teacher.spec.name} comes with none: "
+                "--data FILE.zip, --data FOLDER or --data hf:ORG/NAME"
+            )
+        plain = DataConfig()
+        for field in ("resolution", "sampling", "flip"):
+            if getattr(self.config, field) != getattr(plain, field):
+                raise UsageError(
+                    f"--data-{field} is for images of your own: give their --data as well, or leave it out; "
+                    f"those that come with the teacher {self.teacher.spec.name} are used as they are"
+                )
+        return self.teacher.images
