@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from distillkit import DistillkitError
+from distillkit.errors import DistillkitError
 
 REPOSITORY, FILE, REVISION = "timm/vgg16.tv_in1k", "model.safetensors", "b8d8aa2dd860af9233c8c67385a8097fd6c35d3f"
 """torchvision's ImageNet weights of VGG-16 on the hub, the names of the convolutions unchanged."""
@@ -21,6 +21,8 @@ SIZE = 224
 
 class LPIPS(nn.Module):
     """Perceptual distance of images (B, 1 or 3, H, W) in [-1, 1], resized bilinearly to 224 x 224; (B,).
+
+    Always computed in float32: in bfloat16 single samples are several per cent off.
 
     Args:
         backbone: parameters of torchvision's VGG-16, `features.{i}.weight` and `features.{i}.bias`.
@@ -42,11 +44,12 @@ class LPIPS(nn.Module):
         self.requires_grad_(False).eval()
 
     def forward(self, a: Tensor, b: Tensor) -> Tensor:
-        both = torch.cat([a, b])
-        both = both.expand(-1, 3, -1, -1) if both.shape[1] == 1 else both
-        both = F.interpolate(both, size=(SIZE, SIZE), mode="bilinear", align_corners=False)
-        first, second = both.chunk(2)
-        return self.net.to(a.device)(first, second).flatten()
+        with torch.autocast(a.device.type, enabled=False):
+            both = torch.cat([a, b]).float()
+            both = both.expand(-1, 3, -1, -1) if both.shape[1] == 1 else both
+            both = F.interpolate(both, size=(SIZE, SIZE), mode="bilinear", align_corners=False)
+            first, second = both.chunk(2)
+            return self.net.to(a.device)(first, second).flatten()
 
     @classmethod
     def pretrained(cls) -> LPIPS:

@@ -1,0 +1,108 @@
+"""Objectives from the difference of two scores: the teacher's, and that of the student's samples."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from distillkit.contracts.condition import Condition
+from distillkit.contracts.health import Diagnostic
+from distillkit.contracts.learner import ScoreEstimator
+from distillkit.contracts.objective import Objective
+from distillkit.contracts.random import SampleRNG
+from distillkit.contracts.source import Samples
+from distillkit.contracts.step import Step
+from distillkit.contracts.teacher import Teacher
+from distillkit.diffusion.distances import l2
+from distillkit.parts.score_matching import LEVELS, noise_levels
+
+FAKE_TO_REAL_ERROR = Diagnostic(
+    "fake_to_real_error",
+    ok=(0.3, 1.5),
+    watch=(0.05, 5.0),
+    meaning="the fake score's denoising error on the student's samples over the teacher's on the same noise; it should "
+    "be a little better than the teacher there, not much worse: raise its learning rate or updates",
+)
+KL_GRADIENT_RMS = Diagnostic(
+    "kl_gradient_rms",
+    ok=(0.01, 3.0),
+    watch=(1e-4, 30.0),
+    meaning="size of the KL gradient relative to the teacher's denoising residual; near 0 the two scores agree "
+    "everywhere (nothing is learnt), large values say that the fake score no longer follows the student",
+)
+
+
+def residual(x: Tensor, real: Tensor) -> Tensor:
+    """mean |x - mu_real| of every sample, in float32, (B, 1, ..., 1): the scale of the teacher's denoising error."""
+    return (x - real).float().abs().mean(dim=tuple(range(1, x.ndim)), keepdim=True)
+
+
+def kl_gradient(x: Tensor, real: Tensor, fake: Tensor) -> Tensor:
+    """Gradient of D_KL(p_fake || p_real) with respect to samples x (Yin et al. 2024, Eq. 7 and 8).
+
+    (mu_fake - mu_real) / mean |x - mu_real|: the paper's weight w_t = sigma_t^2 / alpha_t * C S / |mu_real - x|_1
+    cancels the factors alpha and sigma of the scores, so this form holds for any schedule and prediction.
+
+    Args:
+        x: the student's samples. real, fake: the teacher's and the fake score's denoised x_t. All (B, ...).
+    """
+    return torch.nan_to_num((fake - real) / residual(x, real))
+
+
+@torch.no_grad()
+def log_errors(step: Step, x: Tensor, real: Tensor, fake: Tensor) -> None:
+    """Log what `FAKE_TO_REAL_ERROR` judges, from x and both denoised x_t."""
+    step.log("fake_to_real_error", l2(fake, x).mean() / l2(real, x).mean())
+
+
+class DistributionMatching(Objective):
+    """0.5 |x - sg(x - grad)|^2, whose derivative with respect to x is `kl_gradient` / number of elements
+    (Yin et al. 2024, section 3.2 and Algorithm 2).
+
+    Args:
+        teacher, fake: the two scores.
+        weight: of this term.
+        guidance: of the teacher; the fake score is not guided.
+        levels: smallest and largest noise level, as shares of the schedule's grid of T = 1000.
+    """
+
+    needs = (Samples,)
+    diagnostics = (KL_GRADIENT_RMS, FAKE_TO_REAL_ERROR)
+
+    def __init__(
+        self,
+        teacher: Teacher,
+        fake: ScoreEstimator,
+        *,
+        weight: float = 1.0,
+        guidance: float = 1.0,
+        levels: tuple[float, float] = (0.02, 0.98),
+    ) -> None:
+        super().__init__(weight)
+        self.teacher, self.fake, self.guidance = teacher, fake, guidance
+        self.times = noise_levels(teacher.schedule)[round(levels[0] * LEVELS) : round(levels[1] * LEVELS) + 1]
+
+    def __call__(self, step: Step) -> Tensor:
+        x = step.samples
+        with torch.no_grad():
+            t = step.drawn_from(self.times, "kl/level")
+            real, fake = self.denoised(x, step.normal("kl/noise"), t, step.condition)
+            gradient = kl_gradient(x, real, fake)
+            step.log("kl_gradient_rms", gradient.square().mean().sqrt())
+            log_errors(step, x, real, fake)
+        return 0.5 * (x - (x - gradient).detach()).square().mean()
+
+    def denoised(self, x: Tensor, noise: Tensor, t: Tensor, condition: Condition) -> tuple[Tensor, Tensor]:
+        """x (B, ...) with noise at t (B,), denoised by the teacher and by the fake score."""
+        noisy = self.teacher.schedule.add_noise(x, noise, t)
+        return self.teacher(noisy, t, condition, self.guidance), self.fake(noisy, t, condition)
+
+    @torch.no_grad()
+    def previews(self, samples: Tensor, condition: Condition, rng: SampleRNG) -> Mapping[str, Tensor]:
+        """The samples with as much noise as signal (ratio 1), denoised by both: alike once the student converged."""
+        noise = rng.normal("kl/preview", 0, range(len(samples)), samples.shape[1:]).to(samples.device)
+        t = self.teacher.schedule.at(torch.ones(len(samples), device=samples.device))
+        real, fake = self.denoised(samples, noise, t, condition)
+        return {"real score": real, "fake score": fake}

@@ -1,0 +1,91 @@
+"""Denoising score matching: how an estimator of the score of the student's samples is trained."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import Tensor
+
+from distillkit.contracts.condition import Condition
+from distillkit.contracts.denoiser import Denoiser
+from distillkit.contracts.learner import OptimizerConfig, ScoreEstimator
+from distillkit.contracts.schedule import Schedule, per_sample
+from distillkit.contracts.step import Step
+from distillkit.diffusion.schedules import lognormal_ratios
+
+LEVELS = 1000
+"""T, the number of noise levels of a discretised schedule (Yin et al. 2024, section 3.2)."""
+
+Levels = Callable[[Tensor], Tensor]
+"""A distribution of noise levels: uniforms (B,) float64 in [0, 1) -> times (B,) float32, on the CPU."""
+
+
+def noise_levels(schedule: Schedule) -> Tensor:
+    """The T = 1000 times of the schedule's own grid, ascending; (T,) float32."""
+    return schedule.grid(LEVELS).flip(0).float()
+
+
+def evenly_from(times: Tensor) -> Levels:
+    """Each of `times` (N,) alike."""
+    return lambda uniform: times[(uniform * len(times)).long()]
+
+
+def lognormal_levels(schedule: Schedule, *, mean: float = -1.2, std: float = 1.2) -> Levels:
+    """ln(sigma / alpha) ~ N(mean, std^2) (Karras et al. 2022, Table 1), kept to the schedule's ends."""
+    return lambda uniform: schedule.at(lognormal_ratios(uniform, mean=mean, std=std))
+
+
+def weighted_error(denoised: Tensor, x0: Tensor, weight: Tensor) -> Tensor:
+    """mean w |D - x0|^2 over all elements of samples (B, ...), with weights (B,); a scalar."""
+    return (per_sample(weight, x0) * (denoised - x0).square()).mean()
+
+
+def denoising_loss(denoiser: Denoiser, x0: Tensor, noise: Tensor, t: Tensor, condition: Condition) -> Tensor:
+    """E lambda(t) |D(x_t, t, c) - x0|^2 with x_t = alpha x0 + sigma n (Vincent 2011; Karras et al. 2022, Eq. 2).
+
+    lambda is the weight that the network was trained with: the loss of what it predicts, whatever that is.
+
+    Args:
+        x0, noise: (B, ...). t: (B,).
+
+    Returns:
+        A scalar, the mean over all elements.
+    """
+    denoised = denoiser(denoiser.schedule.add_noise(x0, noise, t), t, condition)
+    return weighted_error(denoised, x0, denoiser.loss_weight(t))
+
+
+class FakeScore(ScoreEstimator):
+    """The score of the student's samples: `denoising_loss` on them (Yin et al. 2024, Eq. 6).
+
+    Args:
+        denoiser: usually a copy of the teacher's.
+        levels: the distribution of noise levels; evenly the T = 1000 of the schedule's grid by default.
+        optimizer, every: see `Learner`.
+    """
+
+    name = "fake_score"
+
+    def __init__(
+        self,
+        denoiser: Denoiser,
+        levels: Levels | None = None,
+        *,
+        optimizer: OptimizerConfig | None = None,
+        every: int = 1,
+    ) -> None:
+        super().__init__(denoiser, optimizer=optimizer, every=every)
+        self.levels = levels or evenly_from(noise_levels(denoiser.schedule).flip(0))
+
+    def draw_levels(self, step: Step, purpose: str) -> Tensor:
+        """Times (B,) on the step's device; one stream for each `purpose`."""
+        return self.levels(step.uniform(purpose)).to(step.device, non_blocking=True)
+
+    def loss(self, step: Step) -> Tensor:
+        t, noise = self.draw_levels(step, "fake/level"), step.normal("fake/noise")
+        return denoising_loss(self.denoiser, step.samples.detach(), noise, t, step.condition)
+
+
+def own_rate(lr: float | None) -> OptimizerConfig | None:
+    """A learner's optimiser that differs from the student's in the learning rate alone; None: in nothing."""
+    return None if lr is None else OptimizerConfig(lr=lr)
