@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 from distillkit.contracts.codec import Codec, Pixels, Points
@@ -11,6 +12,14 @@ from distillkit.contracts.denoiser import Denoiser
 from distillkit.contracts.hooks import hookimpl
 from distillkit.contracts.sampler import OneStep, Sampler
 from distillkit.contracts.source import Source
+from distillkit.contracts.teacher import Teacher
+
+
+@hookimpl
+def distillkit_teachers() -> Mapping[str, Callable[[], Teacher]]:
+    from distillkit.models.edm.catalog import offers
+
+    return offers()
 
 
 @hookimpl
@@ -43,3 +52,10 @@ def distillkit_sources() -> Mapping[str, type[Source[Any]]]:
     from distillkit.data.pairs import PairSource
 
     return {source.name: source for source in (PairSource, ImageSource)}
+
+
+@hookimpl
+def distillkit_exporters() -> Mapping[str, Callable[[Any, Path], None]]:
+    from distillkit.students.export import to_diffusers
+
+    return {"diffusers": to_diffusers}

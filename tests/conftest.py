@@ -17,11 +17,11 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from distillkit import Teacher
+from distillkit.diffusion import EDMSchedule
 from distillkit.models.build import build_denoiser
-from distillkit.models.edm.catalog import DIGITS
-from distillkit.models.store.folder import write_teacher
-from distillkit.models.store.resolve import load_teacher
-from distillkit.jobs.teacher_recipe import fresh_teacher
+from distillkit.models.edm.families import described
+from distillkit.models.store.folder import fresh_teacher, write_teacher
+from distillkit.models.store.resolve import load_teacher, resolve
 
 GOLDENS = Path(__file__).parent / "goldens"
 
@@ -56,30 +56,29 @@ def golden() -> Callable[[str], Golden]:
 def denoiser_of(constructor: dict[str, Any]) -> Any:
     """The EDM-preconditioned network that a golden's constructor arguments describe."""
     arguments = dict(constructor)
-    channels = arguments.pop("img_channels")
-    return build_denoiser(
-        {
-            "sigma_data": arguments.pop("sigma_data"),
-            "class": arguments.pop("model_type"),
-            "arguments": {**arguments, "in_channels": channels, "out_channels": channels},
-        }
-    ).eval()
+    channels, sigma_data = arguments.pop("img_channels"), arguments.pop("sigma_data")
+    kind = arguments.pop("model_type")
+    inner = {**arguments, "in_channels": channels, "out_channels": channels}
+    return build_denoiser(described(kind, inner, sigma_data, EDMSchedule())).eval()
 
 
-TINY_NETWORK = {
-    "class": "DhariwalUNet",
-    "arguments": {
+TINY_NETWORK = described(
+    "DhariwalUNet",
+    {
         "img_resolution": 8, "in_channels": 1, "out_channels": 1, "label_dim": 10, "model_channels": 8,
         "channel_mult": [1], "channel_mult_emb": 2, "num_blocks": 1, "attn_resolutions": [], "dropout": 0.0,
     },
-    "sigma_data": 0.5,
-}  # fmt: skip
+    0.5,
+    EDMSchedule(),
+)  # fmt: skip
 
 
 @pytest.fixture(scope="session")
 def tiny_teacher_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A teacher of digits' shape with 8 channels and random weights: the engine's behaviour in milliseconds."""
-    spec = DIGITS.spec.model_copy(update={"network": TINY_NETWORK, "solver_steps": 4, "name": "tiny"})
+    digits = resolve("digits").spec
+    assert digits is not None
+    spec = digits.model_copy(update={"network": TINY_NETWORK, "solver_steps": 4, "name": "tiny"})
     teacher = fresh_teacher(spec, 0)
     with torch.no_grad():
         generator = torch.Generator().manual_seed(1)

@@ -1,4 +1,4 @@
-"""Files shipped in the package: the embedded teacher, its data set, feature extractor and reference statistics."""
+"""Files shipped in the package: the embedded teachers, their data, feature extractor and reference statistics."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ def asset_hashes() -> dict[str, str]:
 
 @cache
 def asset_path(name: str) -> Path:
-    """The path of a shipped file, after checking it against its recorded sha256.
+    """The path of a shipped file, which is in the folder of its teacher, after checking it against its recorded sha256.
 
     Raises:
         DistillkitError: when the file is missing or altered.
     """
-    path = FOLDER / name
+    path = next(FOLDER.glob(f"*/{name}"), FOLDER / name)
     if not path.is_file() or sha256(path) != asset_hashes().get(name):
         raise DistillkitError(f"the package file {path} is missing or altered; reinstall distillkit")
     return path

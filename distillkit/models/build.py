@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from distillkit.contracts.codec import Codec
+from distillkit.contracts.conditioner import Conditioner
 from distillkit.contracts.denoiser import Denoiser
 from distillkit.errors import DistillkitError, UsageError
-from distillkit.registry import blaming, registry
+from distillkit.registry import BUILT_IN, blaming, registry
 
 
 def build_denoiser(description: Mapping[str, Any]) -> Denoiser:
@@ -57,3 +59,11 @@ def _with_changes(arguments: Mapping[str, Any], changes: Mapping[str, Any]) -> d
 def _names(arguments: Mapping[str, Any]) -> list[str]:
     inner = [name for value in arguments.values() if isinstance(value, Mapping) for name in _names(value)]
     return [*arguments, *inner]
+
+
+def own_part(part: Conditioner | Codec) -> dict[str, Any]:
+    """The description of one of distillkit's own conditioners and codecs, as `Registry.describe` makes it.
+
+    For descriptions that are written while plugins are being loaded, when there is no registry to ask yet.
+    """
+    return {"kind": f"{BUILT_IN}:{type(part).__name__}", **part.model_dump(mode="json")}

@@ -1,4 +1,4 @@
-"""A network for points in the plane, (B, 2, 1, 1): what methods are tried on where the truth is known."""
+"""A network for points of a space, (B, D): what methods are tried on where the truth is known."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 
 class PointMLP(nn.Module):
-    """F(x, c_noise) -> (B, C, 1, 1): residual layers, each told the noise level by Fourier features.
+    """F(x, c_noise) -> (B, D): residual layers that see the noise level as Fourier features.
 
     Args:
         in_channels, out_channels: coordinates of a point.
@@ -34,11 +34,10 @@ class PointMLP(nn.Module):
     def forward(self, x: Tensor, noise: Tensor, labels: Tensor | None = None, augment: Tensor | None = None) -> Tensor:
         frequencies = math.pi / 8 * 2.0 ** torch.arange(8, device=x.device)
         angles = noise[:, None] * frequencies.to(x.dtype)
-        told = self.level(torch.cat([angles.cos(), angles.sin()], dim=1))
+        embedding = self.level(torch.cat([angles.cos(), angles.sin()], dim=1))
         if self.label is not None and labels is not None:
-            told = told + self.label(labels)
-        hidden = self.first(x.flatten(1))
+            embedding = embedding + self.label(labels)
+        hidden = self.first(x)
         for layer in self.layers:
-            hidden = hidden + layer(hidden + told)
-        hidden = self.bottleneck(hidden[:, :, None, None])
-        return self.last(hidden.flatten(1))[:, :, None, None]
+            hidden = hidden + layer(hidden + embedding)
+        return self.last(self.bottleneck(hidden))

@@ -194,7 +194,7 @@ def test_external_reference_stops_at_first_use_and_shows_the_hash_to_pin(inside,
 
 def test_protocol_files_are_fetched_and_verified(inside, external, tmp_path, monkeypatch):
     from distillkit.evaluation import presets
-    from tests.teachers.bad_server import serving
+    from tests.models.bad_server import serving
 
     (tmp_path / "host").mkdir()
     np.savez(tmp_path / "host" / "ref.npz", mu=np.zeros(3), sigma=np.eye(3))

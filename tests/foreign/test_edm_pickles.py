@@ -9,8 +9,8 @@ from safetensors.torch import save_file
 from distillkit import Condition, DistillkitError, UsageError, load_teacher
 from distillkit.models.foreign.read import read_foreign
 from distillkit.models.foreign.records import Refused
-from distillkit.progress import Quiet
 from distillkit.models.store.convert import convert
+from distillkit.progress import Quiet
 from tests.conftest import denoiser_of
 from tests.foreign.edm_format import write_network
 

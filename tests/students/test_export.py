@@ -6,105 +6,180 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 import torch
-from diffusers import DDPMScheduler, DiffusionPipeline, EDMEulerScheduler, UNet2DModel
+from diffusers import DiffusionPipeline, UNet2DModel
 
-from distillkit import Condition, OneStep, StudentGenerator, UsageError, load_student, load_teacher
+from distillkit import (
+    ClassLabels,
+    DistillkitError,
+    OneStep,
+    Pixels,
+    Points,
+    Teacher,
+    TeacherSpec,
+    UsageError,
+    build_denoiser,
+    load_student,
+)
 from distillkit.diffusion import ConsistencySampler, EulerSampler, RenoisingSampler
-from distillkit.students.artifact import StudentDescription, save_student
-from distillkit.students.export import export
-from tests.teachers.test_diffusers import SMALL
+from distillkit.students.export import export, push
+from tests.students.parts import PACKAGE, Halves, TinyAutoencoder, Twice
 
-SAMPLERS = {
-    "one-step": OneStep(sigma=60.0),
-    "euler": EulerSampler.karras(3, sigma_min=0.02, sigma_max=60.0),
-    "renoising": RenoisingSampler(sigmas=(60.0, 3.0, 0.5)),
-    "consistency": ConsistencySampler(sigmas=(60.0, 2.0), sigma_min=0.02, clip=True),
+UNET = {
+    "sample_size": 8, "in_channels": 1, "out_channels": 1, "block_out_channels": [4, 8], "layers_per_block": 1,
+    "down_block_types": ["DownBlock2D", "DownBlock2D"], "up_block_types": ["UpBlock2D", "UpBlock2D"],
+    "norm_num_groups": 2, "attention_head_dim": 4, "add_attention": False,
+}  # fmt: skip
+VP, EDM, FLOW = {"kind": "vp", "steps": 100}, {"kind": "edm", "sigma_max": 60.0}, {"kind": "flow", "shift": 3.0}
+FAMILIES = {
+    "vp epsilon": (VP, "epsilon"),
+    "vp v": (VP, "v_prediction"),
+    "vp sample": (VP, "sample"),
+    "edm epsilon": (EDM, "epsilon"),
+    "edm v": (EDM, "v_prediction"),
+    "flow": (FLOW, "velocity"),
 }
 
 
-@pytest.fixture
-def student(tmp_path):
-    """Makes a saved student from a teacher with a sampler."""
-
-    def make(teacher, sampler):
-        generator = StudentGenerator.from_teacher(teacher, sampler).eval()
-        description = StudentDescription(
-            distillkit="0", method="test", method_package="test 1", settings={}, teacher=teacher.spec,
-            sampler=sampler.model_dump(mode="json"), nfe=1, images_seen=0,
-        )  # fmt: skip
-        save_student(tmp_path / "student", generator, description)
-        return load_student(tmp_path / "student")
-
-    return make
+def sampler_of(name, schedule):
+    """A sampler of that name whose levels suit the schedule."""
+    levels = schedule.levels(3)
+    return {
+        "one-step": OneStep(),
+        "one level": OneStep(t=levels[1]),
+        "euler": EulerSampler.on_grid(4, schedule),
+        "renoising": RenoisingSampler(levels=levels),
+        "consistency": ConsistencySampler(levels=levels[:2], clip=True),
+    }[name]
 
 
-def unet_teacher(tmp_path, scheduler, **changes):
+def unet_teacher(family, **changes):
     torch.manual_seed(0)
-    UNet2DModel(**{**SMALL, **changes}).save_pretrained(tmp_path / "unet")
-    scheduler.save_pretrained(tmp_path / "unet")
-    return load_teacher(str(tmp_path / "unet"))
+    schedule, prediction = FAMILIES[family]
+    arguments = {"network": {**UNET, **changes}, "schedule": schedule, "prediction": prediction}
+    classes = changes.get("num_class_embeds")
+    return Teacher(
+        build_denoiser({"kind": "distillkit:UNet2DModel", "arguments": arguments}),
+        TeacherSpec(name="unet", shape=(1, 8, 8)),
+        ClassLabels(classes=classes, null_label=False) if classes else None,
+    )
 
 
-def both(student, folder, count=5):
-    """(distillkit's samples, diffusers') from the same noise and labels."""
-    spec = student.generator.spec
-    noise, more = torch.randn(count, *spec.shape), [torch.randn(count, *spec.shape) for _ in range(4)]
-    labels = torch.arange(count) % spec.num_classes if spec.num_classes else None
-    condition = Condition() if labels is None else Condition(labels=labels)
+def both(student, folder, count=3):
+    """(distillkit's samples, diffusers') from the same noise and labels, and the pipeline."""
+    shape = student.generator.shape
+    noise, more = torch.randn(count, *shape), [torch.randn(count, *shape) for _ in range(4)]
+    keys = student.conditioner.in_turn(range(count))
     with torch.no_grad():
-        ours = student.generator(noise, condition, lambda k: more[k])
+        ours = student.generator(noise, student.conditioner.encode(keys), lambda k: more[k])
     pipeline = DiffusionPipeline.from_pretrained(folder, trust_remote_code=True)
     pipeline.set_progress_bar_config(disable=True)
+    labels = keys if student.conditioner.count else None
     theirs = pipeline(noise=noise, renoise=more, class_labels=labels, output_type="pt").images
     return ours, theirs, pipeline
 
 
-@pytest.mark.parametrize("sampler", SAMPLERS)
-@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction", "sample"])
-def test_a_unet2dmodel_samples_the_same_in_diffusers(student, tmp_path, sampler, prediction):
-    teacher = unet_teacher(tmp_path, DDPMScheduler(prediction_type=prediction))
-    export(student(teacher, SAMPLERS[sampler]), tmp_path / "student", "diffusers", tmp_path / "out")
-    ours, theirs, pipeline = both(load_student(tmp_path / "student"), tmp_path / "out")
-    # x - 60 F in float32 rounds to 60 times the last digit of x.
-    torch.testing.assert_close(theirs, ours, rtol=1e-5, atol=1e-4)
-    assert type(pipeline.network) is UNet2DModel
+def assert_same(theirs, ours):
+    # (x - sigma F) / alpha and x - 60 F in float32 round to the last digit of the larger terms.
+    scale = max(1.0, ours.abs().max().item())
+    torch.testing.assert_close(theirs / scale, ours / scale, rtol=1e-5, atol=2e-5)
+
+
+@pytest.mark.parametrize("sampler", ["one-step", "one level", "euler", "renoising", "consistency"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_unet2dmodel_samples_the_same_in_diffusers(student_of, tmp_path, sampler, family):
+    teacher = unet_teacher(family)
+    student = student_of(teacher, sampler_of(sampler, teacher.schedule))
+    export(student, "diffusers", tmp_path / "out")
+    ours, theirs, pipeline = both(student, tmp_path / "out")
+    assert_same(theirs, ours)
+    assert ours.std() > 1e-3 and type(pipeline.network) is UNet2DModel
     text = (tmp_path / "out" / "pipeline.py").read_text()
     assert "import distillkit" not in text and "from distillkit" not in text
 
 
-@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
-def test_classes_and_the_edm_convention_come_along(student, tmp_path, prediction):
-    scheduler = EDMEulerScheduler(prediction_type=prediction)
-    teacher = unet_teacher(tmp_path, scheduler, num_class_embeds=3)
-    export(student(teacher, SAMPLERS["euler"]), tmp_path / "student", "diffusers", tmp_path / "out")
-    ours, theirs, pipeline = both(load_student(tmp_path / "student"), tmp_path / "out")
-    torch.testing.assert_close(theirs, ours, rtol=1e-5, atol=2e-5)
+@pytest.mark.parametrize("family", ["edm v", "flow"])
+def test_classes_come_along(student_of, tmp_path, family):
+    teacher = unet_teacher(family, num_class_embeds=3)
+    student = student_of(teacher, sampler_of("euler", teacher.schedule))
+    export(student, "diffusers", tmp_path / "out")
+    ours, theirs, pipeline = both(student, tmp_path / "out")
+    assert_same(theirs, ours)
     images = pipeline(batch_size=4, generator=torch.Generator().manual_seed(0)).images
     assert len(images) == 4 and images[0].size == (8, 8)
     again = pipeline(batch_size=4, generator=torch.Generator().manual_seed(0), output_type="np").images
-    assert again.shape == (4, 8, 8, 3) and 0 <= again.min() <= again.max() <= 1
+    assert again.shape == (4, 8, 8, 1) and 0 <= again.min() <= again.max() <= 1
 
 
-def test_edm_networks_bring_the_file_that_builds_them(student, tmp_path, tiny_teacher):
-    export(student(tiny_teacher, SAMPLERS["one-step"]), tmp_path / "student", "diffusers", tmp_path / "out")
-    ours, theirs, pipeline = both(load_student(tmp_path / "student"), tmp_path / "out")
-    torch.testing.assert_close(theirs, ours, rtol=1e-5, atol=2e-5)
-    assert type(pipeline.network).__name__ == "EDMNetwork"
+@pytest.mark.parametrize("family", ["vp", "flow"])
+def test_a_plugins_network_brings_the_file_that_builds_it(student_of, tmp_path, teacher_of, family):
+    teacher = teacher_of(family)
+    student = student_of(teacher, sampler_of("renoising", teacher.schedule))
+    export(student, "diffusers", tmp_path / "out")
+    ours, theirs, pipeline = both(student, tmp_path / "out")
+    assert_same(theirs, ours)
+    assert type(pipeline.network).__name__ == "DistillkitNetwork"
 
 
-def test_nothing_is_overwritten_and_nothing_is_left_behind(student, tmp_path, tiny_teacher):
-    loaded = student(tiny_teacher, SAMPLERS["one-step"])
+@pytest.mark.parametrize("classes", [0, 3])
+def test_an_edm_network_brings_the_file_that_builds_it(student_of, tmp_path, classes):
+    arguments = {"network": {"channels": 1, "classes": classes}}
+    denoiser = build_denoiser({"kind": f"{PACKAGE}:TinyEDM", "arguments": arguments})
+    conditioner = ClassLabels(classes=classes) if classes else None
+    student = student_of(Teacher(denoiser, TeacherSpec(name="edm", shape=(1, 4, 4)), conditioner))
+    export(student, "diffusers", tmp_path / "out")
+    assert_same(*both(student, tmp_path / "out")[:2])
+
+
+def test_the_card_of_an_export_says_how_it_is_used_there(student_of, tmp_path, teacher_of):
+    student = student_of(teacher_of())
+    (student.folder / "README.md").write_text("---\nlibrary_name: distillkit\n---\nmine\n<!-- usage -->\n"
+                                              "load_student\n<!-- end of usage -->\nFigures\n")  # fmt: skip
+    (student.folder / "samples.png").write_bytes(b"picture")
+    export(student, "diffusers", tmp_path / "out")
+    text = (tmp_path / "out" / "README.md").read_text()
+    assert "library_name: diffusers" in text and "mine" in text and "Figures" in text
+    assert "load_student" not in text and "DiffusionPipeline.from_pretrained" in text
+    assert (tmp_path / "out" / "samples.png").read_bytes() == b"picture"
+    snippet = text.partition("```python")[2].partition("```")[0].replace("path/to/this/folder", str(tmp_path / "out"))
+    scope = {}
+    exec(snippet, scope)
+    assert len(scope["images"]) == 16
+    with pytest.raises(DistillkitError, match=r"README\.md"):
+        load_student(tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("parts", "sampler", "named"),
+    [
+        ({"codec": TinyAutoencoder(), "shape": (4, 4, 4)}, None, "TinyAutoencoder"),
+        ({"codec": Points(), "shape": (2,)}, None, "points"),
+        ({"codec": Pixels(video=True), "shape": (1, 2, 4, 4)}, None, "video"),
+        ({"conditioner": Halves(classes=4), "classes": 4}, None, "Halves"),
+        ({}, Twice(), "Twice"),
+    ],
+)
+def test_what_the_pipeline_cannot_make_is_refused(student_of, tmp_path, teacher_of, parts, sampler, named):
+    student = student_of(teacher_of(**parts), sampler)
+    with pytest.raises(UsageError, match=named):
+        export(student, "diffusers", tmp_path / "out")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["student"]
+
+
+def test_nothing_is_overwritten(student_of, tmp_path, teacher_of):
+    student = student_of(teacher_of())
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "mine.txt").write_text("mine")
-    with pytest.raises(UsageError, match="not empty"):
-        export(loaded, tmp_path / "student", "diffusers", tmp_path / "full")
-    with pytest.raises(UsageError, match=r"unknown format .difusers.\. Did you mean"):
-        export(loaded, tmp_path / "student", "difusers", tmp_path / "out")
-    loaded.generator.sampler = loaded.generator.sampler.model_copy()
-    loaded.generator.denoiser = torch.nn.Identity()
-    with pytest.raises(UsageError, match="Identity cannot be exported"):
-        export(loaded, tmp_path / "student", "diffusers", tmp_path / "out")
+    for folder in ("full", "full/mine.txt"):
+        with pytest.raises(UsageError, match="full"):
+            export(student, "diffusers", tmp_path / folder)
+    with pytest.raises(UsageError, match="diffusers"):
+        export(student, "difusers", tmp_path / "out")
+    student.generator.denoiser = torch.nn.Identity()
+    student.generator.denoiser.schedule = teacher_of().schedule
+    with pytest.raises(UsageError, match="Identity"):
+        export(student, "diffusers", tmp_path / "out")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["full", "student"]
+    assert (tmp_path / "full" / "mine.txt").read_text() == "mine"
 
 
 @pytest.fixture
@@ -150,17 +225,17 @@ def hub(monkeypatch):
     server.shutdown()
 
 
-def test_the_command_exports_and_pushes(cli, student, tmp_path, tiny_teacher, hub):
-    student(tiny_teacher, SAMPLERS["one-step"])
+def test_a_folder_is_pushed_whole_and_a_refusal_says_where_it_is(student_of, teacher_of, tmp_path, hub, monkeypatch):
     address, seen = hub
-    env = {"HF_ENDPOINT": address, "HF_TOKEN": "hf_test", "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1"}
-    done = cli("export", "student", "--to", "diffusers", "--push-to-hub", "me/student", env=env)
-    assert done.returncode == 0, done.stderr
-    assert (tmp_path / "student-diffusers" / "model_index.json").is_file()
+    export(student_of(teacher_of()), "diffusers", tmp_path / "out")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", address)
+    monkeypatch.setattr("huggingface_hub.hf_api.ENDPOINT", address, raising=False)
+    assert push(tmp_path / "out", "me/student") == f"{address}/me/student"
     commits = [body.decode(errors="replace") for path, _, body in seen if "/commit/" in path]
-    assert len(commits) == 1 and "exported by distillkit" in commits[0] and "model_index.json" in commits[0]
+    assert len(commits) == 1 and "model_index.json" in commits[0]
     assert all(token == "Bearer hf_test" for _, token, _ in seen)
-    refused = cli("export", "student", "-o", "other", "--push-to-hub", "me/student",
-                  env={**env, "HF_ENDPOINT": "http://127.0.0.1:9"})  # fmt: skip
-    assert refused.returncode == 1 and "The export itself is in other" in refused.stderr
-    assert "Traceback" not in refused.stderr
+    monkeypatch.setattr("huggingface_hub.hf_api.constants.ENDPOINT", "http://127.0.0.1:9")
+    with pytest.raises(DistillkitError) as refused:
+        push(tmp_path / "out", "me/student")
+    assert refused.value.exit_code == 1 and str(tmp_path / "out") in str(refused.value)

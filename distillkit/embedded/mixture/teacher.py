@@ -8,14 +8,23 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from distillkit.contracts.condition import Condition
 from distillkit.contracts.denoiser import Denoiser
-from distillkit.contracts.teacher import Teacher, TeacherSpec
+from distillkit.contracts.schedule import Schedule
+from distillkit.contracts.source import Batches, Images
+from distillkit.contracts.teacher import Teacher
+from distillkit.embedded.assets import asset_path
+from distillkit.embedded.mixture.data import MixturePoints
+from distillkit.models.store.card import Card, TeacherOffer
+from distillkit.models.store.folder import read_spec, read_teacher
+from distillkit.progress import Reporter
 
+SPEC, WEIGHTS = "mixture-teacher.json", "mixture-teacher.safetensors"
 MODES, RADIUS, SPREAD = 8, 0.7, 0.05
 
 
@@ -31,29 +40,30 @@ class MixtureDenoiser(Denoiser):
     D = sum_k r_k (s^2 x + sigma^2 m_k) / (s^2 + sigma^2), r_k = softmax_k(-|x - m_k|^2 / (2 (s^2 + sigma^2))).
     """
 
-    def __init__(self) -> None:
+    def __init__(self, schedule: Schedule) -> None:
         super().__init__()
+        self.schedule = schedule
         self.means: Tensor
         self.register_buffer("means", means().float())
 
-    def forward(self, x: Tensor, sigma: Tensor, condition: Condition) -> Tensor:
-        points, variance = x.flatten(1), sigma.to(x.dtype).square()[:, None]
+    def forward(self, x: Tensor, t: Tensor, condition: Condition) -> Tensor:
+        variance = t.to(x.dtype).square()[:, None]
         total = variance + SPREAD**2
-        distances = (points[:, None] - self.means.to(x.dtype)).square().sum(2)
-        nearest = torch.softmax(-distances / (2 * total), dim=1) @ self.means.to(x.dtype)
-        return ((SPREAD**2 * points + variance * nearest) / total).view_as(x)
+        centres = self.means.to(x.dtype)
+        nearest = torch.softmax(-(x[:, None] - centres).square().sum(2) / (2 * total), dim=1) @ centres
+        return (SPREAD**2 * x + variance * nearest) / total
 
 
 class MixtureTeacher(Teacher):
-    """The exact denoiser as a teacher of points (B, 2, 1, 1).
+    """The exact denoiser as a teacher of points (B, 2).
 
     Args:
-        start: the network that students and score estimators are copies of.
+        fitted: the teacher whose network students and score estimators are copies of.
     """
 
-    def __init__(self, start: Denoiser, spec: TeacherSpec) -> None:
-        super().__init__(MixtureDenoiser(), spec)
-        self.start = start.eval().requires_grad_(False)
+    def __init__(self, fitted: Teacher) -> None:
+        super().__init__(MixtureDenoiser(fitted.schedule), fitted.spec, fitted.conditioner, fitted.codec)
+        self.start = fitted.denoiser
 
     def copy_denoiser(self) -> Denoiser:
         return copy.deepcopy(self.start).requires_grad_(True).eval()
@@ -61,3 +71,20 @@ class MixtureTeacher(Teacher):
     def to(self, device: torch.device | str) -> Teacher:
         self.start.to(device)
         return super().to(device)
+
+
+def offer() -> TeacherOffer:
+    """What the hook offers."""
+    card = Card(
+        read_spec(asset_path(SPEC)), "eight Gaussians in the plane, known exactly", parameters=102_146, images=serve
+    )
+    return TeacherOffer(card, _read)
+
+
+def serve(teacher: Teacher, device: torch.device) -> Batches[Images]:
+    """Points of the mixture, drawn anew for every sample of every step."""
+    return MixturePoints(means().float(), SPREAD, device)
+
+
+def _read(reporter: Reporter, should_stop: Callable[[], int]) -> Teacher:
+    return MixtureTeacher(read_teacher(asset_path(SPEC), asset_path(WEIGHTS)))

@@ -1,46 +1,22 @@
-"""The teachers that can be asked for by name: facts only; `fetch.py` gets them, `load.py` loads them."""
+"""EDM's published teachers: the facts of each (Karras et al. 2022, arXiv 2206.00364)."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from distillkit.contracts.teacher import TeacherSpec
+from distillkit.contracts.codec import Pixels
+from distillkit.contracts.conditioner import ClassLabels, Unconditional
+from distillkit.contracts.teacher import Teacher, TeacherSpec
+from distillkit.models.build import own_part
 from distillkit.models.edm.families import Family, describe_network
+from distillkit.models.store.card import Card, TeacherOffer
+from distillkit.models.store.fetch import fetch
+from distillkit.models.store.folder import SPEC, WEIGHTS, read_teacher
+from distillkit.progress import Reporter
 
 EDM_HOST = "https://nvlabs-fi-cdn.nvidia.com"
 EDM_LICENCE = "CC BY-NC-SA 4.0 (NVIDIA): attribution, no commercial use, share alike; it may bind students too"
-
-
-@dataclass(frozen=True)
-class CatalogEntry:
-    """A teacher that can be asked for by name.
-
-    Args:
-        spec: its facts. For a published checkpoint the network's arguments are the paper's; the file's own count,
-            and are checked against these.
-        title: one line for people.
-        aliases: other names that people type.
-        url: the published file; empty for the embedded teacher.
-        parameters: number of parameters.
-        published: figures of the paper, quoted under the paper's own protocol.
-        reference: address of the reference statistics that the published figure was measured against.
-        sha256: of the published file, where one is known; elsewhere it is recorded at the first download.
-    """
-
-    spec: TeacherSpec
-    title: str
-    aliases: tuple[str, ...] = ()
-    url: str = ""
-    parameters: int = 0
-    published: str = ""
-    reference: str = ""
-    sha256: str = ""
-
-    @property
-    def name(self) -> str:
-        return self.spec.name
 
 
 def _song(resolution: int, labels: int, dropout: float, *, ve: bool) -> dict[str, Any]:
@@ -51,69 +27,31 @@ def _song(resolution: int, labels: int, dropout: float, *, ve: bool) -> dict[str
 def _edm(
     name: str, stem: str, title: str, network: dict[str, Any], published: str, reference: str, parameters: int,
     *aliases: str,
-) -> CatalogEntry:  # fmt: skip
-    arguments = network["arguments"]
-    resolution = arguments["img_resolution"]
+) -> Card:  # fmt: skip
+    inner = network["arguments"]["network"]
+    resolution, classes = inner["img_resolution"], inner["label_dim"]
     spec = TeacherSpec(
         name=name,
         shape=(3, resolution, resolution),
-        num_classes=arguments["label_dim"],
-        null_label=False,
-        solver_steps=18 if resolution == 32 else 40,
         network=network,
+        conditioner=own_part(ClassLabels(classes=classes, null_label=False) if classes else Unconditional()),
+        codec=own_part(Pixels()),
+        solver_steps=18 if resolution == 32 else 40,
         licence=EDM_LICENCE,
         source=f"{EDM_HOST}/edm/pretrained/{stem}.pkl",
     )
-    return CatalogEntry(
+    return Card(
         spec, title, (stem, *aliases), spec.source, parameters, published,
         f"{EDM_HOST}/edm/fid-refs/{reference}.npz",
     )  # fmt: skip
 
 
-_DIGITS_NETWORK: Mapping[str, Any] = {
-    "model_channels": 24,
-    "channel_mult": [1, 2],
-    "channel_mult_emb": 6,
-    "num_blocks": 1,
-    "attn_resolutions": [],
-    "dropout": 0.0,
-}
-
-DIGITS = CatalogEntry(
-    TeacherSpec(
-        name="digits",
-        shape=(1, 8, 8),
-        num_classes=10,
-        solver_steps=18,
-        network=describe_network("adm", 8, 1, 10, **_DIGITS_NETWORK),
-        licence="Apache-2.0 (weights); CC BY 4.0 (data)",
-        source="trained by `distillkit teachers train digits` on scikit-learn's digits (CC BY 4.0)",
-    ),
-    "handwritten digits 8x8, 10 classes",
-    parameters=479_209,
-)
-
-MIXTURE = CatalogEntry(
-    TeacherSpec(
-        name="mixture",
-        shape=(2, 1, 1),
-        solver_steps=18,
-        network={"class": "PointMLP", "arguments": {"width": 128, "layers": 3}, "sigma_data": 0.5},
-        licence="Apache-2.0",
-        source="computed: eight Gaussians on a circle; the network was fitted to their exact denoiser",
-    ),
-    "eight Gaussians in the plane, known exactly",
-    parameters=102_146,
-)
-
 _CIFAR_VP = "CIFAR-10 32x32, {}; DDPM++ (VP)"
 _CIFAR_VE = "CIFAR-10 32x32, {}; NCSN++ (VE)"
 
-CATALOG: Mapping[str, CatalogEntry] = {
-    entry.name: entry
-    for entry in (
-        DIGITS,
-        MIXTURE,
+CATALOG: Mapping[str, Card] = {
+    card.name: card
+    for card in (
         _edm(
             "edm-imagenet64", "edm-imagenet-64x64-cond-adm", "ImageNet 64x64, 1,000 classes; ADM",
             describe_network("adm", 64, 3, 1000, augment_dim=0, dropout=0.10),
@@ -159,11 +97,17 @@ CATALOG: Mapping[str, CatalogEntry] = {
         ),
     )
 }  # fmt: skip
+"""The published teachers of EDM by name."""
 
-ALIASES: Mapping[str, str] = {alias: entry.name for entry in CATALOG.values() for alias in entry.aliases}
+
+def offers() -> dict[str, TeacherOffer]:
+    """What the hook `distillkit_teachers` offers of them: downloaded and converted when one is first loaded."""
+    return {
+        name: TeacherOffer(card, lambda reporter, should_stop, card=card: _fetched(card, reporter, should_stop))
+        for name, card in CATALOG.items()
+    }
 
 
-def catalog_name(name: str) -> str | None:
-    """The catalogue's own name for a name or alias, in any case; None for one that it does not know."""
-    name = name.lower()
-    return name if name in CATALOG else ALIASES.get(name)
+def _fetched(card: Card, reporter: Reporter, should_stop: Callable[[], int]) -> Teacher:
+    folder = fetch(card, reporter, should_stop)
+    return read_teacher(folder / SPEC, folder / WEIGHTS)

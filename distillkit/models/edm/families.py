@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal
 
+from distillkit.diffusion.schedules import EDMSchedule
+
 Family = Literal["ddpmpp", "ncsnpp", "adm"]
 
 _SONG = {"model_channels": 128, "num_blocks": 4, "attn_resolutions": [16], "decoder_type": "standard"}
@@ -39,15 +41,34 @@ FAMILIES: Mapping[Family, tuple[str, Mapping[str, Any]]] = {
 
 
 def describe_network(
-    family: Family, resolution: int, channels: int, label_dim: int, *, sigma_data: float = 0.5, **arguments: Any
+    family: Family,
+    resolution: int,
+    channels: int,
+    label_dim: int,
+    *,
+    sigma_data: float = 0.5,
+    schedule: EDMSchedule | None = None,
+    **arguments: Any,
 ) -> dict[str, Any]:
     """A network's description, as `build_denoiser` takes it.
 
     Args:
+        schedule: smallest and largest noise level and the grid; the paper's by default.
         arguments: of the network's constructor; they win over the family's.
     """
     kind, defaults = FAMILIES[family]
     shape = {"img_resolution": resolution, "in_channels": channels, "out_channels": channels, "label_dim": label_dim}
     # The paper widens low-resolution networks at once, and larger ones after the first level.
     widths = {} if "channel_mult" in defaults else {"channel_mult": [2, 2, 2] if resolution <= 32 else [1, 2, 2, 2]}
-    return {"class": kind, "arguments": {**shape, **widths, **defaults, **arguments}, "sigma_data": sigma_data}
+    return described(kind, {**shape, **widths, **defaults, **arguments}, sigma_data, schedule or EDMSchedule())
+
+
+def described(kind: str, network: Mapping[str, Any], sigma_data: float, schedule: EDMSchedule) -> dict[str, Any]:
+    """The description of an EDM-preconditioned network of distillkit's own.
+
+    Args:
+        kind: its name in `models.networks`.
+        network: arguments of its constructor.
+    """
+    arguments = {"network": dict(network), "sigma_data": sigma_data, "schedule": schedule.model_dump(mode="json")}
+    return {"kind": f"distillkit:{kind}", "arguments": arguments}

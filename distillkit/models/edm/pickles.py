@@ -5,9 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from distillkit.contracts.codec import Pixels
+from distillkit.contracts.conditioner import ClassLabels, Unconditional
 from distillkit.contracts.teacher import TeacherSpec
+from distillkit.diffusion.schedules import EDMSchedule
+from distillkit.models.build import own_part
+from distillkit.models.edm.families import FAMILIES, described
 from distillkit.models.foreign.records import Instance, Refused, StoredTensor
-from distillkit.models.build import NETWORKS
 
 PRECONDITIONING = "EDMPrecond"
 OTHERS = {
@@ -28,6 +32,8 @@ CONSTRUCTOR = (
     "sigma_data",
     "model_type",
 )
+BUILT = frozenset(kind for kind, _ in FAMILIES.values())
+"""Networks that can be built."""
 DEEPEST, MOST = 32, 100_000
 
 
@@ -66,23 +72,22 @@ def describe(network: Instance, name: str) -> TeacherSpec:
     try:
         resolution, channels = int(outer["img_resolution"]), int(outer["img_channels"])
         classes, kind = int(outer.get("label_dim", 0)), str(outer.get("model_type", "DhariwalUNet"))
-        sigma_data = float(outer.get("sigma_data", 0.5))
+        sigma_data, dropped = float(outer.get("sigma_data", 0.5)), float(arguments.get("label_dropout") or 0)
         low, high = float(outer.get("sigma_min", 0)), float(outer.get("sigma_max", float("inf")))
+        schedule = EDMSchedule(sigma_min=max(0.002, low), sigma_max=min(80.0, high))
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise Refused(f"its network's arguments are incomplete ({error})") from error
-    if kind not in NETWORKS or not (0 < resolution <= 4096 and 0 < channels <= 64 and 0 <= classes <= 10**6):
+    sizes = 0 < resolution <= 4096 and 0 < channels <= 64 and 0 <= classes <= 10**6 and 0 < sigma_data < 10**6
+    if kind not in BUILT or not sizes:
         raise Refused(f"its network {kind[:80]}, {channels} x {resolution} x {resolution}, cannot be built")
     inner = {"img_resolution": resolution, "in_channels": channels, "out_channels": channels, "label_dim": classes}
     return TeacherSpec(
         name=name,
         shape=(channels, resolution, resolution),
-        num_classes=classes,
-        null_label=float(arguments.get("label_dropout") or 0) > 0,
-        sigma_min=max(0.002, low),
-        sigma_max=min(80.0, high),
-        sigma_data=sigma_data,
+        network=described(kind, {**inner, **arguments}, sigma_data, schedule),
+        conditioner=own_part(ClassLabels(classes=classes, null_label=dropped > 0) if classes else Unconditional()),
+        codec=own_part(Pixels()),
         solver_steps=18 if resolution <= 32 else 40,
-        network={"class": kind, "arguments": {**inner, **arguments}, "sigma_data": sigma_data},
     )
 
 

@@ -13,11 +13,13 @@ from torch import Tensor
 from distillkit.contracts.teacher import TeacherSpec
 from distillkit.errors import DistillkitError, UsageError
 from distillkit.files import sha256
+from distillkit.models.build import build_denoiser
+from distillkit.models.edm import pickles
 from distillkit.models.foreign.read import Foreign, read_foreign
 from distillkit.models.foreign.records import Refused, is_state_dict, load_tensors
-from distillkit.models.build import build_denoiser
-from distillkit.teachers import edm
+from distillkit.models.store.card import TeacherOffer
 from distillkit.models.store.folder import check_fit, write_teacher
+from distillkit.registry import registry
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +43,8 @@ def convert(
         name: of the teacher.
         like: whose network the weights are for, where the file holds weights alone.
         licence, source: recorded in teacher.json; the file's sha256 is added to the source.
-        expected: the catalogue's facts; another size or number of classes is refused, other arguments are remarked.
+        expected: the facts of the published teacher of that name; another size or number of classes is refused, other
+            arguments are remarked.
 
     Raises:
         UsageError: when the file holds weights alone and `like` is not given.
@@ -49,10 +52,10 @@ def convert(
     """
     foreign = read_foreign(path)
     try:
-        network = edm.find_network(foreign.value)
+        network = pickles.find_network(foreign.value)
         if network is not None:
-            spec = edm.describe(network, name)
-            state = load_tensors(edm.weights(network), 2 * foreign.size)
+            spec = pickles.describe(network, name)
+            state = load_tensors(pickles.weights(network), 2 * foreign.size)
         else:
             state = _state_dict(foreign)
             if like is None:
@@ -97,29 +100,30 @@ def _renamed(state: dict[str, Tensor], wanted: Mapping[str, Any]) -> dict[str, T
 
 
 def _compare(path: Path, found: TeacherSpec, expected: TeacherSpec) -> None:
-    """Refuse another model under a catalogued name; remark on arguments that differ from the paper's."""
-    if (found.shape, found.num_classes) != (expected.shape, expected.num_classes):
+    """Refuse another model under a known name; remark on arguments that differ from the paper's."""
+    makes = [(spec.shape, int(spec.conditioner.get("classes", 0))) for spec in (found, expected)]
+    if makes[0] != makes[1]:
+        (shape, classes), (wanted, wanted_classes) = makes
         raise DistillkitError(
-            f"{path} is not {expected.name}: it makes samples {found.shape} of {found.num_classes} classes, "
-            f"not {expected.shape} of {expected.num_classes}"
+            f"{path} is not {expected.name}: it makes samples {shape} of {classes} classes, not {wanted} of "
+            f"{wanted_classes}"
         )
-    theirs, ours = found.network["arguments"], expected.network["arguments"]
+    theirs, ours = (spec.network["arguments"]["network"] for spec in (found, expected))
     for key in sorted(ours.keys() & theirs.keys()):
-        said = list(theirs[key]) if isinstance(theirs[key], tuple) else theirs[key]
-        if said != ours[key] and key != "dropout":
+        given = list(theirs[key]) if isinstance(theirs[key], tuple) else theirs[key]
+        if given != ours[key] and key != "dropout":
             log.warning(
-                "%s: its argument %s is %r; the catalogue has %r. The file's counts.", path, key, said, ours[key]
+                "%s: its argument %s is %r; the catalogue has %r. The file's is used.", path, key, given, ours[key]
             )
 
 
 def _likely(state: Mapping[str, Tensor]) -> str:
-    """The catalogued teacher that these weights would fit, if there is one."""
-    from distillkit.models.edm.catalog import CATALOG
-
+    """The known teacher that these weights would fit, if there is one."""
     shapes = {name: value.shape for name, value in state.items()}
-    for entry in CATALOG.values():
-        with torch.device("meta"):
-            wanted = build_denoiser(entry.spec.network).state_dict()
-        if {name: value.shape for name, value in wanted.items()} == shapes:
-            return f"\nThey fit {entry.name}: try --like {entry.name}"
+    for name, offer in registry().named("teachers").items():
+        if isinstance(offer.value, TeacherOffer):
+            with torch.device("meta"):
+                wanted = build_denoiser(offer.value.card.spec.network).state_dict()
+            if {key: value.shape for key, value in wanted.items()} == shapes:
+                return f"\nThey fit {name}: try --like {name}"
     return ""

@@ -14,16 +14,16 @@ from filelock import FileLock
 from distillkit.downloads import download, offline
 from distillkit.errors import DistillkitError
 from distillkit.files import cache_folder, read_recorded, sha256, write_json
-from distillkit.progress import Reporter
-from distillkit.models.edm.catalog import CatalogEntry
+from distillkit.models.store.card import Card
 from distillkit.models.store.convert import convert
 from distillkit.models.store.folder import is_teacher_folder
+from distillkit.progress import Reporter
 
 MIRROR = "DISTILLKIT_MIRROR"
 
 
 def teachers_folder() -> Path:
-    """Where fetched and converted teachers lie."""
+    """Where fetched and converted teachers are kept."""
     return cache_folder() / "teachers"
 
 
@@ -32,13 +32,13 @@ def lock_file() -> Path:
     return teachers_folder() / "lock.json"
 
 
-def fetched(entry: CatalogEntry) -> Path | None:
+def fetched(card: Card) -> Path | None:
     """The folder of a teacher that has been fetched before."""
-    folder = teachers_folder() / entry.name
+    folder = teachers_folder() / card.name
     return folder if is_teacher_folder(folder) else None
 
 
-def fetch(entry: CatalogEntry, reporter: Reporter, should_stop: Callable[[], int] = lambda: 0) -> Path:
+def fetch(card: Card, reporter: Reporter, should_stop: Callable[[], int] = lambda: 0) -> Path:
     """The teacher's folder, after downloading and converting it where that has not been done.
 
     One process does it while others wait. `DISTILLKIT_MIRROR`, a web address or a folder, stands in for the published
@@ -48,43 +48,43 @@ def fetch(entry: CatalogEntry, reporter: Reporter, should_stop: Callable[[], int
         DistillkitError: when it cannot be had, differs from the hash recorded before, or is refused by the reader.
         Interrupted: after a signal; what has arrived is kept.
     """
-    if folder := fetched(entry):
+    if folder := fetched(card):
         return folder
-    folder = teachers_folder() / entry.name
+    folder = teachers_folder() / card.name
     teachers_folder().mkdir(parents=True, exist_ok=True)
-    with FileLock(teachers_folder() / f".{entry.name}.lock"):
-        if fetched(entry):
+    with FileLock(teachers_folder() / f".{card.name}.lock"):
+        if fetched(card):
             return folder
-        original = cache_folder() / "downloads" / Path(urlsplit(entry.url).path).name
-        reporter.say(f"{entry.name}: {entry.title}\nlicence: {entry.spec.licence}")
-        known = entry.sha256 or str(read_recorded(lock_file(), dict).get(entry.name, {}).get("sha256", ""))
+        original = cache_folder() / "downloads" / Path(urlsplit(card.url).path).name
+        reporter.say(f"{card.name}: {card.title}\nlicence: {card.spec.licence}")
+        known = card.sha256 or str(read_recorded(lock_file(), dict).get(card.name, {}).get("sha256", ""))
         if original.is_file():
             reporter.say(f"taking {original}")
             found = _verified(original, known)
         else:
-            found = _get(entry, original, known, reporter, should_stop)
+            found = _get(card, original, known, reporter, should_stop)
         if not known:
-            _record(entry, original, found)
+            _record(card, original, found)
             reporter.say(
                 f"sha256 {found}\nrecorded at first use in {lock_file()}; a later download that differs is refused"
             )
         reporter.say(f"reading {original.name} (nothing in it is executed)")
-        convert(original, folder, name=entry.name, licence=entry.spec.licence, source=entry.url, expected=entry.spec)
+        convert(original, folder, name=card.name, licence=card.spec.licence, source=card.url, expected=card.spec)
         original.unlink()
         reporter.say(f"converted to safetensors in {folder}")
     return folder
 
 
-def _get(entry: CatalogEntry, target: Path, known: str, reporter: Reporter, should_stop: Callable[[], int]) -> str:
-    address = entry.url
+def _get(card: Card, target: Path, known: str, reporter: Reporter, should_stop: Callable[[], int]) -> str:
+    address = card.url
     if mirror := os.environ.get(MIRROR):
-        address = f"{mirror.rstrip('/')}{urlsplit(entry.url).path}"
+        address = f"{mirror.rstrip('/')}{urlsplit(card.url).path}"
         if "://" not in mirror:
             return _copied(Path(address).expanduser(), target, known)
     if offline():
         raise DistillkitError(
-            f"the teacher {entry.name} is not in the cache and HF_HUB_OFFLINE forbids to download it. "
-            f"Fetch {entry.url} elsewhere and place it at {target}, or unset HF_HUB_OFFLINE."
+            f"the teacher {card.name} is not in the cache and HF_HUB_OFFLINE forbids to download it. "
+            f"Fetch {card.url} elsewhere and place it at {target}, or unset HF_HUB_OFFLINE."
         )
     return download(address, target, reporter=reporter, expected_sha256=known, should_stop=should_stop)
 
@@ -105,16 +105,16 @@ def _verified(path: Path, known: str) -> str:
         raise DistillkitError(
             f"{path} is not the file that was used before:\n  recorded sha256 {known} ({lock_file()})\n"
             f"  found sha256 {found}\n"
-            "Remove the file; or, if you trust the new one, remove the entry from the lock file."
+            "Remove the file; or, if you trust the new one, remove its entry from the lock file."
         )
     return found
 
 
-def _record(entry: CatalogEntry, original: Path, found: str) -> None:
+def _record(card: Card, original: Path, found: str) -> None:
     with FileLock(teachers_folder() / ".lock.json.lock"):
         known = read_recorded(lock_file(), dict)
-        known[entry.name] = {
-            "url": entry.url,
+        known[card.name] = {
+            "url": card.url,
             "sha256": found,
             "bytes": original.stat().st_size,
             "date": datetime.now(UTC).date().isoformat(),

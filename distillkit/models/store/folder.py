@@ -17,6 +17,7 @@ from distillkit.contracts.teacher import Teacher, TeacherSpec
 from distillkit.errors import DistillkitError
 from distillkit.files import replacing, sha256, write_json
 from distillkit.models.build import build_denoiser
+from distillkit.registry import registry
 
 WEIGHTS, SPEC = "model.safetensors", "teacher.json"
 
@@ -34,13 +35,25 @@ def read_spec(path: Path) -> TeacherSpec:
     try:
         return TeacherSpec.model_validate(json.loads(path.read_text(encoding="utf-8")))
     except (ValidationError, ValueError, OSError) as error:
-        raise DistillkitError(f"cannot read {path}: {str(error).splitlines()[0]}") from error
+        raise DistillkitError(
+            f"cannot read {path}: {_first(error)}. If another version of distillkit wrote it, fetch, convert or train "
+            "the teacher anew."
+        ) from error
+
+
+def _first(error: Exception) -> str:
+    """The first of the errors, in one line."""
+    if isinstance(error, ValidationError):
+        first = error.errors()[0]
+        return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+    return str(error).splitlines()[0]
 
 
 def read_teacher(spec_path: Path, weights_path: Path) -> Teacher:
     """A teacher from its two files.
 
     Raises:
+        UsageError: when the package of its network, conditioner or codec is not installed; names it.
         DistillkitError: when they are damaged or do not fit together.
     """
     spec = read_spec(spec_path)
@@ -50,7 +63,31 @@ def read_teacher(spec_path: Path, weights_path: Path) -> Teacher:
         raise DistillkitError(f"cannot read {weights_path}: {str(error).splitlines()[0]}") from error
     if sha256(weights_path) != spec.weights_sha256:
         raise DistillkitError(f"{weights_path} does not match the sha256 recorded in {spec_path.name}")
-    return Teacher(denoiser_with(spec, state, str(weights_path)), spec)
+    return teacher_with(spec, denoiser_with(spec, state, str(weights_path)))
+
+
+def teacher_with(spec: TeacherSpec, denoiser: Denoiser) -> Teacher:
+    """The teacher of this denoiser with the conditioner and the codec that `spec` describes.
+
+    Raises:
+        UsageError: when the package of one of them is not installed; names it.
+        DistillkitError: for a description that does not fit.
+    """
+    conditioner = registry().build("conditioners", spec.conditioner) if spec.conditioner else None
+    codec = registry().build("codecs", spec.codec) if spec.codec else None
+    return Teacher(denoiser, spec, conditioner, codec)
+
+
+def fresh_teacher(spec: TeacherSpec, seed: int) -> Teacher:
+    """A teacher with random weights that depend on the seed alone; its spec has no hash of weights.
+
+    Raises:
+        UsageError, DistillkitError: as `teacher_with`, and for a network that cannot be built.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        denoiser = build_denoiser(spec.network)
+    return teacher_with(spec.model_copy(update={"weights_sha256": ""}), denoiser)
 
 
 def write_teacher(folder: Path, weights: Mapping[str, Tensor], spec: TeacherSpec) -> TeacherSpec:

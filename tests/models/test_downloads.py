@@ -9,7 +9,7 @@ from distillkit import DistillkitError
 from distillkit.downloads import CHUNK, download
 from distillkit.errors import Interrupted
 from distillkit.progress import Quiet
-from tests.teachers.bad_server import serving
+from tests.models.bad_server import serving
 
 DATA = os.urandom(300_000)
 SHA256 = hashlib.sha256(DATA).hexdigest()

@@ -11,7 +11,7 @@ import torch
 from distillkit.models.build import build_denoiser
 from distillkit.models.edm.catalog import ALIASES, CATALOG, catalog_name
 from tests.foreign.edm_format import network_bytes
-from tests.teachers.bad_server import serving
+from tests.models.bad_server import serving
 
 STEM = "edm-cifar10-32x32-uncond-vp"
 SMALL = {"img_resolution": 32, "img_channels": 3, "label_dim": 0, "model_type": "SongUNet", "model_channels": 8,
