@@ -1,12 +1,13 @@
-"""Progress of long jobs: a live bar on a terminal, plain lines elsewhere, nothing when quiet."""
+"""Progress of long jobs: a live bar on a terminal, HTML in a notebook, plain lines elsewhere, nothing when quiet."""
 
 from __future__ import annotations
 
+import html
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Protocol
+from typing import Any, Protocol
 
 from rich.console import Console, RenderableType
 from rich.markup import escape
@@ -96,6 +97,68 @@ class _Bar:
         self.progress.update(self.bar, remark=escape(text))  # type: ignore[arg-type]
 
 
+class Notebook:
+    """HTML bars in a notebook's cell, without widgets."""
+
+    @contextmanager
+    def task(self, title: str, total: int, unit: str, done: int = 0) -> Iterator[Task]:
+        task = _Cell(title, total, unit, done)
+        yield task
+        task.draw()
+
+    def say(self, message: str) -> None:
+        _display(f"<pre>{html.escape(message)}</pre>")
+
+    def show(self, renderable: RenderableType) -> None:
+        Console(force_jupyter=True).print(renderable)
+
+
+class _Cell:
+    def __init__(self, title: str, total: int, unit: str, done: int) -> None:
+        self.title, self.total, self.unit, self.done, self.began = title, total, unit, done, done
+        self.started, self.drawn, self.remark = time.monotonic(), 0.0, ""
+        self.handle = _display(self._html())
+
+    def advance(self, amount: int) -> None:
+        self.done += amount
+        if time.monotonic() - self.drawn > 0.5:
+            self.draw()
+
+    def note(self, text: str) -> None:
+        self.remark = text
+
+    def draw(self) -> None:
+        from IPython.display import HTML
+
+        self.drawn = time.monotonic()
+        self.handle.update(HTML(self._html()))
+
+    def _html(self) -> str:
+        line = _line(self.title, self.done, self.total, self.unit, self.done - self.began, self.started, self.remark)
+        return f'<div><progress value="{self.done}" max="{self.total}"></progress> {html.escape(line)}</div>'
+
+
+def _display(text: str) -> Any:
+    """Show HTML in the present cell; returns the handle that updates it."""
+    from IPython.display import HTML, display
+
+    show: Any = display
+    return show(HTML(text), display_id=True)
+
+
+def in_notebook() -> bool:
+    """Whether this is a notebook's kernel."""
+    shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
+    return type(shell).__name__ == "ZMQInteractiveShell"
+
+
+def _line(title: str, done: int, total: int, unit: str, made: int, started: float, remark: str) -> str:
+    """'training: 512/6,400 images, 300/s, 0:19 left  step 8', with the rate of what this process made."""
+    rate = made / max(time.monotonic() - started, 1e-9)
+    left = f", {clock((total - done) / rate)} left" if rate and done < total else ""
+    return f"{title}: {done:,}/{total:,} {unit}, {rate:,.0f}/s{left}" + (f"  {remark}" if remark else "")
+
+
 class Plain(Live):
     """One line at most every ten seconds: logs, pipes, dumb terminals."""
 
@@ -126,12 +189,8 @@ class _Lines:
 
     def print_line(self) -> None:
         self.printed = time.monotonic()
-        rate = (self.done - self.began) / max(self.printed - self.started, 1e-9)
-        left = f", {clock((self.total - self.done) / rate)} left" if rate and self.done < self.total else ""
-        self.reporter.say(
-            f"{self.title}: {self.done:,}/{self.total:,} {self.unit}, {rate:,.0f}/s{left}"
-            + (f"  {self.remark}" if self.remark else "")
-        )
+        made = self.done - self.began
+        self.reporter.say(_line(self.title, self.done, self.total, self.unit, made, self.started, self.remark))
 
 
 def clock(seconds: float) -> str:
@@ -142,9 +201,11 @@ def clock(seconds: float) -> str:
 
 
 def reporter_for(*, quiet: bool = False) -> Reporter:
-    """Live bars on a terminal, plain lines elsewhere, nothing when quiet."""
+    """Live bars on a terminal, HTML bars in a notebook, plain lines elsewhere, nothing when quiet."""
     if quiet:
         return Quiet()
+    if in_notebook():
+        return Notebook()
     console = Console(stderr=False)
     # A pipe has no width of its own; 100 columns keep tables readable in logs.
     if not console.is_terminal or console.is_dumb_terminal:

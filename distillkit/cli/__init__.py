@@ -79,12 +79,20 @@ def options(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
     ] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks and debugging messages.")] = False,
+    plugin: Annotated[
+        list[str] | None,
+        typer.Option("--plugin", metavar="FILE", help="Take a Python file as a plugin, as if it were installed."),
+    ] = None,
 ) -> None:
     logging.basicConfig(
         level=logging.DEBUG if debug else logging.WARNING, format="%(levelname)s: %(message)s", stream=sys.stderr
     )
     if debug:
         logging.getLogger("distillkit").setLevel(logging.DEBUG)
+    for file in plugin or ():
+        from distillkit.registry import load_file
+
+        load_file(file)
 
 
 def main() -> None:

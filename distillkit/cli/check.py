@@ -8,7 +8,9 @@ import typer
 
 
 def check(
-    name: Annotated[str, typer.Argument(metavar="PACKAGE", help="Installed package, plugin or method.")],
+    name: Annotated[
+        str, typer.Argument(metavar="PACKAGE", help="Installed package, plugin or method, or a Python file.")
+    ],
 ) -> None:
     """Check a plugin's methods.
 

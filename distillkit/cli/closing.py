@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
     from distillkit.evaluation.compare import Table as Comparison
     from distillkit.evaluation.record import Quoted, Record
-    from distillkit.jobs.distil import Result
+    from distillkit.jobs.run import Run
 
 
 def console() -> Console:
@@ -29,7 +30,7 @@ def console() -> Console:
 
 def suggest_run(out: Console, teacher: str) -> None:
     """The command that distils this teacher, and the methods there are."""
-    methods = ", ".join(sorted(registry().methods)) or "none is installed"
+    methods = ", ".join(sorted(registry().named("methods"))) or "none is installed"
     out.print(f"next: distillkit run METHOD --teacher {teacher}   (METHOD: {methods})", highlight=False, soft_wrap=True)
 
 
@@ -43,45 +44,49 @@ def show_plan(config: BaseModel, rows: list[tuple[str, str]]) -> None:
     out.print(table)
 
 
-def show_result(result: Result) -> None:
-    """The closing table, where everything lies, and the next command."""
-    out = console()
-    label = next((row.score.label for row in result.rows if row.score), None)
-    teacher_speed = result.rows[0].images_per_second if result.rows[0].score else None
+def show_result(run: Run) -> None:
+    """The closing table, where everything is, and the next command."""
+    out, rows, summary = console(), run.rows, run.summary
+    record = run.record
     table = Table()
     table.add_column("generator")
-    if label:
-        table.add_column(escape(label), justify="right")
-    for title in ("NFE", "images/s", "speed-up"):
+    if record:
+        table.add_column(escape(record.label), justify="right")
+    for title in ("NFE", "samples/s", "speed-up"):
         table.add_column(title, justify="right")
-    for row in result.rows:
-        figure = [f"{row.score.value:.5f}" if row.score else "-"] if label else []
-        speed_up = f"{row.images_per_second / teacher_speed:.1f}x" if teacher_speed else "-"
+    for row in rows:
+        figure = [row.record.figures[record.label].text if row.record else "-"] if record else []
+        speed_up = f"{row.images_per_second / max(rows[0].images_per_second, 1e-9):.1f}x"
         table.add_row(row.name, *figure, f"{row.nfe:g}", f"{row.images_per_second:,.0f}", speed_up)
     out.print(table)
-    if label:
-        scored = next(row.score for row in result.rows if row.score)
-        what = (
-            "divergence to the known distribution in nats, computed on a grid of cells. 0 is the distribution itself."
-            if label.startswith("KL[")
-            else f"Fréchet distance in the features of a shipped classifier, {scored.count:,} samples. 0 is the data "
-            "set itself. Not Inception FID."
-        )
-        out.print(f"{label}: {what} Protocol {scored.protocol_id}.", highlight=False, markup=False)
+    if record:
+        out.print(
+            f"{record.label}: {record.protocol.meaning} Protocol {record.protocol.name}, {record.protocol_id}.",
+            highlight=False, markup=False,
+        )  # fmt: skip
     else:
-        out.print("No protocol for this teacher is at hand, so no figure of quality was measured.")
-    if result.health:
-        out.print(f"health: {', '.join(f'{name} {state}' for name, state in result.health.items())}", highlight=False)
-    out.print(f"took {clock(result.seconds)}; everything lies in {result.folder}", highlight=False, soft_wrap=True)
+        out.print("no figure of quality was measured (no protocol); `distillkit evaluate` measures the student later",
+                  highlight=False)  # fmt: skip
+    if best := summary["selection"].get("best_step"):
+        out.print(
+            f"best of {summary['selection']['evaluated']} checkpoints looked at: step {best:,} "
+            f"({summary['selection']['best_value']:.5f}, of other seeds), kept as {run.folder}@best",
+            highlight=False, markup=False, soft_wrap=True,
+        )  # fmt: skip
+    if run.health:
+        out.print(f"health: {', '.join(f'{name} {state}' for name, state in run.health.items())}", highlight=False)
+    out.print(f"took {clock(summary['seconds'])}; everything is in {run.folder}", highlight=False, soft_wrap=True,
+              markup=False)  # fmt: skip
     out.print(
-        f"next: distillkit sample {result.folder} --num 64 --seed 0 --output grid.png", highlight=False, soft_wrap=True
-    )
+        f"next: distillkit sample {shlex.quote(str(run.folder))} --num 64 --seed 0 --output grid.png", highlight=False,
+        soft_wrap=True, markup=False,
+    )  # fmt: skip
 
 
 def show_records(out: Console, made: list[tuple[Record, Path]]) -> None:
     """The figures of an evaluation, where the records lie, and what to do with them."""
     table = Table()
-    for title in ("measured", "NFE", "figure", "value", "± error", "bias removed"):
+    for title in ("measured", "NFE", "figure", "value", "± error", "bias-corrected"):
         table.add_column(
             title, justify="left" if title in ("measured", "figure") else "right", no_wrap=title == "figure"
         )
@@ -109,7 +114,7 @@ def show_comparison(out: Console, tables: list[Comparison], quoted: list[Quoted]
     """A table for each protocol, then the quoted figures apart."""
     for compared in tables:
         table = Table(title=f"{escape(compared.label)}  {compared.protocol_id}", title_justify="left")
-        for title in ("", "NFE", "value", "± error", "bias removed", "to the best, paired"):
+        for title in ("", "NFE", "value", "± error", "bias-corrected", "difference to best (paired)"):
             table.add_column(title, justify="right" if title else "left")
         for line in compared.lines:
             figure = line.record.figures[compared.label]

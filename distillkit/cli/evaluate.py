@@ -10,7 +10,7 @@ import typer
 
 def evaluate(
     subject: Annotated[
-        str, typer.Argument(help="Student or run folder, teacher (name, folder, file), or images (zip or folder).")
+        str, typer.Argument(help="Run, RUN@best or student folder, teacher (name, folder, file), or images.")
     ],
     protocol: Annotated[
         str | None, typer.Option(help="Protocol, see `distillkit protocols`.  [default: the teacher's]")
@@ -35,7 +35,9 @@ def evaluate(
     precision: Annotated[
         str, typer.Option(help="Of the generator: fp32, bf16 or fp16. Features are in fp32.")
     ] = "fp32",
-    batch: Annotated[int, typer.Option(min=1, help="Samples in one pass; does not change which they are.")] = 256,
+    batch: Annotated[
+        int | None, typer.Option(min=1, help="Samples in one pass; does not change which they are.  [default: by size]")
+    ] = None,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Record (.json) or folder.  [default: SUBJECT/records]")
     ] = None,
@@ -51,30 +53,19 @@ def evaluate(
     measurement goes on when the same command is given again.
     """
     from distillkit.cli.closing import console, show_records
-    from distillkit.engine.interrupt import stop_on_signal
     from distillkit.errors import UsageError
-    from distillkit.progress import reporter_for
-    from distillkit.jobs.accelerators import make_accelerator
-    from distillkit.jobs.subjects import EvaluationOptions, candidates
-    from distillkit.jobs.evaluate import evaluate as measure
+    from distillkit.jobs.api import evaluate_all
 
-    if precision not in ("fp32", "bf16", "fp16"):
-        raise UsageError(f"--precision {precision}: fp32, bf16 or fp16")
     try:
-        evaluations = [int(part) for part in nfe.split(",") if part.strip()]
+        evaluations = tuple(int(part) for part in nfe.split(",") if part.strip())
     except ValueError as error:
         raise UsageError(f"--nfe {nfe}: write whole numbers such as 1,2,4") from error
     if output and output.suffix == ".json" and len(evaluations) > 1:
         raise UsageError("--output names one record and several are made; name a folder")
-    options = EvaluationOptions(
-        protocol=protocol, reference=reference, extractor=extractor, samples=samples, first_seed=first_seed,
-        nfe=evaluations, metrics=[part.strip() for part in metrics.split(",") if part.strip()], batch=batch,
-        precision=precision, guidance=guidance, output=output, save_images=save_images,
+    made = evaluate_all(
+        subject, protocol, device=device, quiet=quiet, reference=reference, extractor=extractor, samples=samples,
+        first_seed=first_seed, nfe=evaluations, metrics=tuple(m.strip() for m in metrics.split(",") if m.strip()),
+        batch=batch, precision=precision, guidance=guidance, output=output, save_images=save_images,
     )  # fmt: skip
-    accelerator = make_accelerator(precision, device, "none", ".")
-    reporter = reporter_for(quiet=quiet)
-    with stop_on_signal() as stop:
-        found = candidates(subject, options, accelerator.device, reporter)
-        made = measure(found, options, accelerator, reporter, stop)
-    if accelerator.is_main_process:
-        show_records(console(), [(one.record, one.path) for one in made])
+    if made:
+        show_records(console(), list(made))

@@ -9,7 +9,7 @@ import typer
 
 
 def export(
-    student: Annotated[Path, typer.Argument(help="Run or student folder.")],
+    student: Annotated[str, typer.Argument(help="Run or student folder; RUN@best or RUN@STEP for a checkpoint.")],
     to: Annotated[str, typer.Option("--to", help="Format: diffusers, or one of a plugin.")] = "diffusers",
     output_dir: Annotated[
         Path | None, typer.Option("--output-dir", "-o", help="Folder to write.  [default: STUDENT-FORMAT]")
@@ -24,14 +24,13 @@ def export(
     A folder that it loads, with the model card; --push-to-hub also uploads it.
     """
     from distillkit.cli.closing import console
-    from distillkit.students.artifact import DESCRIPTION, load_student
+    from distillkit.students.artifact import load_student
     from distillkit.students.export import export as write
     from distillkit.students.export import push
 
     loaded, out = load_student(student), console()
-    source = student if (student / DESCRIPTION).is_file() else student / "student"
-    folder = output_dir or Path(f"{str(student).rstrip('/')}-{to}")
-    for path in write(loaded, source, to, folder):
+    folder = output_dir or Path(f"{student.rstrip('/').replace('@', '-')}-{to}")
+    for path in write(loaded, to, folder):
         out.print(str(path), markup=False, highlight=False, soft_wrap=True)
     licence = loaded.description.teacher.licence
     if licence:

@@ -24,7 +24,7 @@ def methods(ctx: typer.Context) -> None:
 
     out, found = console(), registry()
     table = Table("method", "what it does", "from")
-    for name, installed in sorted(found.methods.items()):
+    for name, installed in sorted(found.named("methods").items()):
         table.add_row(name, installed.value.summary(), installed.origin)
     out.print(table)
     for plugin in found.broken:
@@ -37,34 +37,28 @@ def methods(ctx: typer.Context) -> None:
 
 @app.command()
 def show(
-    name: Annotated[str, typer.Argument(help="Name of the method.")],
-    teacher: Annotated[str, typer.Option(help="Show the settings that fit this teacher.")] = "digits",
+    name: Annotated[str, typer.Argument(help="Name of the method, or a Python file that defines one.")],
+    teacher: Annotated[
+        str, typer.Option(help="Show the settings that fit this teacher.  [default: the embedded one]")
+    ] = "",
 ) -> None:
     """A method's settings, presets and parts."""
     from rich.table import Table
 
     from distillkit.cli.closing import console
-    from distillkit.cli.option_models import Section, describe
-    from distillkit.engine.config import TrainingConfig
-    from distillkit.registry import registry
-    from distillkit.runs.config import PairsConfig
-    from distillkit.models.store.resolve import known_as
+    from distillkit.cli.option_models import describe
+    from distillkit.jobs.api import method_offer
+    from distillkit.models.store.resolve import default_teacher, preset_name
+    from distillkit.runs.options import sections_of
 
-    out = console()
-    method = registry().method(name)
-    installed = registry().methods[name]
-    out.print(f"[bold]{name}[/bold]: {method.summary()}\nfrom {installed.origin}")
-    preset = method.preset_for(known_as(teacher))
-    settings, training, pairs = (preset.settings, preset.training, preset.pairs) if preset else ({}, {}, {})
+    out, offer = console(), method_offer(name)
+    method, known = offer.value, preset_name(teacher or default_teacher())
+    out.print(f"[bold]{method.name}[/bold]: {method.summary()}\nfrom {offer.origin}")
+    preset = method.preset_for(known)
     out.print(
-        f"for the teacher {teacher}: "
-        + (f"preset {preset.name} ({preset.source})" if preset else "no preset, defaults")
+        f"for the teacher {known}: " + (f"preset {preset.name} ({preset.source})" if preset else "no preset, defaults")
     )
-    for section in (
-        Section("settings", method.Config, f"Settings of {name}", preset=settings),
-        Section("training", TrainingConfig, "Training", preset=training),
-        Section("pairs", PairsConfig, "Noise-image pairs", preset=pairs),
-    ):
+    for section in sections_of(method, preset):
         table = Table("setting", "value", "default", "meaning", title=section.title, title_justify="left")
         for row in describe(section):
             table.add_row(*row)

@@ -7,54 +7,31 @@ import inspect
 import types
 import typing
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 import annotated_types
 import typer
-from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from distillkit.counts import parse_count
-
-
-@dataclass(frozen=True)
-class Section:
-    """A model whose fields become options.
-
-    Args:
-        key: where its values go in the configuration.
-        title: panel in the help.
-        prefix: put before every option name, such as "pairs-".
-        preset: values that a preset suggests instead of the defaults.
-        preset_name: its name, for the help.
-    """
-
-    key: str
-    model: type[BaseModel]
-    title: str
-    prefix: str = ""
-    preset: Mapping[str, Any] = field(default_factory=dict)
-    preset_name: str = ""
+from distillkit.runs.options import Section
 
 
 def parameters(sections: Iterable[Section]) -> list[inspect.Parameter]:
-    """A keyword parameter per field; what the user does not type is None."""
+    """A keyword parameter per field, named as in Python's `distil`; what the user does not type is None."""
     out = []
     for section in sections:
         for name, info in section.model.model_fields.items():
-            kind = _kind(info)
-            # A section's path is what the section is: --data rather than --data-path.
-            flag = f"--{section.prefix}{name.replace('_', '-')}".removesuffix("-path")
+            kind, flag = _kind(info), section.flag(name)
             default = info.get_default(call_default_factory=True)
             shown = f"default: {_show(default)}"
             if name in section.preset and parse_count(section.preset[name]) != default:
                 shown = f"{section.preset_name}: {_show(section.preset[name])}; {shown}"
-            declared = f"{flag}/--no-{flag[2:]}" if kind is bool else flag
+            declared = f"--{flag}/--no-{flag}" if kind is bool else f"--{flag}"
             option = typer.Option(declared, help=_help(info, shown), rich_help_panel=section.title, show_default=False)
             out.append(
                 inspect.Parameter(
-                    f"{section.key}__{name}",
+                    flag.replace("-", "_"),
                     inspect.Parameter.KEYWORD_ONLY,
                     default=None,
                     annotation=typing.Annotated[kind | None, option],
@@ -63,14 +40,13 @@ def parameters(sections: Iterable[Section]) -> list[inspect.Parameter]:
     return out
 
 
-def typed_values(values: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """What the user typed, nested like the configuration; `values` are keyed `section__field`."""
-    out: dict[str, dict[str, Any]] = {}
-    for key, value in values.items():
-        section, separator, name = key.partition("__")
-        if separator and value is not None:
-            out.setdefault(section, {})[name] = value.value if isinstance(value, enum.Enum) else value
-    return out
+def typed_values(values: Mapping[str, Any]) -> dict[str, Any]:
+    """What the user typed, by keyword."""
+    return {
+        name: value.value if isinstance(value, enum.Enum) else value
+        for name, value in values.items()
+        if value is not None
+    }
 
 
 def _kind(field: FieldInfo) -> Any:
@@ -78,6 +54,10 @@ def _kind(field: FieldInfo) -> Any:
     annotation = field.annotation
     if isinstance(annotation, types.UnionType) or typing.get_origin(annotation) is typing.Union:
         annotation = next(part for part in typing.get_args(annotation) if part is not type(None))
+    while typing.get_origin(annotation) is typing.Annotated:
+        if any(getattr(extra, "func", None) is parse_count for extra in typing.get_args(annotation)[1:]):
+            return str
+        annotation = typing.get_args(annotation)[0]
     if typing.get_origin(annotation) is typing.Literal:
         return enum.Enum("Choice", {str(value): str(value) for value in typing.get_args(annotation)})
     if any(getattr(extra, "func", None) is parse_count for extra in field.metadata):
@@ -100,6 +80,8 @@ def _help(field: FieldInfo, shown: str) -> str:
 def _show(value: Any) -> str:
     if isinstance(value, int) and not isinstance(value, bool) and value >= 10_000 and value % 1000 == 0:
         return f"{value / 1e6:g}M" if value >= 1_000_000 else f"{value // 1000}k"
+    if isinstance(value, tuple | list):
+        return ",".join(map(_show, value)) or "none"
     return "none" if value is None else f"{value:g}" if isinstance(value, float) else str(value).lower()
 
 
@@ -111,7 +93,7 @@ def describe(section: Section) -> list[tuple[str, str, str, str]]:
         value = parse_count(section.preset.get(name, default))
         rows.append(
             (
-                f"{section.key}.{name}",
+                ".".join((*section.place, name)),
                 _show(value),
                 _show(default),
                 _help(info, "").replace("\\[, ", "\\[").removesuffix("  \\[]"),

@@ -27,7 +27,7 @@ def plugins() -> None:
     for reason in found.refused.values():
         out.print(f"refused: {reason}", markup=False, highlight=False)
     out.print(
-        f"plugin interface {API_VERSION}\nnext: distillkit check PACKAGE tells a plugin's author what it breaks; "
+        f"plugin interface {API_VERSION}\nnext: distillkit check PACKAGE shows a plugin's author what it breaks; "
         "distillkit new-method NAME starts one",
         highlight=False,
     )

@@ -29,7 +29,7 @@ def protocols(ctx: typer.Context) -> None:
     for preset in presets().values():
         table.add_row(preset.name, preset.title, f"{preset.count:,}", preset.extractor)
     out.print(table)
-    out.print("Figures compare exactly when their protocol ids are equal.\nnext: distillkit protocols show digits8",
+    out.print("Figures compare exactly when their protocol ids are equal.\nnext: distillkit protocols show NAME",
               highlight=False)  # fmt: skip
 
 

@@ -40,13 +40,10 @@ def make(
     from pydantic import ValidationError
 
     from distillkit.cli.closing import console
-    from distillkit.data.stream import DataConfig
-    from distillkit.engine.interrupt import stop_on_signal
+    from distillkit.data.images import DataConfig
     from distillkit.errors import UsageError
-    from distillkit.evaluation.presets import preset
-    from distillkit.progress import reporter_for
-    from distillkit.jobs.accelerators import make_accelerator
-    from distillkit.jobs.subjects import extractor_for
+    from distillkit.evaluation.presets import extractor_for, preset
+    from distillkit.jobs.context import job_context
     from distillkit.jobs.reference import make_reference
 
     if (protocol is None) == (extractor is None):
@@ -61,10 +58,9 @@ def make(
     except ValidationError as error:
         raise UsageError(f"--data-filter {data_filter}: box, bilinear, bicubic or lanczos") from error
     network = extractor_for(chosen.extractor if chosen else str(extractor), None)
-    accelerator = make_accelerator("fp32", device, "none", ".")
-    with stop_on_signal() as stop:
+    with job_context(device=device, quiet=quiet) as context:
         reference = make_reference(
-            config, network, output, reporter_for(quiet=quiet), stop, device=accelerator.device,
+            config, network, output, context.reporter, context.stop, device=context.device,
             name=name or (chosen.reference.id if chosen else ""), batch=batch, keep_features=keep_features,
         )  # fmt: skip
     out = console()

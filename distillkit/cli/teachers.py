@@ -9,7 +9,7 @@ import typer
 from typer.core import TyperGroup
 
 if TYPE_CHECKING:
-    from distillkit.models.edm.catalog import CatalogEntry
+    from distillkit.models.store.reference import Reference
 
 
 class TeachersGroup(TyperGroup):
@@ -41,20 +41,25 @@ def teachers(ctx: typer.Context) -> None:
     from rich.table import Table
 
     from distillkit.cli.closing import console
+    from distillkit.models.store.resolve import card_of, resolve
     from distillkit.registry import registry
-    from distillkit.models.edm.catalog import CATALOG
 
     out = console()
     table = Table()
     for title in ("teacher", "what it makes", "published", "licence", "where"):
         table.add_column(title, no_wrap=title == "teacher")
-    for entry in CATALOG.values():
-        licence = entry.spec.licence.partition(" (")[0]
-        published = entry.published.partition(" at")[0] or "-"
-        table.add_row(entry.name, entry.title, published, licence, whereabouts(entry))
-    for name, installed in registry().teachers.items():
-        table.add_row(name, "", "-", "-", installed.origin)
+    for name, offer in registry().named("teachers").items():
+        card = card_of(offer)
+        if card is None:
+            table.add_row(name, "", "-", "-", offer.origin)
+            continue
+        licence = card.spec.licence.partition(" (")[0]
+        published = card.published.partition(" at")[0] or "-"
+        table.add_row(name, card.title, published, licence or "-", whereabouts(resolve(name)))
     out.print(table)
+    for (kind, _), reason in registry().refused.items():
+        if kind == "teachers":
+            out.print(f"refused: {reason}", markup=False)
     out.print(
         "Published figures are the papers', under their own protocols. --teacher also takes a folder, an EDM .pkl, a "
         "diffusers model, or hf:ORG/REPO.\nnext: distillkit teachers show edm-cifar10-cond",
@@ -62,62 +67,63 @@ def teachers(ctx: typer.Context) -> None:
     )
 
 
-def whereabouts(entry: CatalogEntry) -> str:
-    """Where a teacher is: in the package, in the cache, or to be downloaded, and how large."""
-    from distillkit.models.store.fetch import fetched
-
-    if not entry.url:
-        return "package"
-    return "cache" if fetched(entry) else f"to fetch: {entry.parameters * 4 / 1e9:.1f} GB"
+def whereabouts(reference: Reference) -> str:
+    """Where a teacher is: with its package, in the cache, or to be downloaded, and how large."""
+    if not reference.available:
+        return f"to fetch: {reference.bytes / 1e9:.1f} GB"
+    return "cache" if reference.card and reference.card.url else "package"
 
 
 @app.command()
-def show(name: Annotated[str, typer.Argument(help="Catalogue name, folder, file or hf:ORG/REPO.")]) -> None:
-    """A teacher's shape, noise levels, sampler, licence and score; downloads nothing."""
+def show(name: Annotated[str, typer.Argument(help="Name, folder, file or hf:ORG/REPO.")]) -> None:
+    """A teacher's shape, noise levels, sampler, licence and figure; downloads nothing."""
     import torch
     from rich.markup import escape
     from rich.table import Table
 
     from distillkit.cli.closing import console
+    from distillkit.diffusion.solvers import solver_evaluations
+    from distillkit.evaluation.presets import default_protocol, load_measure
+    from distillkit.evaluation.teacher_record import teacher_record
+    from distillkit.models.store.fetch import lock_file
+    from distillkit.models.store.resolve import resolve
     from distillkit.progress import reporter_for
-    from distillkit.jobs.scores import ruler_for, teacher_score
-    from distillkit.models.edm.catalog import CATALOG, catalog_name
-    from distillkit.models.store.fetch import fetched, lock_file
-    from distillkit.models.store.resolve import load_teacher
 
-    out = console()
-    entry = CATALOG.get(catalog_name(name) or "")
-    here = entry is None or not entry.url or fetched(entry) is not None
-    teacher = load_teacher(name) if here else None
-    spec = teacher.spec if teacher else entry.spec  # type: ignore[union-attr]  # one of the two is there
-    parameters = sum(p.numel() for p in teacher.denoiser.parameters()) if teacher else entry.parameters  # type: ignore[union-attr]
+    out, reference = console(), resolve(name)
+    here = reference.available
+    teacher = reference.load(reporter_for(), lambda: 0) if here else reference.skeleton()
+    spec, schedule, card = teacher.spec, teacher.schedule, reference.card
+    parameters = sum(p.numel() for p in teacher.denoiser.parameters()) or (card.parameters if card else 0)
+    decoded = " x ".join(map(str, teacher.codec.decoded_shape(spec.shape)))
+    low, high = (float(schedule.ratio(torch.tensor([t], dtype=torch.float64))) for t in (schedule.t_min, schedule.t_max))
     rows = {
-        "samples": f"{spec.shape[1]} x {spec.shape[2]}, {spec.shape[0]} channel(s) in [-1, 1]",
-        "conditions": f"{spec.num_classes:,} classes" if spec.num_classes else "none",
-        "guidance": "yes" if spec.num_classes and spec.null_label else "no (never trained without labels)"
-        if spec.num_classes else "no (unconditional)",
-        "network": f"{spec.network['class']}, {parameters:,} parameters",
-        "noise levels": f"sigma {spec.sigma_min:g} to {spec.sigma_max:g}, sigma_data {spec.sigma_data:g}",
-        "sampler": f"Heun, {spec.solver_steps} steps, NFE {2 * spec.solver_steps - 1}",
+        "samples": f"{' x '.join(map(str, spec.shape))}, decoded to {teacher.codec.content} {decoded}",
+        "conditions": teacher.conditioner.summary(),
+        "guidance": "yes" if teacher.conditioner.has_null else "no (no unconditional prediction)",
+        "network": f"{type(teacher.denoiser).__name__}, {parameters:,} parameters",
+        "schedule": f"{type(schedule).__name__}, t {schedule.t_min:g} to {schedule.t_max:g} (sigma / alpha {low:.3g} to "
+        f"{high:.3g})",
+        "sampler": f"{spec.solver}, {spec.solver_steps} steps, NFE {solver_evaluations(spec.solver, spec.solver_steps)}",
         "licence": spec.licence or "not recorded",
-        "source": spec.source,
-    }  # fmt: skip
-    if entry and entry.url:
+        "source": spec.source or "not recorded",
+    }
+    if card and card.url:
         rows |= {
-            "published (quoted)": f"{entry.published}, by EDM's own protocol (best of 3 x 50,000)",
-            "reference statistics": entry.reference,
-            "other names": ", ".join(entry.aliases),
-            "where": whereabouts(entry) + (f"; hash recorded in {lock_file()}" if here else ""),
+            "published (quoted)": f"{card.published}, by the paper's own protocol",
+            "reference statistics": card.reference,
+            "other names": ", ".join(card.aliases),
+            "where": whereabouts(reference) + (f"; hash recorded in {lock_file()}" if here else ""),
         }
     if spec.weights_sha256:
         rows["weights sha256"] = spec.weights_sha256
-    table = Table(show_header=False, title=spec.name, title_justify="left")
+    if here and (protocol := default_protocol(teacher)):
+        rows["protocol"] = protocol
+    table = Table(show_header=False, title=escape(spec.name), title_justify="left")
     for key, value in rows.items():
         table.add_row(key, escape(value))
-    if teacher and (ruler := ruler_for(spec, 5000)):
-        result = teacher_score(teacher, ruler, torch.device("cpu"), reporter_for())
-        table.add_row(escape(result.label), f"{result.value:.5f} ({result.count:,} samples, {result.protocol_id})")
-        table.add_row("speed here", f"{result.images_per_second:,.0f} images/s")
+    if here and card and not card.url and (protocol := default_protocol(teacher)):
+        record = teacher_record(teacher, load_measure(protocol), device=torch.device("cpu"), reporter=reporter_for())
+        table.add_row(escape(record.label), f"{record.figures[record.label].text} ({record.protocol_id})")
     out.print(table)
     if not here:
         out.print(f"next: distillkit teachers fetch {spec.name}", highlight=False)
@@ -132,20 +138,20 @@ def fetch(name: Annotated[str, typer.Argument(help="Catalogue name.")]) -> None:
     from distillkit.cli.closing import console, suggest_run
     from distillkit.engine.interrupt import stop_on_signal
     from distillkit.errors import UsageError
+    from distillkit.models.store.fetch import fetch as fetch_teacher
+    from distillkit.models.store.resolve import cards, resolve
     from distillkit.progress import reporter_for
     from distillkit.registry import unknown
-    from distillkit.teachers import fetch as fetching
-    from distillkit.models.edm.catalog import CATALOG, catalog_name
 
-    known = catalog_name(name)
-    published = {key: entry for key, entry in CATALOG.items() if entry.url}
-    if known not in published:
+    published = {known: card for known, card in cards().items() if card.url}
+    card = resolve(name).card
+    if card is None or not card.url:
         raise UsageError(unknown("published teacher", name, published, "distillkit teachers"))
     with stop_on_signal() as stop:
-        folder = fetching.fetch(published[known], reporter_for(), lambda: stop.signum or 0)
+        folder = fetch_teacher(card, reporter_for(), lambda: stop.signum or 0)
     out = console()
-    out.print(f"{known} lies in {folder}", highlight=False, soft_wrap=True)
-    suggest_run(out, known)
+    out.print(f"{card.name} is in {folder}", highlight=False, soft_wrap=True, markup=False)
+    suggest_run(out, card.name)
 
 
 @app.command()
@@ -163,22 +169,20 @@ def convert(
     """Turn a file of weights into a teacher folder (safetensors and JSON). Nothing in the file is executed."""
     from distillkit.cli.closing import console, suggest_run
     from distillkit.errors import UsageError
-    from distillkit.models.edm.catalog import CATALOG, catalog_name
     from distillkit.models.store.convert import convert as convert_file
-    from distillkit.models.store.resolve import spec_of
+    from distillkit.models.store.resolve import card_of, offered, resolve
 
     folder = output_dir or Path(file.stem)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UsageError(f"{folder} is there already; choose another --output-dir")
-    known = catalog_name(file.stem)
+    known = offered(file.stem)
+    card = card_of(known) if known else None
     spec = convert_file(
-        file, folder, name=name or known or file.stem, like=spec_of(like) if like else None,
-        licence=licence or (CATALOG[known].spec.licence if known else ""),
+        file, folder, name=name or (card.name if card else file.stem), like=resolve(like).spec if like else None,
+        licence=licence or (card.spec.licence if card else ""),
     )  # fmt: skip
     out = console()
     shape = " x ".join(map(str, spec.shape))
-    out.print(
-        f"{spec.network['class']} for samples {shape}, {spec.num_classes or 'no'} classes\nteacher in {folder}",
-        highlight=False, soft_wrap=True,
-    )  # fmt: skip
+    out.print(f"{spec.network['kind']} for samples {shape}\nteacher in {folder}", highlight=False, soft_wrap=True,
+              markup=False)  # fmt: skip
     suggest_run(out, str(folder))

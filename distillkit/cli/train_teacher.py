@@ -12,19 +12,9 @@ import typer
 
 def train_command() -> Any:
     """The command, its options taken from the configuration of data, network, loss and training."""
-    from distillkit.cli.option_models import Section, parameters
-    from distillkit.data.stream import DataConfig
-    from distillkit.engine.config import TrainingConfig
-    from distillkit.runs.config import EvaluationConfig
-    from distillkit.jobs.teacher_recipe import EDM_TRAINING, LossConfig, NetworkConfig
+    from distillkit.cli.option_models import parameters
 
-    sections = [
-        Section("data", DataConfig, "Images", "data-"),
-        Section("network", NetworkConfig, "Network"),
-        Section("loss", LossConfig, "Loss"),
-        Section("training", TrainingConfig, "Training", "", EDM_TRAINING, "with --data"),
-        Section("evaluation", EvaluationConfig, "Evaluation", "evaluation-"),
-    ]
+    sections = teacher_sections()
 
     def command(**values: Any) -> None:
         train(values)
@@ -33,17 +23,34 @@ def train_command() -> Any:
     command.__signature__ = inspect.Signature(made)  # type: ignore[attr-defined]
     command.__annotations__ = {p.name: p.annotation for p in made}
     command.__doc__ = (
-        "Train a teacher on real images by denoising score matching (EDM), or `digits`, the embedded one, anew."
+        "Train a teacher on real images by denoising score matching (EDM), or one that brings its data, anew."
     )
     single = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich")
     single.command("train")(command)
     return typer.main.get_command(single)
 
 
+def teacher_sections() -> list[Any]:
+    """What can be set of a teacher's training."""
+    from distillkit.data.images import DataConfig
+    from distillkit.engine.config import TrainingConfig
+    from distillkit.jobs.teacher_recipe import EDM_TRAINING, LossConfig, NetworkConfig
+    from distillkit.runs.config import EvaluationConfig
+    from distillkit.runs.options import Section
+
+    return [
+        Section(("data",), DataConfig, "Images", "data-"),
+        Section(("network",), NetworkConfig, "Network"),
+        Section(("loss",), LossConfig, "Loss"),
+        Section(("training",), TrainingConfig, "Training", "", EDM_TRAINING, "with --data"),
+        Section(("evaluation",), EvaluationConfig, "Evaluation", "evaluation-"),
+    ]
+
+
 def common_options(
     *,
     name: Annotated[
-        str | None, typer.Argument(help="Name of the teacher; digits repeats the shipped recipe.", show_default=False)
+        str | None, typer.Argument(help="Name of the teacher; without --data, one that brings its own.", show_default=False)
     ] = None,
     output_dir: Annotated[
         Path | None, typer.Option("--output-dir", "-o", help="Folder.  \\[default: runs/teacher-NAME-TIME]")
@@ -71,46 +78,43 @@ def train(values: dict[str, Any]) -> None:
     """Resolve the configuration, train, and show what was made."""
     from distillkit.cli.closing import console, show_plan, suggest_run
     from distillkit.cli.option_models import typed_values
-    from distillkit.engine.interrupt import stop_on_signal
     from distillkit.errors import UsageError
-    from distillkit.progress import reporter_for
-    from distillkit.jobs.accelerators import make_accelerator
+    from distillkit.jobs.context import job_context, launch
+    from distillkit.jobs.plan import plan_teacher
+    from distillkit.jobs.train_teacher import TeacherTraining, new_teacher, resolve_teacher
     from distillkit.runs.config import merge, read_config, set_values
     from distillkit.runs.folder import RunFolder
-    from distillkit.jobs.plan import plan_teacher
-    from distillkit.jobs.train_teacher import open_data, resolve_teacher, train_teacher
+    from distillkit.runs.options import nested
 
-    typed = {key: values[key] for key in ("name", "seed", "conditional", "licence") if values[key] is not None}
-    options = merge(typed_values(values), typed, set_values(values["set_"] or []))
-    resume: Path | None = values["resume"]
-    if resume and (values["config"] or values["output_dir"]):
+    run = {name: values.pop(name) for name in ("output_dir", "resume", "config", "set_", "device", "report_to")}
+    dry_run, quiet = values.pop("dry_run"), values.pop("quiet")
+    typed = typed_values(values)
+    top = {key: typed.pop(key) for key in ("name", "seed", "conditional", "licence") if key in typed}
+    options = merge(nested(typed, teacher_sections()), top, set_values(run["set_"] or []))
+    resume: Path | None = run["resume"]
+    if resume and (run["config"] or run["output_dir"]):
         raise UsageError("--resume takes the configuration and the folder from the run; drop --config and --output-dir")
-    if resume:
-        config = resolve_teacher(options, RunFolder(resume, "").saved_config())
-    else:
-        config = resolve_teacher(options, read_config(values["config"]) if values["config"] else None)
-    where = resume or values["output_dir"] or Path("runs") / f"teacher-{config.name}-{datetime.now():%Y%m%d-%H%M%S}"
+    saved = RunFolder(resume, "").saved_config() if resume else read_config(run["config"]) if run["config"] else None
+    config = resolve_teacher(options, saved)
+    where = resume or run["output_dir"] or Path("runs") / f"teacher-{config.name}-{datetime.now():%Y%m%d-%H%M%S}"
     folder = RunFolder(where, f"distillkit teachers train {config.name}")
-    if resume:
-        folder.check_same(config)
-    accelerator = make_accelerator(config.training.precision, values["device"], values["report_to"], str(where))
-    if values["dry_run"]:
-        show_plan(config, plan_teacher(config, accelerator, folder))
-        return
-    data = open_data(config, accelerator.device)
-    with stop_on_signal() as stop, folder.locked(main=accelerator.is_main_process):
-        if not resume and accelerator.is_main_process:
-            folder.begin(config)
-        accelerator.wait_for_everyone()
-        trained = train_teacher(
-            config, data, folder, accelerator, reporter_for(quiet=values["quiet"]), stop,
-            resume=bool(resume), report_to=values["report_to"],
-        )  # fmt: skip
-    if accelerator.is_main_process:
-        out = console()
-        if trained.score:
-            out.print(f"{trained.score.label} {trained.score.value:.5f}", markup=False, highlight=False)
-        out.print(
-            f"weights sha256 {trained.weights_sha256}\nteacher in {trained.folder}", highlight=False, soft_wrap=True
-        )
-        suggest_run(out, str(trained.folder))
+    with job_context(
+        precision=config.training.precision, device=run["device"], report_to=run["report_to"], folder=str(where),
+        quiet=quiet,
+    ) as context:  # fmt: skip
+        if dry_run:
+            show_plan(config, plan_teacher(config, context, folder))
+            return
+        work = TeacherTraining(config, *new_teacher(config, context.device), folder, context)
+        trained = launch(folder, config, context, lambda: work.run(resume=bool(resume)), resume=bool(resume))
+        if not context.main:
+            return
+    out = console()
+    if trained.record:
+        figure = trained.record.figures[trained.record.label]
+        out.print(f"{trained.record.label} {figure.text}", markup=False, highlight=False)
+    out.print(
+        f"weights sha256 {trained.weights_sha256}\nteacher in {trained.folder}", highlight=False, soft_wrap=True,
+        markup=False,
+    )  # fmt: skip
+    suggest_run(out, str(trained.folder))

@@ -61,6 +61,11 @@ def require_tracker(name: str) -> None:
         raise UsageError(f"--report-to {name}: unknown tracker; known: {', '.join(known)}")
 
 
+def is_first_process() -> bool:
+    """Whether this process shows results, by what a launcher sets."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 Made = TypeVar("Made")
 
 
