@@ -7,6 +7,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -37,6 +38,11 @@ def sha256(path: Path) -> str:
 def canonical_json(value: Any) -> str:
     """One spelling for equal values: sorted keys, no spaces. What identities are hashed from."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+
+
+def slug(text: str) -> str:
+    """A file name of a text that came from anywhere: letters, digits, dots and dashes, never a path or hidden."""
+    return re.sub(r"[^A-Za-z0-9._]+", "-", text).strip("-.")[:100] or "unnamed"
 
 
 def retried(action: Callable[[], None], path: Path) -> None:

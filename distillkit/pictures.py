@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from distillkit.contracts.codec import Content
 from distillkit.files import write_bytes
 
 MIN_TILE = 40
@@ -46,3 +47,38 @@ def save_grid(path: Path, pixels: Tensor, columns: int, *, enlarge: bool = True)
     buffer = io.BytesIO()
     grid(pixels, columns, enlarge=enlarge).save(buffer, format="PNG")
     write_bytes(path, buffer.getvalue())
+
+
+def tiles(decoded: Tensor, content: Content) -> Tensor:
+    """Decoded samples as pictures (N, C, H, W) uint8: images as they are, the frames of a video side by side, and all
+    points together as one picture of their density."""
+    if content == "points":
+        return points_picture(decoded.flatten(1).cpu())[None]
+    if content == "video":
+        return decoded.permute(0, 1, 3, 2, 4).flatten(3)
+    return decoded
+
+
+def points_picture(points: Tensor, size: int = 192, half: float | None = None) -> Tensor:
+    """A picture of the density of points (N, D): (1, size, size) uint8, dark where there are many.
+
+    The first two coordinates are shown (one alone against its frequency would be another picture, so a second of zeros
+    is added). The frame is a square around the points, without the outermost thousandth on each side.
+
+    Args:
+        half: show the square from -half to half instead, so that several pictures can be compared.
+    """
+    plane = torch.nn.functional.pad(points.double(), (0, max(2 - points.shape[1], 0)))[:, :2]
+    plane = plane[plane.isfinite().all(1)]
+    if half is None and len(plane):
+        ends = torch.quantile(plane[:: max(1, len(plane) // 100_000)], torch.tensor([1e-3, 1 - 1e-3]).double(), dim=0)
+        middle, reach = ends.mean(0), (ends[1] - ends[0]).max().item() / 2 * 1.15
+    else:
+        middle, reach = torch.zeros(2, dtype=torch.float64), half or 1.0
+    column = ((plane - middle) / max(reach, 1e-12) + 1).mul(size / 2).floor().long()
+    column = column[((column >= 0) & (column < size)).all(1)]
+    # Rows go down, the second coordinate goes up.
+    count = torch.bincount((size - 1 - column[:, 1]) * size + column[:, 0], minlength=size * size).double()
+    # Full black is what the densest cells hold, but for single points that fell together.
+    full = torch.quantile(count[count > 0], 0.98) if len(column) else torch.ones(())
+    return (255 - 255 * (count / full).clamp(0, 1).sqrt()).to(torch.uint8).view(1, size, size)

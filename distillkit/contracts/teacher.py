@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -55,9 +55,11 @@ class Teacher:
 
     Attributes:
         images: opens the data that it was trained on, where they come with it: device -> batches of `Images`.
+        records: of its own figures, where they come with it, by the hash of all that they depend on.
     """
 
     images: Callable[[torch.device], Batches[Images]] | None = None
+    records: Mapping[str, Any] = {}
 
     def __init__(
         self, denoiser: Denoiser, spec: TeacherSpec, conditioner: Conditioner | None = None, codec: Codec | None = None

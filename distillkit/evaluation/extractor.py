@@ -1,9 +1,10 @@
-"""Feature extractors behind one interface: pixels in, features out, weights known by their hash."""
+"""Feature extractors behind one interface: decoded samples in, features out, weights known by their hash."""
 
 from __future__ import annotations
 
 import warnings
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -11,14 +12,20 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from distillkit.data.pairs import content_hash
+from distillkit.contracts.codec import Content
 from distillkit.errors import DistillkitError, UsageError
 from distillkit.evaluation.protocol import ExtractorSpec
-from distillkit.files import sha256
+from distillkit.files import cache_folder, sha256
+from distillkit.models.hashes import content_hash
 
 INCEPTION_FILE = "inception-2015-12-05.pt"
 INCEPTION_URL = f"https://nvlabs-fi-cdn.nvidia.com/stylegan2-ada-pytorch/pretrained/metrics/{INCEPTION_FILE}"
 INCEPTION_SHA256 = "f58cb9b6ec323ed63459aa4fb441fe750cfe39fafad6da5cb504a16f19e958f4"
+
+
+def evaluation_folder() -> Path:
+    """Where networks, reference statistics and the lock of their hashes are."""
+    return cache_folder() / "evaluation"
 
 
 class FeatureExtractor(nn.Module, ABC):
@@ -27,14 +34,16 @@ class FeatureExtractor(nn.Module, ABC):
     Attributes:
         spec: identity, hashed into every protocol.
         classes: number of classes of `probabilities`; 0 where there are none.
+        takes: what it computes features of.
     """
 
     spec: ExtractorSpec
     classes: ClassVar[int] = 0
+    takes: ClassVar[tuple[Content, ...]] = ("images",)
 
     @abstractmethod
     def forward(self, pixels: Tensor) -> Tensor:
-        """Pixels (B, C, H, W) uint8 -> features (B, spec.dim) float32."""
+        """Decoded samples, such as images (B, C, H, W) uint8 -> features (B, spec.dim) float32."""
 
     def probabilities(self, pixels: Tensor) -> Tensor:
         """Class probabilities (B, classes), for the Inception score.
@@ -187,3 +196,11 @@ def torchscript_extractor(path: Path, shape: tuple[int, int, int]) -> ModuleExtr
         raise DistillkitError(
             f"{path} does not take images {shape} in 0..255: {str(error).splitlines()[-1]}"
         ) from error
+
+
+SHIPPED: Mapping[str, Callable[[], FeatureExtractor]] = {
+    "inception": lambda: Inception(evaluation_folder(), "in-graph"),
+    "inception-clean": lambda: Inception(evaluation_folder(), "clean"),
+    "dinov2": DINOv2,
+}
+"""The extractors of this package by name."""

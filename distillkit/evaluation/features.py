@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -80,3 +81,65 @@ def moments_of(features: FeatureFile, dim: int, chosen: Tensor | None = None) ->
         if len(rows):
             moments.add(rows)
     return moments.finish()
+
+
+class Kept:
+    """What is kept of every sample: its features, and the hash of what was decoded, in files that outlive the process.
+
+    Args:
+        folder: where the files are.
+        dim: features of a sample. row: numbers kept of it, class probabilities included.
+    """
+
+    def __init__(self, folder: Path, dim: int, row: int) -> None:
+        self.folder, self.dim = folder, dim
+        self.rows = FeatureFile(folder / "features.f32", row)
+        self._hashes = folder / "samples.sha256"
+        self._hashes.touch()
+        # An interruption between the two files counts as far as both have it.
+        self.cut(min(len(self.rows), self._hashes.stat().st_size // 32))
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def cut(self, count: int) -> None:
+        """Keep the first `count` samples."""
+        self.rows.cut(count)
+        with self._hashes.open("rb+") as file:
+            file.truncate(32 * count)
+
+    def add(self, rows: Tensor, decoded: Tensor) -> None:
+        """Append rows (B, row) and the hashes of the decoded samples (B, ...) that they were made from.
+
+        Raises:
+            ValueError: when a feature is not finite.
+        """
+        self.rows.add(rows)
+        samples = decoded.cpu().contiguous().numpy()
+        with self._hashes.open("ab") as file:
+            file.write(b"".join(hashlib.sha256(sample.tobytes()).digest() for sample in samples))
+
+    def parts(self) -> tuple[bytes, bytes]:
+        """The files' contents, for another process."""
+        return self.rows.path.read_bytes(), self._hashes.read_bytes()
+
+    def append(self, parts: tuple[bytes, bytes]) -> None:
+        """Take in what another process kept."""
+        for path, part in zip((self.rows.path, self._hashes), parts, strict=True):
+            with path.open("ab") as out:
+                out.write(part)
+
+    @property
+    def features(self) -> Tensor:
+        """(N, dim) float32."""
+        return self.rows.all()[:, : self.dim]
+
+    @property
+    def probabilities(self) -> Tensor:
+        """(N, classes) float32."""
+        return self.rows.all()[:, self.dim :]
+
+    @property
+    def samples_sha256(self) -> str:
+        """Hash over the samples' hashes in order: the same for any batch size and number of processes."""
+        return hashlib.sha256(self._hashes.read_bytes()).hexdigest()

@@ -1,35 +1,29 @@
-"""Named protocols, as files; their networks and reference statistics, verified by hash before they are used."""
+"""Protocols by name, as plugins offer them: found, chosen for a teacher, and loaded as a measure."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Mapping
 from fnmatch import fnmatch
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from distillkit.data.decoding import Filter
-from distillkit.downloads import download, offline
+from distillkit.contracts.teacher import Teacher
 from distillkit.errors import DistillkitError, UsageError
-from distillkit.embedded.digits.protocol import digits_features, digits_reference
-from distillkit.evaluation.extractor import (
-    INCEPTION_FILE,
-    INCEPTION_SHA256,
-    INCEPTION_URL,
-    DINOv2,
-    FeatureExtractor,
-    Inception,
-)
-from distillkit.evaluation.protocol import Protocol, SampleSpec
+from distillkit.evaluation.extractor import FeatureExtractor, evaluation_folder, torchscript_extractor
+from distillkit.evaluation.measure import FrechetMeasure, Measure
+from distillkit.evaluation.protocol import ImagePreparation, Protocol, SampleSpec
 from distillkit.evaluation.reference import Reference, load_reference
-from distillkit.evaluation.score import Ruler
-from distillkit.files import cache_folder, read_recorded, write_json
-from distillkit.progress import Reporter
-from distillkit.registry import blaming, registry, unknown
+from distillkit.evaluation.reference_files import reference_of
+from distillkit.files import slug
+from distillkit.registry import Installed, Registry, blaming, registry
+
+COMMAND = "distillkit protocols"
 
 
 class _Part(BaseModel):
@@ -41,15 +35,11 @@ class ReferencePreset(_Part):
 
     id: str
     count: int = Field(ge=2)
-    file: str = Field("", description="name in the cache's evaluation folder; empty for embedded ones")
+    file: str = Field("", description="name in the cache's evaluation folder")
     url: str = ""
-
-
-class ImagePreparation(_Part):
-    """What is done to given images and to the reference's, before the extractor."""
-
-    resolution: int = Field(ge=1)
-    filter: Filter
+    load: Callable[[], Reference] | None = Field(
+        None, exclude=True, description="gives them instead, where they come with the package that offers the protocol"
+    )
 
 
 class ProtocolPreset(_Part):
@@ -59,180 +49,189 @@ class ProtocolPreset(_Part):
     title: str
     extractor: str
     count: int = Field(ge=2)
-    labels: Literal["index mod classes", "drawn after the noise", "none"]
+    labels: Literal["index mod classes", "drawn after the noise", "none"] = "index mod classes"
     reference: ReferencePreset
     teachers: tuple[str, ...] = Field((), description="shell patterns of the teachers that it is the default for")
+    shape: tuple[int, ...] = Field((), description="default also for teachers of decoded samples of this shape ...")
+    classes: int | None = Field(None, description="... and of so many classes, where this is given")
+    prompts: str = Field("", description="text file of prompts, one a line: a path, or a name in the evaluation folder")
     images: ImagePreparation | None = None
+
+    def is_for(self, shape: tuple[int, ...], classes: int) -> bool:
+        """Whether it is the default for whatever makes samples of this shape."""
+        return bool(self.shape) and self.shape == shape and self.classes in (None, classes)
+
+
+class OwnMeasure(_Part):
+    """A protocol that its plugin makes itself: the default for teachers of the protocol's name."""
+
+    name: str
+    title: str
+    make: Callable[[], Measure] = Field(exclude=True)
+
+    @property
+    def teachers(self) -> tuple[str, ...]:
+        return (self.name,)
+
+    def is_for(self, shape: tuple[int, ...], classes: int) -> bool:
+        return False
+
+
+def presets() -> Mapping[str, ProtocolPreset | OwnMeasure]:
+    """All protocols that plugins offer, distillkit's own among them, by name.
+
+    Raises:
+        DistillkitError: when one is malformed; names the plugin.
+    """
+    return _presets(registry())
+
+
+def _presets(known: Registry) -> Mapping[str, ProtocolPreset | OwnMeasure]:
+    return {name: _preset(name, offer) for name, offer in sorted(known.named("protocols").items())}
+
+
+def _preset(name: str, offer: Installed) -> ProtocolPreset | OwnMeasure:
+    if not isinstance(offer.value, Mapping):
+        title = (getattr(offer.value, "__doc__", "") or "").strip().partition("\n")[0]
+        return OwnMeasure(name=name, title=title, make=offer.value)
+    try:
+        return ProtocolPreset.model_validate({**offer.value, "name": name})
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"]))
+        raise DistillkitError(f"the protocol {name} of {offer.origin}: {place}: {first['msg']}") from error
 
 
 @cache
-def presets() -> Mapping[str, ProtocolPreset]:
-    """All protocols: those that ship, and those of plugins.
-
-    Raises:
-        DistillkitError: when a plugin's protocol is malformed; names the plugin.
-    """
+def shipped_presets() -> Mapping[str, Mapping[str, Any]]:
+    """The protocols that are files of this package, by name."""
     folder = files("distillkit.evaluation") / "presets"
-    found = (
-        json.loads(f.read_text(encoding="utf-8"))
-        for f in sorted(folder.iterdir(), key=lambda f: f.name)
-        if f.name.endswith(".json")
-    )
-    shipped = {preset.name: preset for preset in map(ProtocolPreset.model_validate, found)}
-    for name, offered in registry().protocols.items():
-        try:
-            shipped.setdefault(name, ProtocolPreset.model_validate({"name": name, **offered.value}))
-        except ValidationError as error:
-            first = error.errors()[0]
-            place = ".".join(map(str, first["loc"]))
-            raise DistillkitError(f"the protocol {name} of {offered.origin}: {place}: {first['msg']}") from error
-    return shipped
+    found = (json.loads(f.read_text(encoding="utf-8")) for f in folder.iterdir() if f.name.endswith(".json"))
+    return {preset["name"]: preset for preset in found}
 
 
-def preset(name: str) -> ProtocolPreset:
+def preset(name: str) -> ProtocolPreset | OwnMeasure:
     """The protocol of that name.
 
     Raises:
         UsageError: for an unknown name, with the nearest known one.
     """
-    if name not in presets():
-        raise UsageError(unknown("protocol", name, presets(), "distillkit protocols"))
-    return presets()[name]
+    offer = registry().find("protocols", name, COMMAND)
+    return _preset(name, offer)
 
 
-def preset_for(teacher: str) -> ProtocolPreset | None:
-    """The protocol that a teacher of this name is measured with by default."""
-    return next((p for p in presets().values() if any(fnmatch(teacher, pattern) for pattern in p.teachers)), None)
+def default_protocol(teacher: Teacher) -> str | None:
+    """The protocol that a teacher is measured with by default, or None."""
+    shape = teacher.codec.decoded_shape(teacher.spec.shape)
+    return protocol_for(teacher.spec.name, shape, teacher.conditioner.count)
 
 
-def evaluation_folder() -> Path:
-    """Where networks, reference statistics and their lock lie."""
-    return cache_folder() / "evaluation"
+def protocol_for(name: str, shape: tuple[int, ...], classes: int) -> str | None:
+    """The protocol for a teacher of this name, or else for decoded samples of this shape and number of classes."""
+    known = presets().values()
+    by_name = [p.name for p in known if any(fnmatch(name, pattern) for pattern in p.teachers)]
+    by_shape = [p.name for p in known if p.is_for(tuple(shape), classes)]
+    return next(iter(by_name + by_shape), None)
 
 
-def lock_file() -> Path:
-    return evaluation_folder() / "lock.json"
-
-
-EXTRACTORS: Mapping[str, Callable[[], FeatureExtractor]] = {
-    "digits8cnn": digits_features,
-    "inception": lambda: Inception(evaluation_folder(), "in-graph"),
-    "inception-clean": lambda: Inception(evaluation_folder(), "clean"),
-    "dinov2": DINOv2,
-}
-
-
-def extractor_by_name(name: str) -> FeatureExtractor:
-    """A feature extractor of this package or of a plugin.
+def load_extractor(name: str, shape: tuple[int, ...] = (3, 32, 32)) -> FeatureExtractor:
+    """A feature extractor by name, or from a TorchScript file for images of `shape`.
 
     Raises:
-        UsageError: for an unknown name.
+        UsageError: for an unknown name, or a file that is not TorchScript.
         DistillkitError: when its weights are missing, wrong, or its plugin fails.
     """
-    if name in EXTRACTORS:
-        return EXTRACTORS[name]()
-    offered = registry().extractors
-    if name not in offered:
-        raise UsageError(unknown("extractor", name, [*EXTRACTORS, *offered], "distillkit protocols"))
-    with blaming(f"extractor {name}", offered[name].origin, "fails"):
-        extractor = offered[name].value()
+    if Path(name).suffix in (".pt", ".pth", ".ts"):
+        return torchscript_extractor(Path(name).expanduser(), tuple(shape))
+    offer = registry().find("extractors", name, COMMAND)
+    with blaming(f"extractor {name}", offer.origin, "fails"):
+        extractor = offer.value()
     if not isinstance(extractor, FeatureExtractor):
-        raise DistillkitError(f"extractor {name} ({offered[name].package}) is not a FeatureExtractor")
+        raise DistillkitError(f"extractor {name} ({offer.origin}) is not a FeatureExtractor")
     return extractor
 
 
-def ruler_for_preset(
-    chosen: ProtocolPreset, *, count: int | None = None, first_seed: int = 0, reference: Reference | None = None,
-    extractor: FeatureExtractor | None = None,
-) -> Ruler:  # fmt: skip
-    """The protocol with its extractor and reference, verified.
+def load_measure(
+    name: str | None, *, reference: Reference | Path | str | None = None,
+    extractor: FeatureExtractor | str | None = None, count: int | None = None, first_seed: int = 0,
+    shape: tuple[int, ...] = (3, 32, 32),
+) -> Measure:  # fmt: skip
+    """A protocol with its extractor and reference, verified.
 
     Args:
-        count: another number of samples than the protocol's, which makes it another protocol.
-        reference: other statistics than the protocol's.
-        extractor: another network than the protocol's.
+        name: of the protocol; None where both `reference` and `extractor` are given.
+        reference: other statistics than the protocol's: an object, or a file.
+        extractor: another network than the protocol's: an object, a name, or a TorchScript file.
+        count, first_seed: other samples than the protocol's. Each of these makes it another protocol.
+        shape: of the images, for a TorchScript file.
 
     Raises:
+        UsageError: for an unknown name, or a protocol that cannot be changed so.
         DistillkitError: when a file is missing, wrong, or has no recorded hash yet; says what to do.
     """
-    reference = reference or reference_of(chosen)
-    extractor = extractor or extractor_by_name(chosen.extractor)
+    chosen = preset(name) if name else None
+    if isinstance(chosen, OwnMeasure):
+        return _made(chosen, reference, extractor, count, first_seed)
+    reference = load_reference(Path(reference).expanduser()) if isinstance(reference, (str, Path)) else reference
+    extractor = load_extractor(extractor, shape) if isinstance(extractor, str) else extractor
+    own = reference is not None or extractor is not None
+    if chosen is not None:
+        reference, extractor = reference or reference_of(chosen), extractor or load_extractor(chosen.extractor, shape)
+    if reference is None or extractor is None:
+        raise UsageError(
+            "no protocol is known for this; name one (--protocol, see `distillkit protocols`), or give both "
+            "--reference and --extractor"
+        )
     if extractor.spec.dim != len(reference.mean):
         raise DistillkitError(
             f"the reference {reference.id} has {len(reference.mean)} features and {extractor.spec.id} "
             f"{extractor.spec.dim}: it was made with another extractor"
         )
-    prepare = f"centre square, {chosen.images.filter} to {chosen.images.resolution}" if chosen.images else "none"
-    protocol = Protocol(
-        name=chosen.name,
-        extractor=extractor.spec,
-        samples=SampleSpec(count=count or chosen.count, first_seed=first_seed, labels=chosen.labels, prepare=prepare),
-        reference=reference.spec,
+    prompts = _prompts(chosen.prompts) if chosen and chosen.prompts else ()
+    samples = SampleSpec(
+        count=count or (chosen.count if chosen else 10_000), first_seed=first_seed,
+        labels=chosen.labels if chosen else "index mod classes",
+        prepare=str(chosen.images) if chosen and chosen.images else "none",
+        prompts_sha256=prompts_sha256(prompts) if prompts else "",
+    )  # fmt: skip
+    title = chosen.name if chosen and not own else slug(f"{reference.id}-{extractor.spec.id}")
+    protocol = Protocol(name=title, extractor=extractor.spec, samples=samples, reference=reference.spec)
+    return FrechetMeasure(
+        protocol, extractor, reference, preparation=chosen.images if chosen else None, prompts=prompts
     )
-    return Ruler(protocol, extractor, reference)
 
 
-def reference_of(chosen: ProtocolPreset) -> Reference:
-    """A protocol's reference statistics, which must match the hash that was recorded for them.
+def _made(chosen: OwnMeasure, reference: object, extractor: object, count: int | None, first_seed: int) -> Measure:
+    """The measure of a plugin that makes its own, on other samples where it has them."""
+    if reference is not None or extractor is not None:
+        raise UsageError(
+            f"the protocol {chosen.name} has its own way to measure; leave --reference and --extractor out"
+        )
+    offer = registry().find("protocols", chosen.name, COMMAND)
+    with blaming(f"protocol {chosen.name}", offer.origin, "fails"):
+        measure = chosen.make()
+    if not isinstance(measure, Measure):
+        raise DistillkitError(f"the protocol {chosen.name} ({offer.origin}) does not make a distillkit.Measure")
+    return measure.with_samples(count, first_seed)
+
+
+def _prompts(name: str) -> tuple[str, ...]:
+    """The prompts of a text file: a path, or a name in the evaluation folder.
 
     Raises:
-        DistillkitError: when they are missing, have no recorded hash (it is shown), or another one.
+        DistillkitError: when it is not there or holds none.
     """
-    if not chosen.reference.file:
-        return digits_reference()
-    path = evaluation_folder() / chosen.reference.file
-    if not path.is_file():
-        how = (
-            f"`distillkit protocols fetch {chosen.name}`, or place {chosen.reference.url} at {path}"
-            if chosen.reference.url
-            else f"`distillkit reference make --protocol {chosen.name} --data IMAGES --output {path}`"
-        )
-        raise DistillkitError(f"the reference statistics of {chosen.name} are not here. Get them by {how}")
-    key = "fd_dinov2" if chosen.extractor == "dinov2" else "fid"
-    reference = load_reference(path, name=chosen.reference.id, count=chosen.reference.count, key=key)
-    found, known = reference.spec.sha256, pinned(chosen.name)
-    if not known:
-        raise DistillkitError(
-            f"the reference statistics of {chosen.name} have no recorded hash yet. They hash to\n  {found}\n"
-            f"Compare it with a hash you trust, then record it: distillkit protocols pin {chosen.name} --sha256 {found}"
-        )
-    if found != known:
-        raise DistillkitError(
-            f"{path} is not the reference that was recorded:\n  recorded sha256 {known} ({lock_file()})\n"
-            f"  found sha256 {found}\nFigures against it would not be comparable; restore the file."
-        )
-    return reference
+    path = evaluation_folder() / Path(name).expanduser()
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DistillkitError(f"the prompts {path} cannot be read: {error}") from error
+    prompts = tuple(line.strip() for line in lines if line.strip())
+    if not prompts:
+        raise DistillkitError(f"{path} holds no prompts; it has one a line")
+    return prompts
 
 
-def pinned(name: str) -> str:
-    """The recorded hash of a protocol's reference numbers; empty if there is none.
-
-    Raises:
-        DistillkitError: when the lock file is damaged.
-    """
-    return str(read_recorded(lock_file(), str).get(name, ""))
-
-
-def pin(name: str, sha256: str) -> None:
-    """Record the hash of a protocol's reference numbers."""
-    write_json(lock_file(), read_recorded(lock_file(), str) | {name: sha256})
-
-
-def fetch_files(chosen: ProtocolPreset, reporter: Reporter, should_stop: Callable[[], int]) -> list[Path]:
-    """Download what a protocol needs and is not here: the Inception network (verified) and reference statistics.
-
-    Raises:
-        DistillkitError: when something cannot be had or has another hash.
-        Interrupted: after a signal.
-    """
-    wanted = [(chosen.reference.url, evaluation_folder() / chosen.reference.file, "")] if chosen.reference.url else []
-    if chosen.extractor.startswith("inception"):
-        wanted.insert(0, (INCEPTION_URL, evaluation_folder() / INCEPTION_FILE, INCEPTION_SHA256))
-    for url, path, expected in wanted:
-        if path.is_file():
-            continue
-        if offline():
-            raise DistillkitError(f"HF_HUB_OFFLINE forbids to download {url}; place it at {path}")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        download(url, path, reporter=reporter, expected_sha256=expected, should_stop=should_stop)
-    return [path for _, path, _ in wanted]
+def prompts_sha256(prompts: tuple[str, ...]) -> str:
+    """sha256 of the prompts in order, one a line, as UTF-8."""
+    return hashlib.sha256("".join(f"{prompt}\n" for prompt in prompts).encode()).hexdigest()

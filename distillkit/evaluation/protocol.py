@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from distillkit.data.decoding import Filter
 from distillkit.files import canonical_json
 
 INCEPTION_2015 = frozenset(
@@ -35,6 +36,16 @@ class ExtractorSpec(_Part):
     scale: str = Field("none", description="how features are normalised")
 
 
+class ImagePreparation(_Part):
+    """What is done to given images and to the reference's, before the extractor."""
+
+    resolution: int = Field(ge=1)
+    filter: Filter
+
+    def __str__(self) -> str:
+        return f"centre square, {self.filter} to {self.resolution}"
+
+
 class SampleSpec(_Part):
     """Which samples are drawn. Sample i has seed `first_seed` + i, whatever the batch, device or process."""
 
@@ -45,6 +56,9 @@ class SampleSpec(_Part):
     labels: Literal["index mod classes", "drawn after the noise", "none"] = "index mod classes"
     quantise: Literal["round half up in float32", "given", "none"] = "round half up in float32"
     prepare: str = Field("none", description="cropping and resizing of images before the extractor")
+    prompts_sha256: str = Field(
+        "", pattern=r"^([0-9a-f]{64})?$", description="of the protocol's prompts, one a line, which go round in turn"
+    )
 
 
 class ReferenceSpec(_Part):
@@ -76,8 +90,11 @@ class Protocol(_Part):
 
     @property
     def id(self) -> str:
-        """`p1-` and the first 16 hex digits of the sha256 of the canonical JSON without the name."""
+        """`p1-` and the first 16 hex digits of the sha256 of the canonical JSON without the name, and without prompts
+        where there are none."""
         body = self.model_dump(mode="json", exclude={"name"})
+        if not self.samples.prompts_sha256:
+            del body["samples"]["prompts_sha256"]
         return "p1-" + hashlib.sha256(canonical_json(body).encode()).hexdigest()[:16]
 
     @property

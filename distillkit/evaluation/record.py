@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -74,9 +75,14 @@ class Record(_Part):
     created: str = ""
     digest: str = Field("", description="sha256 of the rest")
 
+    @property
+    def figure(self) -> Figure:
+        """The protocol's own figure."""
+        return self.figures[self.label]
+
     def sealed(self) -> Record:
         """The record with its digest."""
-        return self.model_copy(update={"digest": digest_of(self)})
+        return self.model_copy(update={"digest": digest_of(self.model_dump(mode="json"))})
 
 
 class Quoted(_Part):
@@ -96,9 +102,10 @@ AnyRecord = Annotated[Record | Quoted, Field(discriminator="kind")]
 _ADAPTER: TypeAdapter[Record | Quoted] = TypeAdapter(AnyRecord)
 
 
-def digest_of(record: Record) -> str:
-    body = record.model_dump(mode="json", exclude={"digest"})
-    return hashlib.sha256(canonical_json(body).encode()).hexdigest()
+def digest_of(body: Mapping[str, Any]) -> str:
+    """sha256 of a record's JSON as it is written, without the digest: fields that came later leave it alone."""
+    rest = {key: value for key, value in body.items() if key != "digest"}
+    return hashlib.sha256(canonical_json(rest).encode()).hexdigest()
 
 
 def schema() -> dict[str, Any]:
@@ -123,7 +130,8 @@ def read_record(path: Path) -> Record | Quoted:
     if not path.is_file():
         raise UsageError(f"{path}: no such record")
     try:
-        record = _ADAPTER.validate_python(json.loads(path.read_text(encoding="utf-8")))
+        body = json.loads(path.read_text(encoding="utf-8"))
+        record = _ADAPTER.validate_python(body)
     except (ValidationError, ValueError, OSError) as error:
         first = error.errors()[0] if isinstance(error, ValidationError) else None
         reason = f"{'.'.join(map(str, first['loc']))}: {first['msg']}" if first else str(error).splitlines()[0]
@@ -135,7 +143,7 @@ def read_record(path: Path) -> Record | Quoted:
             f"{path}: refused: its protocol hashes to {record.protocol.id} ({record.protocol.label}), not to "
             f"{record.protocol_id} ({record.label}); it was edited"
         )
-    if digest_of(record) != record.digest:
+    if digest_of(body) != record.digest:
         raise DistillkitError(f"{path}: refused: it does not match its digest; it was edited after it was measured")
     return record
 

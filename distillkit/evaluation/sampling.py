@@ -1,9 +1,9 @@
-"""Samples that depend on their seeds alone: the same noise and labels for any batch size, device or process count."""
+"""Noise, conditions and counts of an evaluation: the same for any batch size, device or number of processes."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -11,41 +11,62 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from distillkit.contracts.condition import Condition
+from distillkit.contracts.codec import Content
+from distillkit.contracts.conditioner import Conditioner
 from distillkit.contracts.denoiser import Denoiser
-from distillkit.contracts.teacher import TeacherSpec
 from distillkit.errors import DistillkitError
 from distillkit.evaluation.protocol import SampleSpec
 
-Generate = Callable[[Tensor, Condition, list[int]], Tensor]
-"""(noise (B, C, H, W), condition, seeds) -> pixels (B, C, H, W) uint8."""
 
-
-def seeded_noise(seeds: list[int], shape: tuple[int, ...]) -> Tensor:
+def seeded_noise(seeds: Sequence[int], shape: tuple[int, ...]) -> Tensor:
     """(B, *shape) float32 standard normal, one CPU generator per seed: EDM's latents for the same seeds."""
     return torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
 
 
-def balanced_labels(indices: range, num_classes: int) -> Condition:
-    """Class labels index mod classes: exactly balanced, independent of batch size and processes."""
-    return Condition(labels=torch.tensor(list(indices)) % num_classes) if num_classes else Condition()
+def sobol_noise(numbers: range, shape: tuple[int, ...]) -> Tensor:
+    """(B, *shape) float32: evenly spread normal vectors, the Sobol points of these numbers through the quantile
+    function. The sequence's first point, which is zero, is left out."""
+    engine = torch.quasirandom.SobolEngine(math.prod(shape))
+    engine.fast_forward(numbers.start + 1)
+    points = engine.draw(len(numbers), dtype=torch.float64)
+    return torch.special.ndtri(points).float().reshape(len(numbers), *shape)
 
 
-def seeded_labels(seeds: list[int], shape: tuple[int, ...], num_classes: int) -> Condition:
-    """Class labels as EDM draws them: from each sample's generator, after its noise; only roughly balanced."""
-    if not num_classes:
-        return Condition()
+def keys_after_noise(seeds: Sequence[int], shape: tuple[int, ...], count: int) -> Tensor:
+    """Keys (B,) as EDM draws class labels: from each sample's generator, after its noise; only roughly balanced."""
     drawn = []
     for seed in seeds:
         generator = torch.Generator().manual_seed(seed)
         torch.randn(shape, generator=generator)
-        drawn.append(torch.randint(num_classes, (), generator=generator))
-    return Condition(labels=torch.stack(drawn))
+        drawn.append(torch.randint(max(count, 1), (), generator=generator))
+    return torch.stack(drawn)
+
+
+def inputs(
+    spec: SampleSpec, indices: range, shape: tuple[int, ...], conditioner: Conditioner, prompts: Tensor | None = None
+) -> tuple[Tensor, Tensor, list[int]]:
+    """Noise (B, *shape) and keys (B,), both on the CPU, and seeds of a protocol's samples at `indices`.
+
+    Args:
+        prompts: the keys of the protocol's own prompts, which go round in turn.
+    """
+    numbers = range(spec.first_seed + indices.start, spec.first_seed + indices.stop)
+    noise = sobol_noise(numbers, shape) if spec.rng == "sobol" else seeded_noise(numbers, shape)
+    if prompts is not None:
+        keys = prompts[torch.tensor(list(indices)) % len(prompts)]
+    elif spec.labels == "drawn after the noise":
+        keys = keys_after_noise(numbers, shape, conditioner.count)
+    else:
+        keys = conditioner.in_turn(indices)
+    return noise, keys, list(numbers)
 
 
 @contextmanager
 def count_evaluations(denoiser: Denoiser) -> Iterator[Callable[[], int]]:
-    """Count the samples that pass through a denoiser; yields a function that tells the number so far."""
+    """Count the samples that pass through a denoiser; yields a function that returns the number so far.
+
+    A guided evaluation passes twice as many samples, and so counts double.
+    """
     seen = 0
 
     def count(module: nn.Module, args: tuple[Any, ...]) -> None:
@@ -78,52 +99,21 @@ class Tally:
         return self.timed_samples / max(self.seconds, 1e-9)
 
 
-@torch.inference_mode()
-def sampled(
-    generate: Generate,
-    denoiser: Denoiser,
-    spec: TeacherSpec,
-    samples: SampleSpec,
-    device: torch.device,
-    batches: list[range],
-    tally: Tally,
-) -> Iterator[tuple[range, Tensor]]:
-    """Generate the protocol's samples at the indices of `batches`; yields (indices, pixels uint8) and keeps `tally`.
+def require_content(decoded: Tensor, content: Content) -> Tensor:
+    """Refuse what is not decoded: floats in [-1, 1] in the place of pixels would give a plausible and wrong figure.
 
     Raises:
-        DistillkitError: when a generator makes something else than uint8 pixels.
+        DistillkitError: naming what came instead.
     """
-    before = tally.evaluations
-    with count_evaluations(denoiser) as evaluations:
-        for batch in batches:
-            seeds = [samples.first_seed + index for index in batch]
-            noise = seeded_noise(seeds, spec.shape).to(device)
-            if samples.labels == "drawn after the noise":
-                condition = seeded_labels(seeds, spec.shape, spec.num_classes).to(device)
-            else:
-                condition = balanced_labels(batch, spec.num_classes).to(device)
-            began = time.perf_counter()
-            pixels = generate(noise, condition, seeds)
-            if device.type == "cuda":
-                torch.cuda.synchronize(device)
-            # The first batch pays for one-time set-up; it counts only if there is no other.
-            if batch != batches[0] or len(batches) == 1:
-                tally.seconds += time.perf_counter() - began
-                tally.timed_samples += len(seeds)
-            tally.samples += len(seeds)
-            tally.evaluations = before + evaluations()
-            yield batch, require_pixels(pixels)
-
-
-def require_pixels(pixels: Tensor) -> Tensor:
-    """Refuse anything but uint8 images: floats in [-1, 1] would give a plausible and wrong figure.
-
-    Raises:
-        DistillkitError: saying what came instead.
-    """
-    if pixels.dtype != torch.uint8 or pixels.dim() != 4:
+    wanted = {
+        "images": (torch.uint8, 4, "images (B, C, H, W) uint8"),
+        "video": (torch.uint8, 5, "video (B, C, T, H, W) uint8"),
+        "points": (torch.float32, 2, "points (B, D) float32"),
+    }
+    dtype, rank, name = wanted[content]
+    if decoded.dtype != dtype or decoded.dim() != rank:
         raise DistillkitError(
-            f"images of type {pixels.dtype} and shape {tuple(pixels.shape)} came where pixels (B, C, H, W) uint8 are "
-            "due; samples in [-1, 1] become pixels by Teacher.decode"
+            f"a generator gave {decoded.dtype} of shape {tuple(decoded.shape)} where {name} are measured; samples are "
+            "decoded by their codec"
         )
-    return pixels
+    return decoded

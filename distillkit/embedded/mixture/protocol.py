@@ -7,20 +7,20 @@ sequence through the normal quantile) through it: a quadrature, the same for eve
 from __future__ import annotations
 
 import hashlib
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor
 
-from distillkit.contracts.condition import Condition
-from distillkit.contracts.denoiser import Denoiser
-from distillkit.contracts.teacher import TeacherSpec
-from distillkit.evaluation.protocol import EstimatorSpec, ExtractorSpec, Protocol, ReferenceSpec, SampleSpec
-from distillkit.evaluation.sampling import Generate, count_evaluations
-from distillkit.evaluation.score import Score
+from distillkit.contracts.codec import Content
 from distillkit.embedded.mixture.teacher import MODES, RADIUS, SPREAD, means
+from distillkit.evaluation.extractor import FeatureExtractor
+from distillkit.evaluation.features import Kept
+from distillkit.evaluation.measure import Measure
+from distillkit.evaluation.protocol import EstimatorSpec, ExtractorSpec, Protocol, ReferenceSpec, SampleSpec
+from distillkit.evaluation.record import Figure
 
 POINTS, CELLS, HALF = 65_536, 64, 1.2
 """Noise vectors; cells along each side; half the side of the square, outside of which is one more cell."""
@@ -41,56 +41,55 @@ class Divergence:
     covered: int
 
 
-@dataclass(frozen=True)
-class DensityRuler:
-    """Measures generators of points as `Ruler` measures generators of images."""
+class PointCoordinates(FeatureExtractor):
+    """The points (B, 2) themselves, which are then counted in cells."""
 
-    protocol: Protocol
+    takes: ClassVar[tuple[Content, ...]] = ("points",)
 
-    def score(
-        self, generate: Generate, denoiser: Denoiser, spec: TeacherSpec, device: torch.device, *, batch: int = 500,
-        rank: int = 0, world: int = 1, advance: Callable[[int], None] = lambda n: None,
-    ) -> Score:  # fmt: skip
-        """Every process computes the whole, which takes a moment."""
-        points, nfe, speed = push(generate, denoiser, device)
-        advance(self.protocol.samples.count)
-        found = divergence(points)
-        protocol = self.protocol
-        return Score({"kl": found.kl}, nfe, speed, protocol.id, protocol.label, len(points))
+    def __init__(self) -> None:
+        super().__init__()
+        edges = grid_edges().numpy().astype("<f8").tobytes()
+        self.spec = ExtractorSpec(
+            id=f"points/{CELLS}x{CELLS}", weights_sha256=hashlib.sha256(edges).hexdigest(), dim=2,
+            input=f"points in the square of {-HALF:g} to {HALF:g}",
+        )  # fmt: skip
+
+    def forward(self, points: Tensor) -> Tensor:
+        return points
 
 
-def density_ruler() -> DensityRuler:
-    """The ruler for the embedded mixture."""
-    edges = grid_edges().numpy().astype("<f8").tobytes()
-    truth = torch.cat([means().flatten(), torch.tensor([SPREAD], dtype=torch.float64)]).numpy().astype("<f8").tobytes()
-    return DensityRuler(
-        Protocol(
-            name="mixture",
-            extractor=ExtractorSpec(
-                id=f"points/{CELLS}x{CELLS}", weights_sha256=hashlib.sha256(edges).hexdigest(), dim=2,
-                input=f"points in the square of {-HALF:g} to {HALF:g}",
+class MixtureMeasure(Measure):
+    """The Kullback-Leibler divergence from the embedded mixture: computed, so it has no sampling error."""
+
+    batch: ClassVar[int] = POINTS
+    metrics: ClassVar[tuple[str, ...]] = ("kl",)
+
+    def __init__(self) -> None:
+        numbers = torch.cat([means().flatten(), torch.tensor([SPREAD], dtype=torch.float64)]).numpy()
+        truth = hashlib.sha256(numbers.astype("<f8").tobytes()).hexdigest()
+        extractor = PointCoordinates()
+        super().__init__(
+            Protocol(
+                name="mixture",
+                extractor=extractor.spec,
+                samples=SampleSpec(count=POINTS, rng="sobol", labels="none", quantise="none"),
+                reference=ReferenceSpec(id="mixture/8", sha256=truth, count=MODES),
+                estimator=EstimatorSpec(metric="kl", version=1, ddof=0),
             ),
-            samples=SampleSpec(count=POINTS, rng="sobol", labels="none", quantise="none"),
-            reference=ReferenceSpec(id="mixture/8", sha256=hashlib.sha256(truth).hexdigest(), count=MODES),
-            estimator=EstimatorSpec(metric="kl", version=1, ddof=0),
+            extractor,
         )
-    )  # fmt: skip
 
+    def figures(self, kept: Kept, metrics: Sequence[str]) -> tuple[dict[str, Figure], list[str]]:
+        found, cells = divergence(kept.features.double()), self.extractor.spec.id
+        return {
+            self.protocol.label: Figure(value=found.kl, estimator="kl@1, computed"),
+            f"between[{cells}]": Figure(value=found.between, estimator="mass beyond 4 deviations@1, computed"),
+            f"covered[{cells}]": Figure(value=found.covered, estimator="modes with half their mass@1, computed"),
+        }, []
 
-@torch.inference_mode()
-def push(
-    generate: Generate, denoiser: Denoiser, device: torch.device, count: int = POINTS
-) -> tuple[Tensor, float, float]:
-    """The generator's points (N, 2) for evenly spread noise, its evaluations of a sample, and its samples/s."""
-    sobol = torch.quasirandom.SobolEngine(2).draw(count + 1, dtype=torch.float64)[1:]
-    noise = torch.special.ndtri(sobol).float()[:, :, None, None].to(device)
-    with count_evaluations(denoiser) as evaluations:
-        began = time.perf_counter()
-        made = generate(noise, Condition(), list(range(count)))
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        seconds = time.perf_counter() - began
-    return made.flatten(1).cpu().double(), evaluations() / count, count / seconds
+    def with_samples(self, count: int | None = None, first_seed: int | None = None) -> Self:
+        """Itself: the points of the quadrature are always the same ones, and pushing them takes a moment."""
+        return self
 
 
 def divergence(points: Tensor) -> Divergence:
@@ -133,16 +132,14 @@ def true_masses() -> Tensor:
     return torch.cat([cells, outside[None]]).clamp(min=1e-300)
 
 
-def picture(points: Tensor, size: int = 96) -> Tensor:
-    """A picture of the density of points (N, 2): (1, size, size) uint8, dark where there are many."""
-    edges = torch.linspace(-HALF, HALF, size + 1, dtype=torch.float64)
-    column = torch.bucketize(points.double().contiguous(), edges) - 1
-    inside = ((column >= 0) & (column < size)).all(1)
-    # Rows go down, the second coordinate goes up.
-    index = (size - 1 - column[inside, 1]) * size + column[inside, 0]
-    count = torch.bincount(index, minlength=size * size).double().view(1, size, size)
-    full = len(points) / (MODES * 2 * torch.pi * SPREAD**2) * (2 * HALF / size) ** 2
-    return (255 - 255 * (count / full).clamp(0, 1).sqrt()).to(torch.uint8)
+def offered_protocols() -> Mapping[str, Callable[[], Measure]]:
+    """What the plugin's hook for protocols returns."""
+    return {"mixture": MixtureMeasure}
+
+
+def offered_extractors() -> Mapping[str, Callable[[], FeatureExtractor]]:
+    """What the plugin's hook for extractors returns."""
+    return {"points": PointCoordinates}
 
 
 assert HALF > RADIUS + 4 * SPREAD, "the square holds the mixture"

@@ -1,0 +1,202 @@
+"""What is measured: generators of samples, and images that are given."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from pydantic import BaseModel
+from torch import Tensor
+
+from distillkit.contracts.codec import Codec, Content
+from distillkit.contracts.condition import Condition
+from distillkit.contracts.conditioner import Conditioner
+from distillkit.contracts.denoiser import Denoiser
+from distillkit.contracts.random import SampleRNG
+from distillkit.contracts.student import StudentGenerator
+from distillkit.contracts.teacher import Teacher
+from distillkit.data.files import ImageFiles
+from distillkit.data.stream import pixels_in_order
+from distillkit.diffusion.solvers import SolverName
+from distillkit.errors import DistillkitError
+from distillkit.evaluation.measure import Measure
+from distillkit.evaluation.protocol import SampleSpec
+from distillkit.evaluation.record import Subject
+from distillkit.evaluation.sampling import Tally, count_evaluations, inputs, require_content
+from distillkit.models.hashes import content_hash
+from distillkit.registry import registry
+
+Generate = Callable[[Tensor, Condition, list[int]], Tensor]
+"""(noise (B, ...), condition, seeds) -> decoded samples (B, ...)."""
+
+AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class Candidate(Protocol):
+    """Something that can be measured."""
+
+    @property
+    def subject(self) -> Subject: ...
+
+    @property
+    def content(self) -> Content: ...
+
+    def samples_of(self, spec: SampleSpec) -> SampleSpec:
+        """Which samples it gives where a protocol asks for `spec`."""
+
+    def identity(self) -> Mapping[str, Any]:
+        """Everything that its samples depend on, besides noise and conditions; what is cached is found by it."""
+
+    def draw(self, measure: Measure, batches: Sequence[range], device: torch.device, tally: Tally) -> Iterator[Tensor]:
+        """The decoded samples at the indices of `batches`; keeps `tally`."""
+
+
+@dataclass(frozen=True)
+class Generator:
+    """A generator of samples.
+
+    Args:
+        subject: what the record says of it.
+        generate: from noise, conditions and seeds to decoded samples.
+        denoiser: its network, whose evaluations are counted.
+        shape: of its noise, without the batch.
+    """
+
+    subject: Subject
+    generate: Generate
+    denoiser: Denoiser
+    conditioner: Conditioner
+    codec: Codec
+    shape: tuple[int, ...]
+
+    @property
+    def content(self) -> Content:
+        return self.codec.content
+
+    def samples_of(self, spec: SampleSpec) -> SampleSpec:
+        labels = spec.labels if spec.labels != "none" else "index mod classes"
+        return spec.model_copy(update={"labels": labels if self.conditioner.count else "none"})
+
+    def identity(self) -> Mapping[str, Any]:
+        subject, schedule = self.subject, self.denoiser.schedule
+        return {
+            "weights": subject.weights_sha256 or content_hash(self.denoiser.state_dict()),
+            "network": dict(self.denoiser.description or {}) or _class_name(self.denoiser),
+            "schedule": {"class": _class_name(schedule), **schedule.model_dump(mode="json")},
+            "conditioner": described("conditioners", self.conditioner),
+            "codec": described("codecs", self.codec),
+            "shape": list(self.shape),
+            "sampler": subject.sampler,
+            "guidance": subject.guidance,
+            "precision": subject.precision,
+        }
+
+    @torch.inference_mode()
+    def draw(self, measure: Measure, batches: Sequence[range], device: torch.device, tally: Tally) -> Iterator[Tensor]:
+        prompts = self.conditioner.parse(measure.prompts) if measure.prompts else None
+        dtype, before = AUTOCAST.get(self.subject.precision), tally.evaluations
+        with count_evaluations(self.denoiser) as evaluations:
+            for batch in batches:
+                noise, keys, seeds = inputs(measure.protocol.samples, batch, self.shape, self.conditioner, prompts)
+                condition = self.conditioner.encode(keys).to(device)
+                began = time.perf_counter()
+                with torch.autocast(device.type, dtype) if dtype else contextlib.nullcontext():
+                    decoded = self.generate(noise.to(device), condition, seeds)
+                if device.type == "cuda":
+                    torch.cuda.synchronize(device)
+                # The first batch pays for one-time set-up; it counts only if there is no other.
+                if batch != batches[0] or len(batches) == 1:
+                    tally.seconds += time.perf_counter() - began
+                    tally.timed_samples += len(seeds)
+                tally.samples += len(seeds)
+                tally.evaluations = before + evaluations()
+                yield require_content(decoded, self.content)
+
+
+def student_generator(student: StudentGenerator, conditioner: Conditioner, codec: Codec, subject: Subject) -> Generator:
+    """A student as what is measured; its fresh noise between evaluations depends on the samples' seeds."""
+
+    def generate(noise: Tensor, condition: Condition, seeds: list[int]) -> Tensor:
+        def renoise(k: int) -> Tensor:
+            return SampleRNG(0).normal(f"renoise/{k}", 0, seeds, noise.shape[1:]).to(noise.device)
+
+        return codec.decode(_finite(student(noise, condition, renoise), subject))
+
+    subject = subject.model_copy(update={"sampler": described("samplers", student.sampler)})
+    return Generator(subject, generate, student.denoiser, conditioner, codec, student.shape)
+
+
+def teacher_generator(
+    teacher: Teacher, steps: int | None = None, guidance: float = 1.0, solver: SolverName | None = None,
+    precision: str = "fp32",
+) -> Generator:  # fmt: skip
+    """A teacher with its solver as what is measured.
+
+    Args:
+        steps, solver: the teacher's own where None.
+        guidance: weight of classifier-free guidance.
+        precision: "fp32", "bf16" or "fp16", of the network.
+    """
+    spec = teacher.spec
+    steps, solver = steps or spec.solver_steps, solver or spec.solver
+    title = {"heun": "Heun", "euler": "Euler", "ddim": "DDIM"}[solver]
+    subject = Subject(
+        kind="teacher", name=f"{spec.name}, {steps} {title} step{'' if steps == 1 else 's'}",
+        weights_sha256=spec.weights_sha256 or content_hash(teacher.denoiser.state_dict()), teacher=spec.name,
+        sampler={"kind": solver, "steps": steps}, guidance=guidance, precision=precision,
+    )  # fmt: skip
+
+    def generate(noise: Tensor, condition: Condition, seeds: list[int]) -> Tensor:
+        made = teacher.sample(noise, condition, steps=steps, solver=solver, guidance=guidance)
+        return teacher.codec.decode(_finite(made, subject))
+
+    return Generator(subject, generate, teacher.denoiser, teacher.conditioner, teacher.codec, teacher.spec.shape)
+
+
+def described(kind: str, part: BaseModel) -> dict[str, Any]:
+    """A sampler, conditioner or codec as data: its description, or its class and fields where no plugin offers it."""
+    return registry().describe(kind, part) or {"class": _class_name(part), **part.model_dump(mode="json")}
+
+
+def _class_name(value: object) -> str:
+    return f"{type(value).__module__}.{type(value).__qualname__}"
+
+
+def _finite(samples: Tensor, subject: Subject) -> Tensor:
+    # Decoding would turn NaN into black without a word.
+    if not torch.isfinite(samples).all():
+        raise DistillkitError(f"{subject.name or subject.kind} gives NaN or infinity instead of samples")
+    return samples
+
+
+@dataclass(frozen=True)
+class GivenImages:
+    """Images of a folder, a zip or a parquet file, which are measured as they are."""
+
+    subject: Subject
+    files: ImageFiles
+
+    @property
+    def content(self) -> Content:
+        return "images"
+
+    def samples_of(self, spec: SampleSpec) -> SampleSpec:
+        return SampleSpec(
+            count=min(spec.count, len(self.files)), rng="given images", noise="none", labels="none", quantise="given",
+            prepare=spec.prepare,
+        )  # fmt: skip
+
+    def identity(self) -> Mapping[str, Any]:
+        return {"images": self.files.fingerprint}
+
+    def draw(self, measure: Measure, batches: Sequence[range], device: torch.device, tally: Tally) -> Iterator[Tensor]:
+        resize = {}
+        if preparation := measure.preparation:
+            resize = {"resolution": preparation.resolution, "filter_name": preparation.filter}
+        for pixels in pixels_in_order(self.files, batches, **resize):
+            tally.samples += len(pixels)
+            yield require_content(pixels.to(device), "images")

@@ -1,0 +1,153 @@
+"""Measures: a loaded protocol, which turns the features of samples into figures."""
+
+from __future__ import annotations
+
+import copy
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import ClassVar, Self
+
+from distillkit.errors import UsageError
+from distillkit.evaluation.extractor import FeatureExtractor
+from distillkit.evaluation.features import GROUPS, Kept, groups_of, moments_of
+from distillkit.evaluation.frechet import Jackknife, distance_to, without
+from distillkit.evaluation.kernel import inception_score, kernel_distance
+from distillkit.evaluation.neighbours import manifolds, memorisation
+from distillkit.evaluation.protocol import ImagePreparation, Protocol
+from distillkit.evaluation.record import Figure
+from distillkit.evaluation.reference import Reference
+
+
+class Measure(ABC):
+    """A protocol with what it needs to be applied. A plugin offers its own by the hook `distillkit_protocols`.
+
+    Attributes:
+        batch: samples that are generated in one pass, where nothing else is asked for.
+        metrics: names of the metrics that it has, its own first.
+
+    Args:
+        protocol: everything that can change its figures.
+        extractor: the network that the protocol names.
+        preparation: what is done to given images before the extractor.
+        prompts: the protocol's own; conditions are made of them, in turn.
+    """
+
+    batch: ClassVar[int] = 500
+    metrics: ClassVar[tuple[str, ...]] = ("fd",)
+
+    def __init__(
+        self, protocol: Protocol, extractor: FeatureExtractor, *, preparation: ImagePreparation | None = None,
+        prompts: Sequence[str] = (),
+    ) -> None:  # fmt: skip
+        self.protocol, self.extractor = protocol, extractor
+        self.preparation, self.prompts = preparation, tuple(prompts)
+
+    @abstractmethod
+    def figures(self, kept: Kept, metrics: Sequence[str]) -> tuple[dict[str, Figure], list[str]]:
+        """All figures of the features that were kept, the protocol's own under its label, and remarks beside them.
+
+        Raises:
+            UsageError: for a metric that needs what is not there.
+        """
+
+    def row(self, metrics: Sequence[str]) -> int:
+        """Numbers that are kept of a sample: its features, and class probabilities behind them where a metric needs
+        them.
+
+        Raises:
+            UsageError: for a metric that is unknown or that the extractor cannot serve.
+        """
+        if unknown := [metric for metric in metrics if metric not in self.metrics]:
+            raise UsageError(f"unknown metric {unknown[0]!r}; {self.protocol.name} has {', '.join(self.metrics)}")
+        return self.extractor.spec.dim
+
+    def with_protocol(self, protocol: Protocol) -> Self:
+        """The same with another protocol of the same extractor and reference."""
+        other = copy.copy(self)
+        other.protocol = protocol
+        return other
+
+    def with_samples(self, count: int | None = None, first_seed: int | None = None) -> Self:
+        """The same on another number of samples or other seeds, which is another protocol; None leaves them."""
+        given = {"count": count, "first_seed": first_seed}
+        samples = self.protocol.samples.model_copy(update={k: v for k, v in given.items() if v is not None})
+        return self.with_protocol(self.protocol.model_copy(update={"samples": samples}))
+
+
+class FrechetMeasure(Measure):
+    """The Fréchet distance between features of samples and of a reference, and what is told from the same features.
+
+    Metrics: fd, the Fréchet distance; kid, the kernel distance; prdc: precision, recall, density and coverage; is, the
+    Inception score; memorisation, distances to the nearest neighbour.
+
+    Args:
+        reference: the statistics that the protocol names.
+    """
+
+    metrics: ClassVar[tuple[str, ...]] = ("fd", "kid", "prdc", "is", "memorisation")
+
+    def __init__(
+        self, protocol: Protocol, extractor: FeatureExtractor, reference: Reference, *,
+        preparation: ImagePreparation | None = None, prompts: Sequence[str] = (),
+    ) -> None:  # fmt: skip
+        super().__init__(protocol, extractor, preparation=preparation, prompts=prompts)
+        self.reference = reference
+
+    def row(self, metrics: Sequence[str]) -> int:
+        dim = super().row(metrics)
+        if "is" in metrics and not self.extractor.classes:
+            raise UsageError(f"the metric 'is' needs class probabilities, and {self.extractor.spec.id} has none")
+        if self._beside(metrics) and self.reference.features is None:
+            raise UsageError(
+                f"{', '.join(self._beside(metrics))} need the reference's features, and {self.reference.id} has "
+                "moments only; make a reference with `distillkit reference make --keep-features`"
+            )
+        return dim + (self.extractor.classes if "is" in metrics else 0)
+
+    @staticmethod
+    def _beside(metrics: Sequence[str]) -> list[str]:
+        return [metric for metric in metrics if metric not in ("fd", "is")]
+
+    def figures(self, kept: Kept, metrics: Sequence[str]) -> tuple[dict[str, Figure], list[str]]:
+        figures, remarks = {self.protocol.label: frechet_figure(kept, self.reference)}, []
+        count, dim, name = len(kept), kept.dim, self.extractor.spec.id
+        if count <= dim:
+            remarks.append(
+                f"{count:,} samples span at most {count - 1:,} of {dim:,} dimensions: the covariance is singular and "
+                "the distance strongly biased"
+            )
+        if self._beside(metrics) and (real := self.reference.features) is not None:
+            generated, n = kept.features, f"{count}/{len(real)}"
+            if "kid" in metrics:
+                distance = kernel_distance(generated, real)
+                figures[f"KD[{name}]-{n}"] = Figure(value=distance, estimator="kernel-cubic-full@1")
+            if "prdc" in metrics:
+                found = manifolds(generated, real)
+                for key in ("precision", "recall", "density", "coverage"):
+                    figures[f"{key}[{name}]-{n}"] = Figure(value=getattr(found, key), estimator="neighbours-k3@1")
+            if "memorisation" in metrics:
+                nearest = memorisation(generated, real)
+                figures[f"memorisation[{name}]-{n}"] = Figure(value=nearest, estimator="nearest@1")
+        if "is" in metrics:
+            value, _ = inception_score(kept.probabilities)
+            figures[f"IS[{name}]-{count}"] = Figure(value=value, estimator="one split@1")
+        return figures, remarks
+
+
+def frechet_figure(kept: Kept, reference: Reference) -> Figure:
+    """The Fréchet distance with its terms, its jackknife standard error and the value without the bias of order 1/N."""
+    dim, count = kept.dim, len(kept)
+    whole = moments_of(kept.rows, dim)
+    distance = distance_to(whole.mean, whole.covariance, reference.mean, reference.root)
+    terms = {"mean": distance.mean_term, "covariance": distance.covariance_term}
+    if count < 2 * GROUPS:
+        return Figure(value=distance.value, estimator="frechet@1", terms=terms)
+    groups, left_out = groups_of(count), []
+    for group in range(GROUPS):
+        rest = without(whole, moments_of(kept.rows, dim, groups == group))
+        left_out.append(distance_to(rest.mean, rest.covariance, reference.mean, reference.root).value)
+    jackknife = Jackknife(distance.value, tuple(left_out))
+    return Figure(
+        value=jackknife.value, estimator="frechet@1", standard_error=jackknife.standard_error,
+        corrected=jackknife.corrected, leave_one_out=jackknife.leave_one_out, terms=terms,
+    )  # fmt: skip

@@ -1,0 +1,92 @@
+"""The files that protocols need and that do not ship: reference statistics and networks, verified before they are used.
+
+The hash of reference numbers is recorded once, by the user who trusts it, in `lock.json`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from distillkit.downloads import download, offline
+from distillkit.errors import DistillkitError
+from distillkit.evaluation.extractor import INCEPTION_FILE, INCEPTION_SHA256, INCEPTION_URL, evaluation_folder
+from distillkit.evaluation.reference import Reference, load_reference
+from distillkit.files import read_recorded, write_json
+from distillkit.progress import Reporter
+
+if TYPE_CHECKING:
+    from distillkit.evaluation.presets import ProtocolPreset
+
+
+def lock_file() -> Path:
+    """The recorded hashes of reference numbers, by protocol."""
+    return evaluation_folder() / "lock.json"
+
+
+def reference_of(chosen: ProtocolPreset) -> Reference:
+    """A protocol's reference statistics, which must match the hash that was recorded for them.
+
+    Raises:
+        DistillkitError: when they are missing, have no recorded hash (it is shown), or another one.
+    """
+    wanted = chosen.reference
+    if wanted.load is not None:
+        return wanted.load()
+    path = evaluation_folder() / wanted.file
+    if not path.is_file():
+        how = (
+            f"`distillkit protocols fetch {chosen.name}`, or place {wanted.url} at {path}"
+            if wanted.url
+            else f"`distillkit reference make --protocol {chosen.name} --data IMAGES --output {path}`"
+        )
+        raise DistillkitError(f"the reference statistics of {chosen.name} are not here. Get them by {how}")
+    key = "fd_dinov2" if chosen.extractor == "dinov2" else "fid"
+    reference = load_reference(path, name=wanted.id, count=wanted.count, key=key)
+    found, known = reference.spec.sha256, pinned(chosen.name)
+    if not known:
+        raise DistillkitError(
+            f"the reference statistics of {chosen.name} have no recorded hash yet. They hash to\n  {found}\n"
+            f"Compare it with a hash you trust, then record it: distillkit protocols pin {chosen.name} --sha256 {found}"
+        )
+    if found != known:
+        raise DistillkitError(
+            f"{path} is not the reference that was recorded:\n  recorded sha256 {known} ({lock_file()})\n"
+            f"  found sha256 {found}\nFigures against it would not be comparable; restore the file."
+        )
+    return reference
+
+
+def pinned(name: str) -> str:
+    """The recorded hash of a protocol's reference numbers; empty if there is none.
+
+    Raises:
+        DistillkitError: when the lock file is damaged.
+    """
+    return str(read_recorded(lock_file(), str).get(name, ""))
+
+
+def pin(name: str, sha256: str) -> None:
+    """Record the hash of a protocol's reference numbers."""
+    write_json(lock_file(), read_recorded(lock_file(), str) | {name: sha256})
+
+
+def fetch_files(chosen: ProtocolPreset, reporter: Reporter, should_stop: Callable[[], int]) -> list[Path]:
+    """Download what a protocol needs and is not here: the Inception network (verified) and reference statistics.
+
+    Raises:
+        DistillkitError: when something cannot be had or has another hash.
+        Interrupted: after a signal.
+    """
+    wanted = [(chosen.reference.url, evaluation_folder() / chosen.reference.file, "")] if chosen.reference.url else []
+    if chosen.extractor.startswith("inception"):
+        wanted.insert(0, (INCEPTION_URL, evaluation_folder() / INCEPTION_FILE, INCEPTION_SHA256))
+    for url, path, expected in wanted:
+        if path.is_file():
+            continue
+        if offline():
+            raise DistillkitError(f"HF_HUB_OFFLINE forbids to download {url}; place it at {path}")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        download(url, path, reporter=reporter, expected_sha256=expected, should_stop=should_stop)
+    return [path for _, path, _ in wanted]

@@ -1,0 +1,97 @@
+"""The teacher's own figures, which need not be measured twice: kept under the hash of all that they depend on."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.utils import gather_object
+from pydantic import ValidationError
+
+from distillkit.contracts.teacher import Teacher
+from distillkit.diffusion.solvers import SolverName
+from distillkit.errors import DistillkitError
+from distillkit.evaluation.generator import Generator, teacher_generator
+from distillkit.evaluation.measure import Measure
+from distillkit.evaluation.pipeline import fitted, measure
+from distillkit.evaluation.record import Record, read_record, write_record
+from distillkit.evaluation.sampling import inputs
+from distillkit.files import cache_folder, canonical_json
+from distillkit.progress import Reporter
+
+TIMED = 256
+"""Samples whose generation is timed where a figure is not measured anew."""
+
+
+def teacher_record(
+    teacher: Teacher,
+    protocol: Measure,
+    *,
+    device: torch.device,
+    steps: int | None = None,
+    guidance: float = 1.0,
+    solver: SolverName | None = None,
+    batch: int | None = None,
+    rank: int = 0,
+    world: int = 1,
+    reporter: Reporter | None = None,
+    should_stop: Callable[[], int] = lambda: 0,
+    fresh: bool = False,
+) -> Record:
+    """The teacher's record under a protocol, by default with its own solver and number of steps.
+
+    The figures are measured once, or come with the teacher; the speed is measured here and now.
+
+    Args:
+        fresh: measure anew, whatever there is.
+    """
+    generator = teacher_generator(teacher, steps, guidance, solver)
+    key = record_key(generator, protocol)
+    kept = None if fresh else _kept(key, teacher.records)
+    if world > 1 and not all(gather_object([kept is not None])):
+        kept = None
+    if kept is not None:
+        return kept.model_copy(update={"images_per_second": samples_per_second(generator, protocol, device)})
+    record = measure(
+        generator, protocol, device=device, batch=batch, rank=rank, world=world, reporter=reporter,
+        should_stop=should_stop, folder=cache_folder() / "evaluations",
+    )  # fmt: skip
+    return write_record(_path(key), record) if rank == 0 else record
+
+
+def record_key(generator: Generator, protocol: Measure) -> str:
+    """Hash of all that a generator's record depends on: weights, network, schedule, conditioner, codec, shape, solver,
+    steps, guidance, precision, and the protocol."""
+    identity = {"of": generator.identity(), "protocol": fitted(generator, protocol).protocol.id}
+    return hashlib.sha256(canonical_json(identity).encode()).hexdigest()[:16]
+
+
+def _path(key: str) -> Path:
+    return cache_folder() / "records" / f"{key}.json"
+
+
+def _kept(key: str, shipped: Mapping[str, Any]) -> Record | None:
+    """A record that comes with the teacher or was measured before; what cannot be read is measured anew."""
+    try:
+        found = Record.model_validate(shipped[key]) if key in shipped else read_record(_path(key))
+    except (DistillkitError, ValidationError):
+        return None
+    return found if isinstance(found, Record) else None
+
+
+@torch.inference_mode()
+def samples_per_second(generator: Generator, protocol: Measure, device: torch.device, count: int = TIMED) -> float:
+    """Speed of generation, after a short warm-up."""
+    samples = fitted(generator, protocol).protocol.samples
+    noise, keys, seeds = inputs(samples, range(count), generator.shape, generator.conditioner)
+    noise, condition, few = noise.to(device), generator.conditioner.encode(keys).to(device), slice(0, 8)
+    generator.generate(noise[few], condition.select(few), seeds[few])
+    began = time.perf_counter()
+    generator.generate(noise, condition, seeds)
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return count / (time.perf_counter() - began)
