@@ -65,9 +65,16 @@ class Live:
 
     def __init__(self, console: Console) -> None:
         self.console = console
+        self._progress: Progress | None = None
 
     @contextmanager
     def task(self, title: str, total: int, unit: str, done: int = 0) -> Iterator[Task]:
+        if self._progress is not None:
+            # A terminal has one live display: a job within a job is one more bar of it.
+            bar = self._progress.add_task(title, total=total, completed=done, unit=unit, remark="")
+            yield _Bar(self._progress, bar)
+            self._progress.remove_task(bar)
+            return
         columns = (
             TextColumn("{task.description}"),
             BarColumn(bar_width=20),
@@ -75,9 +82,12 @@ class Live:
             TimeRemainingColumn(elapsed_when_finished=True),
             TextColumn("[dim]{task.fields[remark]}"),
         )
-        with Progress(*columns, console=self.console, speed_estimate_period=60) as progress:
-            bar = progress.add_task(title, total=total, completed=done, unit=unit, remark="")
-            yield _Bar(progress, bar)
+        try:
+            with Progress(*columns, console=self.console, speed_estimate_period=60) as self._progress:
+                bar = self._progress.add_task(title, total=total, completed=done, unit=unit, remark="")
+                yield _Bar(self._progress, bar)
+        finally:
+            self._progress = None
 
     def say(self, message: str) -> None:
         self.console.print(escape(message), highlight=False, soft_wrap=True)
