@@ -1,33 +1,47 @@
-"""The method: its settings, its presets, its objective and its recipe."""
+"""The method: its settings and its recipe."""
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Any
 
-from pydantic import Field
-from torch import Tensor
+import yaml
+from pydantic import BeforeValidator, Field
 
-from distillkit import Method, MethodConfig, Objective, Preset, Recipe, Step, StudentGenerator, Teacher
-from distillkit.diffusion import Distance, l2, pseudo_huber
+from distillkit import (
+    Denoiser,
+    Method,
+    MethodConfig,
+    OneStep,
+    Recipe,
+    StudentGenerator,
+    Teacher,
+    UsageError,
+    build_denoiser,
+    changed_network,
+)
+from distillkit.parts import DistanceName, Regression, distance_for
+from distillkit_kd.presets import PRESETS
 
 
-class TrajectoryEndpoint(Objective):
-    """distance(G(z, c), y) on noise-image pairs (z, c, y) of the teacher's ODE (Luhman & Luhman 2021, Eq. 6)."""
-
-    needs = ("pairs", "pair_samples")
-
-    def __init__(self, distance: Distance) -> None:
-        super().__init__()
-        self.distance = distance
-
-    def __call__(self, step: Step) -> Tensor:
-        return self.distance(step.pair_samples, step.pairs.sample).mean()
+def read_mapping(value: Any) -> Any:
+    """A mapping from text as the command line has it, YAML or JSON; other values pass through to pydantic."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise ValueError("it is neither YAML nor JSON") from error
 
 
 class KDConfig(MethodConfig):
     """Settings of knowledge distillation."""
 
-    distance: Literal["l2", "pseudo-huber"] = Field("l2", description="distance to the teacher's sample")
+    distance: DistanceName = Field("l2", description="distance to the teacher's sample")
+    student_network: Annotated[dict[str, Any] | None, BeforeValidator(read_mapping)] = Field(
+        None,
+        description="changes to the arguments of the teacher's network for another student, which starts with fresh "
+        "weights, such as '{model_channels: 16}'; the teacher's network and weights if none",
+    )
 
 
 class KnowledgeDistillation(Method):
@@ -35,42 +49,26 @@ class KnowledgeDistillation(Method):
 
     name = "kd"
     Config = KDConfig
-    presets = (
-        Preset(
-            name="digits",
-            teachers=("digits",),
-            training={
-                "batch": 64,
-                "lr": 1e-3,
-                "lr_schedule": "cosine",
-                "warmup": "2k",
-                "duration": "128k",
-                "ema_halflife": "3k",
-                "checkpoint_every": "16k",
-                "sample_every": "16k",
-                "evaluate_every": "32k",
-            },
-            pairs={"count": 4096},
-            source="chosen for two CPU cores and five minutes",
-        ),
-        Preset(
-            name="mixture",
-            teachers=("mixture",),
-            training={"batch": 256, "lr": 1e-3, "lr_schedule": "cosine", "duration": "500k", "ema_halflife": "10k",
-                      "log_every": "10k", "checkpoint_every": "100k", "sample_every": "100k", "evaluate_every": "50k"},
-            pairs={"count": 4096},
-            source="chosen for seconds on a CPU core",
-        ),
-        Preset(
-            name="cifar10",
-            teachers=("edm-cifar10-*",),
-            training={"batch": 256, "lr": 2e-4, "duration": "51.2M", "ema_halflife": "500k", "log_every": "25k",
-                      "checkpoint_every": "2M", "sample_every": "2M", "evaluate_every": "10M"},
-            pairs={"count": 1_000_000, "steps": 18},
-            source="Luhman & Luhman 2021: a million pairs; the rest chosen here, untuned",
-        ),
-    )  # fmt: skip
+    presets = PRESETS
+    examples = ({"distance": "l1"}, {"distance": "pseudo-huber"}, {"student_network": {}})
 
     def recipe(self, teacher: Teacher, config: KDConfig) -> Recipe:
-        distance = {"l2": l2, "pseudo-huber": pseudo_huber}[config.distance]
-        return Recipe(StudentGenerator.from_teacher(teacher), [TrajectoryEndpoint(distance)])
+        denoiser = teacher.copy_denoiser()
+        if config.student_network is not None:
+            denoiser = other_network(denoiser, config.student_network)
+        student = StudentGenerator(denoiser, OneStep(), teacher.spec.shape)
+        return Recipe(student, [Regression(distance_for(teacher, config.distance))])
+
+
+def other_network(denoiser: Denoiser, changes: dict[str, Any]) -> Denoiser:
+    """A network with other arguments than this denoiser's, and fresh weights.
+
+    Raises:
+        UsageError: where the denoiser does not say how it was built, or has no such argument.
+    """
+    if denoiser.description is None:
+        raise UsageError(
+            f"student_network: the network {type(denoiser).__name__} does not say how it was built, so no other can be "
+            "built like it; its teacher needs `build_denoiser`"
+        )
+    return build_denoiser(changed_network(denoiser.description, changes)).eval()

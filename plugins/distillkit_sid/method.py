@@ -1,19 +1,23 @@
-"""The method: its settings, its presets and its recipe."""
+"""The method: its settings and its recipe."""
 
 from __future__ import annotations
 
+import torch
 from pydantic import Field
 
-from distillkit import Method, MethodConfig, OneStep, OptimizerConfig, Preset, Recipe, StudentGenerator, Teacher
-from distillkit_sid.fake_score import FakeScore
+from distillkit import Method, MethodConfig, OneStep, Recipe, StudentGenerator, Teacher
+from distillkit.parts import FakeScore, lognormal_levels, own_rate
+from distillkit_sid.presets import PRESETS
 from distillkit_sid.score_identity import ScoreIdentity
+
+START_RATIO = 2.5
+"""sigma_init, the noise-to-signal ratio at which the student is evaluated (Zhou et al. 2024, section 4.1)."""
 
 
 class SiDConfig(MethodConfig):
     """Settings of SiD."""
 
     alpha: float = Field(1.2, ge=0, le=2, description="alpha of the loss: 1 leaves the squared difference out")
-    sigma_init: float = Field(2.5, gt=0, description="noise level at which the student starts, in data units")
     largest: float = Field(0.8, gt=0, le=1, description="largest noise level of the loss, as a share of the grid")
     guidance: float = Field(1.0, ge=0, description="guidance weight w of the teacher: uncond + w (cond - uncond)")
     fake_lr: float | None = Field(
@@ -26,37 +30,13 @@ class SiD(Method):
 
     name = "sid"
     Config = SiDConfig
-    presets = (
-        Preset(
-            name="digits",
-            teachers=("digits",),
-            training={"batch": 64, "lr": 2e-4, "beta1": 0.0, "optimizer": "adam", "weight_decay": 0.0,
-                      "lr_schedule": "cosine", "warmup": "2k", "duration": "64k", "ema_halflife": "3k",
-                      "checkpoint_every": "8k", "sample_every": "8k", "evaluate_every": "16k"},
-            source="chosen for two CPU cores and five minutes",
-        ),
-        Preset(
-            name="mixture",
-            teachers=("mixture",),
-            settings={"alpha": 1.0},
-            training={"batch": 64, "lr": 1e-3, "lr_schedule": "cosine", "duration": "150k", "ema_halflife": "10k",
-                      "log_every": "10k", "checkpoint_every": "100k", "sample_every": "100k", "evaluate_every": "50k"},
-            source="chosen for seconds on a CPU core",
-        ),
-        Preset(
-            name="cifar10",
-            teachers=("edm-cifar10-*",),
-            training={"batch": 256, "lr": 1e-5, "beta1": 0.0, "optimizer": "adam", "weight_decay": 0.0,
-                      "duration": "300M", "ema_halflife": "500k", "log_every": "50k", "checkpoint_every": "2M",
-                      "sample_every": "2M", "evaluate_every": "10M"},
-            source="Zhou et al. 2024, Table 6, as recalled",
-        ),
-    )  # fmt: skip
+    presets = PRESETS
+    examples = ({"alpha": 1.0, "largest": 1.0}, {"guidance": 2.0}, {"fake_lr": 1e-3})
 
     def recipe(self, teacher: Teacher, config: SiDConfig) -> Recipe:
-        student = StudentGenerator.from_teacher(teacher, OneStep(sigma=config.sigma_init))
-        fake = FakeScore.from_teacher(
-            teacher, optimizer=None if config.fake_lr is None else OptimizerConfig(lr=config.fake_lr, beta1=0.0)
-        )
+        start = teacher.schedule.at(torch.tensor([START_RATIO], dtype=torch.float64)).item()
+        student = StudentGenerator.from_teacher(teacher, OneStep(t=start))
+        levels = lognormal_levels(teacher.schedule)
+        fake = FakeScore(teacher.copy_denoiser(), levels, optimizer=own_rate(config.fake_lr))
         objective = ScoreIdentity(teacher, fake, alpha=config.alpha, largest=config.largest, guidance=config.guidance)
-        return Recipe(student, [objective], [fake])
+        return Recipe(student, [objective], [fake], guidance=config.guidance)
