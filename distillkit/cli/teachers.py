@@ -70,7 +70,8 @@ def teachers(ctx: typer.Context) -> None:
 def whereabouts(reference: Reference) -> str:
     """Where a teacher is: with its package, in the cache, or to be downloaded, and how large."""
     if not reference.available:
-        return f"to fetch: {reference.bytes / 1e9:.1f} GB"
+        size = reference.download_bytes
+        return "to fetch" if size is None else f"to fetch: {size / 1e9:.1f} GB"
     return "cache" if reference.card and reference.card.url else "package"
 
 
@@ -91,7 +92,7 @@ def show(name: Annotated[str, typer.Argument(help="Name, folder, file or hf:ORG/
 
     out, reference = console(), resolve(name)
     here = reference.available
-    teacher = reference.load(reporter_for(), lambda: 0) if here else reference.skeleton()
+    teacher = reference.skeleton(reporter_for())
     spec, schedule, card = teacher.spec, teacher.schedule, reference.card
     parameters = sum(p.numel() for p in teacher.denoiser.parameters()) or (card.parameters if card else 0)
     decoded = " x ".join(map(str, teacher.codec.decoded_shape(spec.shape)))

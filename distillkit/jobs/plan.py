@@ -38,7 +38,9 @@ def plan_rows(plan: Plan) -> tuple[Distillation, Rows]:
     if teacher is None:
         reference = resolve(plan.config.teacher)
         if not reference.available:
-            teacher, remark = reference.skeleton(), f"to be downloaded: {_bytes(reference.bytes)}, {reference.licence}"
+            size = "" if reference.download_bytes is None else f" {_bytes(reference.download_bytes)}"
+            teacher = reference.fresh(0)
+            remark = f"to be downloaded:{size}, {teacher.spec.licence.partition(':')[0] or 'licence not recorded'}"
     job = plan.job(teacher)
     job.prepare()
     config, recipe, training, context = job.config, job.recipe, job.config.training, plan.context

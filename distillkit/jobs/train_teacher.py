@@ -34,6 +34,7 @@ from distillkit.jobs.previews import Previews
 from distillkit.jobs.teacher_recipe import EDM_TRAINING, LossConfig, NetworkConfig, teacher_recipe
 from distillkit.models.store.folder import fresh_teacher, write_teacher
 from distillkit.models.store.resolve import default_teacher, resolve
+from distillkit.registry import registry
 from distillkit.runs.config import ConfigFile, EvaluationConfig, merge, validated
 from distillkit.runs.folder import RunFolder
 
@@ -83,22 +84,24 @@ def new_teacher(config: TeacherRunConfig, device: torch.device) -> tuple[Teacher
         DistillkitError: when they cannot be read.
     """
     if config.data.path is None:
-        teacher = resolve(config.name).skeleton(config.seed)
+        teacher = resolve(config.name).fresh(config.seed)
         if teacher.images is None:
             raise UsageError(f"{config.name} brings no data; give its images: --data FILE.zip, FOLDER or hf:ORG/NAME")
         return teacher, teacher.images(device)
-    stream = open_stream(config.data, device, labelled=config.conditional)
+    stream = open_stream(config.data, None, device)
     conditioner = _conditioner(stream, config)
+    stream.conditioner = conditioner
     spec = TeacherSpec(
         name=config.name,
         shape=stream.shape,
         solver_steps=18 if stream.shape[1] <= 32 else 40,
         network=config.network.describe(stream.shape, conditioner.count),
+        conditioner=registry().describe("conditioners", conditioner),
         licence=config.licence,
         source=f"trained by distillkit on {Path(str(config.data.path)).name}, {len(stream):,} images "
         f"(fingerprint {stream.files.fingerprint[:16]})",
     )
-    return fresh_teacher(spec, config.seed, conditioner), stream.served(conditioner)
+    return fresh_teacher(spec, config.seed), stream
 
 
 def _conditioner(stream: ImageStream, config: TeacherRunConfig) -> Conditioner:
@@ -160,7 +163,7 @@ class TeacherTraining:
         record = self._measured(trainer.ema, self.closing, "measuring the teacher")
         spec = self.teacher.spec
         if context.main:
-            spec = write_teacher(folder / "teacher", self._of(trainer.ema))
+            spec = write_teacher(folder / "teacher", trainer.ema.denoiser.state_dict(), spec)
         return TrainedTeacher(folder / "teacher", record, spec.weights_sha256)
 
     @property
