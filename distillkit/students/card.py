@@ -2,76 +2,139 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from distillkit.contracts.teacher import TeacherSpec
+from distillkit.contracts.codec import Codec
 from distillkit.files import write_bytes
-from distillkit.students.artifact import StudentDescription
+from distillkit.registry import registry
+from distillkit.students.description import StudentDescription
+
+CARD, PICTURE = "README.md", "samples.png"
+BEGIN, END = "<!-- usage -->", "<!-- end of usage -->"
 
 
-def write_card(path: Path, description: StudentDescription, record: Mapping[str, Any]) -> None:
-    """Write README.md with Hugging Face front matter from the student's description and the run's record."""
-    spec = description.teacher
-    protocol = record["protocol_id"]
-    rows = "\n".join(_row(row) for row in record["rows"])
-    environment = record["environment"]
-    hardware = environment.get("accelerator") or f"{environment['processor']}, {environment['threads']} threads"
-    measured = (
-        f"Protocol `{protocol}` ({record['protocol']['samples']['count']} samples). FD is a Fréchet distance in the "
-        "features named in brackets and not Inception FID, KL a divergence to a known distribution; figures compare "
-        "only within this protocol."
-        if protocol
-        else "No figure of quality was measured: no protocol for this teacher is at hand."
-    )
-    text = f"""---
+def write_card(path: Path, description: StudentDescription, record: Mapping[str, Any] | None = None) -> None:
+    """Write the card of a student that lies beside its picture; arguments as in `card`."""
+    write_bytes(path, card(description, record, picture=True).encode())
+
+
+def card(description: StudentDescription, record: Mapping[str, Any] | None = None, *, picture: bool = False) -> str:
+    """README.md with Hugging Face front matter.
+
+    Args:
+        record: the run's record.json; None where nothing was measured, as for a checkpoint.
+        picture: whether samples.png lies beside the card.
+    """
+    codec = registry().build("codecs", description.codec)
+    conditioner = registry().build("conditioners", description.conditioner)
+    teacher = description.teacher
+    shape = codec.decoded_shape(description.shape)
+    kind = "float32" if codec.content == "points" else "uint8"
+    conditions = f", conditioned on {conditioner.summary()}" if conditioner.count else ""
+    measured = "\n".join(_measured(record)) if record else "No figure of this student is recorded."
+    return f"""---
 library_name: distillkit
 tags: [diffusion, distillation, {description.method}]
 license: other
 ---
-# {spec.name}, distilled by {description.method}
+# {teacher.name}, distilled by {description.method}
 
-A generator of {_samples(spec)}, {description.nfe:g} network evaluation(s) a sample{_classes(spec.num_classes)}.
-
-![samples](samples.png)
-
+A generator of {_content(codec, shape)}, {description.nfe:g} network evaluation(s) a sample{conditions}.
+{f"{chr(10)}![samples]({PICTURE}){chr(10)}" if picture else ""}
+{BEGIN}
 ```python
 from distillkit import load_student
 
-generator = load_student("path/to/this/folder")
-samples = generator(64, seed=0)  # {(64, *spec.shape)} {"uint8" if spec.is_image else "float32"}
+student = load_student("path/to/this/folder")
+samples = student(64, seed=0)  # {(64, *shape)} {kind}
 ```
-
-| generator | figure | NFE | images/s |
-|---|---|---|---|
-{rows}
+{END}
 
 {measured}
-Speeds: {hardware}, torch {environment["versions"]["torch"]}.
 
-- Teacher: {spec.name} (sha256 `{spec.weights_sha256[:16]}`), {spec.source or "source not recorded"}.
-- Teacher's licence, which may bind this student too: {spec.licence or "not recorded"}.
+- Teacher: {teacher.name} (sha256 `{teacher.weights_sha256[:16] or "not recorded"}`), \
+{teacher.source or "source not recorded"}.
+- Teacher's licence, which may bind this student too: {teacher.licence or "not recorded"}.
 - Method: {description.method} from {description.method_package}, distillkit {description.distillkit}; \
 {description.images_seen:,} images seen; settings in student.json.
 - Guidance weight learnt in: {description.guidance:g}. Sampler: {description.sampler["kind"]}.
-- Health at the end: {", ".join(f"{k} {v}" for k, v in record["health"].items()) or "no diagnostics declared"}.
-"""
-    write_bytes(path, text.encode())
+{"".join(f"- {line}{chr(10)}" for line in _notes(description, record))}"""
+
+
+def with_usage(text: str, usage: str, *, library: str) -> str:
+    """A card that says how the student is used in another library, where it was exported to."""
+    text = re.sub(r"^library_name: .*$", lambda _: f"library_name: {library}", text, count=1, flags=re.MULTILINE)
+    begin, end = text.find(BEGIN), text.find(END)
+    if not 0 <= begin < end:
+        return f"{text.rstrip()}\n\n{usage}\n"
+    return f"{text[: begin + len(BEGIN)]}\n{usage}\n{text[end:]}"
+
+
+def _measured(record: Mapping[str, Any]) -> Iterator[str]:
+    """A table of the generators with their figures, what the figures are, and where speeds were measured."""
+    rows = record["rows"]
+    measured = next((row["record"] for row in rows if row.get("record")), None)
+    label = measured["label"] if measured else "figure"
+    yield f"| generator | {label} | NFE | images/s |"
+    yield "|---|---|---|---|"
+    yield from (_row(row) for row in rows)
+    yield ""
+    if measured:
+        protocol = measured["protocol"]
+        yield (
+            f"Protocol `{measured['protocol_id']}` ({protocol['name']}, {protocol['samples']['count']:,} samples): "
+            f"figures compare only within it. ± is one standard error. {_kind(label)}"
+        )
+    else:
+        yield "No figure of quality was measured: the run had no protocol."
+    environment = record["environment"]
+    hardware = environment.get("accelerator") or f"{environment['processor']}, {environment['threads']} threads"
+    yield f"Speeds: {hardware}, torch {environment['versions']['torch']}."
 
 
 def _row(row: Mapping[str, Any]) -> str:
-    figures = [f"{key} {value:.5f}" for key, value in row.items() if "[" in key]
-    return (
-        f"| {row['name']} | {figures[0] if figures else 'not measured'} | {row['nfe']:g} | "
-        f"{row['images_per_second']:,.0f} |"
-    )
+    speed = "" if row.get("images_per_second") is None else f"{row['images_per_second']:,.0f}"
+    nfe = "" if row.get("nfe") is None else f"{row['nfe']:g}"
+    record = row.get("record")
+    figure = _figure(record["figures"][record["label"]]) if record else "not measured"
+    return f"| {row['name']} | {figure} | {nfe} | {speed} |"
 
 
-def _samples(spec: TeacherSpec) -> str:
-    channels, height, width = spec.shape
-    return f"{height} x {width} images with {channels} channel(s)" if spec.is_image else f"points of {channels} numbers"
+def _figure(figure: Mapping[str, Any]) -> str:
+    """'0.00512 ± 0.00031': both to the error's second digit, or five digits where no error is known."""
+    value, error = figure["value"], figure.get("standard_error")
+    if not error:
+        return f"{value:.5g}"
+    digits = max(0, 1 - int(f"{error:e}".partition("e")[2]))
+    return f"{value:.{digits}f} ± {error:.{digits}f}"
 
 
-def _classes(count: int) -> str:
-    return f", conditioned on {count} classes" if count else ""
+def _kind(label: str) -> str:
+    if label.startswith("FD["):
+        return "FD is a Fréchet distance in the features named in brackets, and not Inception FID."
+    if label.startswith("KL["):
+        return "KL is a divergence from a known distribution."
+    return ""
+
+
+def _notes(description: StudentDescription, record: Mapping[str, Any] | None) -> Iterator[str]:
+    yield from description.remarks
+    if not record:
+        return
+    if (selection := record.get("selection") or {}).get("evaluated"):
+        best = f"; best: step {selection['best_step']:,}" if selection.get("best_step") is not None else ""
+        yield f"Checkpoints measured during the training: {selection['evaluated']}{best}."
+    health = ", ".join(f"{name} {state}" for name, state in (record.get("health") or {}).items())
+    yield f"Health at the end: {health or 'no diagnostics declared'}."
+
+
+def _content(codec: Codec, shape: tuple[int, ...]) -> str:
+    if codec.content == "points":
+        return f"points of {' x '.join(map(str, shape))} numbers"
+    *lead, height, width = shape
+    if codec.content == "video":
+        return f"{height} x {width} videos of {lead[1]} frames with {lead[0]} channel(s)"
+    return f"{height} x {width} images with {lead[0]} channel(s)"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -13,7 +14,6 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-import distillkit
 from distillkit.contracts.random import SampleRNG
 from distillkit.contracts.sampler import Sampler
 from distillkit.contracts.student import StudentGenerator
@@ -82,7 +82,7 @@ def describe_student(
     conditioner = _described("conditioners", teacher.conditioner)
     codec = _described("codecs", teacher.codec)
     return StudentDescription(
-        distillkit=distillkit.__version__,
+        distillkit=version("distillkit"),
         method=method,
         method_package=method_package,
         settings=dict(settings or {}),
@@ -186,9 +186,9 @@ def read_description(values: Any, origin: str) -> StudentDescription:
     found = values.get("format") if isinstance(values, Mapping) else None
     if found is not None and found != FORMAT:
         remedy = "install the distillkit that wrote it" if found == 1 else "upgrade distillkit"
-        version = values.get("distillkit", "an unknown version")
+        writer = values.get("distillkit", "of an unknown version")
         raise DistillkitError(
-            f"{origin} has format {found}, written by distillkit {version}; this one reads format {FORMAT}: "
+            f"{origin} has format {found}, written by distillkit {writer}; this one reads format {FORMAT}: "
             f"{remedy}, or distil the student anew"
         )
     with reading(origin):

@@ -3,86 +3,117 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import torch
+from torch import Tensor
 
 from distillkit.contracts.denoiser import Denoiser
-from distillkit.contracts.sampler import OneStep, Sampler
+from distillkit.contracts.sampler import OneStep
 from distillkit.contracts.student import StudentGenerator
-from distillkit.diffusion.preconditioning import EDMPreconditioning
+from distillkit.diffusion.denoisers import EDMPreconditioning, PredictionDenoiser
 from distillkit.diffusion.samplers import ConsistencySampler, EulerSampler, RenoisingSampler
-from distillkit.diffusion.variance_preserving import VariancePreserving
 from distillkit.errors import UsageError
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """x <- skip x + out F(scale x, t), then x <- x + noise n with standard normal n."""
+    """x <- skip x + out F(scale x, t), clipped where the student clips, then x <- keep x + noise n with standard
+    normal n."""
 
     scale: float
     t: float
     skip: float
     out: float
+    keep: float = 1.0
     noise: float = 0.0
 
-    def blended(self, of_x: float, of_denoised: float, noise: float = 0.0) -> Evaluation:
-        """The evaluation that ends with of_x x + of_denoised D instead of D, and adds noise."""
-        return Evaluation(self.scale, self.t, of_x + of_denoised * self.skip, of_denoised * self.out, noise)
+    def blended(self, of_x: float, of_denoised: float) -> Evaluation:
+        """The evaluation that ends with of_x x + of_denoised D instead of D."""
+        return replace(self, skip=of_x + of_denoised * self.skip, out=of_denoised * self.out)
 
 
 def evaluations_of(student: StudentGenerator) -> tuple[float, list[Evaluation]]:
     """The standard deviation of the first noise, and one line for each network evaluation.
 
+    Classes that derive from distillkit's may do anything else, and so do not count as theirs.
+
     Raises:
         UsageError: for a sampler or a denoiser that is not one of distillkit's.
     """
-    sampler, denoiser = student.sampler, student.denoiser
-    if isinstance(sampler, OneStep):
-        return sampler.sigma, [denoising(denoiser, sampler.sigma)]
-    if isinstance(sampler, EulerSampler):
-        steps = zip(sampler.sigmas, sampler.sigmas[1:], strict=False)
-        return sampler.sigmas[0], [denoising(denoiser, a).blended(b / a, 1 - b / a) for a, b in steps]
-    if isinstance(sampler, RenoisingSampler):
-        following = [*sampler.sigmas[1:], 0.0]
-        pairs = zip(sampler.sigmas, following, strict=True)
-        return sampler.sigmas[0], [denoising(denoiser, s).blended(0.0, 1.0, noise) for s, noise in pairs]
-    if isinstance(sampler, ConsistencySampler):
-        return sampler.sigmas[0], _consistency(denoiser, sampler)
-    raise _unknown(sampler)
+    sampler, denoiser, schedule = student.sampler, student.denoiser, student.schedule
+    if type(sampler) is OneStep:
+        first = schedule.t_max if sampler.t is None else sampler.t
+        table = [denoising(denoiser, first)]
+    elif type(sampler) is EulerSampler:
+        first, table = sampler.levels[0], _euler(denoiser, sampler.levels)
+    elif type(sampler) is RenoisingSampler:
+        first, table = sampler.levels[0], [denoising(denoiser, t) for t in sampler.levels]
+        table = [
+            replace(line, keep=_at(schedule.alpha, t), noise=_at(schedule.sigma, t))
+            for line, t in zip(table, sampler.levels[1:], strict=False)
+        ] + table[-1:]
+    elif type(sampler) is ConsistencySampler:
+        first, table = sampler.levels[0], _consistency(denoiser, sampler)
+    else:
+        raise UsageError(
+            f"students with the sampler {type(sampler).__name__} cannot be exported to diffusers; OneStep, "
+            "EulerSampler, RenoisingSampler and ConsistencySampler can"
+        )
+    return schedule.start(torch.ones((), dtype=torch.float64), first).item(), table
 
 
-def _unknown(sampler: Sampler) -> UsageError:
-    return UsageError(f"students with a {sampler.kind} sampler cannot be exported")
-
-
-def denoising(denoiser: Denoiser, sigma: float) -> Evaluation:
-    """D(x; sigma) of a preconditioned network.
+def denoising(denoiser: Denoiser, t: float) -> Evaluation:
+    """D(x, t) of a network that distillkit turns into a denoiser; `t` is the time that the network itself is given.
 
     Raises:
-        UsageError: for a preconditioning that is not known.
+        UsageError: for a denoiser of another kind.
     """
-    if isinstance(denoiser, EDMPreconditioning):
-        total = sigma**2 + denoiser.sigma_data**2
-        data = denoiser.sigma_data
-        return Evaluation(total**-0.5, math.log(sigma) / 4, data**2 / total, sigma * data * total**-0.5)
-    if isinstance(denoiser, VariancePreserving):
-        scale = (1 + sigma**2) ** -0.5
-        t = denoiser.timestep(torch.tensor([sigma], device=denoiser.log_sigmas.device)).item()
-        skip, out = {"epsilon": (1.0, -sigma), "v_prediction": (scale**2, -sigma * scale), "sample": (0.0, 1.0)}[
-            denoiser.prediction
-        ]
-        return Evaluation(scale, t, skip, out)
-    raise UsageError(f"a {type(denoiser).__name__} cannot be exported; EDM's and variance-preserving ones can")
+    if isinstance(denoiser, EDMPreconditioning) and type(denoiser).forward is EDMPreconditioning.forward:
+        total, data = t**2 + denoiser.sigma_data**2, denoiser.sigma_data
+        return Evaluation(total**-0.5, math.log(t) / 4, data**2 / total, t * data * total**-0.5)
+    if isinstance(denoiser, PredictionDenoiser) and type(denoiser).forward is PredictionDenoiser.forward:
+        alpha, sigma = _at(denoiser.schedule.alpha, t), _at(denoiser.schedule.sigma, t)
+        skip, out = {
+            "epsilon": (1 / alpha, -sigma / alpha),
+            "v_prediction": (alpha, -sigma),
+            "sample": (0.0, 1.0),
+            "velocity": (1.0, -sigma),
+        }[denoiser.prediction]
+        return Evaluation(1.0, t, skip, out)
+    raise UsageError(
+        f"a {type(denoiser).__name__} cannot be exported to diffusers; networks in EDMPreconditioning or "
+        "PredictionDenoiser can"
+    )
+
+
+def _euler(denoiser: Denoiser, levels: Sequence[float]) -> list[Evaluation]:
+    """x' = (u'/u) (s/s') x + (1 - u'/u) / s' D, see `euler_step`."""
+    scales, places = denoiser.schedule.linear(torch.tensor(levels, dtype=torch.float64))
+    coordinates = zip(levels, scales.tolist(), places.tolist(), strict=True)
+    return [
+        denoising(denoiser, t).blended(following / u * s / s_next, (1 - following / u) / s_next)
+        for (t, s, u), (_, s_next, following) in pairwise(coordinates)
+    ]
 
 
 def _consistency(denoiser: Denoiser, sampler: ConsistencySampler) -> list[Evaluation]:
-    """f = c_skip x + (s - smin) / s (D - c'_skip x), see `consistency_function`."""
-    data, low = sampler.sigma_data**2, sampler.sigma_min
-    made = []
-    for k, sigma in enumerate(sampler.sigmas):
-        following = sampler.sigmas[k + 1] if k + 1 < len(sampler.sigmas) else low
-        share = (sigma - low) / sigma
-        of_x = data / ((sigma - low) ** 2 + data) - share * data / (sigma**2 + data)
-        made.append(denoising(denoiser, sigma).blended(of_x, share, math.sqrt(max(following**2 - low**2, 0.0))))
+    """f = c_skip y + (s - smin) / s (D - c'_skip y) with y = x / alpha, see `consistency_function`."""
+    schedule, data = denoiser.schedule, sampler.sigma_data**2
+    low = _at(schedule.ratio, schedule.t_min)
+    made: list[Evaluation] = []
+    for t in sampler.levels:
+        s, alpha = _at(schedule.ratio, t), _at(schedule.alpha, t)
+        if made:
+            made[-1] = replace(made[-1], keep=alpha, noise=alpha * math.sqrt(max(s**2 - low**2, 0.0)))
+        share = (s - low) / s
+        of_x = (data / ((s - low) ** 2 + data) - share * data / (s**2 + data)) / alpha
+        made.append(denoising(denoiser, t).blended(of_x, share))
     return made
+
+
+def _at(function: Callable[[Tensor], Tensor], t: float) -> float:
+    """A schedule's function of one time."""
+    return float(function(torch.tensor([t], dtype=torch.float64)))

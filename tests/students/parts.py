@@ -9,7 +9,7 @@ import torch
 from pydantic import Field
 from torch import nn
 
-from distillkit import ClassLabels, Codec, Condition, Sampler
+from distillkit import ClassLabels, Codec, Condition, OneStep, Pixels, Sampler
 from distillkit.diffusion import EDMPreconditioning, PredictionDenoiser, schedule_of
 from distillkit.registry import Plugin
 
@@ -63,6 +63,20 @@ class Twice(Sampler):
         return self.model_copy(update={"evaluations": nfe})
 
 
+class Backwards(OneStep):
+    """One step, of the negative noise."""
+
+    def __call__(self, denoiser, noise, condition, renoise=None):  # type: ignore[no-untyped-def]
+        return super().__call__(denoiser, -noise, condition, renoise)
+
+
+class Inverted(Pixels):
+    """Pixels as a negative."""
+
+    def decode(self, samples):  # type: ignore[no-untyped-def]
+        return 255 - super().decode(samples)
+
+
 class Halves(ClassLabels):
     """Class labels whose second half is drawn alone."""
 
@@ -93,8 +107,8 @@ class TinyAutoencoder(Codec):
 def plugin() -> Plugin:
     offers = {
         "networks": {"TinyNet": tiny_denoiser, "TinyEDM": tiny_edm},
-        "samplers": {"Twice": Twice},
+        "samplers": {"Twice": Twice, "Backwards": Backwards},
         "conditioners": {"Halves": Halves},
-        "codecs": {"TinyAutoencoder": TinyAutoencoder},
+        "codecs": {"TinyAutoencoder": TinyAutoencoder, "Inverted": Inverted},
     }
     return Plugin("tiny", PACKAGE, "1.0", "tests.students.parts", offers)

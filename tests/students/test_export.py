@@ -22,7 +22,7 @@ from distillkit import (
 )
 from distillkit.diffusion import ConsistencySampler, EulerSampler, RenoisingSampler
 from distillkit.students.export import export, push
-from tests.students.parts import PACKAGE, Halves, TinyAutoencoder, Twice
+from tests.students.parts import PACKAGE, Backwards, Halves, Inverted, TinyAutoencoder, Twice
 
 UNET = {
     "sample_size": 8, "in_channels": 1, "out_channels": 1, "block_out_channels": [4, 8], "layers_per_block": 1,
@@ -155,7 +155,9 @@ def test_the_card_of_an_export_says_how_it_is_used_there(student_of, tmp_path, t
         ({"codec": Points(), "shape": (2,)}, None, "points"),
         ({"codec": Pixels(video=True), "shape": (1, 2, 4, 4)}, None, "video"),
         ({"conditioner": Halves(classes=4), "classes": 4}, None, "Halves"),
+        ({"codec": Inverted()}, None, "Inverted"),
         ({}, Twice(), "Twice"),
+        ({}, Backwards(), "Backwards"),
     ],
 )
 def test_what_the_pipeline_cannot_make_is_refused(student_of, tmp_path, teacher_of, parts, sampler, named):

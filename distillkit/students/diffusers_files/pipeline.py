@@ -5,8 +5,8 @@
     pipeline = DiffusionPipeline.from_pretrained("this folder or its repository", trust_remote_code=True)
     images = pipeline(batch_size=16, class_labels=[3] * 16).images
 
-Every evaluation is x <- skip x + out F(scale x, t), then x <- x + noise n with fresh standard normal n; the numbers are
-in model_index.json. This file needs diffusers and torch alone.
+Every evaluation is x <- skip x + out F(scale x, t), then x <- keep x + noise n with fresh standard normal n; the
+numbers are in model_index.json. This file needs diffusers and torch alone.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ class DistilledPipeline(DiffusionPipeline):
 
     Args:
         network: F(x, t, class_labels).
-        evaluations: one mapping of scale, t, skip, out and noise for each network evaluation.
+        evaluations: one mapping of scale, t, skip, out, keep and noise for each network evaluation.
         shape: of a sample, (C, H, W).
         start: standard deviation of the noise that the first evaluation sees.
         num_classes: number of classes, 0 for none.
@@ -65,6 +65,7 @@ class DistilledPipeline(DiffusionPipeline):
             out = self.network(seen, t, class_labels=labels, return_dict=False)[0]
             x = step["skip"] * x + config.sign * step["out"] * out[:, : x.shape[1]].to(wide)
             x = x.clamp(-1, 1) if config.clip else x
+            x = step["keep"] * x
             if step["noise"]:
                 more = renoise[k] if renoise is not None else randn_tensor(x.shape, generator=generator, device=device)
                 x = x + step["noise"] * more.to(device, wide)
