@@ -9,7 +9,7 @@ from typing import Any
 from distillkit.contracts.codec import Codec, Pixels, Points
 from distillkit.contracts.conditioner import ClassLabels, Conditioner, Unconditional
 from distillkit.contracts.denoiser import Denoiser
-from distillkit.contracts.hooks import hookimpl
+from distillkit.contracts.hooks import FeatureExtractor, Measure, hookimpl
 from distillkit.contracts.sampler import OneStep, Sampler
 from distillkit.contracts.source import Source
 from distillkit.contracts.teacher import Teacher
@@ -59,3 +59,17 @@ def distillkit_exporters() -> Mapping[str, Callable[[Any, Path], None]]:
     from distillkit.students.export import to_diffusers
 
     return {"diffusers": to_diffusers}
+
+
+@hookimpl
+def distillkit_extractors() -> Mapping[str, Callable[[], FeatureExtractor]]:
+    from distillkit.evaluation.extractor import SHIPPED
+
+    return SHIPPED
+
+
+@hookimpl
+def distillkit_protocols() -> Mapping[str, Mapping[str, Any] | Callable[[], Measure]]:
+    from distillkit.evaluation.presets import shipped_presets
+
+    return shipped_presets()

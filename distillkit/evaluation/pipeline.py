@@ -51,7 +51,8 @@ def measure(
     rank: int = 0,
     world: int = 1,
     reporter: Reporter | None = None,
-    should_stop: Callable[[], int] = lambda: 0,
+    title: str = "",
+    stop: Callable[[], int] = lambda: 0,
     folder: Path | None = None,
     save: Save | None = None,
     selection: Selection | None = None,
@@ -64,6 +65,8 @@ def measure(
         metrics: that are computed; the measure's own by default.
         count, first_seed: other samples than the protocol's, which is another protocol.
         batch: samples in one pass; it changes nothing else. The measure's own by default.
+        title: of the progress bar.
+        stop: a signal's number once one has come, else 0.
         folder: under which features are kept until the record is made, by all that they depend on, so that the same
             call goes on after an interruption; they are kept in a temporary folder, and lost, by default.
         save: called with all decoded samples.
@@ -79,8 +82,10 @@ def measure(
     row, began, reporter = measure.row(metrics), time.monotonic(), reporter or Quiet()
     work_folder = folder / _key(candidate, measure, row, world) if folder else None
     with _work_folder(work_folder, rank) as work:
-        tally = _keep(candidate, measure, row, work, device, batch or measure.batch, rank, world, reporter,
-                      should_stop, save, resumable=folder is not None)  # fmt: skip
+        tally = _keep(
+            candidate, measure, row, work, device, batch or measure.batch, rank, world, reporter, title, stop, save,
+            resumable=folder is not None,
+        )  # fmt: skip
         whole, parts = _gathered(work, measure.extractor.spec.dim, row, tally, rank, world)
         made: list[Record | None] = [None]
         if rank == 0:
@@ -154,7 +159,7 @@ def extract(
 
 def _keep(
     candidate: Candidate, measure: Measure, row: int, work: Path, device: torch.device, batch: int, rank: int,
-    world: int, reporter: Reporter, should_stop: Callable[[], int], save: Save | None, *, resumable: bool,
+    world: int, reporter: Reporter, title: str, stop: Callable[[], int], save: Save | None, *, resumable: bool,
 ) -> Tally:  # fmt: skip
     """Make this process's share of the samples and keep their features; what is there already is not made again."""
     count = measure.protocol.samples.count
@@ -169,16 +174,16 @@ def _keep(
     first = mine.start + len(kept)
     batches = [range(k, min(k + batch, mine.stop)) for k in range(first, mine.stop, batch)]
     extractor = measure.extractor.to(device)
-    with reporter.task(f"measuring {candidate.subject.name}", len(mine), "samples", len(kept)) as task:
+    with reporter.task(title or f"measuring {candidate.subject.name}", len(mine), "samples", len(kept)) as task:
         source = candidate.draw(measure, batches, device, tally)
         for decoded in extract(extractor, source, kept, task.advance):
             if save:
                 save(decoded, mine.start + len(kept) - len(decoded))
             if resumable:
                 write_json(work / f"tally-{rank}.json", asdict(tally))
-            if signum := should_stop():
-                remark = "what was measured is kept and the same command goes on with it" if resumable else "measuring"
-                raise Interrupted(f"stopped; {remark}", signum)
+            if signum := stop():
+                remark = "; what was measured is kept and the same command goes on with it" if resumable else ""
+                raise Interrupted(f"stopped while measuring{remark}", signum)
     return tally
 
 

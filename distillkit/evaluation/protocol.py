@@ -107,6 +107,16 @@ class Protocol(_Part):
         is_fid = extractor.weights_sha256 in INCEPTION_2015 and extractor.id.endswith("/pool3")
         return f"{'FID' if is_fid else f'FD[{extractor.id}]'}-{self.samples.count}"
 
+    @property
+    def meaning(self) -> str:
+        """What the figure is, in one sentence."""
+        reference, features = self.reference.id, self.extractor.id
+        if self.estimator.metric == "kl":
+            return f"the Kullback-Leibler divergence from {reference}, computed on {features}; 0 is equality."
+        if self.label.startswith("FID"):
+            return f"the Fréchet distance to {reference} in Inception's features; lower is better."
+        return f"the Fréchet distance to {reference} in the features {features}, which is not Inception FID; lower is better."
+
     def differences(self, other: Protocol) -> list[str]:
         """'samples.count: 5000, not 50000' for every field of the identity that differs."""
         ours, theirs = (dict(_flat(p.model_dump(mode="json", exclude={"name"}))) for p in (self, other))

@@ -30,6 +30,12 @@ class Figure(_Part):
     leave_one_out: tuple[float, ...] = Field((), description="values without each group; for paired differences")
     terms: dict[str, float] = Field(default_factory=dict, description="parts that the value is the sum of")
 
+    @property
+    def text(self) -> str:
+        """ "0.00106 ± 0.00014", for people."""
+        error = "" if self.standard_error is None else f" ± {self.standard_error:.2g}"
+        return f"{self.value:.5f}{error}" if self.value < 1 else f"{self.value:.5g}{error}"
+
 
 class Subject(_Part):
     """What was measured."""
@@ -42,7 +48,7 @@ class Subject(_Part):
     sampler: dict[str, Any] = Field(default_factory=dict)
     guidance: float = 1.0
     precision: str = "fp32"
-    trained_with_lpips: bool = Field(False, description="LPIPS features favour Inception's figures")
+    remarks: tuple[str, ...] = Field((), description="what favours its figures, such as a loss in the same features")
 
 
 class Selection(_Part):

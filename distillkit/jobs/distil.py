@@ -22,12 +22,13 @@ from distillkit.engine.cost import CostMeter
 from distillkit.engine.metrics import MetricsFile, Trackers
 from distillkit.engine.outputs import Evaluation, Outputs
 from distillkit.engine.trainer import Stopped, Trainer
+from distillkit.environment import environment
 from distillkit.errors import DistillkitError, UsageError
 from distillkit.evaluation.generator import Generator, student_generator, teacher_generator
 from distillkit.evaluation.measure import Measure
-from distillkit.evaluation.pipeline import measure
+from distillkit.evaluation.pipeline import SELECTION_SEED, measure
 from distillkit.evaluation.presets import default_protocol, load_measure
-from distillkit.evaluation.record import Record, Subject
+from distillkit.evaluation.record import Record, Selection, Subject
 from distillkit.evaluation.teacher_record import teacher_record
 from distillkit.files import require_space, write_json
 from distillkit.jobs.context import Context
@@ -35,13 +36,10 @@ from distillkit.jobs.previews import Previews
 from distillkit.jobs.timing import timed
 from distillkit.registry import Installed, blaming, registry
 from distillkit.runs.config import RunConfig
-from distillkit.runs.folder import RunFolder, environment
+from distillkit.runs.folder import RunFolder
 from distillkit.students.artifact import describe_student, initial_weights, save_student
 from distillkit.students.card import write_card
 from distillkit.students.description import StudentDescription
-
-SELECTION_SEED = 1_000_000
-"""Figures during training use seeds from here on; the closing ones use seeds from 0, which no choice has seen."""
 
 HIGH_RATIO = 100.0
 """Above this noise level a prediction of noise, rounded to bf16, says little of the sample."""
@@ -316,7 +314,7 @@ class Distillation:
         return student_generator(student, self.teacher.conditioner, self.teacher.codec, subject)
 
     def _measured(
-        self, generator: Generator, how: Measure, title: str = "", selection: Mapping[str, Any] | None = None
+        self, generator: Generator, how: Measure, title: str = "", selection: Selection | None = None
     ) -> Record:
         context = self.context
         return measure(
@@ -325,7 +323,7 @@ class Distillation:
             selection=selection,
         )  # fmt: skip
 
-    def _row(self, generator: Generator, name: str, selection: Mapping[str, Any] | None = None) -> Row:
+    def _row(self, generator: Generator, name: str, selection: Selection | None = None) -> Row:
         """Measured with seeds that no choice has seen; timed alone where there is no protocol."""
         if self.closing is None:
             return Row(name, *timed(generator, self.context.device), None)
@@ -359,7 +357,8 @@ class Distillation:
 
     def _student_row(self, student: StudentGenerator, selection: Mapping[str, Any]) -> Row:
         name = "student, distilled"
-        return self._row(self._generator(student, name), name, selection)
+        looked_at = Selection(checkpoints_scored=max(1, selection.get("evaluated", 0)))
+        return self._row(self._generator(student, name), name, looked_at)
 
     def _save(self, trainer: Trainer, result: Result) -> None:
         student, folder = trainer.ema, self.folder / "student"

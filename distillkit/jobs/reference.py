@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 from pathlib import Path
 
@@ -11,11 +12,11 @@ from distillkit.data.files import open_images
 from distillkit.data.stream import DataConfig, pixels_in_order
 from distillkit.engine.interrupt import StopRequest
 from distillkit.errors import Interrupted, UsageError
-from distillkit.evaluation.evaluate import Extracted, extract
 from distillkit.evaluation.extractor import FeatureExtractor
-from distillkit.evaluation.features import moments_of
+from distillkit.evaluation.features import Kept, moments_of
+from distillkit.evaluation.pipeline import extract
 from distillkit.evaluation.reference import Reference, save_reference
-from distillkit.files import cache_folder
+from distillkit.files import cache_folder, canonical_json
 from distillkit.progress import Reporter
 
 MOST_KEPT = 50_000
@@ -47,10 +48,16 @@ def make_reference(
     if keep_features and len(files) > MOST_KEPT:
         raise UsageError(f"--keep-features is for at most {MOST_KEPT:,} images, and these are {len(files):,}")
     dim = extractor.spec.dim
-    key = f"reference-{files.fingerprint[:16]}-{extractor.spec.weights_sha256[:8]}-{data.resolution}-{data.filter}"
-    kept = Extracted(cache_folder() / "evaluations" / key, dim, dim)
+    identity = {
+        "images": files.fingerprint,
+        "extractor": extractor.spec.model_dump(mode="json"),
+        "resolution": data.resolution,
+        "filter": data.filter,
+    }
+    key = hashlib.sha256(canonical_json(identity).encode()).hexdigest()[:16]
+    kept = Kept(cache_folder() / "evaluations" / f"reference-{key}", dim, dim)
     if len(kept):
-        reporter.say(f"going on with {len(kept):,} of {len(files):,} images")
+        reporter.say(f"continuing with {len(kept):,} of {len(files):,} images")
     batches = (range(k, min(k + batch, len(files))) for k in range(len(kept), len(files), batch))
     images = pixels_in_order(files, batches, resolution=data.resolution, filter_name=data.filter)
     on_device = (pixels.to(device) for pixels in images)
@@ -58,10 +65,10 @@ def make_reference(
         for _ in extract(extractor.to(device), on_device, kept, task.advance):
             if stop:
                 raise Interrupted("stopped; the same command goes on", stop.signum or 2)
-    moments = moments_of(kept.features, dim)
+    moments = moments_of(kept.rows, dim)
     reference = Reference(
         name or Path(data.path).stem, moments.count, moments.mean, moments.covariance,
-        kept.features.all() if keep_features else None,
+        kept.features if keep_features else None,
     )  # fmt: skip
     save_reference(output, reference)
     shutil.rmtree(kept.folder, ignore_errors=True)

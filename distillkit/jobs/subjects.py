@@ -2,194 +2,211 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
-from distillkit.contracts.denoiser import Denoiser
-from distillkit.contracts.student import StudentGenerator
-from distillkit.contracts.teacher import Teacher, TeacherSpec
-from distillkit.data.embedded import makes_digits
-from distillkit.data.files import ImageFiles, open_images
+from distillkit.contracts.teacher import Teacher
+from distillkit.data.files import open_images
+from distillkit.diffusion.solvers import SolverName
 from distillkit.errors import UsageError
-from distillkit.embedded.mixture.protocol import DensityRuler, density_ruler
-from distillkit.evaluation.extractor import FeatureExtractor, torchscript_extractor
-from distillkit.evaluation.presets import (
-    ProtocolPreset,
-    ReferencePreset,
-    extractor_by_name,
-    preset,
-    preset_for,
-    ruler_for_preset,
-)
-from distillkit.evaluation.protocol import SampleSpec
+from distillkit.evaluation.extractor import FeatureExtractor
+from distillkit.evaluation.generator import AUTOCAST, Candidate, GivenImages, student_generator, teacher_generator
+from distillkit.evaluation.measure import Measure
+from distillkit.evaluation.presets import OwnMeasure, default_protocol, load_measure, preset, protocol_for
 from distillkit.evaluation.record import Subject
-from distillkit.evaluation.reference import load_reference
-from distillkit.evaluation.sampling import Generate
-from distillkit.evaluation.score import Ruler
-from distillkit.progress import Reporter
-from distillkit.jobs.scores import student_pixels, teacher_pixels
-from distillkit.students.artifact import DESCRIPTION, Student, load_student
-from distillkit.models.edm.catalog import MIXTURE
+from distillkit.evaluation.reference import Reference
+from distillkit.files import existing_parent
+from distillkit.jobs.context import Context
 from distillkit.models.diffusers.folder import is_diffusers_folder
-from distillkit.models.store.folder import is_teacher_folder
-from distillkit.models.store.resolve import load_teacher
-
-
-@dataclass
-class Candidate:
-    """Something that can be measured: a generator of samples, or given images.
-
-    Args:
-        subject: what the record says of it.
-        protocol: the name under which a default protocol is looked up.
-        folder: where its records go.
-    """
-
-    subject: Subject
-    protocol: str
-    folder: Path
-    spec: TeacherSpec | None = None
-    denoiser: Denoiser | None = None
-    generate: Generate | None = None
-    images: ImageFiles | None = None
+from distillkit.models.store.folder import SPEC
+from distillkit.models.store.reference import Folder
+from distillkit.models.store.resolve import resolve
+from distillkit.students.artifact import DESCRIPTION, Student, load_student
+from distillkit.students.checkpoints import STATE, split_selector
 
 
 @dataclass(frozen=True)
 class EvaluationOptions:
-    """What the user asked for."""
+    """How to measure.
+
+    Args:
+        protocol: its name; the teacher's own by default.
+        reference: own statistics in the place of the protocol's: a file, or an object.
+        extractor: own extractor: a name, a TorchScript file, or an object.
+        samples, first_seed: other samples than the protocol's, which is another protocol.
+        nfe: numbers of network evaluations of a sample, a record for each; the subject's own by default.
+        metrics: that are computed; the protocol's own by default.
+        batch: samples in one pass.
+        precision: "fp32", "bf16" or "fp16", of the generator; features are always computed in fp32.
+        guidance: weight of a teacher.
+        output: file (.json) or folder of the record.
+        save_images: folder of PNG files, or a .npz file, where the images are kept as well.
+
+    Raises:
+        UsageError: for a value that cannot be.
+    """
 
     protocol: str | None = None
-    reference: Path | None = None
-    extractor: str | None = None
+    reference: Reference | Path | str | None = None
+    extractor: FeatureExtractor | str | None = None
     samples: int | None = None
     first_seed: int = 0
     nfe: Sequence[int] = ()
-    metrics: Sequence[str] = ("fd",)
-    batch: int = 256
+    metrics: Sequence[str] = ()
+    batch: int | None = None
     precision: str = "fp32"
     guidance: float = 1.0
-    output: Path | None = None
-    save_images: Path | None = None
+    output: Path | str | None = None
+    save_images: Path | str | None = None
+
+    def __post_init__(self) -> None:
+        if self.precision not in ("fp32", *AUTOCAST):
+            raise UsageError(f"--precision {self.precision}: fp32, bf16 or fp16")
+        least = {"samples": 2, "first_seed": 0, "batch": 1, "guidance": 0}
+        for name, low in least.items():
+            value = getattr(self, name)
+            if value is not None and value < low:
+                raise UsageError(f"--{name.replace('_', '-')} {value}: at least {low}")
+        if small := [nfe for nfe in self.nfe if nfe < 1]:
+            raise UsageError(f"--nfe {small[0]}: at least 1")
 
 
-def candidates(name: str, options: EvaluationOptions, device: torch.device, reporter: Reporter) -> list[Candidate]:
-    """What `name` stands for: a student or run folder, images (zip or folder), or a teacher; one for each NFE asked.
+@dataclass(frozen=True)
+class Found:
+    """Something to measure, the protocol that it is measured with by default, and where its records go.
+
+    Args:
+        shape: of a decoded sample, without the batch, where that is known.
+    """
+
+    candidate: Candidate
+    protocol: str | None
+    folder: Path
+    shape: tuple[int, ...] | None = None
+
+
+def found_subjects(
+    subject: str | Path | Student | Teacher, options: EvaluationOptions, context: Context
+) -> list[Found]:
+    """What `subject` stands for, once for each NFE: a student, a run or one of its checkpoints; images (a folder, zip
+    or parquet file); or a teacher.
 
     Raises:
-        UsageError: when it is none of these, or cannot be sampled in so many evaluations.
+        UsageError: when it is none of these, or cannot be sampled as asked.
     """
-    path = Path(name).expanduser()
-    if (path / DESCRIPTION).is_file() or (path / "student" / DESCRIPTION).is_file() or (path / "checkpoints").is_dir():
-        student = load_student(name).to(device)
-        return [_student(student, name, path, options, nfe) for nfe in options.nfe or (None,)]
-    is_model = is_teacher_folder(path) or is_diffusers_folder(path)
+    if isinstance(subject, Student):
+        return _students(subject, _student_name(subject), _records(subject.folder), options, context)
+    if isinstance(subject, Teacher):
+        return _teachers(subject, _records(None), options, context)
+    name, path = str(subject), Path(subject).expanduser()
+    if _is_student(name):
+        student, (folder, selector) = load_student(name, say=context.reporter.say), split_selector(name)
+        run = folder.resolve().parent if folder.name == "student" else folder
+        title = f"{run.name}@{selector}" if selector else run.name
+        return _students(student, title, _records(folder), options, context)
+    is_model = (path / SPEC).is_file() or is_diffusers_folder(path)
     if not is_model and (path.is_dir() or path.suffix.lower() in (".zip", ".parquet")):
-        return [_images(name)]
-    teacher = load_teacher(name, reporter).to(device)
-    steps = [_heun_steps(nfe, options.guidance) for nfe in options.nfe] or [teacher.spec.solver_steps]
-    return [_teacher(teacher, count, options) for count in steps]
+        return [_images(name, options)]
+    reference = resolve(name)
+    records = _records(reference.path if isinstance(reference, Folder) else None)
+    return _teachers(reference.load(context.reporter, context.stopped), records, options, context)
 
 
-def _student(student: Student, name: str, path: Path, options: EvaluationOptions, nfe: int | None) -> Candidate:
-    description, generator = student.description, student.generator
-    sampler = generator.sampler
-    if nfe is not None and nfe != description.nfe:
-        try:
-            sampler = sampler.with_nfe(nfe)
-        except ValueError as error:
-            raise UsageError(
-                f"{name} is sampled in {description.nfe:g} evaluation(s), not in {nfe}: {error}"
-            ) from error
+def _is_student(name: str) -> bool:
+    path = Path(name).expanduser()
+    if not path.exists() and "@" in name:
+        path = Path(name.rpartition("@")[0]).expanduser()
+    return any((path / part).exists() for part in (DESCRIPTION, f"student/{DESCRIPTION}", "checkpoints", STATE))
+
+
+def _student_name(student: Student) -> str:
+    return student.folder.name if student.folder else f"{student.description.method} student"
+
+
+def _records(folder: Path | None) -> Path:
+    """The folder of records beside what is measured, or in the working folder where nothing can be written there."""
+    writable = folder is not None and os.access(existing_parent(folder), os.W_OK)
+    return folder / "records" if folder is not None and writable else Path("records")
+
+
+def _students(student: Student, name: str, records: Path, options: EvaluationOptions, context: Context) -> list[Found]:
     if options.guidance != 1.0:
         raise UsageError("a student has its guidance learnt in; --guidance is for teachers")
-    subject = Subject(
-        kind="student", name=path.name if path.name != "student" else path.resolve().parent.name,
-        weights_sha256=description.weights_sha256, teacher=description.teacher.name, method=description.method,
-        sampler=sampler.model_dump(mode="json"), guidance=description.guidance, precision=options.precision,
-        trained_with_lpips=description.settings.get("distance") == "lpips",
-    )  # fmt: skip
-    generator = StudentGenerator(generator.denoiser, sampler, generator.spec)
-    generate = student_pixels(generator, Teacher(generator.denoiser, generator.spec))
-    return Candidate(subject, description.teacher.name, path / "records", generator.spec, generator.denoiser, generate)
+    student, found = student.to(context.device), []
+    for nfe in options.nfe or (None,):
+        sampled = student if nfe is None or nfe == student.nfe else student.with_nfe(nfe)
+        description, codec = sampled.description, sampled.codec
+        subject = Subject(
+            kind="student", name=name, weights_sha256=description.weights_sha256, teacher=description.teacher.name,
+            method=description.method, guidance=description.guidance, precision=options.precision,
+            remarks=description.remarks,
+        )  # fmt: skip
+        shape = codec.decoded_shape(description.shape)
+        protocol = protocol_for(description.teacher.name, shape, sampled.conditioner.count)
+        generator = student_generator(sampled.generator, sampled.conditioner, codec, subject)
+        found.append(Found(generator, protocol, records, shape))
+    return found
 
 
-def _teacher(teacher: Teacher, steps: int, options: EvaluationOptions) -> Candidate:
-    spec, steps_said = teacher.spec, f"{steps} Heun step{'' if steps == 1 else 's'}"
-    subject = Subject(
-        kind="teacher", name=f"{spec.name}, {steps_said}", weights_sha256=spec.weights_sha256, teacher=spec.name,
-        sampler={"kind": "heun", "steps": steps}, guidance=options.guidance, precision=options.precision,
-    )  # fmt: skip
-    generate = teacher_pixels(teacher, steps, options.guidance)
-    return Candidate(subject, spec.name, Path("records"), spec, teacher.denoiser, generate)
+def _teachers(teacher: Teacher, records: Path, options: EvaluationOptions, context: Context) -> list[Found]:
+    teacher, solver = teacher.to(context.device), teacher.spec.solver
+    steps = [solver_steps(nfe, solver, options.guidance) for nfe in options.nfe] or [teacher.spec.solver_steps]
+    shape = teacher.codec.decoded_shape(teacher.spec.shape)
+    return [
+        Found(
+            teacher_generator(teacher, count, options.guidance, precision=options.precision), default_protocol(teacher),
+            records, shape,
+        )
+        for count in steps
+    ]  # fmt: skip
 
 
-def _images(name: str) -> Candidate:
-    files = open_images(name)
-    subject = Subject(kind="images", name=Path(name).stem, weights_sha256=files.fingerprint)
-    return Candidate(subject, "", Path("records"), images=files)
-
-
-def _heun_steps(nfe: int, guidance: float) -> int:
-    if nfe < 1 or nfe % 2 == 0:
-        raise UsageError(f"--nfe {nfe}: Heun's sampler takes an odd number of evaluations, 2 N - 1 for N steps")
-    if guidance != 1.0:
-        raise UsageError("--nfe counts unguided evaluations; with --guidance leave it out")
-    return (nfe + 1) // 2
-
-
-def ruler_for(candidate: Candidate, options: EvaluationOptions) -> tuple[Ruler | DensityRuler, ProtocolPreset | None]:
-    """The protocol that was asked for, or the one that fits the candidate's teacher.
+def solver_steps(nfe: int, solver: SolverName, guidance: float = 1.0) -> int:
+    """Steps of a solver that take so many evaluations.
 
     Raises:
-        UsageError: when there is none.
+        UsageError: where no number of steps does.
+    """
+    if guidance != 1.0:
+        raise UsageError("--nfe counts unguided evaluations; with --guidance leave it out")
+    if solver == "heun" and nfe % 2 == 0:
+        raise UsageError(f"--nfe {nfe}: Heun's sampler takes an odd number of evaluations, 2 N - 1 for N steps")
+    return (nfe + 1) // 2 if solver == "heun" else nfe
+
+
+def _images(name: str, options: EvaluationOptions) -> Found:
+    if options.nfe or options.guidance != 1.0 or options.precision != "fp32":
+        raise UsageError(f"{name} holds images: --nfe, --guidance and --precision are for generators")
+    files = open_images(name)
+    subject = Subject(kind="images", name=Path(name).stem, weights_sha256=files.fingerprint)
+    return Found(GivenImages(subject, files), None, Path("records"))
+
+
+def measure_for(found: Found, options: EvaluationOptions) -> Measure:
+    """The protocol that was asked for, or the subject's default, on the samples that were asked for.
+
+    Raises:
+        UsageError: when there is none, or it does not let itself be changed so.
         DistillkitError: when its files are missing or wrong.
     """
-    if candidate.spec is not None and candidate.spec.shape == MIXTURE.spec.shape:
-        if options.protocol or options.reference or options.extractor or options.samples:
-            raise UsageError(
-                "points are measured against the mixture itself, on a grid of cells: leave --protocol, --reference, "
-                "--extractor and --samples out"
-            )
-        return density_ruler(), None
-    chosen = preset(options.protocol) if options.protocol else preset_for(candidate.protocol)
-    if chosen is None and candidate.spec is not None and makes_digits(candidate.spec):
-        chosen = preset("digits8")
-    shape = candidate.spec.shape if candidate.spec else None
-    extractor = extractor_for(options.extractor, shape) if options.extractor else None
-    reference = load_reference(options.reference) if options.reference else None
-    if chosen is None:
-        if reference is None or extractor is None:
-            raise UsageError(
-                "no protocol is known for this; name one (--protocol, see `distillkit protocols`), or give both "
-                "--reference and --extractor"
-            )
-        chosen = ProtocolPreset(
-            name="own", title="", extractor=str(options.extractor), count=10_000, labels="index mod classes",
-            reference=ReferencePreset(id=reference.id, count=reference.count),
-        )  # fmt: skip
+    name, own = options.protocol or found.protocol, options.reference is not None and options.extractor is not None
+    if own and not options.protocol and name and isinstance(preset(name), OwnMeasure):
+        name = None
     count = options.samples
-    if candidate.images is not None:
-        count = min(count or len(candidate.images), len(candidate.images))
-    ruler = ruler_for_preset(
-        chosen, count=count, first_seed=options.first_seed, reference=reference, extractor=extractor
-    )
-    protocol = ruler.protocol
-    if candidate.images is not None:
-        given = SampleSpec(
-            count=protocol.samples.count, rng="given images", noise="none", labels="none", quantise="given",
-            prepare=protocol.samples.prepare,
-        )  # fmt: skip
-        protocol = protocol.model_copy(update={"samples": given})
-    elif candidate.spec is not None and not candidate.spec.num_classes:
-        protocol = protocol.model_copy(update={"samples": protocol.samples.model_copy(update={"labels": "none"})})
-    return Ruler(protocol, ruler.extractor, ruler.reference), chosen
-
-
-def extractor_for(name: str, shape: tuple[int, int, int] | None) -> FeatureExtractor:
-    """An extractor by name, or a TorchScript file."""
-    if Path(name).suffix in (".pt", ".pth", ".ts"):
-        return torchscript_extractor(Path(name).expanduser(), shape or (3, 32, 32))
-    return extractor_by_name(name)
+    if isinstance(found.candidate, GivenImages):
+        if options.first_seed:
+            raise UsageError("given images have no seeds: leave --first-seed out")
+        count = min(count or len(found.candidate.files), len(found.candidate.files))
+    measure = load_measure(
+        name, reference=options.reference, extractor=options.extractor, count=count, first_seed=options.first_seed,
+        shape=found.shape or (3, 32, 32),
+    )  # fmt: skip
+    samples = measure.protocol.samples
+    if (count is not None and samples.count != count) or samples.first_seed != options.first_seed:
+        raise UsageError(
+            f"the protocol {measure.protocol.name} always takes its own {samples.count:,} samples: leave --samples and "
+            "--first-seed out"
+        )
+    return measure

@@ -24,12 +24,11 @@ from distillkit.engine.trainer import Stopped, Trainer
 from distillkit.errors import UsageError
 from distillkit.evaluation.generator import teacher_generator
 from distillkit.evaluation.measure import Measure
-from distillkit.evaluation.pipeline import measure
+from distillkit.evaluation.pipeline import SELECTION_SEED, measure
 from distillkit.evaluation.presets import default_protocol, load_measure
 from distillkit.evaluation.record import Record
 from distillkit.files import slug
 from distillkit.jobs.context import Context
-from distillkit.jobs.distil import SELECTION_SEED
 from distillkit.jobs.previews import Previews
 from distillkit.jobs.teacher_recipe import EDM_TRAINING, LossConfig, NetworkConfig, teacher_recipe
 from distillkit.models.store.folder import fresh_teacher, write_teacher

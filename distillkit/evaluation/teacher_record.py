@@ -39,7 +39,7 @@ def teacher_record(
     rank: int = 0,
     world: int = 1,
     reporter: Reporter | None = None,
-    should_stop: Callable[[], int] = lambda: 0,
+    stop: Callable[[], int] = lambda: 0,
     fresh: bool = False,
 ) -> Record:
     """The teacher's record under a protocol, by default with its own solver and number of steps.
@@ -58,7 +58,7 @@ def teacher_record(
         return kept.model_copy(update={"images_per_second": samples_per_second(generator, protocol, device)})
     record = measure(
         generator, protocol, device=device, batch=batch, rank=rank, world=world, reporter=reporter,
-        should_stop=should_stop, folder=cache_folder() / "evaluations",
+        stop=stop, folder=cache_folder() / "evaluations",
     )  # fmt: skip
     return write_record(_path(key), record) if rank == 0 else record
 
