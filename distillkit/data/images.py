@@ -57,6 +57,10 @@ class ImageSource(Source[Images]):
         shape = " x ".join(map(str, stream.shape))
         return SourcePlan(f"{len(stream):,} images {shape}{classes}, from {path}", memory_bytes=stream.kept_bytes)
 
+    @property
+    def fingerprint(self) -> str:
+        return self._files.fingerprint if self.config.path else ""
+
     @classmethod
     def synthetic(cls, teacher: Teacher, device: torch.device) -> Batches[Images]:
         return SyntheticImages(teacher, device)

@@ -1,157 +1,285 @@
-"""Noise-image pairs of a teacher's ODE: a content-addressed, restartable store that runs share."""
+"""Noise-image pairs of a teacher's ODE: a content-addressed, memory-mapped, restartable store that runs share."""
 
 from __future__ import annotations
 
-import hashlib
-import logging
-from collections.abc import Callable
+import math
+import re
+import shutil
+from collections.abc import Callable, Sequence
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import ClassVar
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from pydantic import Field
 from torch import Tensor
 
-from distillkit.contracts.condition import Condition
 from distillkit.contracts.random import Indices, SampleRNG
-from distillkit.contracts.step import Pairs
+from distillkit.contracts.source import Batches, Pairs, Source, SourceConfig, SourceJob, SourcePlan
 from distillkit.contracts.teacher import Teacher
-from distillkit.diffusion.schedules import karras_sigmas
-from distillkit.diffusion.solvers import heun
-from distillkit.files import cache_folder, canonical_json, write_bytes, write_json
+from distillkit.counts import Count
+from distillkit.data.identity import teacher_identity
+from distillkit.data.shards import Shards, identity_hash
+from distillkit.data.synthetic import SyntheticPairs
+from distillkit.diffusion.solvers import SolverName, solver_evaluations
+from distillkit.errors import DistillkitError, UsageError
+from distillkit.files import cache_folder, existing_parent
+from distillkit.progress import Quiet
 
-log = logging.getLogger(__name__)
+SHARD_PAIRS = 256
+"""Most pairs in one shard, which is what an interruption can cost and what is solved in one pass."""
 
-SHARD = 256
-"""Pairs in one shard file: the unit that an interruption can cost."""
+SHARD_BYTES = 2**23
+"""Most bytes of samples in one shard, where a pair is large; a shard has one pair at least."""
+
+MAPPING_BYTES = 4096
+"""Memory that one mapped shard takes beside its pages, which belong to the system's cache."""
 
 
 class PairStore:
-    """Pairs (z, c, y) with y = Heun ODE of the teacher from sigma_max z under c, one shard file per 256.
+    """Pairs (z, y) with y = the teacher's ODE solved from z under the condition of a key.
 
-    The folder's name is the hash of everything that determines the pairs, so a store never mixes two teachers,
-    solvers or guidance weights. Larger sets extend smaller ones. Pair i depends on (seed, i) alone.
+    Only y and the key are stored, in shards: z is a function of (seed, i), and conditions are encoded when a batch is
+    read. Pair i depends on (seed, i) alone, so that larger sets extend smaller ones. The folder's name is the hash of
+    everything that determines the pairs, so a store never mixes two teachers, solvers or guidance weights.
 
     Args:
         teacher: whose ODE is solved; moved to the device already.
-        steps: Heun steps.
+        steps: of the solver; the teacher's own number by default.
+        solver: the teacher's own by default.
         guidance: classifier-free guidance weight of the teacher's samples.
-        seed: seed of noise and conditions.
-        root: where stores lie; the cache folder by default.
+        seed: seed of noise and keys.
+        root: where stores are kept; the cache folder by default.
     """
 
     def __init__(
-        self, teacher: Teacher, *, steps: int, guidance: float = 1.0, seed: int = 0, root: Path | None = None
+        self,
+        teacher: Teacher,
+        *,
+        steps: int | None = None,
+        solver: SolverName | None = None,
+        guidance: float = 1.0,
+        seed: int = 0,
+        root: Path | None = None,
     ) -> None:
-        self.teacher, self.steps, self.guidance = teacher, steps, guidance
-        self.rng = SampleRNG(seed)
-        spec = teacher.spec
-        self.identity: dict[str, Any] = {
-            "format": 1,
-            "weights_sha256": spec.weights_sha256,
-            "solver": "heun",
-            "steps": steps,
-            "sigma": [repr(spec.sigma_min), repr(spec.sigma_max), repr(spec.rho)],
-            "guidance": repr(guidance),
+        self.teacher, self.guidance = teacher, guidance
+        self.steps, self.solver = steps or teacher.spec.solver_steps, solver or teacher.spec.solver
+        self.rng, self.shape = SampleRNG(seed), teacher.spec.shape
+        self.shard = min(SHARD_PAIRS, max(1, SHARD_BYTES // (4 * math.prod(self.shape))))
+        identity = {
+            "teacher": teacher_identity(teacher),
+            "solver": self.solver,
+            "steps": self.steps,
+            "guidance": repr(float(guidance)),
             "seed": seed,
-            "shape": list(spec.shape),
-            "num_classes": spec.num_classes,
-            "shard": SHARD,
+            "dtype": "float32",
+            "shard": self.shard,
         }
-        self.id = hashlib.sha256(canonical_json(self.identity).encode()).hexdigest()[:16]
-        self.folder = (root or cache_folder() / "pairs") / f"{Path(spec.name).stem}-{self.id}"
+        name = re.sub(r"[^A-Za-z0-9._-]+", "-", Path(teacher.spec.name).stem).strip("-.")[:40] or "teacher"
+        self.shards = Shards((root or cache_folder() / "pairs") / f"{name}-{identity_hash(identity)}", identity)
 
-    def missing(self, count: int) -> list[int]:
-        """Numbers of the shards among the first `count` pairs that are absent or damaged."""
-        return [shard for shard in range(-(-count // SHARD)) if self._read(shard) is None]
+    @property
+    def folder(self) -> Path:
+        return self.shards.folder
+
+    @property
+    def shard_bytes(self) -> int:
+        """Of one shard on the disk, about."""
+        return self.shard * (4 * math.prod(self.shape) + 8) + 512
+
+    def missing(self, count: int, *, rank: int = 0, world: int = 1) -> list[int]:
+        """Numbers of the shards among the first `count` pairs that are absent or damaged; of this process' share."""
+        return [number for number in range(rank, self._shards_of(count), world) if not self.shards.is_whole(number)]
 
     def make(
         self, count: int, device: torch.device, *, rank: int = 0, world: int = 1, advance: Callable[[int], None]
     ) -> None:
-        """Make this rank's part of the missing shards; `advance(pairs)` is called after each.
+        """Make the missing shards whose number is this process', number % world = rank; `advance(pairs)` after each.
 
-        May be interrupted at any time: complete shards stay, and the next call makes the others.
+        Every process decides by numbers alone, so none depends on when another looked. It may be interrupted at any
+        time: complete shards stay, and the next call makes the others.
+
+        Raises:
+            DistillkitError: when they cannot be written, or the teacher's samples are not finite.
         """
-        missing = self.missing(count)
-        if missing and rank == 0:
-            write_json(self.folder / "manifest.json", {**self.identity, "teacher": self.teacher.spec.name})
-        for shard in missing[rank::world]:
-            write_bytes(self._path(shard), self._solve(shard, device))
-            advance(SHARD)
-
-    def open(self, count: int, device: torch.device) -> LoadedPairs:
-        """The first `count` pairs, verified; all must have been made."""
-        shards = [self._read(shard) for shard in range(-(-count // SHARD))]
-        complete = [shard for shard in shards if shard is not None]
-        if len(complete) != len(shards):
-            raise FileNotFoundError(f"{len(shards) - len(complete)} pair shards are missing in {self.folder}")
-        fields = {name: torch.cat([shard[name] for shard in complete])[:count] for name in complete[0]}
-        return LoadedPairs(fields, device)
-
-    def _path(self, shard: int) -> Path:
-        return self.folder / f"shard-{shard:06d}.safetensors"
-
-    @torch.inference_mode()
-    def _solve(self, shard: int, device: torch.device) -> bytes:
-        indices = range(shard * SHARD, (shard + 1) * SHARD)
-        spec = self.teacher.spec
-        noise = self.rng.normal("pairs/noise", 0, indices, spec.shape)
-        condition = self.teacher.draw_condition(self.rng.uniform("pairs/condition", 0, indices))
-        told = condition.to(device)
-        sigmas = karras_sigmas(self.steps, sigma_min=spec.sigma_min, sigma_max=spec.sigma_max, rho=spec.rho)
-        sample = heun(lambda x, s: self.teacher(x, s, told, self.guidance), noise.to(device), sigmas).cpu()
-        tensors = {"noise": noise, "sample": sample, **{f"condition.{k}": v for k, v in condition.items()}}
-        return save(tensors, metadata={"id": self.id, "sha256": content_hash(tensors)})
-
-    def _read(self, shard: int) -> dict[str, Tensor] | None:
-        """The shard's tensors if it is there, whole and of this store; else None, after a warning if it is damaged."""
-        path = self._path(shard)
-        if not path.exists():
-            return None
         try:
-            with safe_open(path, framework="pt") as file:
-                metadata = file.metadata() or {}
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        except (SafetensorError, OSError, ValueError) as error:
-            log.warning("pair shard %s is damaged (%s); it will be made again", path, error)
-            return None
-        if metadata.get("id") != self.id or metadata.get("sha256") != content_hash(tensors):
-            log.warning("pair shard %s does not match its recorded hash; it will be made again", path)
-            return None
-        return tensors
+            for number in range(rank, self._shards_of(count), world):
+                if not self.shards.is_whole(number):
+                    self.shards.write(number, self._solve(number, device))
+                    advance(self.shard)
+        finally:
+            self.shards.record()
 
+    def open(self, count: int, device: torch.device) -> StoredPairs:
+        """The first `count` pairs, verified; all must have been made.
 
-class LoadedPairs:
-    """Opened pairs, drawn with replacement by (seed, step, sample index)."""
+        Raises:
+            DistillkitError: when some are missing.
+        """
+        self.shards.refresh()
+        if missing := self.missing(count):
+            raise DistillkitError(
+                f"{len(missing):,} of {self._shards_of(count):,} shards of noise-image pairs are missing in "
+                f"{self.folder} (the first is {self.shards.path(missing[0]).name}); all processes must share this "
+                "folder: set DISTILLKIT_CACHE to one that they all see"
+            )
+        self.shards.record()
+        return StoredPairs(self, count, device)
 
-    def __init__(self, fields: dict[str, Tensor], device: torch.device) -> None:
-        self.noise, self.sample = fields["noise"], fields["sample"]
-        self.condition = Condition(
-            **{name.removeprefix("condition."): v for name, v in fields.items() if name.startswith("condition.")}
+    def _shards_of(self, count: int) -> int:
+        return -(-count // self.shard)
+
+    @torch.no_grad()
+    def _solve(self, number: int, device: torch.device) -> dict[str, Tensor]:
+        indices = range(number * self.shard, (number + 1) * self.shard)
+        keys = self.teacher.conditioner.draw(self.rng.uniform("pairs/condition", 0, indices))
+        condition = self.teacher.conditioner.encode(keys.to(device)).to(device)
+        sample = self.teacher.sample(
+            self.noise(indices).to(device), condition, steps=self.steps, solver=self.solver, guidance=self.guidance
         )
-        self.device = device
+        if not sample.isfinite().all():
+            raise DistillkitError(
+                f"samples of the teacher {self.teacher.spec.name} are not finite with {self.solver}, {self.steps} "
+                f"steps and guidance {self.guidance:g}; no pairs can be made of them"
+            )
+        return {"sample": sample.cpu().contiguous(), "key": keys}
+
+    def noise(self, indices: Indices) -> Tensor:
+        """The noise z of pairs, (B, ...) float32 on the CPU."""
+        return self.rng.normal("pairs/noise", 0, indices, self.shape)
+
+
+class StoredPairs:
+    """Opened pairs, drawn with replacement by (seed, step, sample index); only the rows of a batch are read."""
+
+    def __init__(self, store: PairStore, count: int, device: torch.device) -> None:
+        self.store, self.count, self.device = store, count, device
+        self._shards = [store.shards.mapped(number) for number in range(-(-count // store.shard))]
 
     def __len__(self) -> int:
-        return len(self.noise)
+        return self.count
 
     def batch(self, rng: SampleRNG, step: int, indices: Indices) -> Pairs:
-        return self.select(rng.integers("pairs", step, indices, len(self)))
+        return self.select(rng.integers("pairs", step, indices, len(self)).tolist())
 
-    def select(self, chosen: Tensor | slice) -> Pairs:
-        """The pairs at the given places, on the device."""
+    def select(self, numbers: Sequence[int]) -> Pairs:
+        """The pairs with these numbers, on the device."""
+        sample, keys = torch.empty(len(numbers), *self.store.shape), torch.empty(len(numbers), dtype=torch.int64)
+        for place, (shard, row) in enumerate(divmod(number, self.store.shard) for number in numbers):
+            sample[place], keys[place] = self._shards[shard]["sample"][row], self._shards[shard]["key"][row]
         return Pairs(
-            self.noise[chosen].to(self.device, non_blocking=True),
-            self.sample[chosen].to(self.device, non_blocking=True),
-            self.condition.select(chosen).to(self.device),
+            self.store.noise(numbers).to(self.device, non_blocking=True),
+            sample.to(self.device, non_blocking=True),
+            self.store.teacher.conditioner.encode(keys.to(self.device)).to(self.device),
         )
 
 
-def content_hash(tensors: dict[str, Tensor]) -> str:
-    """sha256 over names, types, shapes and bytes of tensors."""
-    digest = hashlib.sha256()
-    for name in sorted(tensors):
-        value = tensors[name].detach().cpu().contiguous()
-        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-        digest.update(value.reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
+class PairsConfig(SourceConfig):
+    """Noise-image pairs of the teacher's ODE, where the method needs them."""
+
+    count: Count = Field(10_000, ge=1, description="number of noise-image pairs, such as 100k")
+    steps: int | None = Field(
+        None, ge=1, le=10_000, description="steps of the solver; the teacher's own number if none"
+    )
+    solver: SolverName | None = Field(None, description="solver of the teacher's ODE; the teacher's own if none")
+    guidance: float = Field(1.0, ge=0, description="guidance weight of the teacher's samples")
+
+
+class PairSource(Source[Pairs]):
+    """Noise-image pairs from the store that all runs share; what is missing is made first."""
+
+    name: ClassVar[str] = "pairs"
+    batch_type: ClassVar[type] = Pairs
+    Config: ClassVar[type[SourceConfig]] = PairsConfig
+    config: PairsConfig
+
+    @cached_property
+    def store(self) -> PairStore:
+        config = self.config
+        return PairStore(self.teacher, steps=config.steps, solver=config.solver, guidance=config.guidance)
+
+    def open(self, job: SourceJob) -> Batches[Pairs]:
+        store, count = self.store, self.config.count
+        mine = store.missing(count, rank=job.rank, world=job.world)
+        if mine:
+            self._make(job, len(mine))
+        else:
+            job.say(f"using {count:,} noise-image pairs from {store.folder}")
+        # In turn, so that no process writes over what another has just recorded.
+        for turn in range(job.world):
+            job.barrier()
+            if turn == job.rank:
+                store.shards.record()
+        job.barrier()
+        return store.open(count, job.device)
+
+    def _make(self, job: SourceJob, mine: int) -> None:
+        store, left = self.store, mine
+        total = min(mine * job.world * store.shard, -(-self.config.count // store.shard) * store.shard)
+        with (job.task or Quiet().task)("making noise-image pairs", total, "pairs") as bar:
+
+            def advance(made: int) -> None:
+                nonlocal left
+                left -= 1
+                bar.advance(min(made * job.world, total))
+                if left and job.should_stop():
+                    raise job.interrupted(
+                        f"stopped while making noise-image pairs; complete ones stay in {store.folder}"
+                    )
+
+            store.make(self.config.count, job.device, rank=job.rank, world=job.world, advance=advance)
+
+    def check(self) -> None:
+        """Refuse guidance that the teacher cannot have, and pairs that the disk cannot hold."""
+        self._check_guidance()
+        needed = self.plan().disk_bytes
+        free = shutil.disk_usage(existing_parent(self.store.folder)).free
+        if needed > free:
+            raise DistillkitError(
+                f"noise-image pairs need {needed / 2**20:,.0f} MiB in {self.store.folder} and {free / 2**20:,.0f} MiB "
+                "are free; set DISTILLKIT_CACHE to a larger disk, or ask for fewer by --pairs-count"
+            )
+
+    def _check_guidance(self) -> None:
+        if self.config.guidance != 1 and not self.teacher.conditioner.has_null:
+            raise UsageError(
+                f"--pairs-guidance {self.config.guidance:g}: the teacher {self.teacher.spec.name} has no unconditional "
+                "prediction to guide against; use guidance 1"
+            )
+
+    @property
+    def cost(self) -> int:
+        return self.config.count * self._evaluations
+
+    @property
+    def guidance(self) -> float:
+        return self.config.guidance
+
+    @property
+    def _evaluations(self) -> int:
+        """Of the teacher for one pair."""
+        passes = 1 if self.config.guidance == 1 else 2
+        return passes * solver_evaluations(self.store.solver, self.store.steps)
+
+    def plan(self) -> SourcePlan:
+        """What is missing of the pairs, and what it would take; a count of a whole shard is made in any case.
+
+        Raises:
+            UsageError: as `open`.
+        """
+        self._check_guidance()
+        store, count = self.store, self.config.count
+        missing = len(store.missing(count))
+        made = missing * store.shard
+        guided = "" if self.guidance == 1 else f", guidance {self.guidance:g}"
+        return SourcePlan(
+            f"{count:,} noise-image pairs ({store.solver}, {store.steps} steps{guided}), {made:,} to make, "
+            f"memory-mapped from {store.folder}",
+            evaluations=made * self._evaluations,
+            disk_bytes=missing * store.shard_bytes,
+            memory_bytes=-(-count // store.shard) * MAPPING_BYTES,
+        )
+
+    @classmethod
+    def synthetic(cls, teacher: Teacher, device: torch.device) -> Batches[Pairs]:
+        return SyntheticPairs(teacher, device)

@@ -51,9 +51,12 @@ class HalfSize(Codec):
         return (shape[0] * 2, shape[1] // self.factor, shape[2] // self.factor)
 
 
+TEN = ClassLabels(classes=10)
+
+
 def linear_teacher(
     shape: tuple[int, ...] = (3, 8, 8),
-    conditioner: Conditioner | None = ClassLabels(classes=10),
+    conditioner: Conditioner | None = TEN,
     codec: Codec | None = None,
     weight: float = 0.5,
     schedule: EDMSchedule | None = None,

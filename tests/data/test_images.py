@@ -285,7 +285,7 @@ def test_more_classes_than_the_teacher_has(tmp_path):
     path = zipped(tmp_path / "x.zip", contents | {"dataset.json": listed(contents, classes=12)})
     source = ImageSource(linear_teacher(), DataConfig(path=path))
     for way in (source.check, source.plan, lambda: source.open(SourceJob(CPU))):
-        with pytest.raises(UsageError, match="11.*10 classes"):
+        with pytest.raises(UsageError, match=r"11.*10 classes"):
             way()
 
 

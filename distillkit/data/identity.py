@@ -1,0 +1,45 @@
+"""What a teacher's samples depend on: the part that the keys of all caches of them share."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from pydantic import BaseModel
+from torch import Tensor
+
+from distillkit.contracts.teacher import Teacher
+from distillkit.models.hashes import content_hash
+from distillkit.registry import registry
+
+
+def teacher_identity(teacher: Teacher) -> dict[str, Any]:
+    """Everything of a teacher that its samples depend on, as plain data: network, schedule, weights, conditioner, codec
+    and shape.
+
+    Weights count by the hash of their file, or where the teacher has none, by their contents. Name, licence and source
+    do not count, nor does the solver, which callers choose.
+    """
+    spec, denoiser = teacher.spec, teacher.denoiser
+    kind = type(denoiser)
+    return {
+        "network": dict(denoiser.description or spec.network) or f"{kind.__module__}:{kind.__qualname__}",
+        "schedule": _described("", denoiser.schedule),
+        "sigma_data": getattr(denoiser, "sigma_data", 0.5),
+        "weights": spec.weights_sha256 or content_hash(_tensors(denoiser.state_dict())),
+        "precision": sorted({str(parameter.dtype) for parameter in denoiser.parameters()}),
+        "conditioner": _described("conditioners", teacher.conditioner),
+        "codec": _described("codecs", teacher.codec),
+        "shape": list(spec.shape),
+    }
+
+
+def _described(kind: str, part: BaseModel) -> dict[str, Any]:
+    """As files describe it, or where no plugin offers its class, by the class and its fields."""
+    described = registry().describe(kind, part) if kind else {}
+    cls = type(part)
+    return described or {"kind": f"{cls.__module__}:{cls.__qualname__}", **part.model_dump(mode="json")}
+
+
+def _tensors(state: dict[str, Any]) -> dict[str, Tensor]:
+    return {name: value for name, value in state.items() if isinstance(value, torch.Tensor)}

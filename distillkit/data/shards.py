@@ -1,0 +1,163 @@
+"""Numbered files of tensors in one folder, and the manifest of those that were verified."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from distillkit.errors import DistillkitError
+from distillkit.files import canonical_json, write_bytes, write_json
+from distillkit.models.hashes import content_hash
+
+log = logging.getLogger(__name__)
+
+MANIFEST = "manifest.json"
+FORMAT = 2
+
+DTYPES = {"F32": torch.float32, "I64": torch.int64}
+LARGEST_HEADER = 2**16
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A shard that was found whole: the hash of its contents, and size and time of its file when it was."""
+
+    sha256: str
+    bytes: int
+    mtime_ns: int
+
+
+class Shards:
+    """Safetensors files `shard-N`, each written whole or not at all, and of one identity.
+
+    A shard is trusted where the manifest lists it with its present size and time; others are read and hashed once. So
+    opening costs a look at each file, and what is torn or altered is found. Losing the manifest costs time alone.
+
+    Args:
+        folder: of the files; made when the first is written.
+        identity: everything that determines their contents.
+    """
+
+    def __init__(self, folder: Path, identity: Mapping[str, Any]) -> None:
+        self.folder, self.identity = folder, dict(identity)
+        self.id = identity_hash(identity)
+        self._verified = self._listed()
+
+    def path(self, number: int) -> Path:
+        return self.folder / f"shard-{number:06d}.safetensors"
+
+    def is_whole(self, number: int) -> bool:
+        """Whether the shard is there, whole and of this identity; a warning says so where it is damaged.
+
+        Raises:
+            DistillkitError: where a folder has its name.
+        """
+        path = self.path(number)
+        if path.is_dir():
+            raise DistillkitError(f"{path} is a folder and a file is due there; remove it")
+        try:
+            state = path.stat()
+        except OSError:
+            return False
+        known = self._verified.get(number)
+        if known and (known.bytes, known.mtime_ns) == (state.st_size, state.st_mtime_ns):
+            return True
+        self._verified.pop(number, None)
+        if (sha256 := self._read_hash(path)) is None:
+            return False
+        self._verified[number] = Entry(sha256, state.st_size, state.st_mtime_ns)
+        return True
+
+    def write(self, number: int, tensors: Mapping[str, Tensor]) -> None:
+        """Write a shard whole; one that is there is replaced."""
+        path, sha256 = self.path(number), content_hash(tensors)
+        write_bytes(path, save(dict(tensors), metadata={"id": self.id, "sha256": sha256}))
+        state = path.stat()
+        self._verified[number] = Entry(sha256, state.st_size, state.st_mtime_ns)
+
+    def mapped(self, number: int) -> dict[str, Tensor]:
+        """The shard's tensors, memory-mapped: no page of theirs is touched before it is used.
+
+        The header is read by itself, since a look at it through the mapping brings megabytes around it into memory.
+
+        Raises:
+            DistillkitError: when it is gone or damaged.
+        """
+        path = self.path(number)
+        try:
+            with path.open("rb") as file:
+                length = int.from_bytes(file.read(8), "little")
+                header = json.loads(file.read(min(length, LARGEST_HEADER)))
+            storage = torch.UntypedStorage.from_file(str(path), False, path.stat().st_size)
+            data = torch.empty(0, dtype=torch.uint8).set_(storage)[8 + length :]
+            return {
+                name: data[slice(*place["data_offsets"])].view(DTYPES[place["dtype"]]).reshape(place["shape"])
+                for name, place in header.items()
+                if name != "__metadata__"
+            }
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
+            raise DistillkitError(f"cannot read {path}: {error}") from error
+
+    def refresh(self) -> None:
+        """Take over what other processes have recorded."""
+        self._verified = {**self._listed(), **self._verified}
+
+    def record(self) -> None:
+        """Add what is known to be whole to the manifest. Where that is impossible, shards are hashed again next time.
+
+        Two processes that record at the same time may lose each other's entries, never a shard.
+        """
+        listed = self._listed()
+        if self._verified.items() <= listed.items():
+            return
+        entries = sorted({**listed, **self._verified}.items())
+        manifest = {
+            "format": FORMAT,
+            "identity": self.identity,
+            "shards": {str(number): asdict(entry) for number, entry in entries},
+        }
+        try:
+            write_json(self.folder / MANIFEST, manifest)
+        except DistillkitError as error:
+            log.info("%s", error)
+
+    def _listed(self) -> dict[int, Entry]:
+        """The manifest's entries; none where it is absent, damaged or of another form."""
+        path = self.folder / MANIFEST
+        try:
+            shards = json.loads(path.read_bytes())["shards"]
+            return {int(number): Entry(**entry) for number, entry in shards.items()}
+        except FileNotFoundError:
+            return {}
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            log.warning("%s cannot be read (%s); the files that it lists are verified again", path, error)
+            return {}
+
+    def _read_hash(self, path: Path) -> str | None:
+        """The hash of a file's contents where it is the one recorded in it, with this identity."""
+        try:
+            with safe_open(path, framework="pt") as file:
+                metadata = file.metadata() or {}
+                sha256 = content_hash({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
+        except (SafetensorError, OSError, ValueError) as error:
+            log.warning("%s is damaged (%s); it will be made again", path, error)
+            return None
+        if metadata.get("id") != self.id or metadata.get("sha256") != sha256:
+            log.warning("%s does not match its recorded hash; it will be made again", path)
+            return None
+        return sha256
+
+
+def identity_hash(identity: Mapping[str, Any]) -> str:
+    """16 hexadecimal digits: a folder's name for what depends on all of this."""
+    return hashlib.sha256(canonical_json(identity).encode()).hexdigest()[:16]
