@@ -2,32 +2,38 @@
 
 from __future__ import annotations
 
+import gc
 import json
-from collections.abc import Iterable
-from dataclasses import replace
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Literal
 
 import torch
-from accelerate import Accelerator
 
-from distillkit.benchmark.jobs import Job, jobs_of
-from distillkit.benchmark.results import Point, Results, Run, write_results
+from distillkit.benchmark.jobs import FIGURES_CODE, Job, distillation, hash_of, jobs_of, own_source_hash, reason_of
+from distillkit.benchmark.results import Point, Results, Run, read_results, write_results
 from distillkit.benchmark.suite import Suite
 from distillkit.contracts.teacher import Teacher
-from distillkit.engine.interrupt import StopRequest
-from distillkit.errors import DistillkitError, Interrupted
-from distillkit.evaluation.record import Record, read_record
-from distillkit.evaluation.sampling import balanced_labels, seeded_noise
-from distillkit.pictures import save_grid
-from distillkit.progress import Quiet, Reporter
-from distillkit.jobs.subjects import Candidate, EvaluationOptions, candidates
+from distillkit.engine.config import TrainingConfig
+from distillkit.environment import environment
+from distillkit.errors import DistillkitError, Interrupted, UsageError
+from distillkit.evaluation.generator import Generator, student_generator, teacher_generator
+from distillkit.evaluation.pipeline import fitted, measure
+from distillkit.evaluation.presets import default_protocol, load_measure
+from distillkit.evaluation.record import read_record, write_record
+from distillkit.evaluation.sampling import inputs
+from distillkit.files import cache_folder, slug
+from distillkit.jobs.context import Context, launch
 from distillkit.jobs.distil import Distillation
-from distillkit.jobs.evaluate import evaluate
-from distillkit.runs.folder import RunFolder, environment
-from distillkit.jobs.previews import COLUMNS, POINTS, drawn
-from distillkit.jobs.trial import rehearse
-from distillkit.students.artifact import load_student
+from distillkit.jobs.previews import COLUMNS, POINTS
+from distillkit.jobs.subjects import student_subject
+from distillkit.jobs.trial import try_training
+from distillkit.pictures import save_grid, tiles
+from distillkit.runs.folder import CONFIG, RunFolder
+from distillkit.students.artifact import Student, load_student
+
+State = Literal["done", "interrupted", "to do", "cannot run"]
 
 
 class Bench:
@@ -36,69 +42,94 @@ class Bench:
     Args:
         folder: where; locked by the caller.
         teacher: the suite's, loaded.
+
+    Raises:
+        UsageError: where no protocol is known for the teacher and the suite names none.
+        DistillkitError: when the protocol's files are missing.
     """
 
-    def __init__(
-        self, suite: Suite, folder: Path, teacher: Teacher, accelerator: Accelerator, reporter: Reporter,
-        stop: StopRequest,
-    ) -> None:  # fmt: skip
-        self.suite, self.folder, self.accelerator, self.stop = suite, folder, accelerator, stop
-        self.teacher = teacher.to(accelerator.device)
-        self.main = accelerator.is_main_process
-        self.reporter = reporter if self.main else Quiet()
+    def __init__(self, suite: Suite, folder: Path, teacher: Teacher, context: Context) -> None:
+        self.suite, self.folder, self.context = suite, folder, context
+        self.teacher = teacher.to(context.device)
+        self.protocol = suite.protocol or default_protocol(teacher)
+        if self.protocol is None:
+            raise UsageError(
+                f"no protocol is known for the teacher {teacher.spec.name}: name one in the suite (protocol: NAME; "
+                "`distillkit protocols` lists them)"
+            )
+        self.measure = load_measure(self.protocol, count=suite.samples)
         self.results = Results(
             suite=suite, environment=environment(), created=datetime.now(UTC).isoformat(timespec="seconds")
         )
 
     def plan(self) -> list[Job]:
         """All trainings of the suite, with their costs counted."""
-        return list(jobs_of(self.suite, self.teacher, self.accelerator, self.stop))
+        return list(jobs_of(self.suite, self.teacher, self.context))
 
     def seconds_of(self, job: Job) -> float:
-        """About how long a training takes here, noise-image pairs included; by a rehearsal."""
-        assert job.config is not None
-        folder = RunFolder(self.folder / "runs" / job.name, "")
-        work = Distillation(job.config, folder, self.accelerator, Quiet(), self.stop, teacher=self.teacher)
-        rehearsal = rehearse(work.recipe, work.teacher, job.config.training, self.accelerator)
-        made = job.config.training.duration * rehearsal.seconds_per_image
-        return (made + job.pairs_cost * rehearsal.seconds_per_evaluation) / float(self.accelerator.num_processes)
+        """About how long a training takes here, its data included; by a trial of a few steps.
 
-    def state(self, job: Job) -> str:
-        """What is there of a job: "done", "interrupted", "to do", or "cannot run"."""
+        Raises:
+            DistillkitError: when the trial fails.
+        """
+        assert job.method is not None and job.config is not None
+        work, training = distillation(job.method, job.config, self.teacher, self.context), job.config.training
+        trial = try_training(work.recipe, work.teacher, training, self.context.accelerator)
+        seconds = training.duration * trial.seconds_per_image + job.sources_cost * trial.seconds_per_evaluation
+        return seconds / self.context.world
+
+    def state(self, job: Job) -> State:
+        """What is there of a job."""
         if job.problem:
             return "cannot run"
-        folder = RunFolder(self.folder / "runs" / job.name, "")
-        return "done" if folder.finished else "interrupted" if folder.path.is_dir() else "to do"
+        folder = self._folder(job)
+        return "done" if folder.finished else "interrupted" if (folder / CONFIG).is_file() else "to do"
 
     def run(self) -> Results:
         """Do everything that is not done yet. A job that fails does not stop the others.
 
         Raises:
             Interrupted: after a signal; everything that was done is kept.
-            DistillkitError: when the teacher cannot be measured.
+            DistillkitError: when no job can be run, or the teacher cannot be measured.
         """
+        say = self.context.reporter.say
         try:
             jobs = self.plan()
+            if all(job.problem for job in jobs):
+                raise DistillkitError("none of the entries can be run:\n" + "\n".join(_problems(jobs)))
+            self.results = self.results.model_copy(update={"measured": self._known()})
             self._measure_teacher()
             for number, job in enumerate(jobs, 1):
-                self.reporter.say(f"[{number}/{len(jobs)}] {job.entry}, seed {job.seed}: {self.state(job)}")
-                self._keep(self._outcome(job))
+                say(f"[{number}/{len(jobs)}] {job.entry}, seed {job.seed}: {self.state(job)}")
+                run = self._outcome(job)
+                self._keep(self.results.with_run(run))
         except Interrupted as stopped:
             raise Interrupted(
-                "stopped; the same command goes on where it stopped, and what was done is kept", stopped.exit_code - 128
+                "stopped; what was done is kept, and the same command continues", stopped.exit_code - 128
             ) from stopped
         return self.results
 
-    def _keep(self, run: Run) -> None:
-        self.results = self.results.with_run(run)
-        if self.main:
-            write_results(self.folder, self.results)
+    def _known(self) -> dict[str, str]:
+        """What the records that are there were measured of."""
+        try:
+            return read_results(self.folder).measured
+        except DistillkitError:
+            return {}
+
+    def _keep(self, results: Results) -> None:
+        self.results = results
+        if self.context.main:
+            write_results(self.folder, results)
+
+    def _folder(self, job: Job) -> RunFolder:
+        return RunFolder(self.folder / "runs" / job.name, f"distillkit run {job.method.name if job.method else ''}")
 
     def _outcome(self, job: Job) -> Run:
         """The job's run and records, made or found; a failure becomes a result too."""
-        about = {"entry": job.entry, "method": job.method, "package": job.package, "seed": job.seed, "key": job.key}
+        method = self.suite.method_of(job.entry)
+        about = {"entry": job.entry, "method": method, "package": job.package, "seed": job.seed, "key": job.key}
         try:
-            if job.config is None:
+            if job.problem:
                 raise DistillkitError(job.problem)
             folder = self._trained(job)
             record = json.loads((folder / "record.json").read_text(encoding="utf-8"))
@@ -111,102 +142,108 @@ class Bench:
         except Interrupted:
             raise
         except Exception as error:  # a method may fail in any way, and the others go on
-            reason = str(error) if isinstance(error, DistillkitError) else f"{type(error).__name__}: {error}"
-            self.reporter.say(f"failed: {job.entry}, seed {job.seed} ({job.package}): {reason}")
+            reason = reason_of(error)
+            self.context.reporter.say(f"failed: {job.entry}, seed {job.seed} ({job.package}): {reason}")
             return Run(**about, state="failed", reason=reason)
         finally:
-            self.accelerator.free_memory()
+            gc.collect()
+            self.context.accelerator.free_memory()
 
     def _trained(self, job: Job) -> Path:
         """The folder of the job's finished run."""
-        assert job.config is not None
-        folder = RunFolder(self.folder / "runs" / job.name, f"distillkit run {job.method}")
+        assert job.method is not None and job.config is not None
+        folder = self._folder(job)
         if folder.finished:
             return folder.path
-        begun = (folder / "config.yaml").is_file()
-        work = Distillation(job.config, folder, self.accelerator, self.reporter, self.stop, teacher=self.teacher)
+        work = Distillation(job.config, folder, self.context, job.method, self.teacher)
         work.prepare()
-        with folder.locked(main=self.main):
-            if not begun and self.main:
-                folder.begin(job.config)
-            self.accelerator.wait_for_everyone()
-            work.run(resume=begun)
+        begun = (folder / CONFIG).is_file()
+        launch(folder, work.config, self.context, lambda: work.run(resume=begun), resume=begun)
         return folder.path
 
-    def _options(self, nfe: Iterable[int]) -> EvaluationOptions:
-        return EvaluationOptions(protocol=self.suite.protocol or None, samples=self.suite.samples, nfe=tuple(nfe))
-
     def _measure_teacher(self) -> None:
-        steps = self.suite.teacher_steps or (self.teacher.spec.solver_steps,)
-        options = self._options(2 * count - 1 for count in steps)
-        own, records = self.teacher.spec.solver_steps, []
+        own = self.teacher.spec.solver_steps
+        steps = self.suite.teacher_steps or (own,)
         shown = own if own in steps else max(steps)
-        for candidate in candidates(self.suite.teacher, options, self.accelerator.device, self.reporter):
-            count = candidate.subject.sampler["steps"]
-            records.append(self._measured(candidate, options, f"teacher-{count}-steps"))
-            if count == shown:
-                self._picture("teacher", candidate)
-        self.results = self.results.model_copy(update={"teacher_records": tuple(records)})
-
-    def _measure_student(self, job: Job, folder: Path) -> list[str]:
-        """Records at the student's own number of evaluations and at those of the suite that its sampler can do."""
-        student = load_student(folder)
-        own, evaluations = round(student.description.nfe), {round(student.description.nfe)}
-        for nfe in self.suite.nfe:
-            try:
-                student.generator.sampler.with_nfe(nfe)
-                evaluations.add(nfe)
-            except ValueError:
-                continue
-        options = self._options(sorted(evaluations))
         records = []
-        found = candidates(str(folder), options, self.accelerator.device, self.reporter)
-        for nfe, candidate in zip(options.nfe, found, strict=True):
-            candidate.subject = candidate.subject.model_copy(update={"name": job.entry})
-            records.append(self._measured(candidate, options, f"{job.entry}-seed{job.seed}-nfe{nfe}"))
+        for count in steps:
+            generator = teacher_generator(self.teacher, count)
+            records.append(self._measured(generator, f"teacher-{count}-steps"))
+            if count == shown:
+                self._picture("teacher", generator)
+        self._keep(self.results.model_copy(update={"teacher_records": tuple(records)}))
+
+    def _measure_student(self, job: Job, folder: Path) -> Iterator[str]:
+        """Records at the student's own number of evaluations and at those of the suite that its sampler can do."""
+        student = load_student(folder).to(self.context.device)
+        for sampled in (student, *_otherwise(student, self.suite.nfe)):
+            nfe = round(sampled.nfe)
+            generator = student_generator(
+                sampled.generator, sampled.conditioner, sampled.codec, student_subject(sampled, job.entry)
+            )
             if job.seed == 0:
-                self._picture(job.entry if nfe == own else f"{job.entry}, NFE {nfe}", candidate)
-        return records
+                self._picture(job.entry if sampled is student else f"{job.entry}, NFE {nfe}", generator)
+            yield self._measured(generator, f"{job.entry}-seed{job.seed}-nfe{nfe}")
 
-    def _measured(self, candidate: Candidate, options: EvaluationOptions, name: str) -> str:
-        """The record's path in the benchmark's folder; measured if it is not there for these very weights."""
-        path = self.folder / "records" / f"{name}.json"
-        if not (path.is_file() and self._holds(path, candidate)):
-            evaluate([candidate], replace(options, output=path), self.accelerator, self.reporter, self.stop)
-        return str(path.relative_to(self.folder))
-
-    def _holds(self, path: Path, candidate: Candidate) -> bool:
-        try:
-            record = read_record(path)
-        except DistillkitError:
-            return False
-        count = self.suite.samples or (record.protocol.samples.count if isinstance(record, Record) else 0)
-        return (
-            isinstance(record, Record)
-            and record.subject == candidate.subject
-            and record.protocol.samples.count == count
-            and (not self.suite.protocol or record.protocol.name == self.suite.protocol)
-        )
+    def _measured(self, generator: Generator, name: str) -> str:
+        """The record's path in the benchmark's folder; measured unless it is there and of all the same."""
+        path = Path("records") / f"{name}.json"
+        key = hash_of(
+            {
+                "of": generator.identity(), "named": generator.subject.name, "code": own_source_hash(*FIGURES_CODE),
+                "protocol": fitted(generator, self.measure).protocol.id,
+            }
+        )[:16]  # fmt: skip
+        if self.results.measured.get(str(path)) != key or not _whole(self.folder / path):
+            context = self.context
+            record = measure(
+                generator, self.measure, device=context.device, rank=context.rank, world=context.world,
+                reporter=context.reporter, should_stop=context.stopped, folder=cache_folder() / "evaluations",
+            )  # fmt: skip
+            if context.main:
+                write_record(self.folder / path, record)
+            context.accelerator.wait_for_everyone()
+        self.results = self.results.model_copy(update={"measured": {**self.results.measured, str(path): key}})
+        return str(path)
 
     @torch.inference_mode()
-    def _picture(self, name: str, candidate: Candidate) -> None:
-        """A row of samples from the same noise and labels for every generator."""
-        if not self.main or candidate.generate is None or candidate.spec is None:
-            return
-        spec, device = candidate.spec, self.accelerator.device
-        seeds = list(range(COLUMNS if spec.is_image else POINTS))
-        noise = seeded_noise(seeds, spec.shape).to(device)
-        condition = balanced_labels(range(len(seeds)), spec.num_classes).to(device)
-        path = Path("grid") / f"{name.replace(', ', '-').replace(' ', '-')}.png"
-        tiles = drawn(candidate.generate(noise, condition, seeds))
-        save_grid(self.folder / path, tiles, min(COLUMNS, len(tiles)))
+    def _picture(self, name: str, generator: Generator) -> None:
+        """A row of samples from the same noise and conditions for every generator."""
+        path = Path("grid") / f"{slug(name)}.png"
+        if self.context.main:
+            device, content = self.context.device, generator.content
+            samples = fitted(generator, self.measure).protocol.samples
+            count = range(POINTS if content == "points" else COLUMNS)
+            noise, keys, seeds = inputs(samples, count, generator.shape, generator.conditioner)
+            made = generator.generate(noise.to(device), generator.conditioner.encode(keys).to(device), seeds)
+            pictures = tiles(made, content)
+            save_grid(self.folder / path, pictures, min(COLUMNS, len(pictures)))
         self.results = self.results.model_copy(update={"grid": {**self.results.grid, name: str(path)}})
 
 
-def curve(run: Path) -> Iterable[Point]:
-    """The scores that a run wrote on its way."""
+def _otherwise(student: Student, evaluations: tuple[int, ...]) -> Iterator[Student]:
+    """The student with other numbers of evaluations, those that its sampler can do."""
+    for nfe in sorted({*evaluations} - {round(student.nfe)}):
+        try:
+            yield student.with_nfe(nfe)
+        except UsageError:
+            continue
+
+
+def _whole(path: Path) -> bool:
+    try:
+        return read_record(path).kind == "measured"
+    except DistillkitError:
+        return False
+
+
+def _problems(jobs: list[Job]) -> Iterator[str]:
+    return (f"  {job.entry}: {job.problem}" for job in jobs if job.seed == 0)
+
+
+def curve(run: Path) -> Iterator[Point]:
+    """The figures that a run measured on its way."""
     for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines():
         entry = json.loads(line)
-        for name, value in entry.items():
-            if "[" in name and isinstance(value, float):
-                yield Point(cost=entry["cost"], images=entry["images"], value=value)
+        if found := entry.get("evaluation"):
+            yield Point(cost=entry["cost"], images=entry["images"], value=found["value"], error=found["error"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib
+import inspect
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cache
@@ -11,20 +12,25 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from accelerate import Accelerator
-
 from distillkit.benchmark.suite import Suite
 from distillkit.contracts.method import Method
 from distillkit.contracts.teacher import Teacher
-from distillkit.engine.interrupt import StopRequest
-from distillkit.errors import DistillkitError, UsageError
+from distillkit.errors import DistillkitError, Interrupted, UsageError
+from distillkit.evaluation.generator import teacher_generator
 from distillkit.files import canonical_json
-from distillkit.progress import Quiet
-from distillkit.registry import registry
-from distillkit.runs.config import RunConfig, merge, resolve
+from distillkit.jobs.api import method_offer
+from distillkit.jobs.context import Context
 from distillkit.jobs.distil import Distillation
-from distillkit.runs.folder import RunFolder
 from distillkit.jobs.trial import forward_equivalents
+from distillkit.models.hashes import content_hash
+from distillkit.progress import Quiet
+from distillkit.registry import Installed
+from distillkit.runs.config import RunConfig, merge, resolve
+from distillkit.runs.folder import RunFolder
+
+TRAINING_CODE = ("contracts", "data", "diffusion", "embedded", "engine", "jobs", "models", "parts")
+FIGURES_CODE = ("contracts", "data", "diffusion", "embedded", "evaluation", "models", "students")
+"""The parts of distillkit that a trained student depends on, and those that its figures do."""
 
 
 @dataclass(frozen=True)
@@ -33,20 +39,19 @@ class Job:
 
     Args:
         entry: the suite's name for it.
-        package: distribution and version that the method came from.
+        method: as it is installed; None where there is none of that name.
         passes: forward-equivalents of training on one image, by role.
-        pairs_cost: forward-equivalents of its noise-image pairs.
+        sources_cost: forward-equivalents of its data, such as noise-image pairs.
         key: hash of all that its result depends on.
         problem: why it cannot be run; empty if it can.
     """
 
     entry: str
-    method: str
-    package: str
-    seed: int
+    seed: int = 0
+    method: Installed | None = None
     config: RunConfig | None = None
     passes: dict[str, float] | None = None
-    pairs_cost: int = 0
+    sources_cost: int = 0
     key: str = ""
     problem: str = ""
 
@@ -55,111 +60,152 @@ class Job:
         """Of its folder: what is made anew never mixes with what was made before."""
         return f"{self.entry}-seed{self.seed}-{self.key}"
 
+    @property
+    def package(self) -> str:
+        """Distribution and version that the method came from."""
+        return self.method.origin if self.method else ""
 
-def jobs_of(suite: Suite, teacher: Teacher, accelerator: Accelerator, stop: StopRequest) -> Iterator[Job]:
+
+def jobs_of(suite: Suite, teacher: Teacher, context: Context) -> Iterator[Job]:
     """One job for each entry and seed, seed by seed, so that a bench that is stopped early has compared all methods.
 
     What cannot be run is a job with a problem: it does not stop the others.
     """
-    first = {entry: _planned(suite, entry, teacher, accelerator, stop) for entry in suite.methods}
+    quiet = replace(context, reporter=Quiet())
+    first = [_planned(suite, entry, teacher, quiet) for entry in suite.methods]
     for seed in range(suite.seeds):
-        for job in first.values():
+        for job in first:
             if job.config is None:
                 yield replace(job, seed=seed)
                 continue
             config = job.config.model_copy(update={"seed": seed})
-            key = identity(config, teacher, registry().method(job.method), job.package, accelerator.num_processes)
+            key = hash_of({"start": job.key, "config": config.model_dump(mode="json")})[:8]
             yield replace(job, seed=seed, config=config, key=key)
 
 
-def _planned(suite: Suite, entry: str, teacher: Teacher, accelerator: Accelerator, stop: StopRequest) -> Job:
-    """The entry's job for seed 0, without its key."""
-    name = suite.method_of(entry)
-    installed = registry().methods.get(name)
-    package = installed.origin if installed else ""
+def _planned(suite: Suite, entry: str, teacher: Teacher, context: Context) -> Job:
+    """The entry's job for seed 0; its key is that of all but its configuration."""
+    method: Installed | None = None
     try:
-        config = configuration(suite, entry)
-        planned = Distillation(config, RunFolder(Path(), ""), accelerator, Quiet(), stop, teacher=teacher)
-        pairs_cost = planned.pairs_cost
-        passes = forward_equivalents(planned.recipe, planned.teacher, accelerator)
-        images = affordable(suite.budget, sum(passes.values()), pairs_cost, config.training.batch)
+        method = method_offer(suite.method_of(entry))
+        planned = distillation(method, configuration(suite, entry, method), teacher, context)
+        key = identity(planned, method, context.world)
+        passes = forward_equivalents(planned.recipe, planned.teacher, context.accelerator)
+        images = affordable(suite.budget, sum(passes.values()), planned.sources_cost, planned.config.training.batch)
+        config = configuration(suite, entry, method, length(images, suite.curve_points))
+    except Interrupted:
+        raise
     except Exception as error:  # a method may fail in any way, and the others go on
-        reason = str(error) if isinstance(error, DistillkitError) else f"{type(error).__name__}: {error}"
-        return Job(entry, name, package, 0, problem=reason)
-    config = configuration(suite, entry, lasting(images, suite.curve_points))
-    return Job(entry, name, package, 0, config, passes, pairs_cost)
+        return Job(entry, method=method, problem=reason_of(error))
+    # With the settings of the data that it reads completed, as the run's own folder keeps them.
+    config = config.model_copy(update={"sources": planned.config.sources})
+    return Job(entry, 0, method, config, passes, planned.sources_cost, key)
 
 
-def configuration(suite: Suite, entry: str, length: dict[str, Any] | None = None) -> RunConfig:
+def reason_of(error: Exception) -> str:
+    """Why something failed, for people."""
+    return str(error) if isinstance(error, DistillkitError) else f"{type(error).__name__}: {error}"
+
+
+def distillation(method: Installed, config: RunConfig, teacher: Teacher, context: Context) -> Distillation:
+    """A prepared job without a folder, to plan with.
+
+    Raises:
+        UsageError, DistillkitError: what the run would be refused with.
+    """
+    planned = Distillation(config, RunFolder(Path(), ""), context, method, teacher)
+    planned.prepare()
+    return planned
+
+
+def configuration(
+    suite: Suite, entry: str, method: Installed, length: dict[str, Any] | None = None
+) -> RunConfig:
     """An entry's run: the method's preset, then what the suite says for all, then for the entry, then its length.
 
     Raises:
-        UsageError: for an unknown method or bad values; says in which entry.
+        UsageError: for bad values; says in which entry.
     """
     own = suite.methods[entry]
     options = {
         "teacher": suite.teacher,
         "settings": own.settings,
         "training": merge(suite.training, own.training, length or {}),
-        "pairs": own.pairs,
-        "data": suite.data,
+        "student": own.student,
+        "sources": merge(suite.sources, own.sources),
+        "evaluation": {"protocol": suite.protocol or None, "samples": suite.samples},
     }
     try:
-        return resolve(registry().method(suite.method_of(entry)), options=options)[0]
+        return resolve(method.value, options=options)[0]
     except UsageError as error:
         raise UsageError(f"entry {entry}: {error}") from error
 
 
-def affordable(budget: int, an_image: float, pairs: int, batch: int) -> int:
+def affordable(budget: int, an_image: float, sources_cost: int, batch: int) -> int:
     """Images that a budget pays for, in whole batches.
 
     Raises:
         UsageError: when it does not even pay for one batch.
     """
-    images = int((budget - pairs) / an_image) // batch * batch
+    images = int((budget - sources_cost) / an_image) // batch * batch
     if images < batch:
         raise UsageError(
             f"the budget of {budget:,} forward-equivalents is too small: "
-            + (f"noise-image pairs cost {pairs:,} and " if pairs else "")
+            + (f"the teacher's passes for its data cost {sources_cost:,} and " if sources_cost else "")
             + f"a batch of {batch} images costs {an_image * batch:,.0f}"
         )
     return images
 
 
-def lasting(images: int, curve_points: int) -> dict[str, Any]:
-    """Training values for a training of this length: scores for the curve, a few checkpoints, one more grid."""
-    return {
-        "duration": images,
-        "evaluate_every": max(1, images // curve_points),
-        "checkpoint_every": max(1, images // 4),
-        "sample_every": images,
-        "log_every": max(1, images // 40),
-    }
+def length(images: int, curve_points: int) -> dict[str, Any]:
+    """Training values for a training of this length: figures for the curve, no pictures on the way."""
+    return {"duration": images, "evaluate_every": max(1, images // curve_points), "sample_every": images}
 
 
-def identity(config: RunConfig, teacher: Teacher, method: type[Method], package: str, processes: int) -> str:
-    """Hash of all that a training's result depends on: a run is reused while this stays the same.
+def identity(planned: Distillation, method: Installed, processes: int) -> str:
+    """Hash of all that a training's result depends on beside its configuration: a run is reused while it stays the same.
 
-    The source of the method's package counts, so that editing a plugin makes its runs anew; of distillkit's own, the
-    version does.
+    The source of the method's package or file counts, so that editing a plugin makes its runs anew; so does that of
+    distillkit's own parts, the weights that the student starts from, and the data.
     """
-    body = {
-        "config": config.model_dump(mode="json"),
-        "teacher": teacher.spec.weights_sha256,
-        "distillkit": version("distillkit"),
-        "package": package,
-        "source": source_hash(method.__module__.partition(".")[0]),
-        "processes": processes,
-    }
-    return hashlib.sha256(canonical_json(body).encode()).hexdigest()[:8]
+    teacher = planned.teacher
+    return hash_of(
+        {
+            "teacher": {**teacher_generator(teacher).identity(), "spec": teacher.spec.model_dump(mode="json")},
+            "start": content_hash(planned.recipe.student.denoiser.state_dict()),
+            "data": {source.name: source.fingerprint for source in planned.sources.values()},
+            "distillkit": [version("distillkit"), own_source_hash(*TRAINING_CODE)],
+            "method": [method.origin, source_hash(method.value)],
+            "processes": processes,
+        }
+    )
+
+
+def source_hash(method: type[Method]) -> str:
+    """Hash of the Python files of the method's package, of its file, or of a notebook's cell."""
+    package = importlib.import_module(method.__module__.partition(".")[0])
+    folders = [Path(folder) for folder in getattr(package, "__path__", [])]
+    if folders:
+        return _files_hash(*folders)
+    file = getattr(package, "__file__", None)
+    try:
+        text = Path(file).read_text(encoding="utf-8") if file else inspect.getsource(method)
+    except (OSError, TypeError):  # typed at a prompt: there is no source to read
+        text = ""
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 @cache
-def source_hash(package: str) -> str:
-    """Hash of a package's Python files, or of a single module's."""
-    module = importlib.import_module(package)
-    folders = [Path(folder) for folder in getattr(module, "__path__", [])]
-    files = sorted(f for folder in folders for f in folder.rglob("*.py"))
-    if not folders and module.__file__:
-        files = [Path(module.__file__)]
+def own_source_hash(*parts: str) -> str:
+    """Hash of the Python files of distillkit's own parts."""
+    return _files_hash(*(Path(__file__).parents[1] / part for part in parts))
+
+
+def _files_hash(*folders: Path) -> str:
+    files = sorted(file for folder in folders for file in folder.rglob("*.py"))
     return hashlib.sha256(b"\0".join(file.read_bytes() for file in files)).hexdigest()
+
+
+def hash_of(value: Any) -> str:
+    """sha256 of a value's canonical JSON."""
+    return hashlib.sha256(canonical_json(value).encode()).hexdigest()

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from distillkit.counts import Count
 from distillkit.errors import UsageError
 from distillkit.evaluation.record import Quoted
-from distillkit.registry import registry, unknown
+from distillkit.registry import method_name, registry, unknown
 from distillkit.runs.config import explain, read_config
 
 SUITES = Path(__file__).parent / "suites"
-"""The suites that ship with the package."""
+"""The suites that ship with the package: one file each."""
+
+Sources = dict[str, dict[str, Any]]
+"""Settings of sources by their names: {"pairs": {"count": 4096}}."""
 
 
 class _Part(BaseModel):
@@ -26,38 +30,46 @@ class _Part(BaseModel):
 class Entry(_Part):
     """One line of the comparison: a method with its settings, over the preset that fits the suite's teacher."""
 
-    method: str = Field("", description="name of the method; the entry's own name if empty")
+    method: str = Field(
+        "", description="name of the method, or a Python file that defines it; the entry's own name if empty"
+    )
     ablation_of: str = Field("", description="the entry that this one leaves something out of")
     note: str = Field("", description="what is special about it, for the report")
     settings: dict[str, Any] = Field(default_factory=dict, description="values of the method's own settings")
     training: dict[str, Any] = Field(default_factory=dict, description="values of the training configuration")
-    pairs: dict[str, Any] = Field(default_factory=dict, description="values of the noise-image pair configuration")
+    student: dict[str, Any] = Field(default_factory=dict, description="values of the student's: where it starts")
+    sources: Sources = Field(default_factory=dict, description="values of its data, by source")
 
 
 class Suite(_Part):
     """A benchmark.
 
     Fair by construction: every entry gets the same teacher, start weights, seeds, precision, evaluation noise and the
-    same budget of network forward-equivalents, pair generation and auxiliary networks included.
+    same budget of network forward-equivalents, the teacher's passes for its data and auxiliary networks included.
     """
 
-    name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]*$", description="names the folder of results")
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,99}$", description="names the folder of results")
+    default: bool = Field(False, description="the suite that is taken where none is named")
     title: str = Field("", description="one line for people")
     teacher: str = Field(description="catalogue name or folder")
-    protocol: str = Field("", description="protocol of the evaluation; the teacher's own if empty")
+    protocol: str = Field("", description="protocol of all figures; the teacher's own if empty")
     samples: Count | None = Field(None, ge=2, description="another number of samples than the protocol's")
-    seeds: int = Field(1, ge=1, description="trainings of every entry, with the seeds 0, 1, ...")
+    seeds: int = Field(1, ge=1, le=1000, description="trainings of every entry, with the seeds 0, 1, ...")
     budget: Count = Field(ge=1, description="forward-equivalents of one training")
-    nfe: tuple[int, ...] = Field((), description="evaluations to measure students at, beside their own, where they can")
-    teacher_steps: tuple[int, ...] = Field((), description="Heun steps to measure the teacher at")
-    curve_points: int = Field(8, ge=1, description="scores of every training on its way")
+    nfe: tuple[Annotated[int, Field(ge=1, le=10_000)], ...] = Field(
+        (), description="evaluations to measure students at, beside their own, where they can"
+    )
+    teacher_steps: tuple[Annotated[int, Field(ge=1, le=10_000)], ...] = Field(
+        (), description="steps of its solver to measure the teacher at; its own number if empty"
+    )
+    curve_points: int = Field(8, ge=1, le=1000, description="evaluations of every training on its way")
     training: dict[str, Any] = Field(default_factory=dict, description="training values for every entry: precision ...")
-    data: dict[str, Any] = Field(default_factory=dict, description="real images, for the methods that need them")
-    methods: dict[str, Entry] = Field(min_length=1, description="entries by name")
+    sources: Sources = Field(default_factory=dict, description="values of the data for every entry, by source")
+    methods: dict[str, Entry] = Field(min_length=1, max_length=1000, description="entries by name")
     quoted: tuple[Quoted, ...] = Field((), description="published figures, shown apart")
 
     def method_of(self, entry: str) -> str:
-        """Name of the method behind an entry."""
+        """The method behind an entry: its name or its file."""
         return self.methods[entry].method or entry
 
 
@@ -66,52 +78,84 @@ def shipped_suites() -> list[str]:
     return sorted(path.stem for path in SUITES.glob("*.yaml"))
 
 
-def load_suite(name: str) -> Suite:
-    """A suite by name, or from a file.
+@cache
+def default_suite() -> str:
+    """The shipped suite whose file says `default: true`."""
+    return next(name for name in shipped_suites() if read_config(SUITES / f"{name}.yaml").values.get("default"))
+
+
+def load_suite(name: str | Path) -> Suite:
+    """A suite by name, or from a file; files of methods are found beside it.
 
     Raises:
         UsageError: for an unknown name, or a file with mistakes; names file, line and the nearest valid key.
     """
-    path = SUITES / f"{name}.yaml" if name in shipped_suites() else Path(name).expanduser()
+    path = SUITES / f"{name}.yaml" if str(name) in shipped_suites() else Path(name).expanduser()
     if not path.is_file():
         raise UsageError(
-            unknown("suite", name, shipped_suites(), "distillkit bench --help") + " A YAML file works too."
+            unknown("suite", str(name), shipped_suites(), "distillkit bench --help") + " A YAML file works too."
         )
     file = read_config(path)
     try:
         suite = Suite.model_validate(file.values)
     except ValidationError as error:
         raise UsageError(explain(error, Suite, file)) from error
-    for entry, settings in suite.methods.items():
-        if not re.fullmatch(r"[A-Za-z0-9][\w.+-]*", entry):
-            raise UsageError(f"{path}: the entry {entry!r} names files: letters, digits, dots, dashes and underscores")
-        if settings.ablation_of and settings.ablation_of not in suite.methods:
-            raise UsageError(f"{path}: {entry} is an ablation of {settings.ablation_of!r}, which is no entry")
-    return suite
+    _check_entries(suite, str(path))
+    methods = {entry: _beside(path.parent, values) for entry, values in suite.methods.items()}
+    return suite.model_copy(update={"methods": methods})
+
+
+def _beside(folder: Path, entry: Entry) -> Entry:
+    """The entry with its method's file by the path from here, where it was named by the path from the suite's folder."""
+    file = folder / entry.method
+    return entry.model_copy(update={"method": str(file)}) if entry.method.endswith(".py") and file.is_file() else entry
+
+
+def _check_entries(suite: Suite, where: str) -> None:
+    for entry, values in suite.methods.items():
+        if not re.fullmatch(r"[A-Za-z0-9][\w.+-]{0,99}", entry):
+            raise UsageError(f"{where}: the entry {entry!r} names files: letters, digits, dots, dashes and underscores")
+        if values.ablation_of and values.ablation_of not in suite.methods:
+            raise UsageError(f"{where}: {entry} is an ablation of {values.ablation_of!r}, which is no entry")
 
 
 def chosen(
-    suite: Suite, *, methods: Sequence[str] = (), seeds: int | None = None, budget: int | None = None, images: str = ""
-) -> Suite:
-    """The suite with some of its entries, or with other installed methods under their presets, and other numbers.
+    suite: Suite, *, methods: Sequence[str] = (), seeds: int | None = None, budget: int | None = None,
+    data: str | Path | None = None,
+) -> Suite:  # fmt: skip
+    """The suite with some of its entries, or with other methods under their presets, and other numbers.
 
     Args:
-        images: where real images lie, for the methods that need them.
+        methods: entries, installed methods, or Python files that define one.
+        data: real images, for the methods that read them.
 
     Raises:
-        UsageError: for a name that is neither an entry nor an installed method.
+        UsageError: for a name that is none of these, or a number out of bounds.
     """
     changes: dict[str, Any] = {"seeds": seeds, "budget": budget}
-    if images:
-        changes["data"] = {**suite.data, "path": images}
+    if data is not None:
+        changes["sources"] = {**suite.sources, "data": {**suite.sources.get("data", {}), "path": str(data)}}
     if methods:
-        installed = registry().methods
-        for name in methods:
-            if name not in suite.methods and name not in installed:
-                raise UsageError(unknown("method", name, {*suite.methods, *installed}, "distillkit methods"))
-        changes["methods"] = {name: suite.methods.get(name, Entry()) for name in methods}
-        changes["methods"] = {
-            name: entry if entry.ablation_of in methods else entry.model_copy(update={"ablation_of": ""})
-            for name, entry in changes["methods"].items()
-        }
-    return suite.model_copy(update={key: value for key, value in changes.items() if value is not None})
+        changes["methods"] = _picked(suite, methods)
+    changed = {**suite.model_dump(), **{key: value for key, value in changes.items() if value is not None}}
+    try:
+        return Suite.model_validate(changed)
+    except ValidationError as error:
+        raise UsageError(explain(error, Suite)) from error
+
+
+def _picked(suite: Suite, names: Iterable[str]) -> dict[str, Entry]:
+    picked: dict[str, Entry] = {}
+    for name in names:
+        if name.endswith(".py"):
+            picked[method_name(name)] = Entry(method=name)
+        elif name in suite.methods:
+            picked[name] = suite.methods[name]
+        elif name in (installed := registry().named("methods")):
+            picked[name] = Entry()
+        else:
+            raise UsageError(unknown("method", name, {*suite.methods, *installed}, "distillkit methods"))
+    return {
+        name: entry if entry.ablation_of in picked else entry.model_copy(update={"ablation_of": ""})
+        for name, entry in picked.items()
+    }

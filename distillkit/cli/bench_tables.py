@@ -2,73 +2,69 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.markup import escape
 from rich.table import Table
 
-from distillkit.benchmark.leaderboard import leaderboard
-from distillkit.benchmark.report import findings, paired, write_report
+from distillkit.benchmark.report import HTML, paired
 from distillkit.cli.closing import console
 from distillkit.progress import clock
 
 if TYPE_CHECKING:
-    from distillkit.benchmark.harness import Bench
-    from distillkit.benchmark.results import Results
+    from distillkit.benchmark.run import BenchPlan, BenchResult
 
 
-def show_bench(folder: Path, results: Results) -> None:
-    """Write the report; show its tables, what they say, and where it lies."""
-    out, board = console(), leaderboard(folder, results)
-    written = write_report(folder, results, board)
+def show_bench(result: BenchResult) -> None:
+    """Write the report; show its tables, what they say, and where it is."""
+    out, board, written = console(), result.leaderboard, result.report()
     for nfe, rows in board.tables.items():
         table = Table(title=f"{escape(board.label)} at NFE {nfe}", title_justify="left")
-        for title in ("generator", "value", "± error", "to the best, paired", "cost", "time", "images/s"):
+        for title in ("generator", "value", "± error", "difference to best (paired)", "cost", "time", "samples/s"):
             table.add_column(title, justify="left" if title == "generator" else "right")
         for row in rows:
             table.add_row(
-                row.name, f"{row.mean:.5f}", "" if row.error is None else f"{row.error:.2g}",
+                escape(row.name), f"{row.mean:.5f}", "" if row.error is None else f"{row.error:.2g}",
                 "" if row.is_teacher else paired(row.to_best), f"{row.cost:,.0f}" if row.cost else "",
                 clock(row.seconds) if row.seconds else "", f"{row.images_per_second:,.0f}",
             )  # fmt: skip
         out.print(table)
-    for finding in findings(results, board):
+    for finding in result.findings:
         out.print(f"- {finding}", markup=False, highlight=False)
-    out.print(f"protocol {board.protocol_id}; {results.suite.seeds} seed(s); cost in forward-equivalents", markup=False,
-              highlight=False)  # fmt: skip
+    seeds = result.results.suite.seeds
+    out.print(
+        f"protocol {board.protocol_id}; {seeds} {'seed' if seeds == 1 else 'seeds'}; cost in forward-equivalents",
+        markup=False, highlight=False,
+    )  # fmt: skip
     out.print("report: " + ", ".join(map(str, written)), markup=False, highlight=False, soft_wrap=True)
-    out.print(f"next: open {written[0]}, or compare with your own: distillkit compare {folder}/records RECORD...",
+    page = next(path for path in written if path.name == HTML)
+    out.print(f"next: open {page}, or compare with your own: distillkit compare {result.folder}/records RECORD...",
               markup=False, highlight=False, soft_wrap=True)  # fmt: skip
 
 
-def show_bench_plan(work: Bench) -> None:
+def show_bench_plan(plan: BenchPlan) -> None:
     """Every training with its cost, state and time."""
-    out, suite = console(), work.suite
+    out, suite = console(), plan.suite
     out.print(
-        f"suite {suite.name}: teacher {suite.teacher}, protocol {suite.protocol or 'of the teacher'}, "
-        f"{suite.budget:,} forward-equivalents each, {suite.seeds} seed(s)", highlight=False, markup=False,
+        f"suite {suite.name}: teacher {suite.teacher}, protocol {plan.protocol}, "
+        f"{suite.budget:,} forward-equivalents each, {suite.seeds} {'seed' if suite.seeds == 1 else 'seeds'}",
+        highlight=False, markup=False,
     )  # fmt: skip
-    table = Table("entry", "seed", "an image costs", "pairs cost", "images", "time", "state")
-    total, speeds = 0.0, {}
-    for job in work.plan():
-        if job.config is None:
-            table.add_row(job.entry, str(job.seed), escape(job.problem), "", "", "", "cannot run")
+    table = Table("entry", "seed", "an image costs", "its data cost", "images", "time", "state")
+    for planned in plan.jobs:
+        job = planned.job
+        if job.config is None or job.passes is None:
+            table.add_row(job.entry, str(job.seed), escape(job.problem), "", "", "", planned.state)
             continue
-        if job.entry not in speeds:
-            speeds[job.entry] = work.seconds_of(job)
-        assert job.passes is not None
-        state = work.state(job)
-        total += speeds[job.entry] if state != "done" else 0
         table.add_row(
-            job.entry, str(job.seed), f"{sum(job.passes.values()):g}", f"{job.pairs_cost:,}",
-            f"{job.config.training.duration:,}", f"about {clock(speeds[job.entry])}", state,
+            job.entry, str(job.seed), f"{sum(job.passes.values()):.4g}", f"{job.sources_cost:,}",
+            f"{job.config.training.duration:,}",
+            "not known" if planned.seconds is None else f"about {clock(planned.seconds)}", planned.state,
         )  # fmt: skip
     out.print(table)
-    device = work.accelerator.device
     out.print(
-        f"about {clock(total)} for the trainings that are to do, on {device}; measuring comes on top\n"
-        f"nothing was written to {work.folder}",
+        f"about {clock(plan.seconds)} for the trainings that are to do, on {plan.device}; evaluations come on top\n"
+        f"nothing was written to {plan.folder}",
         highlight=False,
         markup=False,
     )

@@ -124,6 +124,11 @@ class Source(ABC, Generic[Batch]):
         """Guidance weight of the teacher that its data hold."""
         return 1.0
 
+    @property
+    def fingerprint(self) -> str:
+        """Hash of what it reads beside its settings and the teacher, such as files: a run on other data is another."""
+        return ""
+
     def plan(self) -> SourcePlan:
         """What opening it would take; nothing is made or downloaded."""
         return SourcePlan()
