@@ -8,7 +8,7 @@ from typing import Any
 from distillkit.contracts.codec import Codec
 from distillkit.contracts.conditioner import Conditioner
 from distillkit.contracts.denoiser import Denoiser
-from distillkit.contracts.hooks import hookimpl
+from distillkit.contracts.hooks import FeatureExtractor, hookimpl
 
 
 @hookimpl
@@ -30,3 +30,17 @@ def distillkit_codecs() -> Mapping[str, type[Codec]]:
     from distillkit.testing.parts import SmallLatents
 
     return {"SmallLatents": SmallLatents}
+
+
+@hookimpl
+def distillkit_extractors() -> Mapping[str, Callable[[], FeatureExtractor]]:
+    from distillkit.testing.protocol import SimpleStatistics
+
+    return {"simple-statistics": SimpleStatistics}
+
+
+@hookimpl
+def distillkit_protocols() -> Mapping[str, Mapping[str, Any]]:
+    from distillkit.testing.protocol import NAME, PROTOCOL
+
+    return {NAME: PROTOCOL}

@@ -6,6 +6,7 @@ Loaded by pytest wherever distillkit is installed, so it imports nothing before 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -26,7 +27,7 @@ def pytest_collection_modifyitems(session: pytest.Session, config: pytest.Config
     if not names:
         return
     from distillkit.errors import DistillkitError
-    from distillkit.testing.checks import CHECKS
+    from distillkit.testing.checks import cases
     from distillkit.testing.select import methods_of
 
     try:
@@ -34,21 +35,21 @@ def pytest_collection_modifyitems(session: pytest.Session, config: pytest.Config
     except DistillkitError as error:
         raise pytest.UsageError(str(error)) from error
     items += [
-        ConformanceItem.from_parent(session, name=f"{method.name}::{name}", call=check, method=method)
+        ConformanceItem.from_parent(session, name=f"{method.name}::{name}", call=partial(check, method, settings))
         for method in methods
-        for name, check in CHECKS.items()
+        for name, check, settings in cases(method)
     ]
 
 
 class ConformanceItem(pytest.Item):
-    """One check of one method."""
+    """One check of one method with some settings."""
 
-    def __init__(self, *, call: Callable[[Any], None], method: Any, **rest: Any) -> None:
+    def __init__(self, *, call: Callable[[], None], **rest: Any) -> None:
         super().__init__(**rest)
-        self.call, self.method = call, method
+        self.call = call
 
     def runtest(self) -> None:
-        self.call(self.method)
+        self.call()
 
     def repr_failure(self, excinfo: pytest.ExceptionInfo[BaseException], style: Any = None) -> Any:
         if isinstance(excinfo.value, AssertionError):

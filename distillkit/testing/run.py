@@ -9,13 +9,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from distillkit.contracts.method import Method
-from distillkit.testing.checks import CHECKS
+from distillkit.testing.checks import cases
 from distillkit.testing.failure import CheckFailure
+from distillkit.testing.setup import Settings
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """One check of one method; `failure` is empty where it passed."""
+    """One check of one method with some settings; `failure` is empty where it passed."""
 
     method: str
     check: str
@@ -23,22 +24,22 @@ class Outcome:
     failure: str = ""
 
 
-def check_method(method: type[Method]) -> None:
-    """Run every check.
+def check_method(method: type[Method], settings: Settings | None = None) -> None:
+    """Run every check, with the method's defaults and each of its examples, or with `settings` alone.
 
     Raises:
         CheckFailure: for the first thing that the method breaks.
     """
-    for check in CHECKS.values():
-        check(method)
+    for _, check, given in cases(method, settings):
+        check(method, given)
 
 
-def outcomes(method: type[Method]) -> Iterator[Outcome]:
+def outcomes(method: type[Method], settings: Settings | None = None) -> Iterator[Outcome]:
     """Every check's outcome as it comes; a check that raises something else has failed too."""
-    for name, check in CHECKS.items():
+    for name, check, given in cases(method, settings):
         began, failure = time.monotonic(), ""
         try:
-            check(method)
+            check(method, given)
         except CheckFailure as error:
             failure = str(error)
         except Exception as error:  # a method may fail in any way
@@ -47,9 +48,9 @@ def outcomes(method: type[Method]) -> Iterator[Outcome]:
 
 
 def parametrize_with_checks(*methods: type[Method]) -> Callable[..., Any]:
-    """A decorator for a pytest test that takes `check` and calls it: one test for each method and check."""
+    """A decorator for a pytest test that takes `check` and calls it: one test for each method, check and example."""
     import pytest
 
-    checks = [functools.partial(check, method) for method in methods for check in CHECKS.values()]
-    names = [f"{method.name}-{name}" for method in methods for name in CHECKS]
-    return pytest.mark.parametrize("check", checks, ids=names)
+    found = [(f"{method.name}-{name}", functools.partial(check, method, given))
+             for method in methods for name, check, given in cases(method)]  # fmt: skip
+    return pytest.mark.parametrize("check", [check for _, check in found], ids=[name for name, _ in found])

@@ -1,102 +1,122 @@
-"""A test stand: a method's recipe on a small teacher, in the engine, one step at a time."""
+"""A method's recipe on a small teacher: its parts asked one by one, on synthetic data."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from accelerate import Accelerator
+from torch import Tensor, nn
 
-from distillkit.contracts.denoiser import Denoiser
+from distillkit.contracts.learner import Learner
 from distillkit.contracts.method import Method
+from distillkit.contracts.objective import Objective
+from distillkit.contracts.random import SampleRNG
 from distillkit.contracts.recipe import Recipe
+from distillkit.contracts.source import Batches, Pairs, PairSamples
 from distillkit.contracts.step import Step
 from distillkit.contracts.teacher import Teacher
-from distillkit.engine.checkpoint import Checkpoints
-from distillkit.engine.config import TrainingConfig
-from distillkit.engine.metrics import MetricsFile, Trackers
-from distillkit.engine.outputs import Outputs
-from distillkit.engine.trainer import Trainer
-from distillkit.progress import Quiet
+from distillkit.engine.losses import constant, loss_of
+from distillkit.registry import registry
 from distillkit.runs.config import resolve
-from distillkit.jobs.trial import MadeUpImages, MadeUpPairs
 
+Settings = Mapping[str, Any]
 BATCH = 8
+CPU = torch.device("cpu")
 
 
-def recipe_of(method: type[Method], teacher: Teacher, seed: int = 0) -> Recipe:
-    """The recipe with the settings that fit the embedded digits, so that nothing is downloaded."""
-    settings = resolve(method)[0].settings
+def settings_of(method: type[Method], settings: Settings) -> dict[str, Any]:
+    """All settings of a method: those that fit the default teacher, which needs no download, and `settings` on top."""
+    return resolve(method, options={"settings": dict(settings)})[0].settings
+
+
+def recipe_of(method: type[Method], teacher: Teacher, settings: Settings, seed: int = 0) -> Recipe:
+    """The recipe, its objectives prepared."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        recipe = method().recipe(teacher, method.Config.model_validate(settings))
+        recipe = method().recipe(teacher, method.Config.model_validate(settings_of(method, settings)))
     for objective in recipe.objectives:
         objective.prepare()
     return recipe
 
 
-def trainer_of(
-    method: type[Method], teacher: Teacher, *, accelerator: Accelerator | None = None, seed: int = 0, **changes: Any
-) -> Trainer:
-    """A trainer of the method on made-up pairs and images."""
-    config = TrainingConfig(**{"batch": BATCH, "duration": 6 * BATCH, "lr": 1e-3, "log_every": BATCH} | changes)
-    cpu = torch.device("cpu")
-    return Trainer(
-        recipe_of(method, teacher, seed), teacher, config, accelerator or Accelerator(cpu=True), seed=seed,
-        pairs=MadeUpPairs(teacher, cpu), images=MadeUpImages(teacher, cpu),
-    )  # fmt: skip
-
-
-def step_of(trainer: Trainer, needs: Sequence[str] | None = None) -> Step:
-    """The whole first batch with the student due and every source open, as for parts that declare these needs."""
-    trainer._enter_stage(0)
-    declared = trainer.recipe.needs if needs is None else frozenset(needs)
-    return Step(
-        index=0, indices=range(BATCH), student=trainer.student, draw_condition=trainer.teacher.draw_condition,
-        rng=trainer.rng, device=torch.device("cpu"), needs=declared, pairs=trainer.pairs,
-        images=trainer.images,
-    )  # fmt: skip
-
-
-def outputs_in(folder: Path, accelerator: Accelerator) -> Outputs:
-    """Checkpoints and a log in a folder, and nothing said."""
-    folder.mkdir(parents=True, exist_ok=True)
-    return Outputs(
-        Checkpoints(folder / "checkpoints"), MetricsFile(folder / "metrics.jsonl"),
-        Trackers(accelerator, "none", "check", {}), Quiet(),
-    )  # fmt: skip
-
-
-def weights(trainer: Trainer) -> dict[str, torch.Tensor]:
-    """A copy of everything that training changes."""
+def synthetic_sources(teacher: Teacher, needs: frozenset[type] | None) -> dict[type, Batches[Any]]:
+    """The synthetic twin of every source behind these needs, or of all there are; those of plugins included."""
+    wanted = None if needs is None else needs | ({Pairs} if PairSamples in needs else set())
     return {
-        f"{name}.{key}": value.clone()
-        for name, module in trainer._modules().items()
-        for key, value in module.state_dict().items()
+        source.batch_type: source.synthetic(teacher, CPU)
+        for source in (offer.value for offer in registry().named("sources").values())
+        if wanted is None or source.batch_type in wanted
     }
 
 
-def different(a: Mapping[str, torch.Tensor], b: Mapping[str, torch.Tensor]) -> str:
-    """Names of the networks that differ; empty if none does."""
-    names = {name.partition(".")[0] for name in a if not torch.equal(a[name], b[name])}
-    return ", ".join(sorted(names))
+@dataclass
+class Parts:
+    """A recipe whose first stage has begun, and the steps that its parts see."""
+
+    recipe: Recipe
+    teacher: Teacher
+    sources: Mapping[type, Batches[Any]]
+    rng: SampleRNG
+
+    def step(self, index: int = 0, needs: Sequence[type] | None = None) -> Step:
+        """A whole batch with the student due, as for parts that declare these needs."""
+        return Step(
+            index=index, indices=range(BATCH), student=self.recipe.student, conditioner=self.teacher.conditioner,
+            rng=self.rng, device=CPU, needs=self.recipe.needs if needs is None else frozenset(needs),
+            sources=self.sources,
+        )  # fmt: skip
+
+    def student_loss(self, step: Step, objectives: Sequence[Objective] | None = None) -> Tensor:
+        """The weighted sum of objectives, all by default, with gradients kept out of the learners."""
+        chosen = self.recipe.objectives if objectives is None else objectives
+        with constant([p for learner in self.recipe.learners for p in learner.parameters() if p.requires_grad]):
+            return sum((loss_of(o, step) * o.weight for o in chosen), torch.zeros(()))
+
+    @property
+    def owned(self) -> dict[str, nn.Module]:
+        """Networks that objectives own, by the objective's name and theirs."""
+        return {f"{o.name}-{name}": module for o in self.recipe.objectives for name, module in o.modules().items()}
+
+    @property
+    def networks(self) -> dict[str, nn.Module]:
+        """Everything that training changes."""
+        return {
+            "student": self.recipe.student, **{learner.name: learner for learner in self.recipe.learners}, **self.owned
+        }  # fmt: skip
 
 
-@contextmanager
-def all_evaluations() -> Iterator[dict[str, int]]:
-    """Count the samples through every denoiser there is, known to the engine or not."""
-    seen = {"samples": 0}
-    call = Denoiser.__call__
+def parts_of(method: type[Method], teacher: Teacher, settings: Settings, *, apart: bool = False) -> Parts:
+    """The recipe's parts at the beginning of its first stage.
 
-    def counted(self: Denoiser, x: torch.Tensor, *rest: Any, **named: Any) -> Any:
-        seen["samples"] += len(x)
-        return call(self, x, *rest, **named)
+    Args:
+        apart: move student, learners and targets away from the teacher, each its own way: where training has begun.
+    """
+    recipe = recipe_of(method, teacher, settings)
+    parts = Parts(recipe, teacher, synthetic_sources(teacher, recipe.needs), SampleRNG(0))
+    stage = recipe.stages[0]
+    if stage.sampler is not None:
+        recipe.student.sampler = stage.sampler
+    for module in parts.networks.values():
+        module.eval()
+    for objective in recipe.objectives:
+        objective.begin_stage(stage, recipe.student)
+    if apart:
+        for number, module in enumerate(parts.networks.values()):
+            move(module, number)
+    return parts
 
-    Denoiser.__call__ = counted  # type: ignore[method-assign]
-    try:
-        yield seen
-    finally:
-        del Denoiser.__call__  # the class's own goes, torch's remains
+
+@torch.no_grad()
+def move(module: nn.Module, seed: int, scale: float = 0.02) -> None:
+    """Noise on all weights."""
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in module.parameters():
+        parameter.add_(scale * torch.randn(parameter.shape, generator=generator))
+
+
+def has_gradient(part: nn.Module | Objective | Learner) -> bool:
+    """Whether any weight has a gradient other than zero."""
+    assert isinstance(part, nn.Module)
+    return any(p.grad is not None and bool(p.grad.abs().max() > 0) for p in part.parameters())

@@ -1,0 +1,156 @@
+"""Settings and weights have an effect: what a method offers to set is what its training follows."""
+
+from __future__ import annotations
+
+import types
+import typing
+from collections.abc import Iterator
+from typing import Any, Literal
+
+import torch
+from pydantic import ValidationError
+from torch import Tensor, nn
+
+from distillkit.contracts.method import Method
+from distillkit.contracts.recipe import Recipe
+from distillkit.engine.losses import constant, loss_of
+from distillkit.errors import DistillkitError
+from distillkit.testing.failure import CheckFailure
+from distillkit.testing.setup import Settings, parts_of, settings_of
+from distillkit.testing.teachers import conditional
+
+STEPS = 3
+
+
+def settings_change_the_training(method: type[Method], settings: Settings) -> None:
+    """Every setting changes the recipe, a loss, a gradient or an update, by default or in one of the examples."""
+    bases = [dict(settings), *(example for example in method.examples if not settings)]
+    silent = set(method.Config.model_fields)
+    for base in bases:
+        if not silent:
+            break
+        at_base = _fingerprint(method, base)
+        silent = {name for name in silent if not _has_effect(method, base, name, at_base)}
+    if silent:
+        raise CheckFailure(
+            f"nothing of the training changes with {', '.join(sorted(silent))}",
+            "people would set it and compare trainings that are the same",
+            "use the setting in the recipe; where it matters together with another alone, add such a case to "
+            f"{method.__name__}.examples",
+        )
+
+
+def weights_belong_to_the_engine(method: type[Method], settings: Settings) -> None:
+    """An objective's loss does not depend on its weight, which the engine multiplies it by."""
+    parts = parts_of(method, conditional(), settings, apart=True)
+    for objective in parts.recipe.objectives:
+        losses = []
+        for factor in (1.0, 2.0):
+            before = objective.weight
+            objective.weight = factor * (before or 1.0)
+            with torch.no_grad(), constant([p for learner in parts.recipe.learners for p in learner.parameters()]):
+                losses.append(loss_of(objective, parts.step()).item())
+            objective.weight = before
+        if losses[0] != losses[1]:
+            raise CheckFailure(
+                f"the loss of {objective.name} is {losses[1] / losses[0]:.3g} times as large with twice the weight",
+                "the engine multiplies every objective by its weight: it would count twice",
+                "return the loss without the weight",
+            )
+
+
+def _has_effect(method: type[Method], base: Settings, name: str, at_base: list[Any]) -> bool:
+    """Whether another value of a setting, the first that can be used, changes anything; and all others if it does
+    not."""
+    values = settings_of(method, base)
+    given = [example[name] for example in method.examples if name in example]
+    annotation = method.Config.model_fields[name].annotation
+    usable = False
+    for value in [*given, *_alternatives(values[name], annotation)]:
+        try:
+            changed = method.Config.model_validate({**values, name: value}).model_dump(mode="json")
+            if changed == values:
+                continue
+            found = _fingerprint(method, {**base, name: value})
+        except (ValidationError, DistillkitError, ValueError):
+            continue  # out of bounds, or not for this teacher
+        usable = True
+        if not _same(found, at_base):
+            return True
+    return not usable
+
+
+def _alternatives(value: Any, annotation: Any) -> Iterator[Any]:
+    """Other values that a setting of this type may have."""
+    if typing.get_origin(annotation) is Literal:
+        yield from (other for other in typing.get_args(annotation) if other != value)
+    elif isinstance(value, bool):
+        yield not value
+    elif isinstance(value, int):
+        yield from (value + 1, 2 * value, value - 1)
+    elif isinstance(value, float):
+        yield from (2 * value, value / 2, value + 0.5, value - 0.5)
+    elif isinstance(value, list | tuple) and all(isinstance(item, int | float) for item in value):
+        yield [0.5 * item for item in value]
+    elif value is None and typing.get_origin(annotation) in (typing.Union, types.UnionType):
+        for inner in typing.get_args(annotation):
+            start = {float: 0.01, int: 2, bool: False}.get(inner)
+            if inner is bool:
+                yield True
+            if start is not None:
+                yield start
+            elif typing.get_origin(inner) is Literal:
+                yield from typing.get_args(inner)
+
+
+def _fingerprint(method: type[Method], settings: Settings) -> list[Any]:
+    """What the engine would do, and all numbers of a few steps of plain gradient descent."""
+    parts = parts_of(method, conditional(), settings, apart=True)
+    recipe = parts.recipe
+    found: list[Any] = [_structure(recipe)]
+    for index in range(STEPS):
+        step = parts.step(index)
+        loss = parts.student_loss(step)
+        found.append(loss.detach().clone())
+        if loss.requires_grad:
+            _descend(loss, recipe.student)
+        step.release()
+        for learner in recipe.learners:
+            loss = loss_of(learner, step)
+            found.append(loss.detach().clone())
+            _descend(loss, learner)
+        for objective in recipe.objectives:
+            objective.after_step(step)
+        found += [value for _, value in sorted(step.logged.items())]
+    for module in parts.networks.values():
+        found += [parameter.detach().clone() for parameter in module.parameters()]
+    return found
+
+
+def _structure(recipe: Recipe) -> str:
+    """What the engine follows besides losses."""
+    stages = [(stage.name, stage.share, stage.sampler) for stage in recipe.stages]
+    objectives = [(objective.name, objective.weight) for objective in recipe.objectives]
+    learners = [(learner.name, learner.every, learner.optimizer) for learner in recipe.learners]
+    needs = sorted(need.__name__ for need in recipe.needs)
+    return repr((stages, objectives, learners, needs, recipe.student.sampler, recipe.student_every))
+
+
+def _descend(loss: Tensor, module: nn.Module, rate: float = 1e-2) -> None:
+    """One step of normalised gradient descent."""
+    weights = [p for p in module.parameters() if p.requires_grad]
+    gradients = torch.autograd.grad(loss, weights, allow_unused=True)
+    there = [(p, g) for p, g in zip(weights, gradients, strict=True) if g is not None]
+    size = torch.stack([g.norm() for _, g in there]).norm().clamp(min=1e-12) if there else torch.ones(())
+    with torch.no_grad():
+        for parameter, gradient in there:
+            parameter.sub_(rate * gradient / size)
+
+
+def _same(a: list[Any], b: list[Any]) -> bool:
+    def equal(x: Any, y: Any) -> bool:
+        if isinstance(x, Tensor) and isinstance(y, Tensor):
+            return x.shape == y.shape and torch.equal(x, y)
+        return bool(x == y)
+
+    return len(a) == len(b) and all(map(equal, a, b))
