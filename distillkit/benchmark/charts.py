@@ -20,8 +20,11 @@ def cost_curves(results: Results, board: Leaderboard) -> str:
         for number, row in enumerate(board.students):
             for run in (run for run in results.runs if run.entry == row.name and run.curve):
                 _line(axes, run, row.name if run.seed == row.runs[0].seed else "", number)
+        if axes.lines:
+            axes.set_yscale("log")
+        else:
+            axes.text(0.5, 0.5, "no figures were measured during the trainings", ha="center", transform=axes.transAxes)
         axes.axvline(results.suite.budget, color="#777777", lw=1, ls=":")
-        axes.set_yscale("log")
         axes.xaxis.set_major_formatter(lambda value, _: f"{value / 1000:,.0f}k" if value < 1e6 else f"{value / 1e6:g}M")
     return svg[0]
 
@@ -36,7 +39,7 @@ def _line(axes: Any, run: Run, label: str, number: int) -> None:
 def sampling_time(board: Leaderboard) -> str:
     """Quality against the time of one sample: the teacher at several numbers of steps, every student at its own."""
     with _axes("milliseconds for one sample, in batches", board.label) as (axes, svg):
-        teachers = sorted(board.teachers, key=lambda row: row.nfe)
+        teachers = sorted((row for row in board.teachers if row.images_per_second), key=lambda row: row.nfe)
         axes.plot(
             [1000 / row.images_per_second for row in teachers], [row.mean for row in teachers], color="#333333",
             marker="o", ms=4, lw=1.2, label="teacher",
@@ -47,7 +50,7 @@ def sampling_time(board: Leaderboard) -> str:
                           textcoords="offset points", color="#333333")  # fmt: skip
         names = [row.name for row in board.students]
         for table in board.tables.values():
-            for row in (row for row in table if not row.is_teacher):
+            for row in (row for row in table if not row.is_teacher and row.images_per_second):
                 number, own = names.index(row.name), row.nfe == round(board.students[names.index(row.name)].nfe)
                 axes.errorbar(
                     1000 / row.images_per_second, row.mean, yerr=row.error, ls="", capsize=2, ms=6,
@@ -74,7 +77,8 @@ def _axes(x: str, y: str) -> Iterator[tuple[Any, list[str]]]:
         axes.set_ylabel(y)
         axes.grid(visible=True, which="major", color="#dddddd", lw=0.6)
         axes.set_axisbelow(True)
-        figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=8.5)
+        if axes.get_legend_handles_labels()[1]:
+            figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=8.5)
         for side in ("top", "right"):
             axes.spines[side].set_visible(False)
         buffer = io.StringIO()

@@ -22,14 +22,14 @@ class Difference:
     error: float | None
 
     @property
-    def errors_away(self) -> float | None:
+    def standard_errors(self) -> float | None:
         """How many standard errors it is away from nothing."""
         return abs(self.value) / self.error if self.error else None
 
     @property
-    def is_clear(self) -> bool:
+    def is_significant(self) -> bool:
         """Whether it is more than two standard errors away from nothing."""
-        return self.errors_away is not None and self.errors_away > 2
+        return self.standard_errors is not None and self.standard_errors > 2
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class Standing:
 
     @property
     def corrected(self) -> float | None:
-        """The mean without the estimator's bias of order 1/N."""
+        """The bias-corrected mean: without the estimator's bias of order 1/N."""
         known = [figure.corrected for figure in self.figures if figure.corrected is not None]
         return statistics.fmean(known) if len(known) == len(self.figures) else None
 
@@ -163,16 +163,18 @@ def leaderboard(folder: Path, results: Results) -> Leaderboard:
     """Read a benchmark's records and rank them.
 
     Raises:
-        DistillkitError: when a record is missing, was edited, or was measured under another protocol than the rest.
+        DistillkitError: when no training succeeded, or a record is missing, was edited, or was measured under another
+            protocol than the rest.
     """
     done = [run for run in results.runs if run.state == "done"]
+    if not done:
+        reasons = "".join(f"\n  {run.entry}, seed {run.seed}: {run.reason}" for run in results.failed)
+        raise DistillkitError(f"no training in {folder} succeeded, so there is nothing to compare{reasons}")
     records = {name: _measured(folder / name) for name in _names(results, done)}
     protocols = {record.protocol_id for record in records.values()}
     if len(protocols) > 1:
         raise DistillkitError(f"the records in {folder} were measured under several protocols: {sorted(protocols)}")
-    first = next(iter(records.values()), None)
-    if first is None:
-        raise DistillkitError(f"nothing was measured in {folder}")
+    first = next(iter(records.values()))
     teachers = [
         Standing(_steps(record), _nfe(record), (record.figures[record.label],), record.images_per_second or 0.0)
         for record in (records[name] for name in results.teacher_records)
@@ -182,8 +184,7 @@ def leaderboard(folder: Path, results: Results) -> Leaderboard:
     for row in sorted(standings, key=lambda row: (row.nfe, row.mean)):
         tables.setdefault(round(row.nfe), []).append(row)
     ranked = {nfe: _ranked(rows) for nfe, rows in tables.items() if any(not row.is_teacher for row in rows)}
-    failed = [run for run in results.runs if run.state == "failed"]
-    return Leaderboard(first.label, first.protocol_id, ranked, teachers, failed, records)
+    return Leaderboard(first.label, first.protocol_id, ranked, teachers, results.failed, records)
 
 
 def _names(results: Results, done: list[Run]) -> list[str]:

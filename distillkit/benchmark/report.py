@@ -73,29 +73,29 @@ def findings(results: Results, board: Leaderboard) -> Iterator[str]:
         best, others = students[0], students[1:]
         text = f"At {nfe} evaluation{'' if nfe == 1 else 's'}, {best.name} is best with {_with_error(best)}"
         distances = {row.name: row.to_best for row in others if row.to_best}
-        level = [name for name, by in distances.items() if by.error is not None and not by.is_clear]
-        behind = [name for name, by in distances.items() if by.is_clear]
+        level = [name for name, by in distances.items() if by.error is not None and not by.is_significant]
+        behind = [name for name, by in distances.items() if by.is_significant]
         unsure = [name for name, by in distances.items() if by.error is None]
         if level:
-            text += f"; {_listed(level)} cannot be told from it (less than two standard errors apart)"
+            text += f"; {_listed(level)} {_are(level)} not significantly different (< 2 SE)"
         if behind:
-            text += f"; {_listed(behind)} {'is' if len(behind) == 1 else 'are'} clearly behind"
+            text += f"; {_listed(behind)} {_are(behind)} significantly worse (> 2 SE)"
         if unsure:
-            text += f"; {_listed(unsure)} follow{'s' if len(unsure) == 1 else ''}, how surely one training cannot tell"
+            text += f"; {_listed(unsure)} {_are(unsure)} worse, by a difference whose standard error is not known"
         yield text + "."
     teacher = min(board.teachers, key=lambda row: row.mean, default=None)
     if teacher and teacher.nfe > 1:
         top = board.students[0]
-        faster = top.images_per_second / teacher.images_per_second
-        yield (
-            f"The teacher is best with {teacher.nfe:g} evaluations: {_with_error(teacher)}; the best student, "
-            f"{top.name}, samples {faster:.0f} times as fast."
-        )
+        text = f"The teacher is best with {teacher.nfe:g} evaluations: {_with_error(teacher)}"
+        if top.images_per_second and teacher.images_per_second:
+            faster = top.images_per_second / teacher.images_per_second
+            text += f"; the best student, {top.name}, samples {faster:.0f} times as fast"
+        yield f"{text}."
     for row, whole, apart in board.ablations(results):
-        certainty = f" ({apart.errors_away:.1f} standard errors)" if apart.errors_away else ""
+        certainty = f" ({apart.standard_errors:.1f} SE)" if apart.standard_errors else ""
         verdict = f"is {'worse' if apart.value > 0 else 'better'} than"
-        if apart.error is not None and not apart.is_clear:
-            verdict = "cannot be told from"
+        if apart.error is not None and not apart.is_significant:
+            verdict = "is not significantly different (< 2 SE) from"
         yield f"{row.name} {verdict} {whole.name}: {apart.value:+.5f}{certainty}."
     for run in board.failed:
         yield f"{run.entry}, seed {run.seed}, failed: {run.reason.splitlines()[0]}"
@@ -107,11 +107,12 @@ def errors_are(results: Results) -> str:
     if results.suite.seeds > 1:
         text += f", and of the {results.suite.seeds} training seeds"
     else:
-        text += "; with one training seed it says nothing of how another training would end"
+        text += "; with one training seed the spread between trainings is not known"
     return (
-        f"{text}. Differences are paired: all generators start from the same noise. Bias removed is the value without "
-        "the estimator's bias of order 1/N. Cost is in forward-equivalents (an evaluation with gradient counts three), "
-        "noise-image pairs, teacher and auxiliary networks included. Time is wall time, the scores on the way included."
+        f"{text}. Differences to the best are paired: all generators start from the same noise. Bias-corrected is the "
+        "value without the estimator's bias of order 1/N. Cost is in forward-equivalents (an evaluation with gradient "
+        "counts three), the teacher's passes for the data and auxiliary networks included. Time is wall time, "
+        "evaluations included."
     )
 
 
@@ -130,6 +131,10 @@ def paired(apart: Difference | None) -> str:
 
 def _with_error(row: Standing) -> str:
     return f"{row.mean:.5f}" + (f" ± {row.error:.2g}" if row.error is not None else "")
+
+
+def _are(names: list[str]) -> str:
+    return "is" if len(names) == 1 else "are"
 
 
 def _listed(names: list[str]) -> str:

@@ -50,7 +50,9 @@ def bench(
     from distillkit.jobs.context import is_first_process
 
     if report_only:
-        show_bench(run.BenchResult(output_dir or Path("bench") / load_suite(suite or default_suite()).name))
+        result = run.BenchResult(output_dir or Path("bench") / load_suite(suite or default_suite()).name)
+        result.report()
+        show_bench(result)
         return
     names = [name.strip() for name in methods.split(",") if name.strip()]
     spent = _count(budget)

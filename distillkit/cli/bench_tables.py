@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from rich.markup import escape
 from rich.table import Table
 
-from distillkit.benchmark.report import HTML, paired
+from distillkit.benchmark.report import HTML, MARKDOWN, paired
 from distillkit.cli.closing import console
 from distillkit.progress import clock
 
@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
 
 def show_bench(result: BenchResult) -> None:
-    """Write the report; show its tables, what they say, and where it is."""
-    out, board, written = console(), result.leaderboard, result.report()
+    """The tables, what they say, and where the report is."""
+    out, board = console(), result.leaderboard
     for nfe, rows in board.tables.items():
         table = Table(title=f"{escape(board.label)} at NFE {nfe}", title_justify="left")
         for title in ("generator", "value", "± error", "difference to best (paired)", "cost", "time", "samples/s"):
@@ -36,8 +36,8 @@ def show_bench(result: BenchResult) -> None:
         f"protocol {board.protocol_id}; {seeds} {'seed' if seeds == 1 else 'seeds'}; cost in forward-equivalents",
         markup=False, highlight=False,
     )  # fmt: skip
-    out.print("report: " + ", ".join(map(str, written)), markup=False, highlight=False, soft_wrap=True)
-    page = next(path for path in written if path.name == HTML)
+    page, text = result.folder / HTML, result.folder / MARKDOWN
+    out.print(f"report: {page}, {text}", markup=False, highlight=False, soft_wrap=True)
     out.print(f"next: open {page}, or compare with your own: distillkit compare {result.folder}/records RECORD...",
               markup=False, highlight=False, soft_wrap=True)  # fmt: skip
 

@@ -1,0 +1,214 @@
+"""A benchmark as a function, `distillkit.bench`; the command line calls exactly these.
+
+    result = distillkit.bench("my-suite.yaml", methods=["./my_method.py", "dmd"], seeds=3)
+    result.leaderboard.students[0].name
+"""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from distillkit.benchmark.harness import Bench, State
+from distillkit.benchmark.jobs import Job
+from distillkit.benchmark.leaderboard import Leaderboard, leaderboard
+from distillkit.benchmark.report import findings, paired, write_report
+from distillkit.benchmark.results import Results, Run, read_results
+from distillkit.benchmark.suite import Suite, chosen, default_suite, load_suite
+from distillkit.errors import DistillkitError
+from distillkit.jobs.context import Context, job_context
+from distillkit.models.store.resolve import resolve
+from distillkit.runs.folder import RunFolder
+
+
+class BenchResult:
+    """A benchmark's folder: what was measured, who is better, and the report.
+
+    Args:
+        folder: as `bench` or `distillkit bench` made it.
+
+    Raises:
+        UsageError: where there are no results.
+        DistillkitError: where they are damaged.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder).expanduser()
+        self.results: Results = read_results(self.folder)
+
+    @cached_property
+    def leaderboard(self) -> Leaderboard:
+        """All generators, ranked.
+
+        Raises:
+            DistillkitError: when every training failed, or a record is missing or was edited.
+        """
+        return leaderboard(self.folder, self.results)
+
+    @property
+    def failed(self) -> list[Run]:
+        """The trainings that failed, with the reason of each."""
+        return self.results.failed
+
+    @property
+    def findings(self) -> list[str]:
+        """What the tables say, in words."""
+        return list(findings(self.results, self.leaderboard))
+
+    def report(self) -> list[Path]:
+        """Write report.html and report.md into the folder; returns their paths."""
+        return write_report(self.folder, self.results, self.leaderboard)
+
+    def __repr__(self) -> str:
+        done = sum(run.state == "done" for run in self.results.runs)
+        return f"BenchResult({str(self.folder)!r}, {done} trainings, {len(self.failed)} failed)"
+
+    def _repr_html_(self) -> str:
+        try:
+            board = self.leaderboard
+        except DistillkitError as error:
+            return html.escape(str(error))
+        tables = []
+        for nfe, rows in board.tables.items():
+            lines = "".join(
+                f"<tr><td>{html.escape(row.name)}</td><td>{row.mean:.5f}</td>"
+                f"<td>{'' if row.error is None else f'{row.error:.2g}'}</td>"
+                f"<td>{'' if row.is_teacher else html.escape(paired(row.to_best))}</td></tr>"
+                for row in rows
+            )
+            tables.append(
+                f"<table><caption>{html.escape(board.label)}, NFE {nfe}</caption><thead><tr><th>generator</th>"
+                "<th>value</th><th>± error</th><th>difference to best (paired)</th></tr></thead>"
+                f"<tbody>{lines}</tbody></table>"
+            )
+        return "".join(tables) + f"<p>{html.escape(str(self.folder))}</p>"
+
+
+def bench(
+    suite: str | Path | Suite | None = None,
+    *,
+    methods: Sequence[str] = (),
+    seeds: int | None = None,
+    budget: int | None = None,
+    data: str | Path | None = None,
+    output_dir: str | Path | None = None,
+    device: str = "auto",
+    quiet: bool = False,
+) -> BenchResult:
+    """Compare methods at one cost, from one teacher, under one protocol; what `distillkit bench` does.
+
+    What is done already is kept: the same call goes on after an interruption, and makes anew only what has changed.
+
+    Args:
+        suite: a suite's name, its YAML file, or a `Suite`; the one of the embedded teacher by default.
+        methods: entries of the suite, installed methods, or Python files that define one; all entries by default.
+        seeds: trainings of each; the suite's number by default.
+        budget: forward-equivalents of each training; the suite's by default.
+        data: real images, for methods that need them and teachers without their own.
+        output_dir: folder of results and runs; bench/SUITE by default.
+        device: "auto", "cpu", "cuda" or "mps".
+        quiet: no progress.
+
+    Raises:
+        UsageError: for a suite, method or number that does not fit; says which.
+        DistillkitError: when nothing could be compared; a method that fails does not stop the others.
+        Interrupted: after SIGINT or SIGTERM, with everything kept.
+    """
+    asked = _asked(suite, methods, seeds, budget, data)
+    folder = _folder(asked, output_dir)
+    with _context(asked, folder, device, quiet=quiet) as context:
+        teacher = resolve(asked.teacher).load(context.reporter, context.stopped)
+        with RunFolder(folder, "distillkit bench").locked(main=context.main):
+            Bench(asked, folder, teacher, context).run()
+            context.accelerator.wait_for_everyone()
+            result = BenchResult(folder)
+            if context.main:
+                result.report()
+    return result
+
+
+@dataclass(frozen=True)
+class PlannedJob:
+    """A training before it begins; `seconds` is None where the time cannot be estimated."""
+
+    job: Job
+    state: State
+    seconds: float | None
+
+
+@dataclass(frozen=True)
+class BenchPlan:
+    """What a benchmark would do."""
+
+    suite: Suite
+    folder: Path
+    protocol: str
+    device: str
+    jobs: list[PlannedJob]
+
+    @property
+    def seconds(self) -> float:
+        """Of the trainings that are still to do."""
+        return sum(planned.seconds or 0.0 for planned in self.jobs if planned.state != "done")
+
+
+def plan(
+    suite: str | Path | Suite | None = None,
+    *,
+    methods: Sequence[str] = (),
+    seeds: int | None = None,
+    budget: int | None = None,
+    data: str | Path | None = None,
+    output_dir: str | Path | None = None,
+    device: str = "auto",
+) -> BenchPlan:
+    """What `bench` would do with the same arguments, what it would cost and how long it would take. Nothing is written
+    or downloaded: a teacher that is not there is stood in for by one with random weights.
+
+    Raises:
+        UsageError: as `bench`.
+    """
+    asked = _asked(suite, methods, seeds, budget, data)
+    folder = _folder(asked, output_dir)
+    with _context(asked, folder, device, quiet=True) as context:
+        teacher = resolve(asked.teacher).skeleton(context.reporter)
+        work = Bench(asked, folder, teacher, context)
+        times: dict[str, float | None] = {}
+        jobs = []
+        for job in work.plan():
+            if job.entry not in times:
+                times[job.entry] = _seconds(work, job)
+            jobs.append(PlannedJob(job, work.state(job), times[job.entry]))
+        return BenchPlan(asked, folder, work.protocol, str(context.device), jobs)
+
+
+def _seconds(work: Bench, job: Job) -> float | None:
+    if job.problem:
+        return None
+    try:
+        return work.seconds_of(job)
+    except DistillkitError:
+        return None
+
+
+def _asked(
+    suite: str | Path | Suite | None, methods: Sequence[str], seeds: int | None, budget: int | None,
+    data: str | Path | None,
+) -> Suite:  # fmt: skip
+    whole = suite if isinstance(suite, Suite) else load_suite(suite or default_suite())
+    return chosen(whole, methods=methods, seeds=seeds, budget=budget, data=data)
+
+
+def _folder(suite: Suite, output_dir: str | Path | None) -> Path:
+    return Path(output_dir).expanduser() if output_dir else Path("bench") / suite.name
+
+
+@contextmanager
+def _context(suite: Suite, folder: Path, device: str, *, quiet: bool) -> Iterator[Context]:
+    precision = str(suite.training.get("precision", "fp32"))
+    with job_context(precision=precision, device=device, folder=str(folder), quiet=quiet) as context:
+        yield context
