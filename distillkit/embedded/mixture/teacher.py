@@ -18,6 +18,7 @@ from distillkit.contracts.denoiser import Denoiser
 from distillkit.contracts.schedule import Schedule
 from distillkit.contracts.source import Batches, Images
 from distillkit.contracts.teacher import Teacher
+from distillkit.diffusion.schedules import EDMSchedule
 from distillkit.embedded.assets import asset_path
 from distillkit.embedded.mixture.data import MixturePoints
 from distillkit.models.store.card import Card, TeacherOffer
@@ -40,9 +41,9 @@ class MixtureDenoiser(Denoiser):
     D = sum_k r_k (s^2 x + sigma^2 m_k) / (s^2 + sigma^2), r_k = softmax_k(-|x - m_k|^2 / (2 (s^2 + sigma^2))).
     """
 
-    def __init__(self, schedule: Schedule) -> None:
+    def __init__(self, schedule: Schedule | None = None) -> None:
         super().__init__()
-        self.schedule = schedule
+        self.schedule = schedule or EDMSchedule()
         self.means: Tensor
         self.register_buffer("means", means().float())
 
@@ -76,8 +77,9 @@ class MixtureTeacher(Teacher):
 def offer() -> TeacherOffer:
     """What the hook offers."""
     card = Card(
-        read_spec(asset_path(SPEC)), "eight Gaussians in the plane, known exactly", parameters=102_146, images=serve
-    )
+        read_spec(asset_path(SPEC)), "eight Gaussians in the plane, known exactly", parameters=102_146, images=serve,
+        exact=True,
+    )  # fmt: skip
     return TeacherOffer(card, _read)
 
 

@@ -34,6 +34,7 @@ class Card:
         images: opens the data that it was trained on, where they come with it: (teacher, device) -> batches of
             `Images` in that teacher's samples and conditions.
         default: whether it is the teacher of commands that name none.
+        exact: whether its distribution is known, so that students can be checked against the truth.
     """
 
     spec: TeacherSpec
@@ -47,6 +48,7 @@ class Card:
     training: Mapping[str, Any] | None = None
     images: Callable[[Teacher, torch.device], Batches[Images]] | None = None
     default: bool = False
+    exact: bool = False
 
     @property
     def name(self) -> str:
