@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
@@ -15,10 +16,9 @@ from distillkit.benchmark.jobs import FIGURES_CODE, Job, distillation, hash_of, 
 from distillkit.benchmark.results import Point, Results, Run, read_results, write_results
 from distillkit.benchmark.suite import Suite
 from distillkit.contracts.teacher import Teacher
-from distillkit.engine.config import TrainingConfig
 from distillkit.environment import environment
 from distillkit.errors import DistillkitError, Interrupted, UsageError
-from distillkit.evaluation.generator import Generator, student_generator, teacher_generator
+from distillkit.evaluation.generator import Generator, teacher_generator
 from distillkit.evaluation.pipeline import fitted, measure
 from distillkit.evaluation.presets import default_protocol, load_measure
 from distillkit.evaluation.record import read_record, write_record
@@ -27,7 +27,7 @@ from distillkit.files import cache_folder, slug
 from distillkit.jobs.context import Context, launch
 from distillkit.jobs.distil import Distillation
 from distillkit.jobs.previews import COLUMNS, POINTS
-from distillkit.jobs.subjects import student_subject
+from distillkit.jobs.subjects import EvaluationOptions, found_subjects
 from distillkit.jobs.trial import try_training
 from distillkit.pictures import save_grid, tiles
 from distillkit.runs.folder import CONFIG, RunFolder
@@ -175,12 +175,12 @@ class Bench:
 
     def _measure_student(self, job: Job, folder: Path) -> Iterator[str]:
         """Records at the student's own number of evaluations and at those of the suite that its sampler can do."""
-        student = load_student(folder).to(self.context.device)
+        student = load_student(folder)
         for sampled in (student, *_otherwise(student, self.suite.nfe)):
             nfe = round(sampled.nfe)
-            generator = student_generator(
-                sampled.generator, sampled.conditioner, sampled.codec, student_subject(sampled, job.entry)
-            )
+            generator = found_subjects(sampled, EvaluationOptions(), self.context)[0].candidate
+            assert isinstance(generator, Generator)
+            generator = replace(generator, subject=generator.subject.model_copy(update={"name": job.entry}))
             if job.seed == 0:
                 self._picture(job.entry if sampled is student else f"{job.entry}, NFE {nfe}", generator)
             yield self._measured(generator, f"{job.entry}-seed{job.seed}-nfe{nfe}")
@@ -198,7 +198,7 @@ class Bench:
             context = self.context
             record = measure(
                 generator, self.measure, device=context.device, rank=context.rank, world=context.world,
-                reporter=context.reporter, should_stop=context.stopped, folder=cache_folder() / "evaluations",
+                reporter=context.reporter, stop=context.stopped, folder=cache_folder() / "evaluations",
             )  # fmt: skip
             if context.main:
                 write_record(self.folder / path, record)

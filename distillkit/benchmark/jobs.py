@@ -118,9 +118,7 @@ def distillation(method: Installed, config: RunConfig, teacher: Teacher, context
     return planned
 
 
-def configuration(
-    suite: Suite, entry: str, method: Installed, length: dict[str, Any] | None = None
-) -> RunConfig:
+def configuration(suite: Suite, entry: str, method: Installed, length: dict[str, Any] | None = None) -> RunConfig:
     """An entry's run: the method's preset, then what the suite says for all, then for the entry, then its length.
 
     Raises:
@@ -163,7 +161,7 @@ def length(images: int, curve_points: int) -> dict[str, Any]:
 
 
 def identity(planned: Distillation, method: Installed, processes: int) -> str:
-    """Hash of all that a training's result depends on beside its configuration: a run is reused while it stays the same.
+    """Hash of all that a training's result depends on beside its configuration: a run is reused while it is the same.
 
     The source of the method's package or file counts, so that editing a plugin makes its runs anew; so does that of
     distillkit's own parts, the weights that the student starts from, and the data.

@@ -24,7 +24,9 @@ HTML, MARKDOWN = "report.html", "report.md"
 def write_report(folder: Path, results: Results, board: Leaderboard) -> list[Path]:
     """Write report.html and report.md beside the results."""
     templates = Environment(
-        loader=PackageLoader("distillkit.benchmark"), undefined=StrictUndefined, autoescape=select_autoescape(["html.j2"])
+        loader=PackageLoader("distillkit.benchmark"),
+        undefined=StrictUndefined,
+        autoescape=select_autoescape(["html.j2"]),
     )
     values = _values(folder, results, board)
     written = []

@@ -1,8 +1,4 @@
-"""A benchmark as a function, `distillkit.bench`; the command line calls exactly these.
-
-    result = distillkit.bench("my-suite.yaml", methods=["./my_method.py", "dmd"], seeds=3)
-    result.leaderboard.students[0].name
-"""
+"""A benchmark as a function, `distillkit.bench`, and what it would do; the command line calls exactly these."""
 
 from __future__ import annotations
 
@@ -27,6 +23,9 @@ from distillkit.runs.folder import RunFolder
 
 class BenchResult:
     """A benchmark's folder: what was measured, who is better, and the report.
+
+    >>> result = bench("my-suite.yaml", methods=["./my_method.py", "dmd"], seeds=3)    # doctest: +SKIP
+    >>> result.leaderboard.students[0].name                                            # doctest: +SKIP
 
     Args:
         folder: as `bench` or `distillkit bench` made it.

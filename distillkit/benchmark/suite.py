@@ -106,7 +106,7 @@ def load_suite(name: str | Path) -> Suite:
 
 
 def _beside(folder: Path, entry: Entry) -> Entry:
-    """The entry with its method's file by the path from here, where it was named by the path from the suite's folder."""
+    """The entry with its method's file by the path from here, where it was named by that from the suite's folder."""
     file = folder / entry.method
     return entry.model_copy(update={"method": str(file)}) if entry.method.endswith(".py") and file.is_file() else entry
 
