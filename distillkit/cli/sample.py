@@ -28,7 +28,6 @@ def sample(
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
 ) -> None:
     """Generate samples with a distilled student."""
-    import itertools
     import math
 
     from distillkit.errors import UsageError
@@ -43,11 +42,8 @@ def sample(
     content = loaded.codec.content
     if content == "points" and output.suffix.lower() != ".png":
         raise UsageError(f"--output {output}: points are drawn as one picture; name a .png file")
-    keys = None
-    if labels is not None:
-        typed = itertools.islice(itertools.cycle(labels.split(",")), num)
-        keys = loaded.conditioner.parse(list(typed))
-    pictures = tiles(loaded(num, seed=seed, keys=keys, batch=batch), content)
+    classes = None if labels is None else labels.split(",")
+    pictures = tiles(loaded(num, seed=seed, classes=classes, batch=batch), content)
     if output.suffix.lower() == ".png":
         save_grid(output, pictures, math.ceil(math.sqrt(len(pictures))))
     else:

@@ -37,9 +37,9 @@ from distillkit.jobs.timing import timed
 from distillkit.registry import Installed, blaming, registry
 from distillkit.runs.config import RunConfig
 from distillkit.runs.folder import RunFolder
-from distillkit.students.artifact import describe_student, initial_weights, save_student
+from distillkit.students.artifact import initial_weights, save_student
 from distillkit.students.card import write_card
-from distillkit.students.description import StudentDescription
+from distillkit.students.description import StudentDescription, describe_student
 
 HIGH_RATIO = 100.0
 """Above this noise level a prediction of noise, rounded to bf16, says little of the sample."""

@@ -13,6 +13,7 @@ from torch import Tensor
 from distillkit.contracts.codec import Codec
 from distillkit.contracts.condition import Condition
 from distillkit.contracts.conditioner import Conditioner
+from distillkit.contracts.denoiser import Denoiser
 from distillkit.contracts.random import SampleRNG
 from distillkit.contracts.student import StudentGenerator
 from distillkit.errors import DistillkitError, UsageError
@@ -24,6 +25,7 @@ from distillkit.students.checkpoints import PREFIX, STATE, Weights, from_run, re
 from distillkit.students.description import (
     StudentDescription,
     described_sampler,
+    difference,
     measured_nfe,
     read_description,
     read_json,
@@ -263,15 +265,16 @@ def _saved(folder: Path) -> Weights:
     raise DistillkitError(f"{path} does not match the sha256 recorded in {DESCRIPTION}: {found}")
 
 
-def initial_weights(path: str | Path) -> tuple[dict[str, Tensor], str]:
+def initial_weights(path: str | Path, like: Denoiser) -> tuple[dict[str, Tensor], str]:
     """The weights that another training's student starts from, by the names of its denoiser, and where they come from.
 
     Args:
         path: whatever `load_student` takes, or a safetensors file of a denoiser's or a student's weights.
+        like: the network that they are for.
 
     Raises:
-        UsageError: when there is nothing of the kind.
-        DistillkitError: when it is damaged.
+        UsageError: when there is nothing of the kind, or the network is another.
+        DistillkitError: when it is damaged or not finite.
     """
     file = Path(path).expanduser()
     if file.is_file():
@@ -283,6 +286,11 @@ def initial_weights(path: str | Path) -> tuple[dict[str, Tensor], str]:
             state = load_file(file)
         if state and all(name.startswith(PREFIX) for name in state):
             state = {name.removeprefix(PREFIX): value for name, value in state.items()}
-        return state, str(file)
-    weights = found_weights(path, logging.getLogger("distillkit").warning)
-    return weights.state, weights.origin
+        origin = str(file)
+    else:
+        weights = found_weights(path, logging.getLogger("distillkit").warning)
+        state, origin = weights.state, weights.origin
+    if strange := difference(like, state):
+        raise UsageError(f"a student cannot start from {origin}, which is of another network: {strange} there")
+    check_fit(like.state_dict(), state, origin)
+    return state, origin

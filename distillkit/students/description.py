@@ -139,14 +139,22 @@ def _require_buildable(denoiser: nn.Module, network: Mapping[str, Any]) -> None:
         raise
     except DistillkitError:  # a plugin's network may need real memory to be built
         anew = build_denoiser(network)
-    found, expected = ({k: tuple(v.shape) for k, v in m.state_dict().items()} for m in (denoiser, anew))
-    if strange := sorted(key for key in found.keys() | expected.keys() if found.get(key) != expected.get(key)):
+    if strange := difference(denoiser, anew.state_dict()):
         raise UsageError(
             f"the student's network {name} does not fit its description {network['kind']}, so it could never be "
-            f"loaded: {strange[0]} is {found.get(strange[0], 'missing')} in the network and "
-            f"{expected.get(strange[0], 'missing')} in what the description builds; describe the network that is "
-            "trained (distillkit.changed_network), and make it by distillkit.build_denoiser"
+            f"loaded: {strange} in what the description builds; describe the network that is trained "
+            "(distillkit.changed_network), and make it by distillkit.build_denoiser"
         )
+
+
+def difference(network: nn.Module, weights: Mapping[str, Tensor]) -> str:
+    """The first weight whose name or shape differs: '"model.bias" is (4,) in the network and missing'; or nothing."""
+    own, others = ({name: tuple(value.shape) for name, value in w.items()} for w in (network.state_dict(), weights))
+    strange = sorted(name for name in own.keys() | others.keys() if own.get(name) != others.get(name))
+    if not strange:
+        return ""
+    first = strange[0]
+    return f"{first} is {own.get(first, 'missing')} in the network and {others.get(first, 'missing')}"
 
 
 @torch.inference_mode()
@@ -158,8 +166,8 @@ def measured_nfe(generator: StudentGenerator, conditioner: Conditioner) -> float
         nonlocal seen
         seen += len(args[0])
 
-    device = next(generator.parameters()).device
-    rng, training = SampleRNG(0), generator.training
+    device, rng = next(generator.parameters()).device, SampleRNG(0)
+    modes = {module: module.training for module in generator.modules()}
 
     def noise(purpose: str) -> Tensor:
         return rng.normal(purpose, 0, [0], generator.shape).to(device)
@@ -170,7 +178,8 @@ def measured_nfe(generator: StudentGenerator, conditioner: Conditioner) -> float
         generator.eval()(noise("sample"), condition, lambda k: noise(f"renoise/{k}"))
     finally:
         handle.remove()
-        generator.train(training)
+        for module, training in modes.items():
+            module.training = training
     return float(seen)
 
 

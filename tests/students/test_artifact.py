@@ -106,6 +106,15 @@ def test_evaluations_are_counted(teacher_of, student_of, family):
     assert student_of(teacher, RenoisingSampler(levels=teacher.schedule.levels(3))).description.nfe == 3
 
 
+def test_describing_leaves_the_students_mode_alone(teacher_of, described):
+    teacher = teacher_of()
+    generator = StudentGenerator(teacher.copy_denoiser(), OneStep(), teacher.spec.shape)
+    generator.denoiser.model.read.train()
+    before = [module.training for module in generator.modules()]
+    described(generator, teacher)
+    assert [module.training for module in generator.modules()] == before and len(set(before)) == 2
+
+
 def test_another_number_of_evaluations_is_counted_anew_and_saved(teacher_of, student_of, tmp_path):
     student = student_of(teacher_of(), Twice())
     more = student.with_nfe(5)
@@ -222,12 +231,19 @@ def test_weights_to_start_from_come_from_a_student_or_a_file(teacher_of, student
     student = student_of(teacher_of())
     expected = student.generator.denoiser.state_dict()
     save_file({f"denoiser.{name}": value for name, value in expected.items()}, tmp_path / "average.safetensors")
+    like = teacher_of().denoiser
     for path in (student.folder, student.folder / "model.safetensors", tmp_path / "average.safetensors"):
-        state, origin = initial_weights(path)
+        state, origin = initial_weights(path, like)
         assert state.keys() == expected.keys() and str(path) in origin
         assert all(torch.equal(state[name], value) for name, value in expected.items())
     (tmp_path / "weights.pt").write_bytes(b"pickle")
     (tmp_path / "torn.safetensors").write_bytes(b"no")
-    for path, kind in (("weights.pt", UsageError), ("torn.safetensors", DistillkitError), ("none", UsageError)):
-        with pytest.raises(kind, match=path):
-            initial_weights(tmp_path / path)
+    save_file({**expected, "model.read.bias": torch.full((4,), math.nan)}, tmp_path / "nan.safetensors")
+    wrong = {"weights.pt": UsageError, "none": UsageError, "torn.safetensors": DistillkitError,
+             "nan.safetensors": DistillkitError}  # fmt: skip
+    for path, kind in wrong.items():
+        with pytest.raises(DistillkitError, match=path) as refused:
+            initial_weights(tmp_path / path, like)
+        assert type(refused.value) is kind
+    with pytest.raises(UsageError, match=r"model\.read\.weight"):
+        initial_weights(student.folder, teacher_of(shape=(2, 4, 4)).denoiser)
