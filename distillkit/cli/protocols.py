@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from distillkit.evaluation.presets import ProtocolPreset
 
 app = typer.Typer(
     rich_markup_mode=None,
@@ -20,14 +23,17 @@ def protocols(ctx: typer.Context) -> None:
     from rich.table import Table
 
     from distillkit.cli.closing import console
-    from distillkit.evaluation.presets import presets
+    from distillkit.evaluation.presets import OwnMeasure, presets
 
     out = console()
     table = Table()
     for title in ("protocol", "what it measures", "samples", "extractor"):
         table.add_column(title, no_wrap=title == "protocol")
     for preset in presets().values():
-        table.add_row(preset.name, preset.title, f"{preset.count:,}", preset.extractor)
+        if isinstance(preset, OwnMeasure):
+            table.add_row(preset.name, preset.title, "its own", "its own")
+        else:
+            table.add_row(preset.name, preset.title, f"{preset.count:,}", preset.extractor)
     out.print(table)
     out.print("Figures compare exactly when their protocol ids are equal.\nnext: distillkit protocols show NAME",
               highlight=False)  # fmt: skip
@@ -40,22 +46,23 @@ def show(name: Annotated[str, typer.Argument(help="Name of the protocol.")]) -> 
 
     from distillkit.cli.closing import console
     from distillkit.errors import DistillkitError
-    from distillkit.evaluation import presets
+    from distillkit.evaluation.presets import load_measure, preset
+    from distillkit.evaluation.reference_files import pinned
 
-    out, preset = console(), presets.preset(name)
+    out, chosen = console(), preset(name)
     try:
-        ruler = presets.ruler_for_preset(preset)
+        protocol = load_measure(name).protocol
     except DistillkitError as error:
         table = Table(show_header=False, title=name, title_justify="left")
-        for key, value in preset.model_dump(exclude={"name", "teachers"}).items():
+        for key, value in chosen.model_dump(exclude={"name", "teachers"}).items():
             table.add_row(key, str(value))
-        table.add_row("recorded hash", presets.pinned(name) or "none")
+        table.add_row("recorded hash", pinned(name) or "none")
         out.print(table)
         out.print(f"not ready: {error}", markup=False, highlight=False)
         return
-    table = Table(show_header=False, title=f"{name}  {ruler.protocol.id}", title_justify="left")
-    table.add_row("label", ruler.protocol.label.replace("[", "\\["))
-    for part, fields in ruler.protocol.model_dump(exclude={"name"}).items():
+    table = Table(show_header=False, title=f"{name}  {protocol.id}", title_justify="left")
+    table.add_row("label", protocol.label.replace("[", "\\["))
+    for part, fields in protocol.model_dump(exclude={"name"}).items():
         for key, value in fields.items():
             table.add_row(f"{part}.{key}", str(value))
     out.print(table)
@@ -67,16 +74,16 @@ def fetch(name: Annotated[str, typer.Argument(help="Name of the protocol.")]) ->
     from distillkit.cli.closing import console
     from distillkit.engine.interrupt import stop_on_signal
     from distillkit.errors import DistillkitError
-    from distillkit.evaluation import presets
+    from distillkit.evaluation.reference_files import fetch_files, reference_of
     from distillkit.progress import reporter_for
 
-    preset, out = presets.preset(name), console()
+    chosen, out = file_protocol(name), console()
     with stop_on_signal() as stop:
-        paths = presets.fetch_files(preset, reporter_for(), lambda: stop.signum or 0)
+        paths = fetch_files(chosen, reporter_for(), lambda: stop.signum or 0)
     for path in paths:
         out.print(f"{path}", highlight=False, soft_wrap=True)
     try:
-        presets.reference_of(preset)
+        reference_of(chosen)
         out.print(f"{name} is ready")
     except DistillkitError as error:
         out.print(str(error), markup=False, highlight=False, soft_wrap=True)
@@ -90,12 +97,26 @@ def pin(
     """Record the hash of a protocol's reference numbers; anything else is refused from then on."""
     from distillkit.cli.closing import console
     from distillkit.errors import UsageError
-    from distillkit.evaluation import presets
+    from distillkit.evaluation.reference_files import lock_file
+    from distillkit.evaluation.reference_files import pin as record
 
-    preset = presets.preset(name)
+    chosen = file_protocol(name)
     if len(sha256) != 64 or set(sha256) - set("0123456789abcdef"):
         raise UsageError(f"--sha256 {sha256}: 64 hexadecimal digits are due")
-    if not preset.reference.file:
-        raise UsageError(f"{name} is embedded; there is nothing to pin")
-    presets.pin(name, sha256)
-    console().print(f"recorded in {presets.lock_file()}", highlight=False, soft_wrap=True)
+    record(chosen.name, sha256)
+    console().print(f"recorded in {lock_file()}", highlight=False, soft_wrap=True, markup=False)
+
+
+def file_protocol(name: str) -> ProtocolPreset:
+    """A protocol whose reference statistics are a file.
+
+    Raises:
+        UsageError: for an unknown one, or one whose reference comes with its package.
+    """
+    from distillkit.errors import UsageError
+    from distillkit.evaluation.presets import OwnMeasure, preset
+
+    chosen = preset(name)
+    if isinstance(chosen, OwnMeasure) or not chosen.reference.file:
+        raise UsageError(f"{name} needs no files: its reference comes with the package that offers it")
+    return chosen

@@ -42,7 +42,7 @@ def make(
     from distillkit.cli.closing import console
     from distillkit.data.images import DataConfig
     from distillkit.errors import UsageError
-    from distillkit.evaluation.presets import extractor_for, preset
+    from distillkit.evaluation.presets import OwnMeasure, load_extractor, preset
     from distillkit.jobs.context import job_context
     from distillkit.jobs.reference import make_reference
 
@@ -51,13 +51,15 @@ def make(
     if output.suffix != ".safetensors":
         raise UsageError(f"--output {output}: reference statistics are written as .safetensors")
     chosen = preset(protocol) if protocol else None
+    if isinstance(chosen, OwnMeasure):
+        raise UsageError(f"--protocol {protocol}: it has no reference statistics to make")
     if chosen and chosen.images:
         data_resolution, data_filter = chosen.images.resolution, chosen.images.filter
     try:
         config = DataConfig.model_validate({"path": data, "resolution": data_resolution, "filter": data_filter})
     except ValidationError as error:
         raise UsageError(f"--data-filter {data_filter}: box, bilinear, bicubic or lanczos") from error
-    network = extractor_for(chosen.extractor if chosen else str(extractor), None)
+    network = load_extractor(chosen.extractor if chosen else str(extractor))
     with job_context(device=device, quiet=quiet) as context:
         reference = make_reference(
             config, network, output, context.reporter, context.stop, device=context.device,

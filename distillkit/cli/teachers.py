@@ -96,7 +96,9 @@ def show(name: Annotated[str, typer.Argument(help="Name, folder, file or hf:ORG/
     spec, schedule, card = teacher.spec, teacher.schedule, reference.card
     parameters = sum(p.numel() for p in teacher.denoiser.parameters()) or (card.parameters if card else 0)
     decoded = " x ".join(map(str, teacher.codec.decoded_shape(spec.shape)))
-    low, high = (float(schedule.ratio(torch.tensor([t], dtype=torch.float64))) for t in (schedule.t_min, schedule.t_max))
+    low, high = (
+        float(schedule.ratio(torch.tensor([t], dtype=torch.float64))) for t in (schedule.t_min, schedule.t_max)
+    )
     rows = {
         "samples": f"{' x '.join(map(str, spec.shape))}, decoded to {teacher.codec.content} {decoded}",
         "conditions": teacher.conditioner.summary(),

@@ -50,7 +50,8 @@ def teacher_sections() -> list[Any]:
 def common_options(
     *,
     name: Annotated[
-        str | None, typer.Argument(help="Name of the teacher; without --data, one that brings its own.", show_default=False)
+        str | None,
+        typer.Argument(help="Name of the teacher; without --data, one that brings its own.", show_default=False),
     ] = None,
     output_dir: Annotated[
         Path | None, typer.Option("--output-dir", "-o", help="Folder.  \\[default: runs/teacher-NAME-TIME]")
@@ -89,7 +90,9 @@ def train(values: dict[str, Any]) -> None:
     run = {name: values.pop(name) for name in ("output_dir", "resume", "config", "set_", "device", "report_to")}
     dry_run, quiet = values.pop("dry_run"), values.pop("quiet")
     typed = typed_values(values)
-    top = {key: typed.pop(key) for key in ("name", "seed", "conditional", "licence") if key in typed}
+    top: dict[str, Any] = {
+        str(key): typed.pop(key) for key in ("name", "seed", "conditional", "licence") if key in typed
+    }
     options = merge(nested(typed, teacher_sections()), top, set_values(run["set_"] or []))
     resume: Path | None = run["resume"]
     if resume and (run["config"] or run["output_dir"]):

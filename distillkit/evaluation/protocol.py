@@ -98,6 +98,14 @@ class Protocol(_Part):
         return "p1-" + hashlib.sha256(canonical_json(body).encode()).hexdigest()[:16]
 
     @property
+    def meaning(self) -> str:
+        """What the figure is, in a sentence or two for people."""
+        if self.estimator.metric == "kl":
+            return "divergence to the known distribution in nats, computed on a grid of cells; 0 is the distribution itself."
+        text = f"Fréchet distance in the features of {self.extractor.id}, {self.samples.count:,} samples; 0 is "
+        return f"{text}{self.reference.id} itself." + ("" if self.label.startswith("FID-") else " Not Inception FID.")
+
+    @property
     def label(self) -> str:
         """The figure's name, computed and never chosen: FID-N for the 2015 Inception network's pool3 features, known by
         their weights' hash, FD[extractor]-N for all others, and KL[cells]-N where the truth is known."""

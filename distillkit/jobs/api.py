@@ -1,7 +1,7 @@
 """Python's way in; the command line calls exactly these functions.
 
-    run = distillkit.distil("dmd", teacher="edm-cifar10-cond", duration="2M", output_dir="runs/mine")
-    record = distillkit.evaluate(run, samples=10_000)
+run = distillkit.distil("dmd", teacher="edm-cifar10-cond", duration="2M", output_dir="runs/mine")
+record = distillkit.evaluate(run, samples=10_000)
 """
 
 from __future__ import annotations
@@ -19,9 +19,11 @@ from distillkit.evaluation.record import Record
 from distillkit.files import slug
 from distillkit.jobs.context import Context, job_context, launch
 from distillkit.jobs.distil import Distillation
-from distillkit.jobs.evaluate import EvaluationOptions, evaluate_subject
+from distillkit.jobs.evaluate import evaluate_subject
 from distillkit.jobs.run import Run
-from distillkit.models.store.resolve import preset_name, resolve as resolve_teacher
+from distillkit.jobs.subjects import EvaluationOptions
+from distillkit.models.store.resolve import preset_name
+from distillkit.models.store.resolve import resolve as resolve_teacher
 from distillkit.registry import Installed, method_name, registry
 from distillkit.runs.config import ConfigFile, RunConfig, merge, read_config, resolve
 from distillkit.runs.folder import RunFolder

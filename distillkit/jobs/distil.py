@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ import torch
 
 from distillkit.contracts.recipe import Recipe
 from distillkit.contracts.sampler import Sampler
-from distillkit.contracts.source import PairSamples, Pairs, Samples, Source
+from distillkit.contracts.source import Pairs, PairSamples, Samples, Source
 from distillkit.contracts.student import StudentGenerator
 from distillkit.contracts.teacher import Teacher
 from distillkit.engine.checkpoint import Checkpoints
@@ -28,10 +28,11 @@ from distillkit.evaluation.generator import Generator, student_generator, teache
 from distillkit.evaluation.measure import Measure
 from distillkit.evaluation.pipeline import SELECTION_SEED, measure
 from distillkit.evaluation.presets import default_protocol, load_measure
-from distillkit.evaluation.record import Record, Selection, Subject
+from distillkit.evaluation.record import Record, Selection, Subject, write_record
 from distillkit.evaluation.teacher_record import teacher_record
 from distillkit.files import require_space, write_json
 from distillkit.jobs.context import Context
+from distillkit.jobs.evaluate import record_name
 from distillkit.jobs.previews import Previews
 from distillkit.jobs.timing import timed
 from distillkit.registry import Installed, blaming, registry
@@ -40,6 +41,8 @@ from distillkit.runs.folder import RunFolder
 from distillkit.students.artifact import initial_weights, save_student
 from distillkit.students.card import write_card
 from distillkit.students.description import StudentDescription, describe_student
+
+DISTILLED = "student, distilled"
 
 HIGH_RATIO = 100.0
 """Above this noise level a prediction of noise, rounded to bf16, says little of the sample."""
@@ -94,6 +97,7 @@ class Distillation:
             update={"sources": {s.name: s.config.model_dump(mode="json") for s in self.sources.values()}}
         )
         self._prepared = False
+        self._described: dict[Sampler, StudentDescription] = {}
 
     def _recipe(self) -> Recipe:
         config, method = self.config, self.method.value()
@@ -118,7 +122,7 @@ class Distillation:
         """
         student, schedule = self.config.student, self.teacher.schedule
         ratios = torch.tensor(student.levels or (student.start_ratio,), dtype=torch.float64)
-        levels = schedule.at(ratios).tolist()
+        levels: Sequence[float] = schedule.at(ratios).tolist()
         if not student.levels:
             levels = schedule.levels(len(getattr(sampler, "levels", (0,))), levels[0])
         try:
@@ -165,8 +169,9 @@ class Distillation:
         """How the figures during the training are measured: fewer samples, of other seeds."""
         if self.protocol is None or self.closing is None:
             return None
-        count = self.config.evaluation.evaluate_samples or max(2, min(1000, self.closing.count), self.closing.count // 5)
-        return load_measure(self.protocol, count=count, first_seed=SELECTION_SEED)
+        whole = self.closing.protocol.samples.count
+        count = self.config.evaluation.evaluate_samples or max(min(1000, whole), whole // 5)
+        return self.closing.with_samples(count, SELECTION_SEED)
 
     def prepare(self) -> None:
         """Find out what may be missing, before anything is written.
@@ -268,14 +273,26 @@ class Distillation:
         Raises:
             UsageError: when it could never be loaded.
         """
-        student, guidance = self.recipe.student, self.recipe.guidance
-        if guidance is None:
-            guidance = next((s.guidance for kind, s in self.sources.items() if kind is Pairs), 1.0)
-        return describe_student(
-            StudentGenerator(student.denoiser, sampler, student.shape), self.teacher, method=self.config.method,
-            method_package=self.method.origin, settings=self.config.settings, guidance=guidance,
-            remarks=tuple(o.remark for o in self.recipe.objectives if o.remark), images_seen=images_seen,
-        )  # fmt: skip
+        student = StudentGenerator(self.recipe.student.denoiser, sampler, self.recipe.student.shape)
+        if sampler not in self._described:
+            # A sample is made to count its evaluations: once for each sampler.
+            self._described[sampler] = describe_student(
+                student, self.teacher, method=self.config.method, method_package=self.method.origin,
+                settings=self.config.settings, guidance=self.guidance, remarks=self.remarks,
+            )  # fmt: skip
+        return self._described[sampler].model_copy(update={"images_seen": images_seen})
+
+    @property
+    def guidance(self) -> float:
+        """The guidance weight that the student learns in."""
+        if self.recipe.guidance is not None:
+            return self.recipe.guidance
+        return next((source.guidance for kind, source in self.sources.items() if kind is Pairs), 1.0)
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """What belongs beside the student's figures."""
+        return tuple(objective.remark for objective in self.recipe.objectives if objective.remark)
 
     def _outputs(self) -> Outputs:
         folder, context = self.folder, self.context
@@ -308,8 +325,7 @@ class Distillation:
     def _generator(self, student: StudentGenerator, name: str) -> Generator:
         subject = Subject(
             kind="student", name=name, teacher=self.teacher.spec.name, method=self.config.method,
-            sampler=registry().describe("samplers", student.sampler), guidance=self.describe(student.sampler, 0).guidance,
-            precision="fp32", remarks=tuple(o.remark for o in self.recipe.objectives if o.remark),
+            guidance=self.guidance, remarks=self.remarks,
         )  # fmt: skip
         return student_generator(student, self.teacher.conditioner, self.teacher.codec, subject)
 
@@ -356,15 +372,15 @@ class Distillation:
         return [Row(name, record.nfe or 0.0, record.images_per_second or 0.0, record)]
 
     def _student_row(self, student: StudentGenerator, selection: Mapping[str, Any]) -> Row:
-        name = "student, distilled"
-        looked_at = Selection(checkpoints_scored=max(1, selection.get("evaluated", 0)))
-        return self._row(self._generator(student, name), name, looked_at)
+        looked_at = Selection(checkpoints_scored=max(1, int(selection.get("evaluated", 0))))
+        return self._row(self._generator(student, DISTILLED), DISTILLED, looked_at)
 
     def _save(self, trainer: Trainer, result: Result) -> None:
         student, folder = trainer.ema, self.folder / "student"
         images = trainer.step * self.config.training.batch
         described = self.describe(student.sampler, images).model_copy(update={"nfe": result.rows[-1].nfe})
         description = save_student(folder, student, described)
+        rows = [self._written(row, description.weights_sha256) for row in result.rows]
         Previews(self.folder / "samples", self.teacher, (), self.config.seed).grid(folder / "samples.png", student)
         record: dict[str, Any] = {
             "format": 2,
@@ -373,7 +389,7 @@ class Distillation:
             "teacher": self.teacher.spec.name,
             "student_sha256": description.weights_sha256,
             "protocol": self.protocol,
-            "rows": [row_json(row) for row in result.rows],
+            "rows": [row_json(row) for row in rows],
             "health": result.health,
             "selection": result.selection,
             "cost_forward_equivalents": result.cost,
@@ -383,6 +399,16 @@ class Distillation:
         }
         write_card(folder / "README.md", description, record)
         write_json(self.folder / "record.json", record)
+
+    def _written(self, row: Row, weights_sha256: str) -> Row:
+        """The distilled student's row with its record written, as `evaluate` would write it."""
+        if row.record is None or row.name != DISTILLED:
+            return row
+        subject = row.record.subject.model_copy(
+            update={"name": self.folder.path.name, "weights_sha256": weights_sha256}
+        )
+        record = row.record.model_copy(update={"subject": subject})
+        return replace(row, record=write_record(self.folder / "records" / record_name(record), record))
 
 
 def row_json(row: Row) -> dict[str, Any]:

@@ -9,7 +9,6 @@ from collections.abc import Sized
 from accelerate import Accelerator
 
 from distillkit.contracts.recipe import Recipe
-from distillkit.contracts.source import Images
 from distillkit.contracts.teacher import Teacher
 from distillkit.engine.config import TrainingConfig
 from distillkit.errors import DistillkitError
@@ -77,7 +76,10 @@ def plan_teacher(config: TeacherRunConfig, context: Context, folder: RunFolder) 
     count = f"{len(images):,}" if isinstance(images, Sized) else "the data set's"
     shape = " x ".join(map(str, teacher.spec.shape))
     rows = [
-        ("images", f"{count} images {shape}, conditions: {teacher.conditioner.summary()}, from {config.data.path or config.name}"),
+        (
+            "images",
+            f"{count} images {shape}, conditions: {teacher.conditioner.summary()}, from {config.data.path or config.name}",
+        ),
         ("network", f"{teacher.spec.network['kind']}, {parameters:,} parameters"),
         ("training", _training(config.training, context.accelerator)),
     ]

@@ -42,7 +42,9 @@ class Previews:
             for name, made in objective.previews(samples, condition, self.rng).items():
                 shown[name] = self.teacher.codec.decode(made)
         content = self.teacher.codec.content
-        save_grid(self.folder / f"step-{step:09d}.png", torch.cat([tiles(row, content) for row in shown.values()]), COLUMNS)
+        save_grid(
+            self.folder / f"step-{step:09d}.png", torch.cat([tiles(row, content) for row in shown.values()]), COLUMNS
+        )
         order = "from left to right" if content == "points" else "rows from top to bottom"
         write_bytes(self.folder / "README.txt", f"{order}: {', '.join(shown)}\nfixed noise and conditions\n".encode())
 
@@ -54,9 +56,7 @@ class Previews:
         save_grid(path, tiles(self.teacher.codec.decode(samples), self.teacher.codec.content), COLUMNS)
 
     def _samples(self, student: StudentGenerator, purpose: str, rows: range) -> Tensor:
-        return student(
-            self._noise(purpose, rows), self._condition(rows), lambda k: self._noise(f"{purpose}/{k}", rows)
-        )
+        return student(self._noise(purpose, rows), self._condition(rows), lambda k: self._noise(f"{purpose}/{k}", rows))
 
     def _noise(self, purpose: str, rows: range) -> Tensor:
         return self.rng.normal(purpose, 0, rows, self.teacher.spec.shape).to(self.device)
@@ -64,5 +64,3 @@ class Previews:
     def _condition(self, rows: range) -> Condition:
         conditioner = self.teacher.conditioner
         return conditioner.encode(conditioner.in_turn(rows)).to(self.device)
-
-

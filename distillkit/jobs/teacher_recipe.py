@@ -19,7 +19,7 @@ from distillkit.counts import Integers
 from distillkit.diffusion.schedules import lognormal_ratios
 from distillkit.errors import UsageError
 from distillkit.models.edm.families import Family, describe_network
-from distillkit.parts.score_matching import score_matching_loss
+from distillkit.parts.score_matching import denoising_loss
 
 EDM_TRAINING: Mapping[str, Any] = {
     "duration": "200M",
@@ -93,8 +93,7 @@ class DenoisingScoreMatching(Objective):
         if condition and self.config.label_dropout:
             dropped = (step.uniform("label dropout") < self.config.label_dropout).to(step.device)
             condition = Condition.where(dropped, self.conditioner.null(condition), condition)
-        noisy = denoiser.schedule.add_noise(images.sample, step.normal("noise"), t)
-        return score_matching_loss(denoiser(noisy, t, condition), images.sample, denoiser.loss_weight(t))
+        return denoising_loss(denoiser, images.sample, step.normal("noise"), t, condition)
 
 
 def teacher_recipe(teacher: Teacher, loss: LossConfig | None = None) -> Recipe:

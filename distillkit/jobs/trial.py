@@ -16,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from distillkit.contracts.random import SampleRNG
 from distillkit.contracts.recipe import Recipe
-from distillkit.contracts.source import Batches, PairSamples, Pairs, Samples
+from distillkit.contracts.source import Batches, Pairs, PairSamples, Samples
 from distillkit.contracts.teacher import Teacher
 from distillkit.engine.config import TrainingConfig
 from distillkit.engine.cost import CostMeter

@@ -62,7 +62,9 @@ def sections_of(method: type[Method], preset: Preset | None = None) -> list[Sect
         Section(("training",), TrainingConfig, "Training", "", preset.training, label),
         Section(("student",), StudentConfig, "Student", "student-", preset.student, label),
         *(
-            Section(("sources", name), offer.value.Config, f"Source: {name}", f"{name}-", suggested.get(name, {}), label)
+            Section(
+                ("sources", name), offer.value.Config, f"Source: {name}", f"{name}-", suggested.get(name, {}), label
+            )
             for name, offer in registry().named("sources").items()
         ),
         Section(("evaluation",), EvaluationConfig, "Evaluation", "evaluation-"),
@@ -84,7 +86,8 @@ def nested(values: Mapping[str, Any], sections: Iterable[Section]) -> dict[str, 
     Raises:
         UsageError: for an unknown keyword, with the nearest known one.
     """
-    known, out = keywords(sections), {}
+    known = keywords(sections)
+    out: dict[str, Any] = {}
     for keyword, value in values.items():
         if keyword not in known:
             raise UsageError(unknown("setting", keyword, known, "distillkit methods show METHOD"))
