@@ -4,60 +4,96 @@ from __future__ import annotations
 
 import torch
 
-from distillkit import Condition, Teacher
-from distillkit.data.pairs import LoadedPairs
-from distillkit.diffusion import karras_sigmas, l2, score_matching_loss
-from distillkit_dmd.distribution_matching import kl_gradient
+from distillkit import Condition, Pairs, Teacher
+from distillkit.diffusion import l2
+from distillkit.parts import denoising_loss, kl_gradient, noise_levels
+
+KL_WEIGHT = 0.25
 
 
-class BareLoop:
-    """The same operations as the engine's step, from the global generator, without logging, EMA apart from its update.
+def adam(network: torch.nn.Module) -> torch.optim.Optimizer:
+    """The optimiser of the engine's defaults."""
+    return torch.optim.AdamW(network.parameters(), lr=1e-5, weight_decay=0.01, fused=True)
+
+
+def apply(*updates: tuple[torch.nn.Module, torch.optim.Optimizer]) -> None:
+    """Clip, step and forget the gradients."""
+    for network, optimizer in updates:
+        torch.nn.utils.clip_grad_norm_(network.parameters(), 10.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+
+class Networks:
+    """A student, an estimator of its score and the student's average, all copies of the teacher's network.
+
+    Draws come from the global generator.
+    """
+
+    def __init__(self, teacher: Teacher, batch: int, device: torch.device) -> None:
+        self.teacher, self.batch, self.device = teacher, batch, device
+        self.student, self.fake, self.average = (teacher.copy_denoiser().to(device) for _ in range(3))
+        self.average.requires_grad_(False)
+        self.levels = noise_levels(teacher.schedule).to(device)
+
+    def noise(self) -> torch.Tensor:
+        """(B, ...) standard normal."""
+        return torch.randn(self.batch, *self.teacher.spec.shape, device=self.device)
+
+    def condition(self) -> Condition:
+        """Of random keys."""
+        conditioner = self.teacher.conditioner
+        keys = torch.randint(max(conditioner.count, 1), (self.batch,), device=self.device)
+        return conditioner.encode(keys).to(self.device)
+
+    def level(self, low: int = 0, high: int = 1000) -> torch.Tensor:
+        """Times (B,) of the grid's numbers from `low` up to `high`."""
+        return self.levels[torch.randint(low, high, (self.batch,), device=self.device)]
+
+    def generated(self, noise: torch.Tensor, condition: Condition) -> torch.Tensor:
+        """The one-step student's samples."""
+        schedule = self.teacher.schedule
+        t = torch.full((len(noise),), schedule.t_max, device=self.device)
+        return self.student(schedule.start(noise, schedule.t_max), t, condition)
+
+    def kl(self, x: torch.Tensor, condition: Condition) -> torch.Tensor:
+        """The KL objective on samples x (B, ...)."""
+        with torch.no_grad():
+            t = self.level(20, 981)
+            noisy = self.teacher.schedule.add_noise(x, self.noise(), t)
+            gradient = kl_gradient(x, self.teacher(noisy, t, condition), self.fake(noisy, t, condition))
+        return KL_WEIGHT * 0.5 * (x - (x - gradient).detach()).square().mean()
+
+    def follow(self) -> None:
+        """Move the average towards the student."""
+        with torch.no_grad():
+            torch._foreach_lerp_(list(self.average.parameters()), list(self.student.parameters()), 0.01)
+
+
+class BareLoop(Networks):
+    """The same operations as the engine's step of DMD, without logging, EMA apart from its update.
 
     Args:
+        pairs: noise-image pairs, all of them on the device.
         joint: whether the student sees both of its batches in one pass.
     """
 
-    def __init__(self, teacher: Teacher, pairs: LoadedPairs, batch: int, *, joint: bool = True) -> None:
-        self.teacher, self.pairs, self.batch, self.joint = teacher, pairs, batch, joint
-        self.student, self.fake, self.average = (teacher.copy_denoiser() for _ in range(3))
-        self.average.requires_grad_(False)
-        device = next(self.student.parameters()).device
-        self.device = device
-        shared = {"lr": 1e-5, "weight_decay": 0.01, "fused": True}
-        self.student_optimizer = torch.optim.AdamW(self.student.parameters(), **shared)
-        self.fake_optimizer = torch.optim.AdamW(self.fake.parameters(), **shared)
-        self.sigmas = karras_sigmas(1000).flip(0).float().to(device)
-        self.top = torch.full((2 * batch,), 80.0, device=device)
-
-    def draw(self) -> torch.Tensor:
-        return torch.randn(self.batch, *self.teacher.spec.shape, device=self.device)
+    def __init__(self, teacher: Teacher, pairs: Pairs, batch: int, device: torch.device, *, joint: bool = True) -> None:
+        super().__init__(teacher, batch, device)
+        self.pairs, self.joint = pairs, joint
+        self.updates = [(network, adam(network)) for network in (self.student, self.fake)]
 
     def step(self) -> None:
-        batch = self.batch
-        chosen = self.pairs.select(torch.randint(len(self.pairs), (batch,)))
-        told = Condition()
-        if self.teacher.spec.num_classes:
-            told = Condition(labels=torch.randint(self.teacher.spec.num_classes, (batch,), device=self.device))
-        z = self.draw()
+        """One iteration."""
+        rows = torch.randint(len(self.pairs.noise), (self.batch,), device=self.device)
+        condition, paired = self.condition(), self.pairs.condition.select(rows)
+        z, paired_z = self.noise(), self.pairs.noise[rows]
         if self.joint:
-            both = self.student(torch.cat([z, chosen.noise]) * 80, self.top, Condition.cat([told, chosen.condition]))
+            both = self.generated(torch.cat([z, paired_z]), Condition.cat([condition, paired]))
             x, made = both.chunk(2)
         else:
-            x = self.student(z * 80, self.top[:batch], told)
-            made = self.student(chosen.noise * 80, self.top[:batch], chosen.condition)
-        with torch.no_grad():
-            sigma = self.sigmas[torch.randint(20, 981, (batch,), device=self.device)]
-            noisy = x + sigma.view(-1, 1, 1, 1) * self.draw()
-            gradient = kl_gradient(x, self.teacher(noisy, sigma, told), self.fake(noisy, sigma, told))
-        loss = 0.25 * 0.5 * (x - (x - gradient).detach()).square().mean() + l2(made, chosen.sample).mean()
-        loss.backward()
-        fixed = x.detach()
-        sigma = self.sigmas[torch.randint(0, 1000, (batch,), device=self.device)]
-        noisy = fixed + sigma.view(-1, 1, 1, 1) * self.draw()
-        score_matching_loss(self.fake(noisy, sigma, told), fixed, sigma, self.teacher.spec.sigma_data).backward()
-        for network, optimizer in ((self.student, self.student_optimizer), (self.fake, self.fake_optimizer)):
-            torch.nn.utils.clip_grad_norm_(network.parameters(), 10.0)
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-        with torch.no_grad():
-            torch._foreach_lerp_(list(self.average.parameters()), list(self.student.parameters()), 0.01)
+            x, made = self.generated(z, condition), self.generated(paired_z, paired)
+        (self.kl(x, condition) + l2(made, self.pairs.sample[rows]).mean()).backward()
+        denoising_loss(self.fake, x.detach(), self.noise(), self.level(), condition).backward()
+        apply(*self.updates)
+        self.follow()

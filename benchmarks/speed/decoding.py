@@ -13,7 +13,7 @@ from rich.table import Table
 
 from distillkit import SampleRNG
 from distillkit.data.stream import DataConfig, ImageStream, open_stream
-from distillkit.runs.folder import environment
+from distillkit.environment import environment
 
 ROUNDS = 3
 

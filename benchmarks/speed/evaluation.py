@@ -25,11 +25,11 @@ from rich.table import Table
 
 from distillkit.data.files import open_images
 from distillkit.data.stream import pixels_in_order
-from distillkit.evaluation.evaluate import Extracted, extract
+from distillkit.environment import environment
 from distillkit.evaluation.extractor import ModuleExtractor
-from distillkit.evaluation.features import moments_of
+from distillkit.evaluation.features import Kept, moments_of
 from distillkit.evaluation.frechet import distance_to, matrix_sqrt
-from distillkit.runs.folder import environment
+from distillkit.evaluation.pipeline import extract
 
 MEASURE = """
 def peak(key="VmHWM"):
@@ -91,11 +91,11 @@ def network() -> torch.nn.Module:
 def ours(folder: Path, extractor: ModuleExtractor, mean: torch.Tensor, root: torch.Tensor) -> float:
     files = open_images(str(folder))
     with tempfile.TemporaryDirectory() as work:
-        kept = Extracted(Path(work), 64, 64)
+        kept = Kept(Path(work), 64, 64)
         batches = [range(k, min(k + 64, len(files))) for k in range(0, len(files), 64)]
         for _ in extract(extractor, pixels_in_order(files, batches), kept, lambda n: None):
             pass
-        moments = moments_of(kept.features, 64)
+        moments = moments_of(kept.rows, 64)
         return distance_to(moments.mean, moments.covariance, mean, root).value
 
 
