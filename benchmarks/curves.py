@@ -5,20 +5,18 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
-from distillkit import load_teacher
-from distillkit.contracts.health import Diagnostic
+from distillkit import Diagnostic, Run, load_teacher
 from distillkit.registry import registry
-from distillkit.runs.config import read_config, resolve
 
 WIDTH, HEIGHT, GAP, COLUMNS = 250, 130, 46, 3
 
 
 def diagnostics_of(run: Path) -> dict[str, Diagnostic]:
     """What the run's method declares, by name."""
-    file = read_config(run / "config.yaml")
-    method = registry().method(file.values["method"])
-    config, _ = resolve(method, file=file)
+    config = Run(run).config
+    method = registry().method(config.method)
     recipe = method().recipe(load_teacher(config.teacher), method.Config.model_validate(config.settings))
     return {d.name: d for part in recipe.parts for d in part.diagnostics}
 
@@ -48,11 +46,20 @@ def panel(name: str, points: list[tuple[float, float]], diagnostic: Diagnostic |
     )
 
 
+def logged(run: Path) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl, with an evaluation's figure under its label."""
+    lines = (json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines())
+    return [
+        {**line, line["evaluation"]["label"]: line["evaluation"]["value"]} if "evaluation" in line else line
+        for line in lines
+    ]
+
+
 def draw(run: Path) -> str:
     """All charts of a run as one SVG document."""
-    entries = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    entries = logged(run)
     diagnostics = diagnostics_of(run)
-    figures = sorted({key for entry in entries for key in entry if key.startswith("FD[")})
+    figures = sorted({entry["evaluation"]["label"] for entry in entries if "evaluation" in entry})
     losses = sorted({key for entry in entries for key in entry if key.startswith("loss/")})
     names = [*figures, *losses, *diagnostics]
     rows = -(-len(names) // COLUMNS)

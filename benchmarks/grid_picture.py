@@ -8,8 +8,8 @@ from pathlib import Path
 import matplotlib.image
 from matplotlib.figure import Figure
 
-from distillkit.bench.leaderboard import leaderboard
-from distillkit.bench.results import read_results
+from distillkit.benchmark.leaderboard import leaderboard
+from distillkit.benchmark.results import read_results
 
 
 def main(folder: Path, output: Path) -> None:

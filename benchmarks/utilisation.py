@@ -14,11 +14,11 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 
-from distillkit.runs.config import read_config
-from distillkit.jobs.trial import rehearse
-from distillkit.jobs.train_teacher import TeacherRunConfig
-from distillkit.models.store.resolve import load_teacher
 from distillkit.jobs.teacher_recipe import teacher_recipe
+from distillkit.jobs.train_teacher import TeacherRunConfig
+from distillkit.jobs.trial import try_training
+from distillkit.models.store.resolve import load_teacher
+from distillkit.runs.config import read_config
 
 
 def main() -> None:
@@ -35,12 +35,16 @@ def main() -> None:
     speed = statistics.median(speeds[len(speeds) // 4 :])
     teacher = load_teacher(str(options.run / "teacher"))
     short = config.training.model_copy(update={"batch": 2, "batch_per_device": None, "precision": "fp32"})
-    rehearsal = rehearse(teacher_recipe(teacher), teacher, short, Accelerator(cpu=not torch.cuda.is_available()))
-    achieved = speed * rehearsal.flops_per_image / 1e12
+    trial = try_training(
+        teacher_recipe(teacher, config.loss), teacher, short, Accelerator(cpu=not torch.cuda.is_available())
+    )
+    if trial.flops_per_image is None:
+        parser.error("the operations of this training cannot be counted")
+    achieved = speed * trial.flops_per_image / 1e12
     report = {
         "teacher": teacher.spec.name,
         "parameters": sum(p.numel() for p in teacher.denoiser.parameters()),
-        "gflop_per_image": rehearsal.flops_per_image / 1e9,
+        "gflop_per_image": trial.flops_per_image / 1e9,
         "images_per_second": speed,
         "tflop_per_second": achieved,
         "mfu": achieved / options.peak_tflops,

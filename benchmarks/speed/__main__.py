@@ -13,11 +13,9 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from rich.console import Console
-from rich.table import Table
 
 from benchmarks.speed.bare_loop import KL_WEIGHT, BareLoop
-from benchmarks.speed.timing import in_turn, ratio
+from benchmarks.speed.timing import in_turn, ratio, show
 from distillkit import Pairs, SourceJob, StudentGenerator, load_teacher
 from distillkit.data.pairs import PairsConfig, PairSource
 from distillkit.engine.config import TrainingConfig
@@ -82,24 +80,14 @@ def main() -> None:
             seconds["engine"], [11 * f for f in seconds["forward"]]
         ),
         "student passes apart / in one batch (bare loop)": ratio(seconds["separate"], seconds["bare"]),
-        f"one-step student / teacher with {teacher.spec.solver_steps} {teacher.spec.solver} steps, samples per second": (
-            fast / slow
-        ),
     }
+    figures[f"one-step student / teacher with {teacher.spec.solver_steps} steps, samples per second"] = fast / slow
     show(f"DMD on {teacher.spec.name}, batch {batch}, {device}", figures)
     print({name: f"{value * 1e3:.1f} ms" for name, value in median.items()})
     if options.json:
         report = {"figures": figures, "milliseconds": {k: v * 1e3 for k, v in median.items()}, "batch": batch,
                   "teacher": teacher.spec.name, "environment": environment()}  # fmt: skip
         options.json.write_text(json.dumps(report, indent=2) + "\n")
-
-
-def show(title: str, figures: dict[str, float]) -> None:
-    """A table of ratios."""
-    table = Table("figure", "ratio", title=title)
-    for name, value in figures.items():
-        table.add_row(name, f"{value:.3f}")
-    Console(width=110).print(table)
 
 
 if __name__ == "__main__":

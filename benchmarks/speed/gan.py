@@ -16,9 +16,8 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from benchmarks.speed.__main__ import show
 from benchmarks.speed.bare_loop import Networks, adam, apply
-from benchmarks.speed.timing import in_turn, ratio, saved_bytes
+from benchmarks.speed.timing import in_turn, ratio, saved_bytes, show
 from distillkit import Condition, Images, SampleRNG, Teacher, load_teacher
 from distillkit.data.synthetic import SyntheticImages
 from distillkit.engine.config import TrainingConfig

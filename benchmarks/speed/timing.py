@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
+from rich.console import Console
+from rich.table import Table
 from torch import Tensor
 
 
@@ -32,6 +34,14 @@ def in_turn(actions: Mapping[str, Callable[[], object]], rounds: int, repeats: i
 def ratio(above: list[float], below: list[float]) -> float:
     """Median over rounds of the ratio within a round."""
     return statistics.median(a / b for a, b in zip(above, below, strict=True))
+
+
+def show(title: str, figures: dict[str, float]) -> None:
+    """A table of ratios."""
+    table = Table("figure", "ratio", title=title)
+    for name, value in figures.items():
+        table.add_row(name, f"{value:.3f}")
+    Console(width=110).print(table)
 
 
 class _Saved:
