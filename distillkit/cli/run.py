@@ -21,7 +21,7 @@ class Device(enum.StrEnum):
 
 
 class MethodGroup(TyperGroup):
-    """One sub-command for each installed method, and for any Python file that defines one; made when it is asked for."""
+    """One sub-command for each installed method and any Python file that defines one; made when it is asked for."""
 
     def list_commands(self, ctx: Any) -> list[str]:
         from distillkit.registry import registry

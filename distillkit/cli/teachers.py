@@ -104,9 +104,10 @@ def show(name: Annotated[str, typer.Argument(help="Name, folder, file or hf:ORG/
         "conditions": teacher.conditioner.summary(),
         "guidance": "yes" if teacher.conditioner.has_null else "no (no unconditional prediction)",
         "network": f"{type(teacher.denoiser).__name__}, {parameters:,} parameters",
-        "schedule": f"{type(schedule).__name__}, t {schedule.t_min:g} to {schedule.t_max:g} (sigma / alpha {low:.3g} to "
-        f"{high:.3g})",
-        "sampler": f"{spec.solver}, {spec.solver_steps} steps, NFE {solver_evaluations(spec.solver, spec.solver_steps)}",
+        "schedule": f"{type(schedule).__name__}, t {schedule.t_min:g} to {schedule.t_max:g} "
+        f"(sigma / alpha {low:.3g} to {high:.3g})",
+        "sampler": f"{spec.solver}, {spec.solver_steps} steps, "
+        f"NFE {solver_evaluations(spec.solver, spec.solver_steps)}",
         "licence": spec.licence or "not recorded",
         "source": spec.source or "not recorded",
     }

@@ -64,7 +64,7 @@ class Denoiser(nn.Module, ABC):
         kept: dict[str, Tensor] = {}
         self.partial = tuple(layers)
         try:
-            with _capturing(self, layers, kept, stop=True), contextlib.suppress(_Enough):
+            with _Capture(self, layers, kept, stop=True), contextlib.suppress(_Enough):
                 self(x, t, condition)
         finally:
             self.partial = None
@@ -75,7 +75,7 @@ class Denoiser(nn.Module, ABC):
     ) -> tuple[Tensor, list[Tensor]]:
         """The denoised x, and the outputs of `layers` on the way, in one evaluation."""
         kept: dict[str, Tensor] = {}
-        with _capturing(self, layers, kept, stop=False):
+        with _Capture(self, layers, kept, stop=False):
             return self(x, t, condition), [kept[name] for name in layers]
 
     def after_update(self) -> None:
@@ -86,7 +86,7 @@ class _Enough(Exception):
     """All the features asked for are there."""
 
 
-class _capturing:
+class _Capture:
     """Keep the outputs of layers while the context lasts; `stop` ends the pass with the last of them."""
 
     def __init__(self, denoiser: Denoiser, layers: Sequence[str], kept: dict[str, Tensor], *, stop: bool) -> None:
@@ -117,7 +117,9 @@ class _capturing:
 
 
 @torch.no_grad()
-def null_features(denoiser: Denoiser, shape: Sequence[int], condition: Condition, layers: Sequence[str]) -> list[Tensor]:
+def null_features(
+    denoiser: Denoiser, shape: Sequence[int], condition: Condition, layers: Sequence[str]
+) -> list[Tensor]:
     """Features of one zero sample: their shapes are what heads on them are built for.
 
     Args:

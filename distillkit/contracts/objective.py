@@ -23,7 +23,7 @@ class Objective(ABC):
 
     Attributes:
         name: unique in its recipe; the class name in snake case by default.
-        needs: what `__call__` reads of the step: `Samples`, `PairSamples` and types of batches, such as `(Pairs, Images)`.
+        needs: what `__call__` reads of the step: `Samples`, `PairSamples` and types of batches: `(Pairs, Images)`.
             The engine opens the sources behind them and runs the student once for all that need its samples.
         diagnostics: logged values with the ranges they keep to in a healthy run.
         remark: what belongs beside the student's figures: "trained with LPIPS, whose features favour Inception's".
@@ -65,5 +65,5 @@ class Objective(ABC):
         """Called after the optimisers' updates of every step in which the student was due."""
 
     def previews(self, samples: Tensor, condition: Condition, rng: SampleRNG) -> Mapping[str, Tensor]:
-        """Samples that show this objective at work, each (B, ...) beside the given student samples; decoded for people."""
+        """Samples that show this objective at work, each (B, ...) beside the student's; decoded for people."""
         return {}

@@ -66,9 +66,7 @@ class OneStep(Sampler):
         self, denoiser: Denoiser, noise: Tensor, condition: Condition, renoise: Renoise | None = None
     ) -> Tensor:
         t = denoiser.schedule.t_max if self.t is None else self.t
-        return denoiser(
-            denoiser.schedule.start(noise, t), torch.full((len(noise),), t, device=noise.device), condition
-        )
+        return denoiser(denoiser.schedule.start(noise, t), torch.full((len(noise),), t, device=noise.device), condition)
 
     def with_levels(self, levels: Sequence[float]) -> Sampler:
         if len(levels) != 1:

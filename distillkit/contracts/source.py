@@ -36,7 +36,7 @@ class Images:
 
 
 class Samples:
-    """Named in `needs` by what reads `step.samples`, the student's output on fresh noise. No source is opened for it."""
+    """Named in `needs` by what reads `step.samples`, the student's output on fresh noise."""
 
 
 class PairSamples:

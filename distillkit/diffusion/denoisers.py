@@ -32,10 +32,14 @@ class PredictionDenoiser(Denoiser):
         ValueError: for predicted noise under a schedule that ends in pure noise, where it says nothing of x0.
     """
 
-    def __init__(self, model: nn.Module, schedule: Schedule, prediction: Prediction, *, sigma_data: float = 0.5) -> None:
+    def __init__(
+        self, model: nn.Module, schedule: Schedule, prediction: Prediction, *, sigma_data: float = 0.5
+    ) -> None:
         super().__init__()
         if prediction == "epsilon" and getattr(schedule, "zero_terminal_snr", False):
-            raise ValueError("predicted noise says nothing of x0 where the schedule ends in pure noise (zero terminal SNR)")
+            raise ValueError(
+                "predicted noise says nothing of x0 where a schedule ends in pure noise (zero terminal SNR)"
+            )
         self.model, self.schedule, self.prediction, self.sigma_data = model, schedule, prediction, sigma_data
 
     def forward(self, x: Tensor, t: Tensor, condition: Condition) -> Tensor:
@@ -52,7 +56,7 @@ class PredictionDenoiser(Denoiser):
         return x - sigma * out
 
     def loss_weight(self, t: Tensor) -> Tensor:
-        """epsilon: alpha^2 / sigma^2. v: 1 / sigma^2. sample: 1. velocity: 1 / t^2: the plain loss of the prediction."""
+        """The plain loss of the prediction. epsilon: alpha^2 / sigma^2. v: 1 / sigma^2. sample: 1. velocity: 1 / t^2."""
         if self.prediction == "sample":
             return torch.ones_like(t)
         if self.prediction == "epsilon":
@@ -99,7 +103,7 @@ class EDMPreconditioning(Denoiser):
         return t**-2 + self.sigma_data**-2
 
     def one_hot(self, condition: Condition, like: Tensor) -> Tensor | None:
-        """(B, label_dim) vectors of the labels; all zero where there are none or -1; None for unconditional networks."""
+        """(B, label_dim) vectors of the labels; zero where there are none or -1; None for unconditional networks."""
         if not self.label_dim:
             return None
         labels = condition.get("labels")

@@ -21,7 +21,7 @@ def l1(a: Tensor, b: Tensor) -> Tensor:
 
 
 def pseudo_huber(a: Tensor, b: Tensor) -> Tensor:
-    """sqrt(|d|^2 + c^2) - c with c = 0.00054 sqrt(D), D numbers a sample (Song & Dhariwal 2023, arXiv 2310.14189); (B,)."""
+    """sqrt(|d|^2 + c^2) - c with c = 0.00054 sqrt(D), D numbers a sample (Song & Dhariwal 2023, 2310.14189); (B,)."""
     difference = (a - b).flatten(1)
     c = 0.00054 * math.sqrt(difference.shape[1])
     return (difference.square().sum(1) + c * c).sqrt() - c

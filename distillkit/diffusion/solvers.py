@@ -27,9 +27,7 @@ class Solver(Protocol):
     def __call__(self, denoise: DenoiseAt, noise: Tensor, times: Tensor, schedule: Schedule) -> Tensor: ...
 
 
-def euler(
-    denoise: DenoiseAt, noise: Tensor, times: Tensor, schedule: Schedule, *, to_clean: bool = True
-) -> Tensor:
+def euler(denoise: DenoiseAt, noise: Tensor, times: Tensor, schedule: Schedule, *, to_clean: bool = True) -> Tensor:
     """First-order steps; one evaluation a step.
 
     Args:

@@ -209,8 +209,8 @@ class Distillation:
             )  # fmt: skip
         elif self.selecting is not None:
             say(
-                f"figures: {self.closing.protocol.label} under {self.protocol} ({self.closing.protocol.id}); during the "
-                f"training {self.selecting.protocol.label}, of other seeds"
+                f"figures: {self.closing.protocol.label} under {self.protocol} ({self.closing.protocol.id}); during "
+                f"the training {self.selecting.protocol.label}, of other seeds"
             )
         if ratio > HIGH_RATIO and self.config.training.precision != "fp32":
             say(

@@ -27,8 +27,9 @@ Rows = list[tuple[str, str]]
 
 
 def plan_rows(plan: Plan) -> tuple[Distillation, Rows]:
-    """The plan of a distillation, and its job with all settings completed. A teacher that would have to be downloaded is
-    stood in for by one with random weights.
+    """The plan of a distillation, and its job with all settings completed.
+
+    A teacher that would have to be downloaded is replaced by one with random weights.
 
     Raises:
         UsageError, DistillkitError: what the run would be refused with.
@@ -42,7 +43,7 @@ def plan_rows(plan: Plan) -> tuple[Distillation, Rows]:
             remark = f"to be downloaded:{size}, {teacher.spec.licence.partition(':')[0] or 'licence not recorded'}"
     job = plan.job(teacher)
     job.prepare()
-    config, recipe, training, context = job.config, job.recipe, job.config.training, plan.context
+    recipe, training, context = job.recipe, job.config.training, plan.context
     parameters = sum(p.numel() for p in recipe.student.parameters())
     shape = " x ".join(map(str, job.teacher.spec.shape))
     rows = [
@@ -78,7 +79,8 @@ def plan_teacher(config: TeacherRunConfig, context: Context, folder: RunFolder) 
     rows = [
         (
             "images",
-            f"{count} images {shape}, conditions: {teacher.conditioner.summary()}, from {config.data.path or config.name}",
+            f"{count} images {shape}, conditions: {teacher.conditioner.summary()}, "
+            f"from {config.data.path or config.name}",
         ),
         ("network", f"{teacher.spec.network['kind']}, {parameters:,} parameters"),
         ("training", _training(config.training, context.accelerator)),
@@ -91,7 +93,8 @@ def plan_teacher(config: TeacherRunConfig, context: Context, folder: RunFolder) 
 def _sampler(recipe: Recipe) -> str:
     sampler, schedule = recipe.final_sampler, recipe.student.schedule
     levels = getattr(sampler, "levels", None) or (getattr(sampler, "t", None) or schedule.t_max,)
-    return f"{type(sampler).__name__} at t = {', '.join(f'{t:.4g}' for t in levels[:8])}{' ...' if len(levels) > 8 else ''}"
+    shown = ", ".join(f"{t:.4g}" for t in levels[:8])
+    return f"{type(sampler).__name__} at t = {shown}{' ...' if len(levels) > 8 else ''}"
 
 
 def _tried(
@@ -133,7 +136,8 @@ def _costs(
         ),
         (
             "operations",
-            f"{_flops(trial.flops_per_image, training.batch)}{sum(trial.evaluations.values()):g} forward-equivalents an image ({roles})",
+            f"{_flops(trial.flops_per_image, training.batch)}{sum(trial.evaluations.values()):g} "
+            f"forward-equivalents an image ({roles})",
         ),
         ("disk", f"about {_bytes(disk)} ({_bytes(free)} free)" + (" - too little" if disk > free else "")),
         (
