@@ -1,21 +1,41 @@
-"""Pages that are made when the site is built: the command line's reference, from the command line itself."""
+"""Pages that are made when the site is built: the command line's reference and the reports of benchmarks."""
 
 from __future__ import annotations
 
+import logging
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import typer
 from mkdocs.structure.files import File, Files
 
 WIDTH = "100"
+RESULTS = Path(__file__).parents[1] / "benchmarks" / "results"
 
 
 def on_files(files: Files, config: Any) -> Files:
     files.append(File.generated(config, "cli.md", content=cli_page()))
+    for name, page in reports():
+        files.append(File.generated(config, f"results/{name}.html", content=page))
     return files
+
+
+def reports() -> Iterator[tuple[str, str]]:
+    """Name and HTML of every benchmark whose records are in the repository."""
+    from distillkit.benchmark.report import HTML, pages
+    from distillkit.benchmark.run import BenchResult
+    from distillkit.errors import DistillkitError
+
+    for found in sorted(RESULTS.glob("*/results.json")):
+        try:
+            result = BenchResult(found.parent)
+            yield found.parent.name, pages(result.folder, result.results, result.leaderboard)[HTML]
+        except DistillkitError as error:
+            logging.getLogger("mkdocs.hooks").warning("no report of %s: %s", found.parent.name, error)
 
 
 def cli_page() -> str:

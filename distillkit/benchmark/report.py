@@ -23,17 +23,19 @@ HTML, MARKDOWN = "report.html", "report.md"
 
 def write_report(folder: Path, results: Results, board: Leaderboard) -> list[Path]:
     """Write report.html and report.md beside the results."""
-    templates = Environment(
-        loader=PackageLoader("distillkit.benchmark"),
-        undefined=StrictUndefined,
-        autoescape=select_autoescape(["html.j2"]),
-    )
-    values = _values(folder, results, board)
     written = []
-    for name in (HTML, MARKDOWN):
-        write_bytes(folder / name, templates.get_template(f"{name}.j2").render(**values).encode())
+    for name, text in pages(folder, results, board).items():
+        write_bytes(folder / name, text.encode())
         written.append(folder / name)
     return written
+
+
+def pages(folder: Path, results: Results, board: Leaderboard) -> dict[str, str]:
+    """The report's files by name: their text."""
+    loader, escape = PackageLoader("distillkit.benchmark"), select_autoescape(["html.j2"])
+    templates = Environment(loader=loader, undefined=StrictUndefined, autoescape=escape)
+    values = _values(folder, results, board)
+    return {name: templates.get_template(f"{name}.j2").render(**values) for name in (HTML, MARKDOWN)}
 
 
 def _values(folder: Path, results: Results, board: Leaderboard) -> dict[str, Any]:
