@@ -262,13 +262,17 @@ def method_name(name: str) -> str:
     """The name of a method, where `name` may also be a Python file that offers one; the file is loaded.
 
     Raises:
-        UsageError: when the file offers no method, or several.
+        UsageError: when the file offers no method, or several, or one whose name it does not get.
     """
     if not name.endswith(".py"):
         return name
-    methods = list(load_file(name).offers.get("methods", {}))
+    plugin = load_file(name)
+    methods = list(plugin.offers.get("methods", {}))
     if len(methods) != 1:
         raise UsageError(f"{name} offers {len(methods)} methods ({', '.join(methods) or 'none'}), and one is needed")
+    found = registry().named("methods").get(methods[0])
+    if found is None or found.package != plugin.package:
+        raise UsageError(registry().refused["methods", methods[0]])
     return methods[0]
 
 
