@@ -98,7 +98,7 @@ class Shards:
             with path.open("rb") as file:
                 length = int.from_bytes(file.read(8), "little")
                 header = json.loads(file.read(min(length, LARGEST_HEADER)))
-            storage = torch.UntypedStorage.from_file(str(path), False, path.stat().st_size)
+            storage: Any = torch.UntypedStorage.from_file(str(path), False, path.stat().st_size)
             data = torch.empty(0, dtype=torch.uint8).set_(storage)[8 + length :]
             return {
                 name: data[slice(*place["data_offsets"])].view(DTYPES[place["dtype"]]).reshape(place["shape"])
