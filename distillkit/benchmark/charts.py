@@ -40,10 +40,11 @@ def sampling_time(board: Leaderboard) -> str:
     """Quality against the time of one sample: the teacher at several numbers of steps, every student at its own."""
     with _axes("milliseconds for one sample, in batches", board.label) as (axes, svg):
         teachers = sorted((row for row in board.teachers if row.images_per_second), key=lambda row: row.nfe)
-        axes.plot(
-            [1000 / row.images_per_second for row in teachers], [row.mean for row in teachers], color="#333333",
-            marker="o", ms=4, lw=1.2, label="teacher",
-        )  # fmt: skip
+        if teachers:
+            axes.plot(
+                [1000 / row.images_per_second for row in teachers], [row.mean for row in teachers], color="#333333",
+                marker="o", ms=4, lw=1.2, label="teacher",
+            )  # fmt: skip
         for row in teachers:
             steps = row.name.partition(", ")[2]
             axes.annotate(steps, (1000 / row.images_per_second, row.mean), xytext=(5, 5), fontsize=8,
@@ -57,8 +58,9 @@ def sampling_time(board: Leaderboard) -> str:
                     color=COLOURS[number % len(COLOURS)], marker=MARKERS[number % len(MARKERS)],
                     label=row.name if own else f"{row.name}, NFE {row.nfe:g}", alpha=1.0 if own else 0.5,
                 )  # fmt: skip
-        axes.set_xscale("log")
-        axes.set_yscale("log")
+        if axes.lines:
+            axes.set_xscale("log")
+            axes.set_yscale("log")
     return svg[0]
 
 

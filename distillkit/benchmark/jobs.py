@@ -15,8 +15,8 @@ from typing import Any
 from distillkit.benchmark.suite import Suite
 from distillkit.contracts.method import Method
 from distillkit.contracts.teacher import Teacher
+from distillkit.data.identity import teacher_identity
 from distillkit.errors import DistillkitError, Interrupted, UsageError
-from distillkit.evaluation.generator import teacher_generator
 from distillkit.files import canonical_json
 from distillkit.jobs.api import method_offer
 from distillkit.jobs.context import Context
@@ -169,7 +169,7 @@ def identity(planned: Distillation, method: Installed, processes: int) -> str:
     teacher = planned.teacher
     return hash_of(
         {
-            "teacher": {**teacher_generator(teacher).identity(), "spec": teacher.spec.model_dump(mode="json")},
+            "teacher": {**teacher_identity(teacher), "spec": teacher.spec.model_dump(mode="json")},
             "start": content_hash(planned.recipe.student.denoiser.state_dict()),
             "data": {source.name: source.fingerprint for source in planned.sources.values()},
             "distillkit": [version("distillkit"), own_source_hash(*TRAINING_CODE)],

@@ -114,7 +114,7 @@ def _beside(folder: Path, entry: Entry) -> Entry:
 def _check_entries(suite: Suite, where: str) -> None:
     for entry, values in suite.methods.items():
         if not re.fullmatch(r"[A-Za-z0-9][\w.+-]{0,99}", entry):
-            raise UsageError(f"{where}: the entry {entry!r} names files: letters, digits, dots, dashes and underscores")
+            raise UsageError(f"{where}: the entry {entry!r} names files: letters, numbers, dots and dashes alone")
         if values.ablation_of and values.ablation_of not in suite.methods:
             raise UsageError(f"{where}: {entry} is an ablation of {values.ablation_of!r}, which is no entry")
 

@@ -1,13 +1,17 @@
 """Means, standard errors and paired differences, against hand calculation and simulation."""
 
+import dataclasses
 import math
 import statistics
 
 import pytest
 import torch
 
-from distillkit.benchmark.leaderboard import Difference, Standing, difference
-from distillkit.benchmark.results import Run
+from distillkit.benchmark.charts import cost_curves, sampling_time
+from distillkit.benchmark.leaderboard import Difference, Leaderboard, Standing, difference
+from distillkit.benchmark.report import findings
+from distillkit.benchmark.results import Results, Run
+from distillkit.benchmark.suite import Suite
 from distillkit.evaluation.frechet import jackknife_error
 from distillkit.evaluation.record import Figure
 
@@ -64,6 +68,28 @@ def test_two_standard_errors_hold_the_truth_most_of_the_time():
     assert 0.92 <= held / trials <= 0.98
 
 
-def test_clear_means_more_than_two_standard_errors():
-    assert Difference(0.5, 0.2).is_clear and not Difference(0.3, 0.2).is_clear
-    assert not Difference(0.5, None).is_clear
+def test_significant_means_more_than_two_standard_errors():
+    assert Difference(0.5, 0.2).is_significant and not Difference(0.3, 0.2).is_significant
+    assert not Difference(0.5, None).is_significant
+
+
+def test_reports_of_runs_without_curves_or_errors_draw_without_a_warning(recwarn):
+    one = dataclasses.replace(standing("a", [1.0]), images_per_second=0.0)
+    board = Leaderboard("FD", "p1-0", {1: [one]}, [], [], {})
+    results = Results(suite=Suite(name="s", teacher="t", budget=10, methods={"a": {}}), runs=one.runs)
+    for chart in (cost_curves(results, board), sampling_time(board)):
+        assert chart.startswith("<svg")
+    assert list(findings(results, board)) and not recwarn.list
+
+
+def test_findings_say_how_sure_a_difference_is():
+    left = [1.0, 1.1, 0.9, 1.0]
+    best, level = standing("best", [1.0], [left]), standing("level", [1.02], [[1.1, 0.9, 1.2, 1.0]])
+    worse, unsure = standing("worse", [2.0], [[x + 1 for x in left]]), standing("unsure", [3.0])
+    rows = [best, *(dataclasses.replace(row, to_best=difference(row, best)) for row in (level, worse, unsure))]
+    worse_by = dataclasses.replace(rows[2], to_best=Difference(1.0, 0.1))
+    board = Leaderboard("FD", "p1-0", {1: [best, rows[1], worse_by, rows[3]]}, [], [], {})
+    results = Results(suite=Suite(name="s", teacher="t", budget=10, methods={"best": {}}))
+    [text] = findings(results, board)
+    assert "level is not significantly different (< 2 SE)" in text and "worse is significantly worse" in text
+    assert "unsure is worse" in text
