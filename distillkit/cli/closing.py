@@ -102,7 +102,7 @@ def show_records(out: Console, made: list[tuple[Record, Path]]) -> None:
     if not first.label.startswith("FID"):
         out.print(f"{first.label} is not Inception FID; it compares within {first.protocol_id} only.", markup=False,
                   highlight=False)  # fmt: skip
-    for remark in dict.fromkeys(remark for record, _ in made for remark in record.remarks):
+    for remark in dict.fromkeys(r for record, _ in made for r in (*record.subject.remarks, *record.remarks)):
         out.print(f"note: {remark}", markup=False, highlight=False)
     for _, path in made:
         out.print(f"record in {path}", markup=False, highlight=False, soft_wrap=True)

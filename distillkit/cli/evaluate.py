@@ -23,8 +23,11 @@ def evaluate(
         str, typer.Option(help="Network evaluations of a sample, one record for each: 5,9,35.  [default: its own]")
     ] = "",
     metrics: Annotated[
-        str, typer.Option(help="fd, kid, prdc (precision, recall, density, coverage), is, memorisation.")
-    ] = "fd",
+        str,
+        typer.Option(
+            help="fd, kid, prdc (precision, recall, density, coverage), is, memorisation.  [default: the protocol's]"
+        ),
+    ] = "",
     reference: Annotated[
         Path | None, typer.Option(help="Own reference statistics, from `distillkit reference make`.")
     ] = None,

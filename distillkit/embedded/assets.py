@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from distillkit.errors import DistillkitError
 from distillkit.files import sha256
 
 FOLDER = Path(__file__).parent
-HASHES, SCORES = "sha256.json", "scores.json"
+HASHES, RECORDS = "sha256.json", "records.json"
 
 
 @cache
@@ -30,3 +31,10 @@ def asset_path(name: str) -> Path:
     if not path.is_file() or sha256(path) != asset_hashes().get(name):
         raise DistillkitError(f"the package file {path} is missing or altered; reinstall distillkit")
     return path
+
+
+@cache
+def shipped_records() -> dict[str, Any]:
+    """The embedded teachers' own records, by the hash of all that they depend on."""
+    path = FOLDER / RECORDS
+    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}

@@ -42,6 +42,11 @@ class Measure(ABC):
         self.protocol, self.extractor = protocol, extractor
         self.preparation, self.prompts = preparation, tuple(prompts)
 
+    @property
+    def count(self) -> int:
+        """Samples that the protocol takes."""
+        return self.protocol.samples.count
+
     @abstractmethod
     def figures(self, kept: Kept, metrics: Sequence[str]) -> tuple[dict[str, Figure], list[str]]:
         """All figures of the features that were kept, the protocol's own under its label, and remarks beside them.

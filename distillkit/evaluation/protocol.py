@@ -123,7 +123,7 @@ class Protocol(_Part):
             return f"the Kullback-Leibler divergence from {reference}, computed on {features}; 0 is equality."
         if self.label.startswith("FID"):
             return f"the Fréchet distance to {reference} in Inception's features; lower is better."
-        return f"the Fréchet distance to {reference} in the features {features}, which is not Inception FID; lower is better."
+        return f"the Fréchet distance to {reference} in the features {features}, not Inception FID; lower is better."
 
     def differences(self, other: Protocol) -> list[str]:
         """'samples.count: 5000, not 50000' for every field of the identity that differs."""

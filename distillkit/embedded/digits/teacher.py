@@ -10,7 +10,7 @@ import torch
 from distillkit.contracts.source import Batches, Images
 from distillkit.contracts.teacher import Teacher
 from distillkit.data.memory import MemoryImages
-from distillkit.embedded.assets import asset_path
+from distillkit.embedded.assets import asset_path, shipped_records
 from distillkit.embedded.digits.data import load_digits
 from distillkit.models.store.card import Card, TeacherOffer
 from distillkit.models.store.folder import read_spec, read_teacher
@@ -46,4 +46,6 @@ def serve(teacher: Teacher, device: torch.device) -> Batches[Images]:
 
 
 def _read(reporter: Reporter, should_stop: Callable[[], int]) -> Teacher:
-    return read_teacher(asset_path(SPEC), asset_path(WEIGHTS))
+    teacher = read_teacher(asset_path(SPEC), asset_path(WEIGHTS))
+    teacher.records = shipped_records()
+    return teacher

@@ -19,7 +19,7 @@ from distillkit.contracts.schedule import Schedule
 from distillkit.contracts.source import Batches, Images
 from distillkit.contracts.teacher import Teacher
 from distillkit.diffusion.schedules import EDMSchedule
-from distillkit.embedded.assets import asset_path
+from distillkit.embedded.assets import asset_path, shipped_records
 from distillkit.embedded.mixture.data import MixturePoints
 from distillkit.models.store.card import Card, TeacherOffer
 from distillkit.models.store.folder import read_spec, read_teacher
@@ -89,4 +89,6 @@ def serve(teacher: Teacher, device: torch.device) -> Batches[Images]:
 
 
 def _read(reporter: Reporter, should_stop: Callable[[], int]) -> Teacher:
-    return MixtureTeacher(read_teacher(asset_path(SPEC), asset_path(WEIGHTS)))
+    teacher = MixtureTeacher(read_teacher(asset_path(SPEC), asset_path(WEIGHTS)))
+    teacher.records = shipped_records()
+    return teacher
