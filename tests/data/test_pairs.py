@@ -28,6 +28,7 @@ from tests.data.teachers import HalfSize, linear_teacher
 CPU = torch.device("cpu")
 SHAPE = (1, 4, 4)
 TWO = 2 * SHARD_PAIRS
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -117,7 +118,9 @@ dist.destroy_process_group()
 def test_two_processes_make_one_store(tmp_path, monkeypatch):
     monkeypatch.setenv("DISTILLKIT_CACHE", str(tmp_path / "cache"))
     processes = [
-        subprocess.Popen([sys.executable, "-c", PROCESS, str(tmp_path), str(rank)], stdout=subprocess.PIPE, text=True)
+        subprocess.Popen(
+            [sys.executable, "-c", PROCESS, str(tmp_path), str(rank)], cwd=ROOT, stdout=subprocess.PIPE, text=True
+        )
         for rank in (0, 1)
     ]
     said = [process.communicate(timeout=1200)[0] for process in processes]
