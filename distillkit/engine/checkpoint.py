@@ -7,9 +7,10 @@ import json
 import logging
 import os
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError
@@ -21,6 +22,7 @@ from distillkit.files import canonical_json, retried, sync_folder, write_bytes
 
 log = logging.getLogger(__name__)
 
+STATE = "state.json"
 Tensors = dict[str, dict[str, Tensor]]
 """File stem -> tensors."""
 
@@ -33,11 +35,12 @@ class Checkpoint:
 
 
 class Checkpoints:
-    """The folder `checkpoints/` of a run: one folder a checkpoint, and the file `latest` naming the newest.
+    """The folder `checkpoints/` of a run: one folder a checkpoint, the file `latest` naming the newest, and `best`, the
+    checkpoint with the best figure so far.
 
     Args:
-        folder: where they lie; made at the first save.
-        keep: how many of the newest are kept.
+        folder: where they are; made at the first save.
+        keep: how many of the newest are kept, beside the best.
     """
 
     def __init__(self, folder: Path, keep: int = 2) -> None:
@@ -45,8 +48,46 @@ class Checkpoints:
 
     def clean(self) -> None:
         """Remove what an interrupted save left behind."""
-        for leftover in self.folder.glob(".step-*"):
+        for leftover in (*self.folder.glob(".step-*"), *self.folder.glob(".best*")):
             shutil.rmtree(leftover, ignore_errors=True)
+
+    @property
+    def steps(self) -> list[int]:
+        """Of the checkpoints that are there, ascending."""
+        return [int(path.name.removeprefix("step-")) for path in reversed(self._present())]
+
+    @property
+    def best_step(self) -> int | None:
+        """Of the best checkpoint; None where there is none that can be read."""
+        try:
+            return int(json.loads((self.folder / "best" / STATE).read_bytes())["step"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+
+    def keep_best(self, step: int) -> None:
+        """Keep the checkpoint of this step as `best`, whatever is dropped later; it takes no space while it is also
+        among the newest.
+
+        Raises:
+            DistillkitError: when the disk refuses it for good.
+        """
+        final, former = self.folder / "best", self.folder / ".best-former"
+        aside = self.folder / f".best.{os.getpid()}"
+
+        def keep() -> None:
+            shutil.rmtree(aside, ignore_errors=True)
+            aside.mkdir()
+            for file in self._named(step).glob("[!.]*"):
+                _link(file, aside / file.name)
+            sync_folder(aside)
+            shutil.rmtree(former, ignore_errors=True)
+            if final.exists():
+                final.rename(former)
+            aside.rename(final)
+            sync_folder(self.folder)
+            shutil.rmtree(former, ignore_errors=True)
+
+        retried(keep, final)
 
     def save(self, step: int, tensors: Tensors, values: dict[str, Any]) -> Path:
         """Write a checkpoint aside, flush it to the disk, rename it, then drop the oldest.
@@ -54,7 +95,7 @@ class Checkpoints:
         Raises:
             DistillkitError: when the disk refuses it for good; older checkpoints are untouched.
         """
-        final = self.folder / f"step-{step:09d}"
+        final = self._named(step)
         aside = self.folder / f".step-{step:09d}.{os.getpid()}"
 
         def write() -> None:
@@ -65,9 +106,7 @@ class Checkpoints:
                     f"{stem}.safetensors": _write(aside / f"{stem}.safetensors", save(_flat(group)))
                     for stem, group in tensors.items()
                 }
-                body = {"step": step, "values": values, "sha256": hashes}
-                body["self"] = hashlib.sha256(canonical_json(body).encode()).hexdigest()
-                _write(aside / "state.json", json.dumps(body, indent=1).encode())
+                _write(aside / STATE, _sealed({"step": step, "values": values, "sha256": hashes}))
                 sync_folder(aside)
                 if final.exists():
                     shutil.rmtree(final)
@@ -83,13 +122,27 @@ class Checkpoints:
             shutil.rmtree(old, ignore_errors=True)
         return final
 
-    def load(self) -> Checkpoint:
-        """The newest checkpoint that is whole; a damaged one is passed over with a warning.
+    def update(self, step: int, values: Mapping[str, Any]) -> None:
+        """Change some values of a checkpoint, whole or not at all.
 
         Raises:
-            UsageError: when there is no checkpoint.
-            DistillkitError: when there are some and all are damaged.
+            DistillkitError: when the disk refuses it for good.
         """
+        path = self._named(step) / STATE
+        body = json.loads(path.read_bytes())
+        del body["self"]
+        write_bytes(path, _sealed({**body, "values": {**body["values"], **values}}))
+
+    def load(self, selector: Literal["latest", "best"] | int = "latest") -> Checkpoint:
+        """The newest checkpoint that is whole, a damaged one being passed over with a warning; or the best, or that of
+        a step.
+
+        Raises:
+            UsageError: when there is no such checkpoint; names those there are.
+            DistillkitError: when it is damaged, or all are.
+        """
+        if selector != "latest":
+            return self._one(self.folder / "best" if selector == "best" else self._named(selector))
         present = self._present()
         if not present:
             found = sorted(p.name for p in self.folder.parent.iterdir()) if self.folder.parent.is_dir() else []
@@ -115,14 +168,27 @@ class Checkpoints:
             return checkpoint
         raise DistillkitError(f"every checkpoint in {self.folder} is damaged: {'; '.join(damaged)}")
 
+    def _named(self, step: int) -> Path:
+        return self.folder / f"step-{step:09d}"
+
     def _present(self) -> list[Path]:
-        return sorted((p for p in self.folder.glob("step-*") if p.is_dir()), reverse=True)
+        """The newest first."""
+        return sorted((p for p in self.folder.glob("step-*") if p.name[5:].isdecimal() and p.is_dir()), reverse=True)
+
+    def _one(self, path: Path) -> Checkpoint:
+        if not path.is_dir():
+            there = ", ".join(f"{step:,}" for step in self.steps) or "none"
+            raise UsageError(f"there is no checkpoint {path}; checkpoints of steps: {there}")
+        try:
+            return self._read(path)
+        except (OSError, ValueError, KeyError, SafetensorError) as error:
+            raise DistillkitError(f"the checkpoint {path} is damaged: {error}") from error
 
     def _read(self, path: Path) -> Checkpoint:
-        body = json.loads((path / "state.json").read_bytes())
+        body = json.loads((path / STATE).read_bytes())
         recorded = body.pop("self")
         if hashlib.sha256(canonical_json(body).encode()).hexdigest() != recorded:
-            raise ValueError("state.json does not match its recorded hash")
+            raise ValueError(f"{STATE} does not match its recorded hash")
         tensors: Tensors = {}
         for name, expected in body["sha256"].items():
             data = (path / name).read_bytes()
@@ -138,6 +204,22 @@ def _flat(group: dict[str, Tensor]) -> dict[str, Tensor]:
         name: value.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
         for name, value in group.items()
     }
+
+
+def _sealed(body: Mapping[str, Any]) -> bytes:
+    """state.json, with the hash of all that is in it."""
+    seal = hashlib.sha256(canonical_json(body).encode()).hexdigest()
+    return json.dumps({**body, "self": seal}, indent=1).encode()
+
+
+def _link(file: Path, link: Path) -> None:
+    """A second name for a file, or a copy where the file system has no such names."""
+    try:
+        link.hardlink_to(file)
+    except OSError:
+        shutil.copyfile(file, link)
+        with link.open("rb+") as copied:
+            os.fsync(copied.fileno())
 
 
 def _write(path: Path, data: bytes) -> str:

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Literal
 
 from pydantic import Field
 
 from distillkit.contracts.learner import OptimizerConfig
 from distillkit.counts import Count
+
+Interval = Literal["log", "checkpoint", "sample", "evaluate"]
+
+INTERVALS: Mapping[Interval, int] = {"log": 50, "checkpoint": 16, "sample": 8, "evaluate": 8}
+"""How often each happens in a training where its interval is not given."""
 
 
 class TrainingConfig(OptimizerConfig):
@@ -29,19 +36,35 @@ class TrainingConfig(OptimizerConfig):
     precision: Literal["fp32", "bf16", "fp16"] = Field("fp32", description="precision of the network passes")
     gradient_checkpointing: bool = Field(False, description="recompute activations to save memory")
     float32_attention: bool = Field(False, description="compute attention in float32 under bf16 and fp16, as EDM does")
-    channels_last: bool = Field(False, description="keep feature maps channels-last, which recent GPUs prefer")
+    channels_last: Literal["auto", "on", "off"] = Field(
+        "auto", description="memory layout of images' feature maps: auto is on for GPUs and measured on the CPU"
+    )
     compile: bool = Field(False, description="compile the networks with torch.compile")
-    log_every: Count = Field(2_000, ge=1, description="images between log entries")
-    checkpoint_every: Count = Field(20_000, ge=1, description="images between checkpoints")
-    keep_checkpoints: int = Field(2, ge=2, description="newest checkpoints that are kept")
-    sample_every: Count = Field(20_000, ge=1, description="images between sample grids")
-    evaluate_every: Count = Field(50_000, ge=1, description="images between evaluations of the student")
+    log_every: Count | None = Field(
+        None, ge=1, description="images between log entries; a 50th of the duration if none"
+    )
+    checkpoint_every: Count | None = Field(
+        None, ge=1, description="images between checkpoints; a 16th of the duration if none"
+    )
+    keep_checkpoints: int = Field(2, ge=2, description="newest checkpoints that are kept, beside the best")
+    sample_every: Count | None = Field(
+        None, ge=1, description="images between sample grids; an 8th of the duration if none"
+    )
+    evaluate_every: Count | None = Field(
+        None, ge=1, description="images between evaluations of the student; an 8th of the duration if none"
+    )
 
     @property
     def steps(self) -> int:
         """Number of optimisation steps, rounded up."""
         return -(-self.duration // self.batch)
 
-    def in_steps(self, images: int) -> int:
-        """An interval in images as a whole number of steps, at least one."""
+    def divided(self, shares: Sequence[float]) -> list[tuple[int, int]]:
+        """First step and end of every stage, by its share of the duration."""
+        cuts = [round(self.steps * sum(shares[:k]) / sum(shares)) for k in range(len(shares) + 1)]
+        return list(pairwise(cuts))
+
+    def interval(self, kind: Interval) -> int:
+        """Whole number of steps between logs, checkpoints, sample grids or evaluations, at least one."""
+        images = getattr(self, f"{kind}_every") or self.duration / INTERVALS[kind]
         return max(1, round(images / self.batch))

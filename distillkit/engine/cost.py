@@ -7,48 +7,107 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
+from distillkit.contracts.condition import Condition
 from distillkit.contracts.denoiser import Denoiser
+
+Layers = tuple[str, ...]
 
 
 class CostMeter:
     """Counts samples through denoisers by role, in forward-equivalents.
 
     A backward pass costs about one forward pass for the inputs' gradients and one for the weights': an evaluation of
-    a network in training counts 3, one through which gradients only pass to its input 2, one without gradient 1.
+    a network in training counts 3, one through which gradients only pass to its input 2, one without gradient 1. A
+    pass that ends at a layer (`Denoiser.features`) counts by its share of a whole pass' floating-point operations.
 
-    Counting is by Python integers in forward hooks: it never waits for the device.
+    Counting is by Python numbers in forward hooks: it never waits for the device.
     """
 
-    def __init__(self, counts: Mapping[str, int] | None = None) -> None:
-        self.counts: dict[str, int] = dict(counts or {})
+    def __init__(self, counts: Mapping[str, float] | None = None) -> None:
+        self.counts: dict[str, float] = dict(counts or {})
+        self._shares: dict[tuple[str, Layers], float] = {}
+        self._partial: dict[tuple[str, Layers], tuple[float, tuple[Any, ...]]] = {}
 
     @property
-    def total(self) -> int:
+    def total(self) -> float:
         """Forward-equivalents so far, in samples."""
         return sum(self.counts.values())
 
-    def add(self, role: str, forward_equivalents: int) -> None:
+    def add(self, role: str, forward_equivalents: float) -> None:
         self.counts[role] = self.counts.get(role, 0) + forward_equivalents
 
     @contextmanager
     def watch(self, roles: Mapping[str, Denoiser], processes: int = 1) -> Iterator[None]:
         """Count the evaluations of these denoisers while the context lasts, on all of `processes` that share them
         evenly."""
-
-        def counter(role: str) -> Any:
-            def count(module: Denoiser, args: tuple[Any, ...]) -> None:
-                passes = 1
-                if torch.is_grad_enabled():
-                    trained = any(p.requires_grad for p in module.parameters())
-                    passes += 2 if trained else int(args[0].requires_grad)
-                self.add(role, processes * len(args[0]) * passes)
-
-            return count
-
-        handles = [denoiser.register_forward_pre_hook(counter(role)) for role, denoiser in roles.items()]
+        handles = [
+            denoiser.register_forward_pre_hook(self._counter(role, list(denoiser.parameters()), processes))
+            for role, denoiser in roles.items()
+        ]
         try:
             yield
         finally:
             for handle in handles:
                 handle.remove()
+            self._add_partial(roles)
+
+    def _counter(self, role: str, parameters: list[Tensor], processes: int) -> Any:
+        def count(module: Denoiser, args: tuple[Any, ...]) -> None:
+            passes = 1
+            if torch.is_grad_enabled():
+                trained = any(p.requires_grad for p in parameters)
+                passes += 2 if trained else int(args[0].requires_grad)
+            cost = processes * len(args[0]) * passes
+            if module.partial is None:
+                self.add(role, cost)
+            else:
+                before, _ = self._partial.get((role, module.partial), (0, ()))
+                self._partial[role, module.partial] = before + cost, args
+
+        return count
+
+    def _add_partial(self, roles: Mapping[str, Denoiser]) -> None:
+        """Count the passes that ended early; outside of them, for a measurement is two passes more."""
+        for (role, layers), (cost, args) in self._partial.items():
+            share = self._shares.get((role, layers))
+            if share is None:
+                share = self._shares[role, layers] = partial_share(roles[role], layers, args)
+            self.add(role, cost * share)
+        self._partial.clear()
+
+
+def partial_share(denoiser: Denoiser, layers: Layers, args: tuple[Any, ...]) -> float:
+    """Floating-point operations of a pass that ends at `layers` as a share of a whole one's.
+
+    1 where operations cannot be counted: for passes under forward-mode differentiation, for networks whose operations
+    the counter does not know, or that fail without their real inputs.
+
+    Args:
+        args: (x, t, condition) of such a pass, for their shapes.
+    """
+    training = [module for module in denoiser.modules() if module.training]
+    try:
+        x, t, condition = args
+        inputs = _zeros(x), _zeros(t), Condition(**{name: _zeros(value) for name, value in condition.items()})
+        denoiser.eval()
+        with torch.no_grad():
+            with FlopCounterMode(display=False) as part:
+                denoiser.features(*inputs, layers)
+            # Not a plain call: features of a compiled network are taken uncompiled, and so is this pass.
+            with FlopCounterMode(display=False) as whole:
+                denoiser.with_features(*inputs, layers)
+        share = part.get_total_flops() / whole.get_total_flops()
+        return share if 0 < share <= 1 else 1.0
+    except Exception:  # what cannot be counted is a whole pass; it is no reason to end a training
+        return 1.0
+    finally:
+        for module in training:
+            module.training = True
+
+
+def _zeros(like: Tensor) -> Tensor:
+    """One sample of a tensor's shape, made anew: a tensor of a differentiation that is over has no storage."""
+    return torch.zeros(1, *like.shape[1:], dtype=like.dtype, device=like.device)

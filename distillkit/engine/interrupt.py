@@ -5,9 +5,15 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
+
+import torch
+from accelerate import Accelerator
+
+EVERY = 10
+"""Steps after which several processes compare notes."""
 
 
 class StopRequest:
@@ -43,3 +49,13 @@ def stop_on_signal() -> Iterator[StopRequest]:
     finally:
         for signum, handler in former.items():
             signal.signal(signum, handler)
+
+
+def agreed(asked: Callable[[], bool], step: int, accelerator: Accelerator) -> bool:
+    """Whether any process was asked to stop. Several processes compare notes every ten steps, all at the same one."""
+    if accelerator.num_processes == 1:
+        return asked()
+    if step % EVERY:
+        return False
+    votes = torch.tensor(float(asked()), device=accelerator.device)
+    return bool(accelerator.reduce(votes, "sum").item())

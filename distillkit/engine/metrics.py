@@ -14,6 +14,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from distillkit.contracts.health import Diagnostic, Health
+from distillkit.files import write_bytes
 from distillkit.registry import registry
 
 log = logging.getLogger(__name__)
@@ -54,23 +55,37 @@ class MetricsFile:
     def __init__(self, path: Path) -> None:
         self.path = path
 
-    def cut_back(self, step: int) -> None:
-        """Drop entries after `step` and a torn last line."""
+    def cut_back(self, step: int, *, evaluated: bool = True) -> None:
+        """Drop entries after `step`, and what is no entry: a torn last line, bytes of something else.
+
+        The file is the old one or the new one, never half of it.
+
+        Args:
+            evaluated: whether the evaluation at `step` itself counts, or will be repeated.
+        """
         if not self.path.exists():
             return
-        kept = []
-        for line in self.path.read_text(encoding="utf-8").splitlines():
+
+        def kept(line: bytes) -> bool:
             try:
-                if json.loads(line)["step"] <= step:
-                    kept.append(line)
-            except (ValueError, KeyError):
-                continue
-        self.path.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+                entry = json.loads(line)
+                return bool(entry["step"] <= step and (evaluated or entry["step"] < step or "evaluation" not in entry))
+            except (ValueError, KeyError, TypeError):
+                return False
+
+        lines = self.path.read_bytes().split(b"\n")
+        write_bytes(self.path, b"".join(line + b"\n" for line in lines if kept(line)))
 
     def append(self, entry: Mapping[str, Any]) -> None:
-        finite = {k: (v if not isinstance(v, float) or math.isfinite(v) else str(v)) for k, v in entry.items()}
         with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(finite) + "\n")
+            file.write(json.dumps(_plain(entry), allow_nan=False) + "\n")
+
+
+def _plain(value: Any) -> Any:
+    """The value in JSON: numbers that are not finite as text."""
+    if isinstance(value, Mapping):
+        return {key: _plain(inner) for key, inner in value.items()}
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 class Trackers:
@@ -82,7 +97,7 @@ class Trackers:
     def __init__(self, accelerator: Accelerator, name: str, project: str, config: Mapping[str, Any]) -> None:
         self.accelerator = accelerator
         self.active, self.own = False, None
-        offered = registry().trackers.get(name)
+        offered = registry().named("trackers").get(name)
         if name == "none" or (offered and not accelerator.is_main_process):
             return
         try:
@@ -108,12 +123,17 @@ class Trackers:
             log.warning("the tracker failed (%s); the run goes on with metrics.jsonl alone", error)
 
     def close(self) -> None:
+        """Close the trackers, and nothing else: `Accelerator.end_training` would end the process group too, which the
+        figures after the training need."""
         if not self.active:
             return
+        self.active = False
         try:
             if self.own is not None:
                 self.own.close()
             else:
-                self.accelerator.end_training()
+                for tracker in self.accelerator.trackers:
+                    tracker.finish()
+                self.accelerator.trackers = []
         except Exception as error:
             log.warning("the tracker failed at the end (%s)", error)

@@ -12,6 +12,17 @@ from torch import Tensor, nn
 
 from distillkit.contracts.learner import OptimizerConfig
 from distillkit.engine.config import TrainingConfig
+from distillkit.errors import DistillkitError
+
+SMALLEST_SCALE = 2.0**-10
+"""Of an fp16 loss. Gradients that overflow even so do not overflow: they are not finite."""
+
+
+def merged(run: OptimizerConfig, own: OptimizerConfig | None) -> OptimizerConfig:
+    """The run's optimiser with a learner's own settings over it, of which only those that were given count."""
+    shared = {name: getattr(run, name) for name in OptimizerConfig.model_fields}
+    given = {name: getattr(own, name) for name in own.model_fields_set} if own else {}
+    return OptimizerConfig.model_validate(shared | given)
 
 
 def learning_rate_factor(config: TrainingConfig, images: float, duration: float) -> float:
@@ -26,7 +37,7 @@ class Updater:
     """Everything that turns one role's losses into updates of its parameters.
 
     Gradients are summed over micro-batches by `backward`, averaged over processes, unscaled (fp16), clipped to
-    a norm and applied by `apply`.
+    a norm and applied by `apply`. Where they overflow in fp16 the update is skipped and the loss is scaled less.
     """
 
     def __init__(self, parameters: Sequence[nn.Parameter], config: OptimizerConfig, accelerator: Accelerator) -> None:
@@ -34,10 +45,12 @@ class Updater:
         shared: dict[str, Any] = {
             "lr": config.lr,
             "betas": (config.beta1, config.beta2),
+            "eps": config.eps,
             "weight_decay": config.weight_decay,
         }
+        self._skipped = 0
         if config.optimizer == "radam":
-            self.optimizer: torch.optim.Optimizer = torch.optim.RAdam(self.parameters, **shared)
+            self.optimizer: torch.optim.Optimizer = torch.optim.RAdam(self.parameters, foreach=True, **shared)
         else:
             kind = torch.optim.AdamW if config.optimizer == "adamw" else torch.optim.Adam
             self.optimizer = kind(self.parameters, fused=accelerator.device.type in ("cpu", "cuda"), **shared)
@@ -48,17 +61,37 @@ class Updater:
     def backward(self, loss: Tensor) -> None:
         self.scaler.scale(loss).backward()
 
-    def apply(self, factor: float) -> Tensor:
-        """Update the parameters with `factor` times the learning rate; returns the gradient norm before clipping."""
+    def apply(self, factor: float) -> Tensor | None:
+        """Update the parameters with `factor` times the learning rate; returns the gradient norm before clipping.
+
+        None where fp16 overflowed and nothing was updated.
+
+        Raises:
+            DistillkitError: when no scale is small enough.
+        """
         for group in self.optimizer.param_groups:
             group["lr"] = self.config.lr * factor
         self._average_over_processes()
         self.scaler.unscale_(self.optimizer)
         norm = nn.utils.clip_grad_norm_(self.parameters, self.config.clip_grad_norm)
         self.scaler.step(self.optimizer)
+        scale = self.scaler.get_scale()
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
-        return norm
+        if self.scaler.get_scale() >= scale:
+            return norm
+        if scale < SMALLEST_SCALE:
+            raise DistillkitError(
+                f"gradients are not finite in fp16, however small the loss is scaled ({scale:g}); use --precision bf16 "
+                "or fp32, or a lower --lr"
+            )
+        self._skipped += 1
+        return None
+
+    def read_skipped(self) -> int:
+        """Updates that were skipped since this was last asked."""
+        skipped, self._skipped = self._skipped, 0
+        return skipped
 
     def _average_over_processes(self) -> None:
         if self.accelerator.num_processes == 1:
@@ -97,8 +130,12 @@ class MovingAverage:
     def __init__(self, source: nn.Module, target: nn.Module, *, halflife: float, rampup: float) -> None:
         self.source, self.target = source, target.requires_grad_(False)
         self.halflife, self.rampup = halflife, rampup
-        self._from = [p.detach() for p in source.parameters()]
-        self._to = [p.detach() for p in target.parameters()]
+        self.look_anew()
+
+    def look_anew(self) -> None:
+        """Find the weights again after they were put into another memory layout."""
+        self._from = [p.detach() for p in self.source.parameters()]
+        self._to = [p.detach() for p in self.target.parameters()]
 
     @torch.no_grad()
     def restart(self) -> None:

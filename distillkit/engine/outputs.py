@@ -4,14 +4,53 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 from distillkit.contracts.health import Diagnostic, Health
+from distillkit.contracts.sampler import Sampler
 from distillkit.contracts.student import StudentGenerator
 from distillkit.engine.checkpoint import Checkpoints
 from distillkit.engine.metrics import MetricsFile, Trackers, judge
 from distillkit.errors import DistillkitError
 from distillkit.progress import Reporter
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A figure of the student during the training; less is better.
+
+    Args:
+        label: of the figure, for people.
+        error: standard error of the value; None where it is not known.
+        samples: that it was measured on.
+    """
+
+    label: str
+    value: float
+    error: float | None
+    samples: int
+
+
+@dataclass
+class Selection:
+    """Which checkpoint had the best figure, and how many were looked at: the best of many is luckier than one.
+
+    Args:
+        evaluated: figures so far, of students that are sampled alike.
+    """
+
+    best_step: int | None = None
+    best_value: float | None = None
+    evaluated: int = 0
+
+    def take(self, step: int, value: float) -> bool:
+        """Note a figure; whether it is the best so far."""
+        self.evaluated += 1
+        if not math.isfinite(value) or (self.best_value is not None and value >= self.best_value):
+            return False
+        self.best_step, self.best_value = step, value
+        return True
 
 
 @dataclass
@@ -21,7 +60,9 @@ class Outputs:
     Args:
         main: whether this process writes; the others only call.
         preview: (student, step) -> None, writes pictures.
-        evaluate: student -> figures by name.
+        evaluate: student -> its figure, the same on all processes; None where nothing is measured.
+        describe_student: (sampler, images seen) -> the student's description, kept in every checkpoint, so that its
+            moving average alone can be loaded as a student.
     """
 
     checkpoints: Checkpoints
@@ -30,11 +71,13 @@ class Outputs:
     reporter: Reporter
     main: bool = True
     preview: Callable[[StudentGenerator, int], None] = lambda student, step: None
-    evaluate: Callable[[StudentGenerator], Mapping[str, float]] = field(default=lambda student: {})
+    evaluate: Callable[[StudentGenerator], Evaluation | None] = lambda student: None
+    describe_student: Callable[[Sampler, int], Mapping[str, Any]] | None = None
     health: dict[str, Health] = field(default_factory=dict)
+    figure: Evaluation | None = None
 
     def record(
-        self, step: int, images: int, values: Mapping[str, float], cost: int, diagnostics: Sequence[Diagnostic]
+        self, step: int, images: int, values: Mapping[str, float], cost: float, diagnostics: Sequence[Diagnostic]
     ) -> None:
         """Judge an interval's means, write them, and refuse to go on with a loss that is not finite.
 
@@ -55,20 +98,25 @@ class Outputs:
             self.metrics.append({"step": step, "images": images, **values, "cost": cost, "health": health})
         self.trackers.log(values, images)
 
-    def score(self, step: int, images: int, student: StudentGenerator, cost: int) -> dict[str, float]:
-        """Evaluate the student and write the figures beside what they cost."""
-        figures = dict(self.evaluate(student))
-        if figures and self.main:
-            self.metrics.append({"step": step, "images": images, **figures, "cost": cost})
-        if figures:
-            self.trackers.log(figures, images)
-        return figures
+    def score(self, step: int, images: int, student: StudentGenerator, cost: float) -> Evaluation | None:
+        """Evaluate the student and write the figure beside what it cost."""
+        figure = self.evaluate(student)
+        if figure is None:
+            return None
+        self.figure = figure
+        if self.main:
+            self.metrics.append({"step": step, "images": images, "cost": cost, "evaluation": asdict(figure)})
+        self.trackers.log({figure.label: figure.value}, images)
+        return figure
 
     def remark(self, step: int, last: Mapping[str, float]) -> str:
-        """What stands beside the progress bar: step, losses, the last figure, health."""
-        shown = [f"{k.removeprefix('loss/')} {v:.4g}" for k, v in last.items() if k.startswith("loss/") or "[" in k]
+        """What is shown beside the progress bar: step, losses, the last figure, health."""
+        shown = {name.removeprefix("loss/"): value for name, value in last.items() if name.startswith("loss/")}
+        if self.figure:
+            shown[self.figure.label] = self.figure.value
         worst = [f"{name}: {state}" for name, state in self.health.items() if state is not Health.OK]
-        return f"step {step:,}  " + "  ".join(shown + (worst or ["healthy"] * bool(self.health)))
+        parts = [f"{name} {value:.4g}" for name, value in shown.items()]
+        return f"step {step:,}  " + "  ".join(parts + (worst or ["healthy"] * bool(self.health)))
 
     def _judge(self, step: int, values: Mapping[str, float], diagnostics: Sequence[Diagnostic]) -> None:
         """Judge the diagnostics, and explain each that has left its healthy range, once."""

@@ -2,19 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import copy
+import time
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
-from torch import nn
+from accelerate import Accelerator
+from torch import Tensor, nn
 
+from distillkit.contracts.condition import Condition
+from distillkit.contracts.conditioner import Conditioner
 from distillkit.contracts.denoiser import Denoiser
+from distillkit.contracts.random import SampleRNG
+from distillkit.contracts.student import StudentGenerator
 from distillkit.engine.config import TrainingConfig
+from distillkit.engine.precision import autocast
+
+SMALLEST = 300_000
+"""Parameters of the smallest network whose layout is worth a measurement."""
+PASS_SECONDS, ROUNDS = 0.1, 3
+"""A measurement takes about this long for each of 2 * (ROUNDS + 1) passes, or as long as one sample takes."""
+WORTHWHILE = 0.95
+"""The other layout must take less than this share of the time: measurements are noisy, and repeats should agree."""
 
 
 def prepare_networks(
     config: TrainingConfig, trained: Sequence[nn.Module], others: Sequence[nn.Module], denoisers: Iterable[Denoiser]
 ) -> None:
-    """Switch on what the configuration asks for.
+    """Switch on what the configuration asks for, but for the memory layout.
 
     Args:
         trained: networks with gradients. others: networks without.
@@ -23,11 +38,9 @@ def prepare_networks(
     if config.gradient_checkpointing:
         for network in trained:
             switch_on("gradient_checkpointing", network)
-    for network in (*trained, *others):
-        if config.float32_attention:
+    if config.float32_attention:
+        for network in (*trained, *others):
             switch_on("float32_attention", network)
-        if config.channels_last:
-            network.to(memory_format=torch.channels_last)
     if config.compile:
         # The raw networks: hooks that count evaluations sit on the denoisers and stay out of the graphs.
         for denoiser in denoisers:
@@ -40,3 +53,76 @@ def switch_on(attribute: str, network: nn.Module) -> None:
     for module in network.modules():
         if hasattr(module, attribute):
             setattr(module, attribute, True)
+
+
+def lay_out(networks: Iterable[nn.Module], *, channels_last: bool) -> None:
+    """Put the 4-D weights of networks into the layout in which their feature maps are to be."""
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    for network in networks:
+        for parameter in network.parameters():
+            if parameter.ndim == 4:
+                parameter.data = parameter.data.contiguous(memory_format=layout)
+
+
+def choose_channels_last(
+    config: TrainingConfig,
+    student: StudentGenerator,
+    conditioner: Conditioner,
+    accelerator: Accelerator,
+    say: Callable[[str], None],
+) -> bool:
+    """Whether feature maps are kept channels-last; one line says what was chosen where there was a choice.
+
+    Results differ by rounding between the layouts, and a measurement may choose otherwise the next time: name one in
+    the configuration where two runs must agree in every bit. A checkpoint keeps the choice of its run.
+    """
+    if config.channels_last != "auto":
+        return config.channels_last == "on"
+    if len(student.shape) != 3:
+        return False
+    kind, weights = accelerator.device.type, sum(p.numel() for p in student.parameters())
+    if kind == "cuda":
+        say("memory layout: channels-last, as convolutions on GPUs prefer; --channels-last off keeps the other")
+        return True
+    if kind != "cpu" or weights < SMALLEST:
+        return False
+    ratio = torch.zeros(())
+    if accelerator.is_main_process:
+        batch = min(config.batch // accelerator.num_processes, config.batch_per_device or config.batch)
+        with torch.enable_grad():
+            ratio += _channels_last_time(student, conditioner, batch, accelerator)
+    if accelerator.num_processes > 1:
+        ratio = accelerator.reduce(ratio, "sum")
+    chosen = ratio.item() < WORTHWHILE
+    say(
+        f"memory layout: {'channels-last' if chosen else 'contiguous'}; a training pass takes {ratio.item():.2f} times "
+        "as long channels-last as contiguous"
+    )
+    return chosen
+
+
+def _channels_last_time(
+    student: StudentGenerator, conditioner: Conditioner, batch: int, accelerator: Accelerator
+) -> float:
+    """Time of a forward and backward pass channels-last over that of one in contiguous layout."""
+    layouts = [copy.deepcopy(student.denoiser).eval() for _ in range(2)]
+    lay_out(layouts[:1], channels_last=True)
+    schedule = student.schedule
+
+    def inputs(samples: int) -> tuple[Tensor, Tensor, Condition]:
+        x = SampleRNG(0).normal("layout", 0, range(samples), student.shape)
+        return x, torch.full((samples,), schedule.t_max), conditioner.encode(conditioner.in_turn(range(samples)))
+
+    def seconds(denoiser: Denoiser, x: Tensor, t: Tensor, condition: Condition) -> float:
+        began = time.perf_counter()
+        with autocast(accelerator):
+            out = denoiser(x, t, condition)
+        out.float().square().mean().backward()
+        return time.perf_counter() - began
+
+    one = inputs(1)
+    seconds(layouts[1], *one)
+    samples = max(1, min(batch, int(PASS_SECONDS / seconds(layouts[1], *one))))
+    several = inputs(samples)
+    times = [[seconds(denoiser, *several) for denoiser in layouts] for _ in range(ROUNDS + 1)][1:]
+    return min(last for last, _ in times) / min(first for _, first in times)

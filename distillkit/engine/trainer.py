@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -16,17 +18,20 @@ from distillkit.contracts.denoiser import Denoiser
 from distillkit.contracts.learner import OptimizerConfig
 from distillkit.contracts.random import SampleRNG
 from distillkit.contracts.recipe import Recipe
-from distillkit.contracts.step import ImageSource, PairSource, Step
+from distillkit.contracts.source import Batches
+from distillkit.contracts.step import Step
 from distillkit.contracts.teacher import Teacher
-from distillkit.engine.checkpoint import Checkpoint, Checkpoints
-from distillkit.engine.config import TrainingConfig
+from distillkit.engine.checkpoint import Checkpoint
+from distillkit.engine.config import INTERVALS, TrainingConfig
 from distillkit.engine.cost import CostMeter
-from distillkit.engine.losses import constant, loss_of, require_gradient
+from distillkit.engine.interrupt import agreed
 from distillkit.engine.metrics import Means
-from distillkit.engine.optimization import MovingAverage, Updater, learning_rate_factor
-from distillkit.engine.outputs import Outputs
-from distillkit.engine.preparation import prepare_networks
-from distillkit.engine.state import collect, restore
+from distillkit.engine.networks import Networks
+from distillkit.engine.optimization import MovingAverage, Updater, learning_rate_factor, merged
+from distillkit.engine.outputs import Outputs, Selection
+from distillkit.engine.passes import Passes
+from distillkit.engine.preparation import choose_channels_last, lay_out, prepare_networks
+from distillkit.engine.state import collect, generators, own_draws, restore, restore_generators
 from distillkit.errors import UsageError
 
 
@@ -46,13 +51,14 @@ class Trainer:
     and resumed makes the same numbers as one that is not.
 
     Args:
-        recipe: student, objectives, learners, stages; moved to the device here.
+        recipe: student, objectives, learners, stages; moved to the device here. Its objectives have been prepared.
         teacher: gives conditions; also counted as a cost.
         config: the training configuration.
         accelerator: device, processes, precision.
         seed: of all draws.
-        pairs, images: sources, where the recipe needs them.
+        sources: opened, by the type of their batches.
         cost: forward-equivalents spent before (on making pairs).
+        say: hears what was chosen for the user.
 
     Raises:
         UsageError: when the batch cannot be shared evenly by the processes.
@@ -63,32 +69,41 @@ class Trainer:
         recipe: Recipe,
         teacher: Teacher,
         config: TrainingConfig,
-        accelerator: Accelerator,
         *,
+        accelerator: Accelerator,
         seed: int,
-        pairs: PairSource | None = None,
-        images: ImageSource | None = None,
+        sources: Mapping[type, Batches[Any]] | None = None,
         cost: CostMeter | None = None,
+        say: Callable[[str], None] = lambda text: None,
     ) -> None:
         if config.batch % accelerator.num_processes:
             raise UsageError(f"--batch {config.batch} cannot be shared evenly by {accelerator.num_processes} processes")
         self.recipe, self.teacher, self.config, self.accelerator = recipe, teacher, config, accelerator
-        self.rng, self.pairs, self.images = SampleRNG(seed), pairs, images
-        self.cost = cost or CostMeter()
-        self.step = 0
+        self.rng, self.cost, self.say, self.step = SampleRNG(seed), cost or CostMeter(), say, 0
         device = accelerator.device
         self.student = recipe.student.to(device).eval()
-        for part in (*recipe.learners, *(m for objective in recipe.objectives for m in objective.modules().values())):
-            part.to(device).eval()
         self.ema = copy.deepcopy(self.student)
+        self.networks = Networks(recipe, teacher, self.ema)
+        for network in (*recipe.learners, *self.networks.owned.values()):
+            network.to(device).eval()
         prepare_networks(config, (self.student, *recipe.learners), (self.ema, teacher.denoiser), self.roles().values())
         self.average = MovingAverage(self.student, self.ema, halflife=config.ema_halflife, rampup=config.ema_rampup)
         self.diagnostics = [d for part in recipe.parts for d in part.diagnostics]
-        self._learnt = [p for learner in recipe.learners for p in learner.parameters() if p.requires_grad]
-        self._means = Means()
-        self._bounds = self._stage_bounds()
+        self.channels_last: bool | None = None
+        self._step = partial(
+            Step, student=self.student, conditioner=teacher.conditioner, rng=self.rng, device=device,
+            needs=recipe.needs, sources=sources or {},
+        )  # fmt: skip
+        self._means, self._selection, self._to_evaluate = Means(), Selection(), False
+        self._passes = Passes(recipe, accelerator, self._means)
+        self._bounds = config.divided([stage.share for stage in recipe.stages])
         self._stage = -1
         self._updaters: dict[str, Updater] = {}
+
+    @property
+    def selection(self) -> dict[str, Any]:
+        """{"best_step", "best_value", "evaluated"}: which checkpoint was best, and how many were looked at."""
+        return asdict(self._selection)
 
     def run(self, outputs: Outputs, should_stop: Callable[[], bool] = lambda: False) -> None:
         """Train from the present step to the end, writing checkpoints, metrics and previews.
@@ -98,15 +113,15 @@ class Trainer:
             DistillkitError: when a loss is no longer finite; the last good checkpoint stays.
         """
         config, total = self.config, self.config.steps
-        every = {
-            name: config.in_steps(getattr(config, f"{name}_every"))
-            for name in ("log", "checkpoint", "sample", "evaluate")
-        }
+        every = {kind: config.interval(kind) for kind in INTERVALS}
         last: dict[str, float] = {}
+        self._prepare()
         if self.step == 0:
             # The engine draws nothing from the global generator, but dropout and plugins may. Checkpoints hold it.
             torch.manual_seed(self.rng.seed + self.accelerator.process_index)
-            outputs.preview(self.ema, 0)
+            self._preview(outputs)
+        if self._to_evaluate:
+            self._evaluate(outputs)
         logged_at, logged_step = time.monotonic(), self.step
         with outputs.reporter.task("training", total * config.batch, "images", self.step * config.batch) as task:
             while self.step < total:
@@ -114,51 +129,41 @@ class Trainer:
                 with self.cost.watch(self.roles(), self.accelerator.num_processes):
                     self.train_step()
                 task.advance(config.batch)
-                step, stop = self.step, self._agree(should_stop)
-                done = step == total
-                saving = done or stop or step % every["checkpoint"] == 0
-                if saving or step % every["log"] == 0:
-                    now = time.monotonic()
-                    speed = (step - logged_step) * config.batch / max(now - logged_at, 1e-9)
+                step, stop = self.step, agreed(should_stop, self.step, self.accelerator)
+                due = {kind: step == total or step % interval == 0 for kind, interval in every.items()}
+                # The checkpoint is there before the evaluation, which a signal may end.
+                self._to_evaluate, saving = due["evaluate"], stop or due["checkpoint"] or due["evaluate"]
+                if saving or due["log"]:
+                    speed = (step - logged_step) * config.batch / max(time.monotonic() - logged_at, 1e-9)
                     last |= self._interval(outputs, speed)
-                    task.note(outputs.remark(step, last))
-                    logged_at, logged_step = now, step
-                if not stop and (done or step % every["evaluate"] == 0):
-                    last |= outputs.score(step, step * config.batch, self.ema, self.cost.total)
-                    task.note(outputs.remark(step, last))
-                if not stop and (done or step % every["sample"] == 0):
-                    outputs.preview(self.ema, step)
                 if saving:
-                    self.save(outputs.checkpoints)
-                if stop and not done:
+                    self.save(outputs)
+                if stop and step < total:
                     raise Stopped(step)
+                if due["evaluate"] and not stop:
+                    self._evaluate(outputs)
+                if due["sample"] and not stop:
+                    self._preview(outputs)
+                if saving or due["log"]:
+                    task.note(outputs.remark(step, last))
+                    logged_at, logged_step = time.monotonic(), step
 
     def train_step(self) -> None:
-        """One update of the learners and, where it is due, of the student."""
+        """One update of the learners and, where it is due, of the student.
+
+        The student's backward pass comes before the learners' losses, and each learner's right after its own: one graph
+        is in memory at a time.
+        """
         self._enter_stage(self.step)
         index, recipe = self.step, self.recipe
         due = (index + 1) % recipe.student_every == 0
         learners = [learner for learner in recipe.learners if (index + 1) % learner.every == 0]
         step = None
         for step, share in self._micro_batches(index, due):
-            with self.accelerator.autocast():
-                if due:
-                    with constant(self._learnt):
-                        terms = {o.name: loss_of(o, step) * o.weight for o in recipe.objectives if o.weight}
-                    for name, term in terms.items():
-                        self._means.add(f"loss/{name}", term, share)
-                losses = {learner.name: loss_of(learner, step) for learner in learners}
             if due:
-                total = require_gradient(
-                    sum(terms.values(), start=torch.zeros((), device=step.device)),
-                    f"the objectives ({', '.join(terms)})",
-                    "the student: compute losses from step.student, step.samples or step.pair_samples, not detached",
-                )
-                self._updaters["student"].backward(total * share)
-            for name, loss in losses.items():
-                self._means.add(f"loss/{name}", loss, share)
-                require_gradient(loss, f"the loss of the learner {name}", "its own parameters")
-                self._updaters[name].backward(loss * share)
+                self._passes.student(step, share, self._updaters["student"])
+            for learner in learners:
+                self._passes.learner(learner, step, share, self._updaters[learner.name])
             for name, value in step.logged.items():
                 self._means.add(name, value, share)
         images, (start, end) = (index + 1) * self.config.batch, self._bounds[self._stage]
@@ -166,15 +171,22 @@ class Trainer:
             self.config, (index - start + 1) * self.config.batch, (end - start) * self.config.batch
         )
         if due:
-            self._means.add("grad_norm/student", self._updaters["student"].apply(factor))
+            self._update("student", self.student.denoiser, factor)
             batch = self.config.batch * recipe.student_every
             self.average.update(batch, images - start * self.config.batch)
         for learner in learners:
-            self._means.add(f"grad_norm/{learner.name}", self._updaters[learner.name].apply(factor))
+            self._update(learner.name, getattr(learner, "denoiser", None), factor)
         if due and step is not None:
             for objective in recipe.objectives:
                 objective.after_step(step)
         self.step += 1
+
+    def _update(self, role: str, denoiser: Denoiser | None, factor: float) -> None:
+        norm = self._updaters[role].apply(factor)
+        if norm is not None:
+            self._means.add(f"grad_norm/{role}", norm)
+        if denoiser is not None:
+            denoiser.after_update()
 
     def _micro_batches(self, index: int, due: bool) -> Iterator[tuple[Step, float]]:
         """This process' part of the total batch in passes of at most `batch_per_device`, with their shares of it."""
@@ -183,104 +195,95 @@ class Trainer:
         passes = -(-local // (self.config.batch_per_device or local))
         cuts = [first + local * k // passes for k in range(passes + 1)]
         for low, high in pairwise(cuts):
-            step = Step(
-                index=index,
-                indices=range(low, high),
-                student=self.student,
-                draw_condition=self.teacher.draw_condition,
-                rng=self.rng,
-                device=self.accelerator.device,
-                student_due=due,
-                needs=self.recipe.needs,
-                pairs=self.pairs,
-                images=self.images,
-            )
-            yield step, (high - low) / local
-
-    def _stage_bounds(self) -> list[tuple[int, int]]:
-        """First step and end of every stage, by their shares of the duration."""
-        shares = [stage.share for stage in self.recipe.stages]
-        cuts = [round(self.config.steps * sum(shares[:k]) / sum(shares)) for k in range(len(shares) + 1)]
-        return list(pairwise(cuts))
+            yield self._step(index=index, indices=range(low, high), student_due=due), (high - low) / local
 
     def _enter_stage(self, step: int, *, resuming: bool = False) -> None:
         """Start the stage that a step belongs to: fresh optimisers, its sampler, its average."""
         stage = next(k for k, (_, end) in enumerate(self._bounds) if step < end or k == len(self._bounds) - 1)
         if stage == self._stage:
             return
+        self._prepare()
         self._stage = stage
+        before = self.student.sampler
         for past in self.recipe.stages[: stage + 1]:
             if past.sampler is not None:
                 self.student.sampler = self.ema.sampler = past.sampler
         roles: dict[str, tuple[nn.Module, OptimizerConfig]] = {"student": (self.student, self.config)}
-        roles |= {learner.name: (learner, learner.optimizer or self.config) for learner in self.recipe.learners}
+        roles |= {learner.name: (learner, merged(self.config, learner.optimizer)) for learner in self.recipe.learners}
         self._updaters = {
             name: Updater(list(module.parameters()), config, self.accelerator)
             for name, (module, config) in roles.items()
         }
         if not resuming:
+            if self.student.sampler != before:
+                # Figures of students that are sampled otherwise are not to be compared.
+                self._selection = Selection()
             for objective in self.recipe.objectives:
                 objective.begin_stage(self.recipe.stages[stage], self.student)
             self.average.restart()
 
-    def roles(self) -> dict[str, Any]:
-        """The denoisers whose evaluations are the cost of training, by role."""
-        roles: dict[str, Any] = {"teacher": self.teacher.denoiser, "student": self.student.denoiser}
-        roles |= {learner.name: learner.denoiser for learner in self.recipe.learners if hasattr(learner, "denoiser")}
-        # Networks that objectives own (an average, a frozen reference) are a cost like any other.
-        return roles | {name: module for name, module in self._owned().items() if isinstance(module, Denoiser)}
+    def _prepare(self, channels_last: bool | None = None) -> None:
+        """Settle the memory layout, once: as given, or as the configuration says."""
+        if self.channels_last is not None:
+            return
+        if channels_last is None:
+            channels_last = choose_channels_last(
+                self.config, self.student, self.teacher.conditioner, self.accelerator, self.say
+            )
+        self.channels_last = channels_last
+        lay_out(self.networks.all, channels_last=channels_last)
+        self.average.look_anew()
 
-    def _agree(self, should_stop: Callable[[], bool]) -> bool:
-        """Whether any process was asked to stop. Processes compare notes every ten steps, all at the same one."""
-        if self.accelerator.num_processes == 1:
-            return should_stop()
-        if self.step % 10:
-            return False
-        asked = torch.tensor(float(should_stop()), device=self.accelerator.device)
-        return bool(self.accelerator.reduce(asked, "sum").item())
+    def roles(self) -> dict[str, Denoiser]:
+        """The denoisers whose evaluations are the cost of training, by role."""
+        return self.networks.counted
 
     def _interval(self, outputs: Outputs, images_per_second: float) -> dict[str, float]:
         """Close a logging interval: one transfer from the device, then everything that is said about it."""
         values = {**self._means.read(self.accelerator), "images_per_second": images_per_second}
+        if self.accelerator.mixed_precision == "fp16":
+            values["skipped_steps"] = float(sum(updater.read_skipped() for updater in self._updaters.values()))
         outputs.record(self.step, self.step * self.config.batch, values, self.cost.total, self.diagnostics)
         return values
 
-    def _modules(self) -> dict[str, nn.Module]:
-        """Every network that training changes, by its name in checkpoints."""
-        learners = {learner.name: learner for learner in self.recipe.learners}
-        return {"student": self.student, "average": self.ema, **learners, **self._owned()}
+    def _evaluate(self, outputs: Outputs) -> None:
+        """Measure the moving average; the checkpoint of this step learns of it, and is kept where it is the best."""
+        with own_draws(self.accelerator):
+            figure = outputs.score(self.step, self.step * self.config.batch, self.ema, self.cost.total)
+        self._to_evaluate = False
+        best = figure is not None and self._selection.take(self.step, figure.value)
+        if outputs.main:
+            outputs.checkpoints.update(self.step, {"selection": self.selection, "to_evaluate": False})
+            if best:
+                outputs.checkpoints.keep_best(self.step)
+        self.accelerator.wait_for_everyone()
 
-    def _owned(self) -> dict[str, nn.Module]:
-        """Networks that objectives own, by the objective's name and theirs."""
-        return {f"{o.name}-{name}": module for o in self.recipe.objectives for name, module in o.modules().items()}
+    def _preview(self, outputs: Outputs) -> None:
+        with own_draws(self.accelerator):
+            outputs.preview(self.ema, self.step)
 
-    def parameters(self) -> Iterator[nn.Parameter]:
-        """Of every network that training changes."""
-        return (p for module in self._modules().values() for p in module.parameters())
-
-    def weight_bytes(self) -> tuple[int, int]:
-        """Bytes of all weights that training changes, and of those that have gradients."""
-        sizes = [(p.numel() * p.element_size(), p.requires_grad) for p in self.parameters()]
-        return sum(size for size, _ in sizes), sum(size for size, trained in sizes if trained)
-
-    def checkpoint_bytes(self) -> int:
-        """About how large a checkpoint is: every weight once, and the trained ones twice more for Adam's moments."""
-        sizes = {name: sum(p.numel() * 4 for p in module.parameters()) for name, module in self._modules().items()}
-        trained = ["student", *(learner.name for learner in self.recipe.learners)]
-        return sum(sizes.values()) + 2 * sum(sizes[name] for name in trained)
-
-    def save(self, checkpoints: Checkpoints) -> None:
+    def save(self, outputs: Outputs) -> None:
         """Write everything that the future depends on; the first process alone writes."""
-        if self.accelerator.is_main_process:
-            checkpoints.save(self.step, *collect(self._modules(), self._updaters, self.cost))
+        random = generators(self.accelerator)
+        if outputs.main:
+            tensors, values = collect(self.networks.changed, self._updaters, self.cost)
+            values |= {"channels_last": self.channels_last, "selection": self.selection}
+            values["to_evaluate"] = self._to_evaluate
+            if outputs.describe_student is not None:
+                values["student"] = outputs.describe_student(self.ema.sampler, self.step * self.config.batch)
+            outputs.checkpoints.save(self.step, {**tensors, "generators": random}, values)
         self.accelerator.wait_for_everyone()
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Take up training where the checkpoint left it."""
         self.step = checkpoint.step
+        self._prepare(checkpoint.values["channels_last"])
         # The stage that wrote the checkpoint: at a boundary the next one begins with the next step.
         self._enter_stage(max(self.step - 1, 0), resuming=True)
-        restore(checkpoint, self._modules(), self._updaters, self.cost)
+        self._selection = Selection(**checkpoint.values["selection"])
+        self._to_evaluate = checkpoint.values["to_evaluate"]
+        restore(checkpoint, self.networks.changed, self._updaters, self.cost)
+        restore_generators(checkpoint.tensors["generators"], self.accelerator)
 
     def resume(self, outputs: Outputs) -> None:
         """Take up the newest whole checkpoint of the run, and cut its log back to it.
@@ -288,12 +291,17 @@ class Trainer:
         Raises:
             DistillkitError: when there are checkpoints and all are damaged.
         """
-        if not outputs.checkpoints.folder.is_dir():
+        checkpoints = outputs.checkpoints
+        if outputs.main:
+            checkpoints.clean()
+        if checkpoints.steps:
+            self.restore(checkpoints.load())
+            outputs.reporter.say(f"resuming at step {self.step:,} of {self.config.steps:,}")
+        else:
             outputs.reporter.say("no checkpoint was written yet: starting at step 0")
-            return
         if outputs.main:
-            outputs.checkpoints.clean()
-        self.restore(outputs.checkpoints.load())
-        if outputs.main:
-            outputs.metrics.cut_back(self.step)
-        outputs.reporter.say(f"resuming at step {self.step:,} of {self.config.steps:,}")
+            outputs.metrics.cut_back(self.step, evaluated=not self._to_evaluate)
+            best = self._selection.best_step
+            if best in checkpoints.steps and best != checkpoints.best_step:
+                # The run ended between the two.
+                checkpoints.keep_best(best)

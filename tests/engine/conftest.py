@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from accelerate import Accelerator
 
-from distillkit import Recipe
-from distillkit.data.pairs import PairStore
+from distillkit import Objective, Recipe, Samples, StudentGenerator
+from distillkit.contracts.source import Pairs
+from distillkit.data.pairs import PairSource
 from distillkit.engine.checkpoint import Checkpoints
 from distillkit.engine.config import TrainingConfig
 from distillkit.engine.metrics import MetricsFile, Trackers
@@ -20,15 +22,28 @@ from distillkit.progress import Quiet
 from distillkit_dmd.method import DMD, DMDConfig
 
 
+class Toy(Objective):
+    """Pull samples to zero; can be asked to misbehave."""
+
+    needs = (Samples,)
+
+    def __init__(self, factor: Callable[[int], float] = lambda index: 1.0, weight: float = 1.0) -> None:
+        super().__init__(weight)
+        self.factor = factor
+        self.calls = []
+
+    def __call__(self, step):
+        self.calls.append((step.index, step.student_due, list(step.indices)))
+        return step.samples.square().mean() * self.factor(step.index)
+
+
 class Bench:
     """Makes trainers on the tiny teacher that differ only in what a test asks for."""
 
     def __init__(self, teacher, folder: Path) -> None:
         self.teacher, self.folder = teacher, folder
         self.accelerator = Accelerator(cpu=True)
-        store = PairStore(teacher, steps=3, root=folder / "pairs")
-        store.make(64, torch.device("cpu"), advance=lambda n: None)
-        self.pairs = store.open(64, torch.device("cpu"))
+        self.sources = {Pairs: PairSource.synthetic(teacher, torch.device("cpu"))}
 
     def config(self, **changes) -> TrainingConfig:
         return TrainingConfig(**{"duration": 96, "batch": 16, "lr": 1e-3, "log_every": 16, "checkpoint_every": 32,
@@ -37,16 +52,19 @@ class Bench:
     def recipe(self, **settings) -> Recipe:
         return DMD().recipe(self.teacher, DMDConfig(**{"distance": "l2", **settings}))
 
-    def trainer(self, recipe: Recipe | None = None, *, seed: int = 0, images=None, **changes) -> Trainer:
-        return Trainer(recipe or self.recipe(), self.teacher, self.config(**changes), self.accelerator, seed=seed,
-                       pairs=self.pairs, images=images)  # fmt: skip
+    def toy(self, *objectives: Objective, **parts) -> Recipe:
+        return Recipe(StudentGenerator.from_teacher(self.teacher), objectives or [Toy()], **parts)
 
-    def outputs(self, name: str = "run") -> Outputs:
+    def trainer(self, recipe: Recipe | None = None, *, seed: int = 0, sources=None, **changes) -> Trainer:
+        return Trainer(recipe or self.recipe(), self.teacher, self.config(**changes), accelerator=self.accelerator,
+                       seed=seed, sources=self.sources if sources is None else sources)  # fmt: skip
+
+    def outputs(self, name: str = "run", **parts) -> Outputs:
         folder = self.folder / name
         folder.mkdir(exist_ok=True)
         return Outputs(
             Checkpoints(folder / "checkpoints"), MetricsFile(folder / "metrics.jsonl"),
-            Trackers(self.accelerator, "none", "test", {}), Quiet(),
+            Trackers(self.accelerator, "none", "test", {}), Quiet(), **parts,
         )  # fmt: skip
 
 
@@ -56,10 +74,8 @@ def bench(tiny_teacher, tmp_path) -> Bench:
 
 
 def weights(trainer: Trainer) -> dict[str, torch.Tensor]:
-    """All trained weights of a trainer."""
-    modules = {"student": trainer.student, "average": trainer.ema}
-    modules |= {learner.name: learner for learner in trainer.recipe.learners}
-    return {f"{role}.{k}": v.clone() for role, m in modules.items() for k, v in m.state_dict().items()}
+    """A copy of all that training changes."""
+    return {f"{role}.{k}": v.clone() for role, m in trainer.networks.changed.items() for k, v in m.state_dict().items()}
 
 
 def assert_equal_weights(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> None:

@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from distillkit import DistillkitError, Objective, OneStep, Recipe, Stage, StudentGenerator, UsageError
+from distillkit import DistillkitError, Objective, OneStep, Recipe, Samples, Stage, StudentGenerator, UsageError
 from distillkit.engine import checkpoint as checkpoint_module
 from distillkit.engine.checkpoint import Checkpoints
 from distillkit.engine.trainer import Stopped
@@ -38,12 +38,12 @@ def test_interrupted_and_resumed_equals_uninterrupted(bench, method, stop_at):
 
 
 def test_resume_keeps_the_memory_layout_that_fused_optimisers_rely_on(bench):
-    whole = bench.trainer(channels_last=True)
+    whole = bench.trainer(channels_last="on")
     whole.run(bench.outputs("whole"))
-    first, outputs = bench.trainer(channels_last=True), bench.outputs("parts")
+    first, outputs = bench.trainer(channels_last="on"), bench.outputs("parts")
     with pytest.raises(Stopped):
         first.run(outputs, should_stop=lambda: first.step == 3)
-    second = bench.trainer(channels_last=True)
+    second = bench.trainer(channels_last="on")
     second.restore(outputs.checkpoints.load())
     for parameter in second.student.parameters():
         moment = second._updaters["student"].optimizer.state[parameter]["exp_avg"]
@@ -55,7 +55,7 @@ def test_resume_keeps_the_memory_layout_that_fused_optimisers_rely_on(bench):
 class Frozen(Objective):
     """Owns a network that is replaced by the student at the start of every stage, as progressive distillation does."""
 
-    needs = ("samples",)
+    needs = (Samples,)
 
     def __init__(self, student):
         super().__init__()
@@ -79,7 +79,7 @@ class Frozen(Objective):
 def test_resume_restores_the_stage_also_at_its_boundary(bench, stop_at):
     def trainer():
         student = StudentGenerator.from_teacher(bench.teacher)
-        stages = (Stage("one"), Stage("two", sampler=OneStep(sigma=40)), Stage("three"))
+        stages = (Stage("one"), Stage("two", sampler=OneStep(t=40)), Stage("three"))
         return bench.trainer(Recipe(student, [Frozen(student)], stages=stages))
 
     whole = trainer()
@@ -93,7 +93,7 @@ def test_resume_restores_the_stage_also_at_its_boundary(bench, stop_at):
     assert_equal_weights(weights(whole), weights(second))
     begun = first.recipe.objectives[0].begun + second.recipe.objectives[0].begun
     assert begun == ["one", "two", "three"], "every stage begins exactly once"
-    assert second.student.sampler.sigma == 40
+    assert second.student.sampler.t == 40
 
 
 def save(folder, step=1, value=1.0):
@@ -205,6 +205,6 @@ def test_checkpoints_hold_tensors_and_json_only(bench):
     names = {p.name for p in (bench.folder / "run" / "checkpoints" / "step-000000006").iterdir()}
     assert {"state.json", "student.safetensors", "average.safetensors", "optimizer-student.safetensors",
             "fake_score.safetensors", "optimizer-fake_score.safetensors",
-            "generator.safetensors"} == names  # fmt: skip
+            "generators.safetensors"} == names  # fmt: skip
     body = json.loads((bench.folder / "run" / "checkpoints" / "step-000000006" / "state.json").read_text())
     assert body["step"] == 6

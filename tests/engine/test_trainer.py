@@ -11,22 +11,7 @@ from distillkit.engine.config import TrainingConfig
 from distillkit.engine.cost import CostMeter
 from distillkit.engine.optimization import MovingAverage, learning_rate_factor
 from distillkit.engine.trainer import Trainer
-from tests.engine.conftest import assert_equal_weights, weights
-
-
-class Toy(Objective):
-    """Pull samples to zero; can be told to misbehave."""
-
-    needs = ("samples",)
-
-    def __init__(self, factor=lambda index: 1.0, weight=1.0):
-        super().__init__(weight)
-        self.factor = factor
-        self.calls = []
-
-    def __call__(self, step):
-        self.calls.append((step.index, step.student_due, list(step.indices)))
-        return step.samples.square().mean() * self.factor(step.index)
+from tests.engine.conftest import Toy, assert_equal_weights, weights
 
 
 def test_training_moves_student_and_learner_and_leaves_the_teacher_alone(bench):
@@ -116,7 +101,7 @@ def test_batch_that_processes_cannot_share_is_refused(bench):
         num_processes, process_index, device, mixed_precision = 3, 0, torch.device("cpu"), "no"
 
     with pytest.raises(UsageError, match="--batch 16 cannot be shared evenly by 3"):
-        Trainer(bench.recipe(), bench.teacher, bench.config(), Three(), seed=0)
+        Trainer(bench.recipe(), bench.teacher, bench.config(), accelerator=Three(), seed=0)
 
 
 def test_stages_split_the_duration_and_restart_optimisers_and_average(bench):
@@ -149,11 +134,8 @@ def test_undeclared_source_is_a_clear_error(bench):
         def __call__(self, step):
             return step.pairs.sample.mean()
 
-    trainer = Trainer(
-        Recipe(StudentGenerator.from_teacher(bench.teacher), [Sly()]), bench.teacher, bench.config(),
-        bench.accelerator, seed=0,
-    )  # fmt: skip
-    with pytest.raises(DistillkitError, match=r'sly .*needs = \("pairs",\)'):
+    trainer = bench.trainer(bench.toy(Sly()), sources={})
+    with pytest.raises(DistillkitError, match=r"sly .*Pairs"):
         trainer.train_step()
 
 

@@ -1,0 +1,64 @@
+"""The networks of a training, by the names under which they are checkpointed and counted."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from torch import nn
+
+from distillkit.contracts.denoiser import Denoiser
+from distillkit.contracts.recipe import Recipe
+from distillkit.contracts.student import StudentGenerator
+from distillkit.contracts.teacher import Teacher
+
+
+class Networks:
+    """Student, moving average, learners, and what objectives own; the teacher beside them.
+
+    Args:
+        ema: the student with the moving average of its weights.
+    """
+
+    def __init__(self, recipe: Recipe, teacher: Teacher, ema: StudentGenerator) -> None:
+        self.recipe, self.teacher, self.ema = recipe, teacher, ema
+
+    @property
+    def owned(self) -> dict[str, nn.Module]:
+        """Networks that objectives own, by the objective's name and theirs."""
+        return {f"{o.name}-{name}": module for o in self.recipe.objectives for name, module in o.modules().items()}
+
+    @property
+    def changed(self) -> dict[str, nn.Module]:
+        """Every network that training changes, by its name in checkpoints."""
+        learners = {learner.name: learner for learner in self.recipe.learners}
+        return {"student": self.recipe.student, "average": self.ema, **learners, **self.owned}
+
+    @property
+    def all(self) -> list[nn.Module]:
+        """Every network once, the teacher's among them."""
+        return list({id(module): module for module in (*self.changed.values(), self.teacher.denoiser)}.values())
+
+    @property
+    def counted(self) -> dict[str, Denoiser]:
+        """The denoisers whose evaluations are the cost of training, by role."""
+        counted: dict[str, Denoiser] = {"teacher": self.teacher.denoiser, "student": self.recipe.student.denoiser}
+        for learner in self.recipe.learners:
+            if isinstance(denoiser := getattr(learner, "denoiser", None), Denoiser):
+                counted[learner.name] = denoiser
+        # Networks that objectives own (an average, a frozen reference) are a cost like any other.
+        return counted | {name: module for name, module in self.owned.items() if isinstance(module, Denoiser)}
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """Of every network that training changes."""
+        return (p for module in self.changed.values() for p in module.parameters())
+
+    def weight_bytes(self) -> tuple[int, int]:
+        """Bytes of all weights that training changes, and of those that have gradients."""
+        sizes = [(p.numel() * p.element_size(), p.requires_grad) for p in self.parameters()]
+        return sum(size for size, _ in sizes), sum(size for size, trained in sizes if trained)
+
+    def checkpoint_bytes(self) -> int:
+        """About how large a checkpoint is: every weight once, and the trained ones twice more for Adam's moments."""
+        sizes = {name: sum(p.numel() * 4 for p in module.parameters()) for name, module in self.changed.items()}
+        trained = ["student", *(learner.name for learner in self.recipe.learners)]
+        return sum(sizes.values()) + 2 * sum(sizes[name] for name in trained)

@@ -1,0 +1,55 @@
+"""Losses of a step and their gradients, one graph in memory at a time."""
+
+from __future__ import annotations
+
+import torch
+from accelerate import Accelerator
+
+from distillkit.contracts.learner import Learner
+from distillkit.contracts.recipe import Recipe
+from distillkit.contracts.step import Step
+from distillkit.engine.losses import constant, loss_of, require_gradient
+from distillkit.engine.metrics import Means
+from distillkit.engine.optimization import Updater
+from distillkit.engine.precision import autocast
+
+
+class Passes:
+    """The student's pass and the learners', each from its loss to its gradient.
+
+    Args:
+        means: take the losses.
+    """
+
+    def __init__(self, recipe: Recipe, accelerator: Accelerator, means: Means) -> None:
+        self.accelerator, self.means = accelerator, means
+        self.objectives = [objective for objective in recipe.objectives if objective.weight]
+        self.learnt = [p for learner in recipe.learners for p in learner.parameters() if p.requires_grad]
+
+    def student(self, step: Step, share: float, updater: Updater) -> None:
+        """Losses of the objectives and the student's gradient; then its graph is let go.
+
+        Args:
+            share: of the step in the total batch.
+        """
+        # Also in the backward pass, which computes passes anew under gradient checkpointing.
+        with constant(self.learnt):
+            with autocast(self.accelerator):
+                terms = {o.name: loss_of(o, step) * o.weight for o in self.objectives}
+            total = require_gradient(
+                sum(terms.values(), start=torch.zeros((), device=step.device)),
+                f"the objectives ({', '.join(terms)})",
+                "the student: compute losses from step.student, step.samples or step.pair_samples, not detached",
+            )
+            updater.backward(total * share)
+        for name, term in terms.items():
+            self.means.add(f"loss/{name}", term, share)
+        step.release()
+
+    def learner(self, learner: Learner, step: Step, share: float, updater: Updater) -> None:
+        """Loss and gradient of a learner."""
+        with autocast(self.accelerator):
+            loss = loss_of(learner, step)
+        self.means.add(f"loss/{learner.name}", loss, share)
+        require_gradient(loss, f"the loss of the learner {learner.name}", "its own parameters")
+        updater.backward(loss * share)
