@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -53,7 +53,7 @@ def head_for(shape: Sequence[int]) -> nn.Module:
 
 
 def _convolutions(channels: int, size: tuple[int, ...]) -> nn.Sequential:
-    convolution = {2: nn.Conv2d, 3: nn.Conv3d}[len(size)]
+    convolution: Callable[..., nn.Module] = {2: nn.Conv2d, 3: nn.Conv3d}[len(size)]
     layers: list[nn.Module] = []
     while max(size) > 1:
         kernel = tuple(min(side, 4) for side in size)

@@ -1,28 +1,11 @@
-"""Progressive distillation in the engine: stages, predecessors, resume inside any stage, the student it leaves."""
+"""Progressive distillation: its stages, on any schedule."""
 
 import pytest
 import torch
 
-from distillkit import load_student
-from distillkit.embedded.digits.data import load_digits
-from distillkit.data.memory import ImagesInMemory
-from distillkit.engine.trainer import Stopped
+from distillkit.diffusion import EulerSampler, VPSchedule, denoised_from, euler_step
 from distillkit_progressive.method import Progressive, ProgressiveConfig
-from tests.engine.conftest import Bench, assert_equal_weights, weights
-
-
-@pytest.fixture
-def bench(tiny_teacher, tmp_path):
-    return Bench(tiny_teacher, tmp_path)
-
-
-@pytest.fixture
-def images():
-    return ImagesInMemory(*load_digits(), torch.device("cpu"))
-
-
-def recipe(bench, **settings):
-    return Progressive().recipe(bench.teacher, ProgressiveConfig(start_steps=4, last_share=1.0, **settings))
+from tests.parts.toys import SCHEDULES, step_of, toy_teacher
 
 
 @pytest.mark.parametrize(
@@ -30,64 +13,65 @@ def recipe(bench, **settings):
     [(4, 1, [4, 2, 1]), (512, 8, [512, 256, 128, 64, 32, 16, 8]), (1, 1, [1]), (6, 2, [6, 3])],
 )
 def test_steps_are_halved(start, end, counts):
-    assert ProgressiveConfig(start_steps=start, end_steps=end).steps() == counts
+    config = ProgressiveConfig(start_steps=start, end_steps=end)
+    assert config.steps() == counts
+    stages = Progressive().recipe(toy_teacher(), config).stages
+    assert [stage.sampler.steps for stage in stages] == counts
+    assert [stage.share for stage in stages] == [1.0] * (len(counts) - 2) + [2.0] * min(2, len(counts))
 
 
-def test_every_stage_starts_from_the_student_of_the_one_before(bench, images):
-    made = recipe(bench)
-    trainer = bench.trainer(made, images=images, duration=96)  # six steps, two in each of three stages
-    predecessor, seen = made.objectives[0].predecessor, []
-    students = [trainer.student.denoiser.state_dict()["model.out_conv.weight"].clone()]
-    for _ in range(6):
-        trainer.train_step()
-        seen.append((trainer.student.sampler.steps, predecessor.state_dict()["model.out_conv.weight"].clone()))
-        students.append(trainer.student.denoiser.state_dict()["model.out_conv.weight"].clone())
-    assert [steps for steps, _ in seen] == [4, 4, 2, 2, 1, 1]
-    for k in range(6):
-        assert torch.equal(seen[k][1], students[k // 2 * 2]), "frozen at the student that began the stage"
-    assert all(p.grad is None for p in predecessor.parameters())
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_levels_are_those_of_twice_the_steps(schedule):
+    """From pure noise to the least noise, and what is half-way is where the stage before was trained."""
+    schedule, _ = SCHEDULES[schedule]
+    coarse, fine = EulerSampler.on_grid(4, schedule), EulerSampler.on_grid(8, schedule)
+    assert (coarse.levels[0], coarse.levels[-1]) == (pytest.approx(schedule.t_max), pytest.approx(schedule.t_min))
+    spacing = schedule.t_max / 200
+    assert coarse.refined(schedule).levels == pytest.approx(fine.levels, rel=1e-6, abs=spacing)
 
 
-def test_cost_counts_the_predecessor(bench, images):
-    trainer = bench.trainer(recipe(bench), images=images)
-    with trainer.cost.watch(trainer.roles()):
-        trainer.train_step()
-    assert trainer.cost.counts == {"student": 48, "halving-predecessor": 32}
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_the_loss_is_zero_where_one_step_lands_with_two_of_the_predecessor(schedule):
+    teacher = toy_teacher(schedule)
+    recipe = Progressive().recipe(teacher, ProgressiveConfig(start_steps=4))
+    [objective], step = recipe.objectives, step_of(recipe, teacher)
+    assert objective(step) > 0
+    exact = []
+    target = objective.target
+    objective.target = lambda *a: exact.append(target(*a)) or exact[0]
+    objective(step)
+    recipe.student.denoiser.forward = lambda x, t, condition: exact[0]
+    assert objective(step) == 0
 
 
-@pytest.mark.parametrize("stop_at", [1, 2, 3, 4, 5])
-def test_resume_inside_any_stage_restores_its_predecessor(bench, images, stop_at):
-    whole = bench.trainer(recipe(bench), images=images, duration=96)
-    whole.run(bench.outputs("whole"))
-    first, outputs = bench.trainer(recipe(bench), images=images, duration=96), bench.outputs("parts")
-    with pytest.raises(Stopped):
-        first.run(outputs, should_stop=lambda: first.step == stop_at)
-    second = bench.trainer(recipe(bench), images=images, duration=96)
-    second.restore(outputs.checkpoints.load())
-    second.run(outputs)
-    assert_equal_weights(weights(whole), weights(second))
+def test_a_stage_begins_with_the_student_of_the_one_before():
+    teacher = toy_teacher()
+    recipe = Progressive().recipe(teacher, ProgressiveConfig(start_steps=4))
+    [objective] = recipe.objectives
+    predecessor = objective.modules()["predecessor"]
+    with torch.no_grad():
+        recipe.student.denoiser.model.last.bias.add_(1)
+    assert not torch.equal(predecessor.model.last.bias, recipe.student.denoiser.model.last.bias)
+    objective.begin_stage(recipe.stages[1], recipe.student)
+    assert torch.equal(predecessor.model.last.bias, recipe.student.denoiser.model.last.bias)
 
 
-def test_a_run_leaves_a_student_of_one_euler_step(inside, tmp_path, tiny_teacher_folder):
-    done = inside(
-        "run", "progressive", "--teacher", tiny_teacher_folder, "--start-steps", "4", "--duration", "96",
-        "--batch", "16", "--source", "pairs", "--pairs-count", "32", "--evaluation-samples", "100",
-        "--output-dir", "run", "--quiet",
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    student = load_student(tmp_path / "run")
-    assert student.description.nfe == 1 and student.description.sampler["kind"] == "euler"
-    assert student(3).shape == (3, 1, 8, 8)
-    refused = inside("evaluate", "run", "--samples", "60", "--nfe", "2")
-    assert refused.returncode == 2 and "fixed number of evaluations" in refused.stderr
+def test_steps_from_pure_noise_are_exact_in_float32():
+    """At zero terminal SNR sigma / alpha is 1e8, which float32 has seven digits for."""
+    schedule = VPSchedule(zero_terminal_snr=True)
+    x, denoised = (torch.randn(4, 3, generator=torch.Generator().manual_seed(k)) for k in range(2))
+    t, t_next = torch.full((4,), 999.0), torch.full((4,), 500.0)
+    landed = euler_step(schedule, x, denoised, t, t_next)
+    wide = euler_step(schedule, *(v.double() for v in (x, denoised, t, t_next)))
+    torch.testing.assert_close(landed.double(), wide, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(denoised_from(schedule, x, landed, t, t_next), denoised, rtol=1e-5, atol=1e-5)
 
 
-def test_presets_are_valid_and_their_durations_are_the_papers():
-    from distillkit.runs.config import resolve
-
-    config, preset = resolve(Progressive, options={"teacher": "edm-cifar10-cond"})
-    # Eleven stages, the last two twice as long: 13 x 50k iterations.
-    assert preset.name == "cifar10" and config.training.steps == 650_000
-    config, _ = resolve(Progressive, options={"teacher": "edm-imagenet64"})
-    assert len(ProgressiveConfig(**config.settings).steps()) == 10 and config.training.steps == 600_000
-    assert resolve(Progressive, options={"teacher": "digits"})[1].name == "digits"
+def test_presets_are_the_authors():
+    cifar, imagenet = (Progressive.preset_for(name) for name in ("edm-cifar10-cond", "edm-imagenet64"))
+    for preset, batch, stages, duration in ((cifar, 128, 13, 96_000_000), (imagenet, 2048, 10, 1_228_800_000)):
+        counts = ProgressiveConfig(**preset.settings).steps()
+        # 50,000 iterations a halving, the last two twice as long.
+        assert len(counts) == stages and (stages + 2) * 50_000 * batch == duration
+        assert preset.training["duration"] == f"{duration / 1e6:g}M"
+        assert (preset.training["clip_grad_norm"], preset.training["ema_halflife"]) == (1.0, 0)

@@ -1,0 +1,53 @@
+"""Every method on every schedule and rank: losses and gradients are finite, and reach what they should."""
+
+import pytest
+import torch
+
+from distillkit.registry import registry
+from tests.parts.toys import gradients, toy_teacher
+
+METHODS = {
+    "kd": [{}, {"distance": "l1"}],
+    "dmd": [{}, {"guidance": 2.0, "regression_weight": 0}],
+    "dmd2": [{}, {"evaluations": 3}, {"gan_weight": 0}],
+    "sid": [{}, {"guidance": 2.0}],
+    "consistency": [{}, {"teacher_free": True, "source": "pairs", "weighting": "karras"}],
+    "progressive": [{"start_steps": 1}, {"start_steps": 8, "weighting": "snr+1", "source": "pairs"}],
+}
+
+
+@pytest.mark.parametrize(
+    ("schedule", "shape"),
+    [("edm", "points"), ("vp", "images"), ("vp, no signal at the end", "video"), ("flow", "points"), ("flow", "video")],
+)
+@pytest.mark.parametrize(("name", "settings"), [(name, s) for name, given in METHODS.items() for s in given])
+def test_losses_and_gradients_are_finite(name, settings, schedule, shape):
+    teacher, method = toy_teacher(schedule, shape), registry().method(name)
+    recipe = method().recipe(teacher, method.Config(**settings))
+    recipe.student.sampler = recipe.stages[0].sampler or recipe.student.sampler
+    with torch.no_grad():  # scores that agree everywhere teach nothing
+        for parameter in (p for learner in recipe.learners for p in learner.parameters()):
+            parameter.add_(0.1)
+    for role, found in gradients(recipe, teacher).items():
+        assert found and all(g.isfinite().all() for g in found.values()), role
+        assert any(g.abs().max() > 0 for g in found.values()), role
+    assert all(p.grad is None for p in teacher.denoiser.parameters())
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_presets_say_only_what_differs_and_where_it_comes_from(name):
+    from distillkit.counts import parse_count
+    from distillkit.data.pairs import PairsConfig
+    from distillkit.engine.config import TrainingConfig
+
+    method = registry().method(name)
+    for preset in method.presets:
+        assert preset.source and "recalled" not in preset.source
+        for model, values in (
+            (method.Config, preset.settings), (TrainingConfig, preset.training), (PairsConfig, preset.pairs),
+        ):  # fmt: skip
+            whole = model.model_validate(values)
+            for key, value in values.items():
+                default = model.model_fields[key].get_default(call_default_factory=True)
+                assert parse_count(value) != default, f"{preset.name}: {key} is the default"
+                assert getattr(whole, key) == parse_count(value)
