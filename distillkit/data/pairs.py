@@ -205,6 +205,8 @@ class PairSource(Source[Pairs]):
             self._make(job, len(mine))
         else:
             job.say(f"using {count:,} noise-image pairs from {store.folder}")
+        # Every process stops here or none: one that went on would wait for the others at the barrier.
+        self._stop_if_asked(job)
         # In turn, so that no process writes over what another has just recorded.
         for turn in range(job.world):
             job.barrier()
@@ -214,20 +216,19 @@ class PairSource(Source[Pairs]):
         return store.open(count, job.device)
 
     def _make(self, job: SourceJob, mine: int) -> None:
-        store, left = self.store, mine
-        total = min(mine * job.world * store.shard, -(-self.config.count // store.shard) * store.shard)
+        store, count = self.store, self.config.count
+        total = min(mine * job.world * store.shard, -(-count // store.shard) * store.shard)
         with (job.task or Quiet().task)("making noise-image pairs", total, "pairs") as bar:
 
             def advance(made: int) -> None:
-                nonlocal left
-                left -= 1
                 bar.advance(min(made * job.world, total))
-                if left and job.should_stop():
-                    raise job.interrupted(
-                        f"stopped while making noise-image pairs; complete ones stay in {store.folder}"
-                    )
+                self._stop_if_asked(job)
 
-            store.make(self.config.count, job.device, rank=job.rank, world=job.world, advance=advance)
+            store.make(count, job.device, rank=job.rank, world=job.world, advance=advance)
+
+    def _stop_if_asked(self, job: SourceJob) -> None:
+        if job.should_stop():
+            raise job.interrupted(f"stopped while making noise-image pairs; complete ones stay in {self.store.folder}")
 
     def check(self) -> None:
         """Refuse guidance that the teacher cannot have, and pairs that the disk cannot hold."""
