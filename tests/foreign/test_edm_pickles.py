@@ -6,7 +6,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from distillkit import Condition, DistillkitError, UsageError, load_teacher
+from distillkit import ClassLabels, Condition, DistillkitError, UsageError, load_teacher
+from distillkit.models.edm.catalog import CATALOG
 from distillkit.models.foreign.read import read_foreign
 from distillkit.models.foreign.records import Refused
 from distillkit.models.store.convert import convert
@@ -38,8 +39,8 @@ def test_network_pickle_becomes_the_reference_denoiser(network, name, protocol, 
     path = write_network(tmp_path / "net.pkl", denoiser, constructor, protocol=protocol)
     teacher = load_teacher(str(path), Quiet())
     spec = teacher.spec
-    assert (spec.shape, spec.num_classes, spec.null_label) == ((3, 16, 16), 10, False)
-    assert spec.network["class"] == constructor["model_type"] and "sha256 of the original" in spec.source
+    assert (spec.shape, teacher.conditioner) == ((3, 16, 16), ClassLabels(classes=10, null_label=False))
+    assert spec.network["kind"] == f"distillkit:{constructor['model_type']}" and "sha256 of the original" in spec.source
     labels = reference.tensors["class_labels"].argmax(1)
     out = teacher(reference.tensors["x"], reference.tensors["sigma"], Condition(labels=labels))
     assert (out - reference.tensors["denoised"]).abs().max() <= 1e-4 * reference.tensors["denoised"].abs().max()
@@ -53,7 +54,7 @@ def test_conversion_happens_once_and_needs_the_pickle_no_more(network, tmp_path,
     (folder,) = (tmp_path / "cache" / "teachers").iterdir()
     assert sorted(p.name for p in folder.iterdir()) == ["model.safetensors", "teacher.json"]
     assert "reduce" not in (folder / "teacher.json").read_text() and json.loads((folder / "teacher.json").read_text())
-    monkeypatch.setattr("distillkit.models.store.resolve.convert", None)
+    monkeypatch.setattr("distillkit.models.store.reference.convert", None)
     load_teacher(str(path), Quiet())
     path.unlink()
     assert load_teacher(str(folder)).spec.shape == (3, 16, 16)
@@ -63,7 +64,7 @@ def test_conversion_happens_once_and_needs_the_pickle_no_more(network, tmp_path,
 def test_the_network_is_found_where_programs_keep_it(network, where, tmp_path):
     denoiser, constructor, _ = network("edm_adm_small")
     path = write_network(tmp_path / "net.pkl", denoiser, constructor, where=where)
-    assert convert(path, tmp_path / "out", name="x").num_classes == 10
+    assert convert(path, tmp_path / "out", name="x").conditioner["classes"] == 10
 
 
 @pytest.mark.parametrize("kind", ["VPPrecond", "VEPrecond", "iDDPMPrecond", "Precond"])
@@ -133,10 +134,7 @@ def test_state_dicts_need_to_be_told_whose_network_they_are_for(network, kind, t
 
 
 def test_weights_of_another_network_are_refused_with_the_likely_one(tmp_path):
-    from distillkit.models.edm.catalog import CATALOG
-    from distillkit.models.store.resolve import load_teacher as load
-
-    digits = load("digits")
+    digits = load_teacher("digits")
     torch.save(digits.denoiser.state_dict(), tmp_path / "weights.pt")
     with pytest.raises(DistillkitError, match="try --like digits"):
         convert(tmp_path / "weights.pt", tmp_path / "out", name="x", like=CATALOG["edm-cifar10-cond"].spec)

@@ -8,8 +8,7 @@ import time
 import pytest
 import torch
 
-from distillkit.models.build import build_denoiser
-from distillkit.models.edm.catalog import ALIASES, CATALOG, catalog_name
+from tests.conftest import denoiser_of
 from tests.foreign.edm_format import network_bytes
 from tests.models.bad_server import serving
 
@@ -21,11 +20,8 @@ SMALL = {"img_resolution": 32, "img_channels": 3, "label_dim": 0, "model_type": 
 @pytest.fixture
 def mirror(tmp_path):
     """A folder laid out like the published host, with a small network under a catalogued name."""
-    arguments = {k: v for k, v in SMALL.items() if k not in ("img_channels", "model_type")}
     torch.manual_seed(0)
-    denoiser = build_denoiser(
-        {"class": "SongUNet", "arguments": {**arguments, "in_channels": 3, "out_channels": 3}, "sigma_data": 0.5}
-    )
+    denoiser = denoiser_of({**SMALL, "sigma_data": 0.5})
     folder = tmp_path / "host" / "edm" / "pretrained"
     folder.mkdir(parents=True)
     (folder / f"{STEM}.pkl").write_bytes(network_bytes(denoiser, SMALL))
@@ -115,22 +111,6 @@ def test_a_signal_during_a_download_keeps_what_has_arrived(start, tmp_path, mirr
         assert process.wait(timeout=30) == 143
         assert "goes on with it" in process.stdout.read()
         assert part.stat().st_size > 0
-
-
-def test_catalogue_is_whole_and_its_names_are_unique():
-    names = [*CATALOG, *ALIASES]
-    assert len(names) == len(set(names)) and len(ALIASES) == sum(len(e.aliases) for e in CATALOG.values())
-    for entry in CATALOG.values():
-        with torch.device("meta"):
-            denoiser = build_denoiser(entry.spec.network)
-        assert sum(p.numel() for p in denoiser.parameters()) == entry.parameters, entry.name
-        arguments = entry.spec.network["arguments"]
-        assert entry.spec.licence and entry.spec.shape[1] == arguments.get("img_resolution", 1)
-        if entry.url:
-            assert entry.published and entry.reference.endswith(".npz") and "NC" in entry.spec.licence
-    for typed in ("EDM-ImageNet64", "edm-imagenet-64x64-cond-adm", "imagenet64", "edm-cifar10", "edm-ffhq"):
-        assert catalog_name(typed) in CATALOG
-    assert catalog_name("edm-cifar100") is None
 
 
 @pytest.mark.parametrize("text", ["{", "[1]", '{"edm-cifar10-uncond": "sha"}'])

@@ -3,7 +3,9 @@
 import pytest
 import torch
 
-from distillkit import Condition
+from distillkit import Condition, DistillkitError, UsageError, build_denoiser
+from distillkit.diffusion import EDMSchedule
+from distillkit.models.edm.families import described
 from tests.conftest import denoiser_of
 
 NAMES = ["edm_adm_small", "edm_ddpmpp_small", "edm_ncsnpp_small"]
@@ -97,13 +99,25 @@ def test_attention_can_stay_in_float32(golden):
         switch_on("float32_attention", denoiser)
 
 
-@pytest.mark.parametrize("arguments", [{"embedding_type": "learned"}, {"encoder_type": "x"}, {"widths": 3}])
-def test_wrong_arguments_are_named(arguments):
-    from distillkit import DistillkitError
-    from distillkit.models.build import build_denoiser
-
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [({"embedding_type": "learned"}, "learned"), ({"encoder_type": "odd"}, "odd"), ({"widths": 3}, "widths")],
+)
+def test_wrong_arguments_are_named(arguments, named):
     full = {"img_resolution": 8, "in_channels": 1, "out_channels": 1, **arguments}
-    with pytest.raises(DistillkitError, match="SongUNet"):
-        build_denoiser({"class": "SongUNet", "arguments": full})
-    with pytest.raises(DistillkitError, match="unknown network class 'ResNet'"):
-        build_denoiser({"class": "ResNet"})
+    with pytest.raises(DistillkitError, match=named) as wrong:
+        build_denoiser(described("SongUNet", full, 0.5, EDMSchedule()))
+    assert "SongUNet" in str(wrong.value)
+
+
+@pytest.mark.parametrize("kind", ["ResNet", "distillkit:ResNet", "no-such-package:ResNet"])
+def test_unknown_networks_are_named(kind):
+    with pytest.raises(UsageError, match=kind):
+        build_denoiser({"kind": kind})
+
+
+def test_the_schedule_is_the_description_s():
+    schedule = EDMSchedule(sigma_min=0.01, sigma_max=20.0, rho=5.0)
+    denoiser = build_denoiser(described("PointMLP", {"width": 8}, 0.7, schedule))
+    assert denoiser.schedule == schedule and denoiser.sigma_data == 0.7
+    assert build_denoiser(denoiser.description).schedule == schedule
