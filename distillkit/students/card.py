@@ -125,8 +125,9 @@ def _notes(description: StudentDescription, record: Mapping[str, Any] | None) ->
     if not record:
         return
     if (selection := record.get("selection") or {}).get("evaluated"):
-        best = f"; best: step {selection['best_step']:,}" if selection.get("best_step") is not None else ""
-        yield f"Checkpoints measured during the training: {selection['evaluated']}{best}."
+        best, looked_at = selection.get("best_step"), selection["evaluated"]
+        place = "" if best is None else f", the best at step {best:,}; the student here is the last step's"
+        yield f"Checkpoints measured during the training: {looked_at}{place}."
     health = ", ".join(f"{name} {state}" for name, state in (record.get("health") or {}).items())
     yield f"Health at the end: {health or 'no diagnostics declared'}."
 
