@@ -161,7 +161,7 @@ class ModuleExtractor(FeatureExtractor):
         weights_sha256: of its file; of its state dict by default.
     """
 
-    def __init__(self, network: nn.Module, name: str, shape: tuple[int, int, int], weights_sha256: str = "") -> None:
+    def __init__(self, network: nn.Module, name: str, shape: tuple[int, ...], weights_sha256: str = "") -> None:
         super().__init__()
         self.network = network.eval()
         with torch.no_grad():
@@ -177,7 +177,7 @@ class ModuleExtractor(FeatureExtractor):
         return self.network(pixels.float()).flatten(1).float()
 
 
-def torchscript_extractor(path: Path, shape: tuple[int, int, int]) -> ModuleExtractor:
+def torchscript_extractor(path: Path, shape: tuple[int, ...]) -> ModuleExtractor:
     """A TorchScript file as an extractor. TorchScript is a program: load only what you trust.
 
     Raises:

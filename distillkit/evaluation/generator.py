@@ -6,6 +6,7 @@ import contextlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -194,9 +195,10 @@ class GivenImages:
         return {"images": self.files.fingerprint}
 
     def draw(self, measure: Measure, batches: Sequence[range], device: torch.device, tally: Tally) -> Iterator[Tensor]:
-        resize = {}
-        if preparation := measure.preparation:
-            resize = {"resolution": preparation.resolution, "filter_name": preparation.filter}
-        for pixels in pixels_in_order(self.files, batches, **resize):
+        preparation = measure.preparation
+        pixels_of = partial(pixels_in_order, self.files, batches)
+        if preparation:
+            pixels_of = partial(pixels_of, resolution=preparation.resolution, filter_name=preparation.filter)
+        for pixels in pixels_of():
             tally.samples += len(pixels)
             yield require_content(pixels.to(device), "images")

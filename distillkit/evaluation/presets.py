@@ -142,7 +142,7 @@ def load_extractor(name: str, shape: tuple[int, ...] = (3, 32, 32)) -> FeatureEx
         DistillkitError: when its weights are missing, wrong, or its plugin fails.
     """
     if Path(name).suffix in (".pt", ".pth", ".ts"):
-        return torchscript_extractor(Path(name).expanduser(), tuple(shape))
+        return torchscript_extractor(Path(name).expanduser(), shape)
     offer = registry().find("extractors", name, COMMAND)
     with blaming(f"extractor {name}", offer.origin, "fails"):
         extractor = offer.value()

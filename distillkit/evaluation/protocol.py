@@ -101,7 +101,7 @@ class Protocol(_Part):
     def meaning(self) -> str:
         """What the figure is, in a sentence or two for people."""
         if self.estimator.metric == "kl":
-            return "divergence to the known distribution in nats, computed on a grid of cells; 0 is the distribution itself."
+            return "divergence to the known distribution in nats, computed on a grid of cells; 0 is that distribution."
         text = f"Fréchet distance in the features of {self.extractor.id}, {self.samples.count:,} samples; 0 is "
         return f"{text}{self.reference.id} itself." + ("" if self.label.startswith("FID-") else " Not Inception FID.")
 
@@ -114,16 +114,6 @@ class Protocol(_Part):
             return f"KL[{extractor.id}]-{self.samples.count}"
         is_fid = extractor.weights_sha256 in INCEPTION_2015 and extractor.id.endswith("/pool3")
         return f"{'FID' if is_fid else f'FD[{extractor.id}]'}-{self.samples.count}"
-
-    @property
-    def meaning(self) -> str:
-        """What the figure is, in one sentence."""
-        reference, features = self.reference.id, self.extractor.id
-        if self.estimator.metric == "kl":
-            return f"the Kullback-Leibler divergence from {reference}, computed on {features}; 0 is equality."
-        if self.label.startswith("FID"):
-            return f"the Fréchet distance to {reference} in Inception's features; lower is better."
-        return f"the Fréchet distance to {reference} in the features {features}, not Inception FID; lower is better."
 
     def differences(self, other: Protocol) -> list[str]:
         """'samples.count: 5000, not 50000' for every field of the identity that differs."""

@@ -11,11 +11,15 @@ from hypothesis import strategies as st
 
 from distillkit import DistillkitError, UsageError
 from distillkit.evaluation.compare import compare
-from distillkit.embedded.digits.protocol import digits_protocol
-from distillkit.evaluation.presets import presets
+from distillkit.evaluation.presets import OwnMeasure, load_measure, presets
 from distillkit.evaluation.protocol import ExtractorSpec, Protocol, ReferenceSpec
-from distillkit.evaluation.record import Figure, Quoted, Record, Subject, read_record, schema, write_record
+from distillkit.evaluation.record import Figure, Quoted, Record, Subject, digest_of, read_record, schema, write_record
 from distillkit.evaluation.reference import Reference, load_reference, save_reference
+
+
+def digits_protocol(count=5000, first_seed=0):
+    return load_measure("digits8", count=count, first_seed=first_seed).protocol
+
 
 MU = np.arange(4.0)
 SIGMA = np.eye(4) + 0.5
@@ -116,7 +120,7 @@ def test_the_shipped_schema_is_the_models():
     from importlib.resources import files
 
     shipped = json.loads((files("distillkit.evaluation") / "record.schema.json").read_text())
-    assert shipped == json.loads(json.dumps(schema())), "write it anew: python -m distillkit.runs.record_assets"
+    assert shipped == json.loads(json.dumps(schema())), "write it anew: python tools/record_assets.py"
 
 
 @given(st.integers(2, 10**6), st.integers(0, 10**9))
@@ -127,6 +131,28 @@ def test_every_field_of_a_protocol_is_in_its_identity(count, seed):
     assert base.model_copy(update={"name": "other"}).id == base.id
     for line in base.differences(other):
         assert line.startswith(("samples.count", "samples.first_seed"))
+
+
+def test_protocols_keep_the_ids_of_version_0_1():
+    assert digits_protocol().id == "p1-cca1b1ba9845f578" and digits_protocol().label == "FD[digits8cnn/fc64]-5000"
+    prompts = digits_protocol().samples.model_copy(update={"prompts_sha256": "0" * 64})
+    assert digits_protocol().model_copy(update={"samples": prompts}).id != digits_protocol().id
+
+
+def test_fields_that_came_later_do_not_break_the_digest(tmp_path):
+    written = write_record(tmp_path / "r.json", record())
+    body = json.loads((tmp_path / "r.json").read_text())
+    for name in ("remarks", "images_per_second"):
+        del body[name]
+    del body["protocol"]["samples"]["prompts_sha256"]
+    body["digest"] = digest_of(body)
+    (tmp_path / "r.json").write_text(json.dumps(body))
+    assert read_record(tmp_path / "r.json").figures == written.figures
+
+
+def test_figures_are_written_with_their_errors():
+    assert Figure(value=0.0010586, estimator="x", standard_error=0.00021).text == "0.00106 ± 0.00021"
+    assert Figure(value=12.3456789, estimator="x").text == "12.346"
 
 
 def test_only_the_inception_network_makes_an_fid():
@@ -162,4 +188,4 @@ def test_shipped_protocols_are_whole():
     assert any(name.startswith("clean-") for name in presets())
     for name, preset in presets().items():
         assert preset.name == name and preset.title
-        assert not preset.reference.url or preset.reference.file
+        assert isinstance(preset, OwnMeasure) or not preset.reference.url or preset.reference.file

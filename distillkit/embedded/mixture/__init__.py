@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from distillkit.contracts.hooks import FeatureExtractor, Measure, hookimpl
+from distillkit.contracts.hooks import Measure, hookimpl
 from distillkit.contracts.teacher import Teacher
 
 
@@ -14,13 +14,6 @@ def distillkit_teachers() -> Mapping[str, Callable[[], Teacher]]:
     from distillkit.embedded.mixture.teacher import offer
 
     return {"mixture": offer()}
-
-
-@hookimpl
-def distillkit_extractors() -> Mapping[str, Callable[[], FeatureExtractor]]:
-    from distillkit.embedded.mixture.protocol import offered_extractors
-
-    return offered_extractors()
 
 
 @hookimpl

@@ -137,9 +137,4 @@ def offered_protocols() -> Mapping[str, Callable[[], Measure]]:
     return {"mixture": MixtureMeasure}
 
 
-def offered_extractors() -> Mapping[str, Callable[[], FeatureExtractor]]:
-    """What the plugin's hook for extractors returns."""
-    return {"points": PointCoordinates}
-
-
 assert HALF > RADIUS + 4 * SPREAD, "the square holds the mixture"

@@ -1,0 +1,153 @@
+"""The one pipeline: figures that depend on nothing but subject and protocol, and go on after an interruption."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from distillkit import DistillkitError, StudentGenerator, Unconditional, UsageError
+from distillkit.contracts.codec import Pixels
+from distillkit.diffusion.samplers import RenoisingSampler
+from distillkit.errors import Interrupted
+from distillkit.evaluation.generator import student_generator, teacher_generator
+from distillkit.evaluation.measure import FrechetMeasure
+from distillkit.evaluation.pipeline import measure
+from distillkit.evaluation.presets import load_measure, prompts_sha256
+from distillkit.evaluation.record import Selection, Subject
+
+CPU = torch.device("cpu")
+SUBJECT = Subject(kind="student", name="student")
+
+
+@pytest.fixture(scope="module")
+def digits8():
+    return load_measure("digits8", count=120)
+
+
+@pytest.fixture
+def generator(tiny_teacher):
+    student = StudentGenerator.from_teacher(tiny_teacher).eval()
+    return student_generator(student, tiny_teacher.conditioner, tiny_teacher.codec, SUBJECT)
+
+
+def test_a_figure_does_not_depend_on_the_batch(generator, digits8):
+    whole, parts = (measure(generator, digits8, device=CPU, batch=batch) for batch in (120, 7))
+    assert whole.figure.value == pytest.approx(parts.figure.value, rel=1e-4) and whole.nfe == parts.nfe == 1.0
+    assert whole.figure.standard_error > 0 and len(whole.figure.leave_one_out) == 10
+    assert whole.protocol_id == digits8.protocol.id and whole.selection == Selection()
+
+
+def test_other_samples_are_another_protocol(generator, digits8):
+    record = measure(generator, digits8, device=CPU, count=60, first_seed=1000)
+    assert record.label.endswith("-60") and record.protocol.samples.first_seed == 1000
+    assert record.protocol_id != digits8.protocol.id
+    assert record.protocol_id == load_measure("digits8", count=60, first_seed=1000).protocol.id
+
+
+def test_an_interrupted_measurement_goes_on_to_the_same_record(generator, digits8, tmp_path):
+    calls = []
+
+    def stop():
+        calls.append(1)
+        return 15 if len(calls) == 2 else 0
+
+    arguments = {"device": CPU, "batch": 20, "folder": tmp_path / "work"}
+    with pytest.raises(Interrupted) as stopped:
+        measure(generator, digits8, **arguments, stop=stop)
+    assert stopped.value.exit_code == 128 + 15
+    made, generate = [], generator.generate
+    counting = dataclasses.replace(generator, generate=lambda n, c, seeds: made.extend(seeds) or generate(n, c, seeds))
+    record = measure(counting, digits8, **arguments)
+    assert made == list(range(40, 120)), "the first 40 were kept"
+    assert record.nfe == 1.0
+    whole = measure(generator, digits8, device=CPU, batch=20)
+    assert record.figures == whole.figures and record.samples_sha256 == whole.samples_sha256
+    assert not [path for path in (tmp_path / "work").rglob("*") if path.suffix != ".lock"], "nothing is left behind"
+
+
+def test_saved_samples_are_all_made(generator, digits8, tmp_path):
+    saved = []
+    measure(generator, digits8, device=CPU, batch=50, save=lambda images, index: saved.append((index, len(images))))
+    assert saved == [(0, 50), (50, 50), (100, 20)]
+
+
+def test_evaluations_are_counted_for_guidance_and_several_steps(tiny_teacher, digits8):
+    few = digits8.with_samples(count=20)
+    assert measure(teacher_generator(tiny_teacher, 3), few, device=CPU).nfe == 5
+    assert measure(teacher_generator(tiny_teacher, 3, guidance=2.0), few, device=CPU).nfe == 10
+    assert measure(teacher_generator(tiny_teacher, 3, solver="euler"), few, device=CPU).nfe == 3
+    sampler = RenoisingSampler(levels=tiny_teacher.schedule.levels(4))
+    student = StudentGenerator.from_teacher(tiny_teacher, sampler).eval()
+    made = student_generator(student, tiny_teacher.conditioner, tiny_teacher.codec, SUBJECT)
+    record = measure(made, few, device=CPU)
+    assert record.nfe == 4 and record.subject.sampler["kind"] == "distillkit:RenoisingSampler"
+
+
+class Negative(Pixels):
+    """A codec of its own: white on black."""
+
+    def decode(self, samples):
+        return 255 - super().decode(samples)
+
+
+def test_samples_are_decoded_by_the_codec(tiny_teacher, generator, digits8):
+    student, plain, negative = StudentGenerator.from_teacher(tiny_teacher).eval(), [], []
+    other = student_generator(student, tiny_teacher.conditioner, Negative(), SUBJECT)
+    first = measure(generator, digits8, device=CPU, save=lambda images, index: plain.append(images))
+    second = measure(other, digits8, device=CPU, save=lambda images, index: negative.append(images))
+    assert torch.equal(torch.cat(negative), 255 - torch.cat(plain))
+    assert first.figure.value != second.figure.value
+
+
+def test_unconditional_generators_have_no_labels(generator, digits8):
+    record = measure(dataclasses.replace(generator, conditioner=Unconditional(), generate=noise_images), digits8,
+                     device=CPU)  # fmt: skip
+    assert record.protocol.samples.labels == "none" and record.protocol_id != digits8.protocol.id
+
+
+def noise_images(noise, condition, seeds):
+    assert not condition
+    return Pixels().decode(noise)
+
+
+def test_prompts_are_read_by_the_conditioner_and_go_round(generator, digits8):
+    prompts, seen = ("7", "3", "5"), []
+    samples = digits8.protocol.samples.model_copy(update={"prompts_sha256": prompts_sha256(prompts)})
+    protocol = digits8.protocol.model_copy(update={"samples": samples})
+    prompted = FrechetMeasure(protocol, digits8.extractor, digits8.reference, prompts=prompts)
+
+    def generate(noise, condition, seeds):
+        seen.extend(condition["labels"].tolist())
+        return generator.generate(noise, condition, seeds)
+
+    record = measure(dataclasses.replace(generator, generate=generate), prompted, device=CPU, count=20, batch=8)
+    assert seen == ([7, 3, 5] * 7)[:20] and record.protocol.samples.prompts_sha256 == prompts_sha256(prompts)
+
+
+def test_what_cannot_be_measured_is_refused(generator, digits8, tmp_path):
+    video = dataclasses.replace(generator, codec=Pixels(video=True))
+    with pytest.raises(UsageError, match="video"):
+        measure(video, digits8, device=CPU)
+    with pytest.raises(UsageError, match="fid"):
+        measure(generator, digits8, device=CPU, metrics=("fid",))
+    with pytest.raises(UsageError, match="3 samples"):
+        measure(generator, digits8, device=CPU, count=3, metrics=("fd", "prdc"))
+    broken = dataclasses.replace(generator, generate=lambda noise, condition, seeds: noise)
+    with pytest.raises(DistillkitError, match=r"float32.*codec"):
+        measure(broken, digits8, device=CPU)
+    with torch.no_grad():
+        next(generator.denoiser.parameters()).fill_(float("nan"))
+    with pytest.raises(DistillkitError, match="NaN"):
+        measure(generator, digits8, device=CPU)
+
+
+def test_half_precision_is_of_the_generator_alone(generator, digits8):
+    half = dataclasses.replace(generator, subject=SUBJECT.model_copy(update={"precision": "bf16"}))
+    types = []
+    handle = generator.denoiser.register_forward_hook(lambda m, a, out: types.append(torch.is_autocast_enabled("cpu")))
+    try:
+        record = measure(half, digits8, device=CPU)
+        measure(generator, digits8, device=CPU)
+    finally:
+        handle.remove()
+    assert types == [True, False] and record.subject.precision == "bf16"
