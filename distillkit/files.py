@@ -41,7 +41,7 @@ def canonical_json(value: Any) -> str:
 
 
 def slug(text: str) -> str:
-    """A file name of a text that came from anywhere: letters, digits, dots and dashes, never a path or hidden."""
+    """A file name of a text that came from anywhere: letters, numbers, dots and dashes, never a path or hidden."""
     return re.sub(r"[^A-Za-z0-9._]+", "-", text).strip("-.")[:100] or "unnamed"
 
 

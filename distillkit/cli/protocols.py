@@ -102,7 +102,7 @@ def pin(
 
     chosen = file_protocol(name)
     if len(sha256) != 64 or set(sha256) - set("0123456789abcdef"):
-        raise UsageError(f"--sha256 {sha256}: a hash has 64 hexadecimal digits")
+        raise UsageError(f"--sha256 {sha256}: a hash has 64 hexadecimal characters")
     record(chosen.name, sha256)
     console().print(f"recorded in {lock_file()}", highlight=False, soft_wrap=True, markup=False)
 

@@ -159,5 +159,5 @@ class Shards:
 
 
 def identity_hash(identity: Mapping[str, Any]) -> str:
-    """16 hexadecimal digits: a folder's name for what depends on all of this."""
+    """16 hexadecimal characters: a folder's name for what depends on all of this."""
     return hashlib.sha256(canonical_json(identity).encode()).hexdigest()[:16]

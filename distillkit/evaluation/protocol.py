@@ -90,7 +90,7 @@ class Protocol(_Part):
 
     @property
     def id(self) -> str:
-        """`p1-` and the first 16 hex digits of the sha256 of the canonical JSON without the name, and without prompts
+        """`p1-` and the first 16 hexadecimals of the sha256 of the canonical JSON without the name, and without prompts
         where there are none."""
         body = self.model_dump(mode="json", exclude={"name"})
         if not self.samples.prompts_sha256:

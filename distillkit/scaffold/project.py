@@ -52,7 +52,7 @@ def names_of(name: str) -> Names:
     """
     method = name.lower().replace("_", "-").replace(" ", "-")
     if not re.fullmatch(r"[a-z][a-z0-9]*(-[a-z0-9]+)*", method) or keyword.iskeyword(method):
-        raise UsageError(f"{name!r}: a method's name is made of letters, digits and dashes, such as my-method")
+        raise UsageError(f"{name!r}: a method's name is made of letters, numbers and dashes, such as my-method")
     if method in registry().methods:
         raise UsageError(f"the method {method!r} is already installed, by {registry().methods[method].origin}")
     return Names(method)

@@ -104,12 +104,12 @@ def _row(row: Mapping[str, Any]) -> str:
 
 
 def _figure(figure: Mapping[str, Any]) -> str:
-    """'0.00512 ± 0.00031': both to the error's second digit, or five digits where no error is known."""
+    """'0.00512 ± 0.00031': both to the error's second figure, or five decimals where no error is known."""
     value, error = figure["value"], figure.get("standard_error")
     if not error:
         return f"{value:.5g}"
-    digits = max(0, 1 - int(f"{error:e}".partition("e")[2]))
-    return f"{value:.{digits}f} ± {error:.{digits}f}"
+    decimals = max(0, 1 - int(f"{error:e}".partition("e")[2]))
+    return f"{value:.{decimals}f} ± {error:.{decimals}f}"
 
 
 def _kind(label: str) -> str:
