@@ -246,7 +246,7 @@ class Distillation:
         if context.main:
             # One more than are kept is there while the newest is written, and the best one beside them.
             copies = self.config.training.keep_checkpoints + 2
-            require_space(self.folder.path, copies * trainer.checkpoint_bytes(), f"{copies} checkpoints")
+            require_space(self.folder.path, copies * trainer.networks.checkpoint_bytes(), f"{copies} checkpoints")
         outputs = self._outputs()
         if resume:
             trainer.resume(outputs)

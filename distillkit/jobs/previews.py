@@ -22,8 +22,10 @@ SAMPLES = 60
 
 
 class Previews:
-    """Writes samples/step-*.png: a row each for teacher, student, and what the objectives show; every column is from one
-    noise and condition."""
+    """Writes samples/step-*.png: a row each for teacher, student, and what the objectives show.
+
+    Every column is from one noise and condition.
+    """
 
     def __init__(self, folder: Path, teacher: Teacher, objectives: Sequence[Objective], seed: int) -> None:
         self.folder, self.teacher, self.objectives = folder, teacher, objectives

@@ -77,7 +77,8 @@ def forward_equivalents(recipe: Recipe, teacher: Teacher, accelerator: Accelerat
         DistillkitError: when a loss fails or is not finite.
     """
     # Two samples: what is normalised over a batch needs more than one.
-    training, cost = TrainingConfig(batch=2 * accelerator.num_processes), CostMeter()
+    # The layout is not chosen by a measurement, whose passes would be counted.
+    training, cost = TrainingConfig(batch=2 * accelerator.num_processes, channels_last="off"), CostMeter()
     trainer = _trainer(recipe, teacher, training, accelerator, cost)
     steps = _period(recipe)
     with cost.watch(trainer.roles(), accelerator.num_processes):
@@ -108,7 +109,9 @@ def try_training(recipe: Recipe, teacher: Teacher, training: TrainingConfig, acc
     local = training.batch // accelerator.num_processes
     most = min(training.batch_per_device or local, local) * accelerator.num_processes
     cost, batch = CostMeter(), accelerator.num_processes
-    short = training.model_copy(update={"batch": batch, "batch_per_device": None, "compile": False})
+    layout = "off" if training.channels_last == "auto" else training.channels_last
+    changes = {"batch": batch, "batch_per_device": None, "compile": False, "channels_last": layout}
+    short = training.model_copy(update=changes)
     trainer = _trainer(recipe, teacher, short, accelerator, cost)
     period = _period(recipe)
     kept = _Saved(trainer)
@@ -124,7 +127,7 @@ def try_training(recipe: Recipe, teacher: Teacher, training: TrainingConfig, acc
         trainer.config = trainer.config.model_copy(update={"batch": batch})
         _timed(trainer, 1, device)
         seconds = _timed(trainer, period, device)
-    weights, trained = trainer.weight_bytes()
+    weights, trained = trainer.networks.weight_bytes()
     return Trial(
         batch=batch,
         seconds_per_image=seconds / batch,
@@ -134,7 +137,7 @@ def try_training(recipe: Recipe, teacher: Teacher, training: TrainingConfig, acc
         weight_bytes=weights + sum(p.numel() * p.element_size() for p in teacher.denoiser.parameters()),
         training_bytes=3 * trained,
         activation_bytes_per_image=kept.most / accelerator.num_processes,
-        checkpoint_bytes=trainer.checkpoint_bytes(),
+        checkpoint_bytes=trainer.networks.checkpoint_bytes(),
         seconds=time.monotonic() - began,
     )
 
@@ -185,7 +188,7 @@ class _Saved:
     """
 
     def __init__(self, trainer: Trainer) -> None:
-        self._parameters = {p.untyped_storage().data_ptr() for p in trainer.parameters()}
+        self._parameters = {p.untyped_storage().data_ptr() for p in trainer.networks.parameters()}
         self.most = 0
 
     @contextmanager
