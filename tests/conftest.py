@@ -101,7 +101,7 @@ Run = Callable[..., "subprocess.CompletedProcess[str]"]
 def cli(tmp_path: Path) -> Run:
     """Run the real entry point in a subprocess, in an empty folder."""
 
-    def run(*arguments: str | Path, env: dict[str, str] | None = None, timeout: float = 120) -> Any:
+    def run(*arguments: str | Path, env: dict[str, str] | None = None, timeout: float = 1200) -> Any:
         return subprocess.run(
             command(*arguments), cwd=tmp_path, env=environment(env), timeout=timeout, check=False,
             capture_output=True, text=True,

@@ -79,7 +79,7 @@ def serving(folder: Path, *faults: str) -> Iterator[BadServer]:
                     self.wfile.write(body)
                     self.wfile.flush()
                 if fault == "stall":
-                    time.sleep(3)
+                    time.sleep(4)
             except (BrokenPipeError, ConnectionResetError):
                 pass
             if fault in ("cut", "stall"):

@@ -26,9 +26,7 @@ def get(tmp_path, monkeypatch):
     def run(*faults, name="file.bin", **options):
         with serving(tmp_path / "host", *faults) as server:
             try:
-                found = download(
-                    f"{server.address}/{name}", target, reporter=Quiet(), timeout=0.5, pause=0.01, **options
-                )
+                found = download(f"{server.address}/{name}", target, reporter=Quiet(), timeout=2, pause=0.01, **options)
                 assert found == SHA256
             finally:
                 run.requests = server.requests

@@ -48,7 +48,7 @@ def test_fetch_shows_licence_records_the_hash_and_converts_once(cli, tmp_path, m
     assert list((tmp_path / "cache" / "downloads").iterdir()) == [], "the pickle is not needed any more"
     # From here on no network is needed, under any of its names.
     again = cli(
-        "run", "dmd", "--teacher", STEM, "--dry-run", "--distance", "l2", "--batch", "2",
+        "run", "dmd", "--teacher", STEM, "--dry-run", "--distance", "l2", "--batch", "2", "--protocol", "none",
         env=environment | {"HF_HUB_OFFLINE": "1"},
     )  # fmt: skip
     assert again.returncode == 0, again.stderr
@@ -103,12 +103,12 @@ def test_a_signal_during_a_download_keeps_what_has_arrived(start, tmp_path, mirr
             "teachers", "fetch", "edm-cifar10-uncond", env=environment | {"DISTILLKIT_MIRROR": server.address}
         )
         part = tmp_path / "cache" / "downloads" / f".{STEM}.pkl.part"
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 1200
         while not (part.exists() and part.stat().st_size):
             assert process.poll() is None and time.monotonic() < deadline
             time.sleep(0.02)
         process.send_signal(signal.SIGTERM)
-        assert process.wait(timeout=30) == 143
+        assert process.wait(timeout=1200) == 143
         assert "goes on with it" in process.stdout.read()
         assert part.stat().st_size > 0
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 from distillkit.contracts.codec import Pixels
@@ -102,10 +103,7 @@ CATALOG: Mapping[str, Card] = {
 
 def offers() -> dict[str, TeacherOffer]:
     """What the hook `distillkit_teachers` offers of them: downloaded and converted when one is first loaded."""
-    return {
-        name: TeacherOffer(card, lambda reporter, should_stop, card=card: _fetched(card, reporter, should_stop))
-        for name, card in CATALOG.items()
-    }
+    return {name: TeacherOffer(card, partial(_fetched, card)) for name, card in CATALOG.items()}
 
 
 def _fetched(card: Card, reporter: Reporter, should_stop: Callable[[], int]) -> Teacher:

@@ -36,7 +36,7 @@ CONSTANTS: dict[str, Callable[[], Any]] = {
 
 
 Stream = io.BytesIO | mmap.mmap
-"""A byte stream whose reads are cut at its end: a plain file would set aside whatever length it is told."""
+"""A byte stream whose reads are cut at its end: a plain file would allocate whatever length it is asked for."""
 
 
 @dataclass
@@ -71,8 +71,8 @@ def read_pickle(
     """Interpret one pickle from the stream, which is left just after it.
 
     Args:
-        persistent: what a persistent id stands for (torch's storages).
-        nested: what the bytes of a nested torch archive stand for.
+        persistent: what a persistent id means (torch's storages).
+        nested: what the bytes of a nested torch archive mean.
         budget: shared with the readers of what this one is nested in.
 
     Raises:

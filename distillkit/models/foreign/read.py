@@ -1,4 +1,4 @@
-"""One door for every foreign file of weights: the container is told by its first bytes, never by its name."""
+"""One door for every foreign file of weights: the container is recognised by its first bytes, never by its name."""
 
 from __future__ import annotations
 

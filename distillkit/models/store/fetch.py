@@ -41,7 +41,7 @@ def fetched(card: Card) -> Path | None:
 def fetch(card: Card, reporter: Reporter, should_stop: Callable[[], int] = lambda: 0) -> Path:
     """The teacher's folder, after downloading and converting it where that has not been done.
 
-    One process does it while others wait. `DISTILLKIT_MIRROR`, a web address or a folder, stands in for the published
+    One process does it while others wait. `DISTILLKIT_MIRROR`, a web address or a folder, replaces the published
     host. `HF_HUB_OFFLINE=1` forbids the network. A file put into the cache's downloads folder by hand is taken.
 
     Raises:
