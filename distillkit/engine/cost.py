@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -28,6 +29,7 @@ class CostMeter:
 
     def __init__(self, counts: Mapping[str, float] | None = None) -> None:
         self.counts: dict[str, float] = dict(counts or {})
+        self._parameters: WeakKeyDictionary[Denoiser, Sequence[Tensor]] = WeakKeyDictionary()
         self._shares: dict[tuple[str, Layers], float] = {}
         self._partial: dict[tuple[str, Layers], tuple[float, tuple[Any, ...]]] = {}
 
@@ -44,7 +46,7 @@ class CostMeter:
         """Count the evaluations of these denoisers while the context lasts, on all of `processes` that share them
         evenly."""
         handles = [
-            denoiser.register_forward_pre_hook(self._counter(role, list(denoiser.parameters()), processes))
+            denoiser.register_forward_pre_hook(self._counter(role, self._parameters_of(denoiser), processes))
             for role, denoiser in roles.items()
         ]
         try:
@@ -54,7 +56,13 @@ class CostMeter:
                 handle.remove()
             self._add_partial(roles)
 
-    def _counter(self, role: str, parameters: list[Tensor], processes: int) -> Any:
+    def _parameters_of(self, denoiser: Denoiser) -> Sequence[Tensor]:
+        """Found once: walking through a network takes longer than counting in it."""
+        if denoiser not in self._parameters:
+            self._parameters[denoiser] = list(denoiser.parameters())
+        return self._parameters[denoiser]
+
+    def _counter(self, role: str, parameters: Sequence[Tensor], processes: int) -> Any:
         def count(module: Denoiser, args: tuple[Any, ...]) -> None:
             passes = 1
             if torch.is_grad_enabled():

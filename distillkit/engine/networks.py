@@ -39,12 +39,18 @@ class Networks:
         return list({id(module): module for module in (*self.changed.values(), self.teacher.denoiser)}.values())
 
     @property
-    def counted(self) -> dict[str, Denoiser]:
-        """The denoisers whose evaluations are the cost of training, by role."""
-        counted: dict[str, Denoiser] = {"teacher": self.teacher.denoiser, "student": self.recipe.student.denoiser}
+    def trained(self) -> dict[str, Denoiser]:
+        """The student's denoiser and those of learners that have one, by role."""
+        trained = {"student": self.recipe.student.denoiser}
         for learner in self.recipe.learners:
             if isinstance(denoiser := getattr(learner, "denoiser", None), Denoiser):
-                counted[learner.name] = denoiser
+                trained[learner.name] = denoiser
+        return trained
+
+    @property
+    def counted(self) -> dict[str, Denoiser]:
+        """The denoisers whose evaluations are the cost of training, by role."""
+        counted = {"teacher": self.teacher.denoiser, **self.trained}
         # Networks that objectives own (an average, a frozen reference) are a cost like any other.
         return counted | {name: module for name, module in self.owned.items() if isinstance(module, Denoiser)}
 

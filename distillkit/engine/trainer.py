@@ -97,6 +97,7 @@ class Trainer:
         self._means, self._selection, self._to_evaluate = Means(), Selection(), False
         self._passes = Passes(recipe, accelerator, self._means)
         self._bounds = config.divided([stage.share for stage in recipe.stages])
+        self._trained = self.networks.trained
         self._stage = -1
         self._updaters: dict[str, Updater] = {}
 
@@ -115,7 +116,7 @@ class Trainer:
         config, total = self.config, self.config.steps
         every = {kind: config.interval(kind) for kind in INTERVALS}
         last: dict[str, float] = {}
-        self._prepare()
+        self.prepare()
         if self.step == 0:
             # The engine draws nothing from the global generator, but dropout and plugins may. Checkpoints hold it.
             torch.manual_seed(self.rng.seed + self.accelerator.process_index)
@@ -171,22 +172,22 @@ class Trainer:
             self.config, (index - start + 1) * self.config.batch, (end - start) * self.config.batch
         )
         if due:
-            self._update("student", self.student.denoiser, factor)
+            self._update("student", factor)
             batch = self.config.batch * recipe.student_every
             self.average.update(batch, images - start * self.config.batch)
         for learner in learners:
-            self._update(learner.name, getattr(learner, "denoiser", None), factor)
+            self._update(learner.name, factor)
         if due and step is not None:
             for objective in recipe.objectives:
                 objective.after_step(step)
         self.step += 1
 
-    def _update(self, role: str, denoiser: Denoiser | None, factor: float) -> None:
+    def _update(self, role: str, factor: float) -> None:
         norm = self._updaters[role].apply(factor)
         if norm is not None:
             self._means.add(f"grad_norm/{role}", norm)
-        if denoiser is not None:
-            denoiser.after_update()
+        if role in self._trained:
+            self._trained[role].after_update()
 
     def _micro_batches(self, index: int, due: bool) -> Iterator[tuple[Step, float]]:
         """This process' part of the total batch in passes of at most `batch_per_device`, with their shares of it."""
@@ -202,7 +203,7 @@ class Trainer:
         stage = next(k for k, (_, end) in enumerate(self._bounds) if step < end or k == len(self._bounds) - 1)
         if stage == self._stage:
             return
-        self._prepare()
+        self.prepare()
         self._stage = stage
         before = self.student.sampler
         for past in self.recipe.stages[: stage + 1]:
@@ -222,7 +223,7 @@ class Trainer:
                 objective.begin_stage(self.recipe.stages[stage], self.student)
             self.average.restart()
 
-    def _prepare(self, channels_last: bool | None = None) -> None:
+    def prepare(self, channels_last: bool | None = None) -> None:
         """Settle the memory layout, once: as given, or as the configuration says."""
         if self.channels_last is not None:
             return
@@ -277,7 +278,7 @@ class Trainer:
     def restore(self, checkpoint: Checkpoint) -> None:
         """Take up training where the checkpoint left it."""
         self.step = checkpoint.step
-        self._prepare(checkpoint.values["channels_last"])
+        self.prepare(checkpoint.values["channels_last"])
         # The stage that wrote the checkpoint: at a boundary the next one begins with the next step.
         self._enter_stage(max(self.step - 1, 0), resuming=True)
         self._selection = Selection(**checkpoint.values["selection"])

@@ -91,7 +91,10 @@ def _trainer(
     recipe: Recipe, teacher: Teacher, training: TrainingConfig, accelerator: Accelerator, cost: CostMeter
 ) -> Trainer:
     sources = synthetic_sources(recipe, teacher, accelerator.device)
-    return Trainer(recipe, teacher, training, accelerator=accelerator, seed=0, sources=sources, cost=cost)
+    trainer = Trainer(recipe, teacher, training, accelerator=accelerator, seed=0, sources=sources, cost=cost)
+    # Weights may be moved in memory here, and are where they will be from then on.
+    trainer.prepare()
+    return trainer
 
 
 def _period(recipe: Recipe) -> int:
