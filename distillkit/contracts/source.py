@@ -16,6 +16,7 @@ from distillkit.contracts.random import Indices, SampleRNG
 from distillkit.contracts.teacher import Teacher
 
 Batch = TypeVar("Batch")
+Served = TypeVar("Served", covariant=True)
 
 
 @dataclass(frozen=True)
@@ -43,10 +44,10 @@ class PairSamples:
     """Named in `needs` by what reads `step.pair_samples`, the student's output on the pairs' noise."""
 
 
-class Batches(Protocol[Batch]):
+class Batches(Protocol[Served]):
     """An opened source: batches that depend on (seed, step, sample index) alone."""
 
-    def batch(self, rng: SampleRNG, step: int, indices: Indices) -> Batch: ...
+    def batch(self, rng: SampleRNG, step: int, indices: Indices) -> Served: ...
 
 
 class SourceConfig(BaseModel):

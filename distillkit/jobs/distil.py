@@ -26,13 +26,13 @@ from distillkit.environment import environment
 from distillkit.errors import DistillkitError, UsageError
 from distillkit.evaluation.generator import Generator, student_generator, teacher_generator
 from distillkit.evaluation.measure import Measure
-from distillkit.evaluation.pipeline import SELECTION_SEED, measure
-from distillkit.evaluation.presets import default_protocol, load_measure
+from distillkit.evaluation.pipeline import measure
 from distillkit.evaluation.record import Record, Selection, Subject, write_record
 from distillkit.evaluation.teacher_record import teacher_record
 from distillkit.files import require_space, write_json
 from distillkit.jobs.context import Context
 from distillkit.jobs.evaluate import record_name
+from distillkit.jobs.measures import Measures, measures_for
 from distillkit.jobs.previews import Previews
 from distillkit.jobs.timing import timed
 from distillkit.registry import Installed, blaming, registry
@@ -154,24 +154,9 @@ class Distillation:
         return sum(source.cost for source in self.sources.values())
 
     @cached_property
-    def protocol(self) -> str | None:
-        """The name of the run's protocol: what was asked for, or the teacher's own; None where there is none."""
-        asked = self.config.evaluation.protocol
-        return None if asked == "none" else asked or default_protocol(self.teacher)
-
-    @cached_property
-    def closing(self) -> Measure | None:
-        """How the closing figures are measured."""
-        return load_measure(self.protocol, count=self.config.evaluation.samples) if self.protocol else None
-
-    @cached_property
-    def selecting(self) -> Measure | None:
-        """How the figures during the training are measured: fewer samples, of other seeds."""
-        if self.protocol is None or self.closing is None:
-            return None
-        whole = self.closing.protocol.samples.count
-        count = self.config.evaluation.evaluate_samples or max(min(1000, whole), whole // 5)
-        return self.closing.with_samples(count, SELECTION_SEED)
+    def measures(self) -> Measures:
+        """How the student is measured during the training and at its end."""
+        return measures_for(self.teacher, self.config.evaluation)
 
     def prepare(self) -> None:
         """Find out what may be missing, before anything is written.
@@ -201,17 +186,7 @@ class Distillation:
 
     def _say_what_is_measured(self) -> None:
         say, ratio = self.context.reporter.say, self._start_ratio()
-        if self.closing is None:
-            say(
-                "no figure of quality will be measured: "
-                + ("--protocol none" if self.config.evaluation.protocol == "none" else
-                   "no protocol is known for this teacher. See `distillkit protocols`, then --protocol NAME")
-            )  # fmt: skip
-        elif self.selecting is not None:
-            say(
-                f"figures: {self.closing.protocol.label} under {self.protocol} ({self.closing.protocol.id}); during "
-                f"the training {self.selecting.protocol.label}, of other seeds"
-            )
+        say(self.measures.summary)
         if ratio > HIGH_RATIO and self.config.training.precision != "fp32":
             say(
                 f"note: the student starts at sigma / alpha = {ratio:,.0f}, where half precision rounds a sample by "
@@ -316,9 +291,9 @@ class Distillation:
 
     def _evaluated(self, student: StudentGenerator) -> Evaluation | None:
         """The figure during the training; every process has it."""
-        if self.selecting is None:
+        if self.measures.selecting is None:
             return None
-        record = self._measured(self._generator(student, "student"), self.selecting)
+        record = self._measured(self._generator(student, "student"), self.measures.selecting)
         figure = record.figures[record.label]
         return Evaluation(record.label, figure.value, figure.standard_error, record.protocol.samples.count)
 
@@ -341,9 +316,9 @@ class Distillation:
 
     def _row(self, generator: Generator, name: str, selection: Selection | None = None) -> Row:
         """Measured with seeds that no choice has seen; timed alone where there is no protocol."""
-        if self.closing is None:
+        if self.measures.closing is None:
             return Row(name, *timed(generator, self.context.device), None)
-        record = self._measured(generator, self.closing, f"measuring the {name}", selection)
+        record = self._measured(generator, self.measures.closing, f"measuring the {name}", selection)
         return Row(name, record.nfe or 0.0, record.images_per_second or 0.0, record)
 
     def _untrained(self) -> Row:
@@ -362,10 +337,10 @@ class Distillation:
     def _teacher_row(self) -> list[Row]:
         steps, solver = self.teacher.spec.solver_steps, self.teacher.spec.solver
         name = f"teacher, {steps} {solver.capitalize()} steps"
-        if self.closing is None:
+        if self.measures.closing is None:
             return [Row(name, *timed(teacher_generator(self.teacher), self.context.device), None)]
         record = teacher_record(
-            self.teacher, self.closing, device=self.context.device, reporter=self.context.reporter,
+            self.teacher, self.measures.closing, device=self.context.device, reporter=self.context.reporter,
             batch=self.config.evaluation.batch, rank=self.context.rank, world=self.context.world,
             stop=self.context.stopped,
         )  # fmt: skip
@@ -388,7 +363,7 @@ class Distillation:
             "method": self.config.method,
             "teacher": self.teacher.spec.name,
             "student_sha256": description.weights_sha256,
-            "protocol": self.protocol,
+            "protocol": None if self.measures.closing is None else self.measures.closing.protocol.name,
             "rows": [row_json(row) for row in rows],
             "health": result.health,
             "selection": result.selection,

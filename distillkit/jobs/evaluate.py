@@ -33,7 +33,7 @@ def evaluate_subject(
 ) -> list[Evaluated]:
     """Measure a subject, once for each number of evaluations; the first process writes and returns the records.
 
-    Features are kept as they come, so that the same call goes on after an interruption.
+    Features are kept as they come, so that the same call resumes after an interruption.
 
     Raises:
         UsageError: for a name that stands for nothing, or options that do not fit it.

@@ -54,7 +54,7 @@ def plan_rows(plan: Plan) -> tuple[Distillation, Rows]:
         ("objectives", ", ".join(f"{o.name} x {o.weight:g}" for o in recipe.objectives)),
         ("trained beside", ", ".join(learner.name for learner in recipe.learners) or "nothing"),
         ("training", _training(training, context.accelerator)),
-        ("protocol", job.protocol or "none: no figure of quality will be measured"),
+        ("figures", job.measures.summary.removeprefix("figures: ")),
     ]
     trial, reason = _tried(recipe, job.teacher, training, context.accelerator)
     disk = memory = 0.0

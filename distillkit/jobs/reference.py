@@ -35,7 +35,7 @@ def make_reference(
     batch: int = 256,
     keep_features: bool = False,
 ) -> Reference:
-    """Extract the features of all images, in order, and write their moments; goes on after an interruption.
+    """Extract the features of all images, in order, and write their moments; resumes after an interruption.
 
     Raises:
         UsageError: without images, or for too many to keep.
@@ -64,7 +64,7 @@ def make_reference(
     with reporter.task("extracting features", len(files), "images", len(kept)) as task:
         for _ in extract(extractor.to(device), on_device, kept, task.advance):
             if stop:
-                raise Interrupted("stopped; the same command goes on", stop.signum or 2)
+                raise Interrupted("stopped; the same command resumes", stop.signum or 2)
     moments = moments_of(kept.rows, dim)
     reference = Reference(
         name or Path(data.path).stem, moments.count, moments.mean, moments.covariance,

@@ -24,11 +24,11 @@ from distillkit.engine.trainer import Stopped, Trainer
 from distillkit.errors import UsageError
 from distillkit.evaluation.generator import teacher_generator
 from distillkit.evaluation.measure import Measure
-from distillkit.evaluation.pipeline import SELECTION_SEED, measure
-from distillkit.evaluation.presets import default_protocol, load_measure
+from distillkit.evaluation.pipeline import measure
 from distillkit.evaluation.record import Record
 from distillkit.files import slug
 from distillkit.jobs.context import Context
+from distillkit.jobs.measures import measures_for
 from distillkit.jobs.previews import Previews
 from distillkit.jobs.teacher_recipe import EDM_TRAINING, LossConfig, NetworkConfig, teacher_recipe
 from distillkit.models.store.folder import fresh_teacher, write_teacher
@@ -134,6 +134,8 @@ class TeacherTraining:
         self.config, self.images, self.folder, self.context = config, images, folder, context
         self.recipe = teacher_recipe(teacher.to(context.device), config.loss)
         self.teacher = teacher
+        self.measures = measures_for(teacher, config.evaluation)
+        context.reporter.say(self.measures.summary)
 
     def run(self, *, resume: bool = False) -> TrainedTeacher:
         """Train from scratch, or from the newest checkpoint, and write the teacher's folder.
@@ -159,21 +161,11 @@ class TeacherTraining:
             ) from stopped
         finally:
             outputs.trackers.close()
-        record = self._measured(trainer.ema, self.closing, "measuring the teacher")
+        record = self._measured(trainer.ema, self.measures.closing, "measuring the teacher")
         spec = self.teacher.spec
         if context.main:
             spec = write_teacher(folder / "teacher", trainer.ema.denoiser.state_dict(), spec)
         return TrainedTeacher(folder / "teacher", record, spec.weights_sha256)
-
-    @property
-    def closing(self) -> Measure | None:
-        """How the closing figure is measured; None without a protocol."""
-        return self._measure(self.config.evaluation.samples, 0)
-
-    def _measure(self, count: int | None, first_seed: int) -> Measure | None:
-        asked = self.config.evaluation.protocol
-        name = None if asked == "none" else asked or default_protocol(self.teacher)
-        return load_measure(name, count=count, first_seed=first_seed) if name else None
 
     def _of(self, student: StudentGenerator) -> Teacher:
         """A teacher with the student's denoiser."""
@@ -196,7 +188,7 @@ class TeacherTraining:
 
         def evaluate(student: StudentGenerator) -> Evaluation | None:
             # The live bar of the training is on the screen: no second one beside it.
-            record = self._measured(student, self._measure(config.evaluation.evaluate_samples, SELECTION_SEED), "")
+            record = self._measured(student, self.measures.selecting, "")
             if record is None:
                 return None
             figure = record.figures[record.label]

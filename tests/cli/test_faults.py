@@ -6,6 +6,8 @@ import time
 
 import pytest
 
+from tests.conftest import HANG
+
 NO_RUN = "run-not-made"
 
 
@@ -33,6 +35,15 @@ NO_RUN = "run-not-made"
         (["run", "dmd", "--config", "absent.yaml"], 2, ["absent.yaml", "No such file"]),
         (["run", "dmd", "--resume", "absent"], 2, ["nothing to resume", "absent"]),
         (["run", "dmd", "--resume", "."], 2, ["nothing to resume", "config.yaml"]),
+        (["run", "absent.py"], 2, ["absent.py", "no such file"]),
+        (["run", "kd", "--student", "absent"], 2, ["absent"]),
+        (["run", "kd", "--student-levels", "3,2"], 2, ["--student-levels", "one level"]),
+        (["run", "kd", "--student-network", "{wideness: 3}"], 2, ["wideness", "model_channels"]),
+        (["run", "kd", "--protocol", "digit8"], 2, ["Did you mean 'digits8'?"]),
+        (["run", "kd", "--evaluate-samples", "1"], 2, ["--evaluate-samples:", "got '1'"]),
+        (["run", "dmd", "--device", "gpu"], 2, ["--device", "gpu"]),
+        (["evaluate", "digits", "--device", "gpu"], 2, ["--device gpu", "cuda"]),
+        (["teachers", "train", "digits", "--device", "gpu"], 2, ["--device gpu", "cuda"]),
         (["sample", "absent"], 2, ["no student in absent"]),
         (["sample", "."], 2, ["no student in ."]),
         (["methods", "show", "dmdd"], 2, ["Did you mean 'dmd'?"]),
@@ -101,31 +112,31 @@ def inject(tmp_path, code):
     return {"PYTHONPATH": str(tmp_path / "patch")}
 
 
-def test_run_folder_in_use_or_foreign(cli, small_run, start, tmp_path):
-    done = cli(*small_run, "--output-dir", "run")
+def test_run_folder_in_use_or_foreign(inside, small_run, tmp_path):
+    done = inside(*small_run, "--output-dir", "run")
     assert done.returncode == 0, done.stderr
-    again = cli(*small_run, "--output-dir", "run")
+    again = inside(*small_run, "--output-dir", "run")
     assert again.returncode == 2 and "already holds a run" in again.stderr and "--resume run" in again.stderr
-    finished = cli("run", "dmd", "--resume", "run")
+    finished = inside("run", "dmd", "--resume", "run")
     assert finished.returncode == 2 and "is finished" in finished.stderr
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "thesis.tex").write_text("x")
-    foreign = cli(*small_run, "--output-dir", "full")
+    foreign = inside(*small_run, "--output-dir", "full")
     assert foreign.returncode == 2 and "not empty (thesis.tex)" in foreign.stderr
     assert [p.name for p in (tmp_path / "full").iterdir() if not p.name.startswith(".")] == ["thesis.tex"]
 
 
-def test_resume_refuses_another_recipe_and_lists_the_differences(cli, small_run, start, tmp_path):
+def test_resume_refuses_another_recipe_and_lists_the_differences(inside, small_run, start, tmp_path):
     process = start(*small_run, "--output-dir", "run", "--duration", "1M")
-    deadline = time.monotonic() + 90
+    deadline = time.monotonic() + HANG
     while not (tmp_path / "run" / "checkpoints" / "latest").exists():
         assert time.monotonic() < deadline and process.poll() is None
         time.sleep(0.05)
-    busy = cli("run", "dmd", "--resume", "run")
+    busy = inside("run", "dmd", "--resume", "run")
     assert busy.returncode == 2 and f"process {process.pid} on" in busy.stderr
     process.terminate()
     process.wait()
-    done = cli("run", "dmd", "--resume", "run", "--lr", "5e-4", "--batch", "8", "--kl-weight", "3")
+    done = inside("run", "dmd", "--resume", "run", "--lr", "5e-4", "--batch", "8", "--kl-weight", "3")
     assert done.returncode == 2
     for fragment in ("training.lr: 0.001 in the run, 0.0005 asked", "training.batch: 16", "settings.kl_weight"):
         assert fragment in done.stderr
@@ -195,12 +206,13 @@ def test_read_only_cache_is_a_clear_error(cli, small_run):
     assert "/proc/nowhere" in done.stderr and "Traceback" not in done.stderr
 
 
-def test_dry_run_shows_the_plan_and_writes_nothing(cli, small_run, tmp_path):
-    done = cli(*small_run, "--dry-run", env={"DISTILLKIT_CACHE": str(tmp_path / "no-cache")})
+def test_dry_run_shows_the_plan_and_writes_nothing(inside, small_run, tmp_path, monkeypatch):
+    monkeypatch.setenv("DISTILLKIT_CACHE", str(tmp_path / "no-cache"))
+    done = inside(*small_run, "--dry-run")
     assert done.returncode == 0, done.stderr
     for fragment in (
         "objectives", "distribution_matching x", "320 images = 20 steps of 16", "nothing was written",
-        "64, of which 64 to make", "448 teacher evaluations, about 0:0",
+        "64 noise-image pairs", "448 teacher evaluations", "under digits8",
         "11 forward-equivalents an image (student 6, teacher 1, fake_score 4)", "activations", "GB free", "images/s",
     ):  # fmt: skip
         assert fragment in " ".join(done.stdout.replace("│", " ").split())

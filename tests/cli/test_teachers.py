@@ -13,31 +13,33 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from distillkit import Condition, load_teacher
+from tests.conftest import HANG
 
 SHORT = ["--set", "training.duration=2560", "--set", "training.batch=64", "--set", "training.log_every=64",
-         "--set", "training.checkpoint_every=320", "--set", "evaluation.samples=20"]  # fmt: skip
+         "--set", "training.checkpoint_every=320", "--evaluation-samples", "20", "--evaluate-samples", "20",
+         "--channels-last", "off"]  # fmt: skip
 
 
-def test_training_is_interruptible_and_makes_a_teacher_that_can_be_distilled(cli, start, tmp_path):
-    whole = cli("teachers", "train", "digits", *SHORT, "--output-dir", "whole")
+def test_training_is_interruptible_and_makes_a_teacher_that_can_be_distilled(inside, start, tmp_path):
+    whole = inside("teachers", "train", "digits", *SHORT, "--output-dir", "whole")
     assert whole.returncode == 0, whole.stderr
     assert "FD[digits8cnn/fc64]" in whole.stdout and "--teacher whole/teacher" in whole.stdout
     process = start("teachers", "train", "digits", *SHORT, "--output-dir", "parts")
-    log, deadline = tmp_path / "parts" / "metrics.jsonl", time.monotonic() + 90
+    log, deadline = tmp_path / "parts" / "metrics.jsonl", time.monotonic() + HANG
     while not (log.exists() and log.read_text().count("\n") > 3):
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.02)
     process.send_signal(signal.SIGTERM)
-    assert process.wait(timeout=60) == 143
+    assert process.wait(timeout=HANG) == 143
     assert "distillkit teachers train digits --resume parts" in process.stdout.read()
-    resumed = cli("teachers", "train", "digits", "--resume", "parts")
+    resumed = inside("teachers", "train", "digits", "--resume", "parts")
     assert resumed.returncode == 0, resumed.stderr
     a, b = (load_file(tmp_path / name / "teacher" / "model.safetensors") for name in ("whole", "parts"))
     assert all(torch.equal(a[name], b[name]) for name in a | b)
     losses = [json.loads(x)["loss/denoising_score_matching"] for x in log.read_text().splitlines() if "loss/" in x]
     assert losses[-1] < losses[0]
     # Its teacher.json names it digits, so the preset for digits applies to the folder too.
-    plan = cli("run", "dmd", "--teacher", "parts/teacher", "--dry-run")
+    plan = inside("run", "dmd", "--teacher", "parts/teacher", "--dry-run")
     assert plan.returncode == 0, plan.stderr
     assert "preset digits" in " ".join(plan.stdout.replace("│", " ").split())
 
@@ -69,8 +71,8 @@ def test_a_teacher_is_trained_on_anybodys_images_and_distilled(inside, tmp_path,
     assert done.returncode == 0, done.stderr
     teacher = load_teacher(str(tmp_path / "t" / "teacher"))
     spec = teacher.spec
-    assert (spec.name, spec.shape, spec.num_classes, spec.licence) == ("mine", (3, 8, 8), 2, "CC0")
-    assert "pictures.zip, 40 images" in spec.source and spec.network["arguments"]["dropout"] == 0.1
+    assert (spec.name, spec.shape, teacher.conditioner.count, spec.licence) == ("mine", (3, 8, 8), 2, "CC0")
+    assert "pictures.zip, 40 images" in spec.source and spec.network["arguments"]["network"]["dropout"] == 0.1
     out = teacher(torch.randn(2, 3, 8, 8), torch.ones(2), Condition(labels=torch.tensor([0, 1])), guidance=2.0)
     assert out.isfinite().all()
     assert (tmp_path / "t" / "samples" / "step-000000008.png").exists()
@@ -90,7 +92,7 @@ def test_dropout_is_on_while_training_and_off_in_what_is_written(inside, tmp_pat
         losses.append([json.loads(x)["loss/denoising_score_matching"] for x in log if "loss/" in x])
     assert losses[0][0] != losses[1][0]
     teacher = load_teacher(str(tmp_path / "t0.5" / "teacher"))
-    assert teacher.spec.num_classes == 0 and teacher.spec.name == "pictures" and not teacher.denoiser.training
+    assert teacher.conditioner.count == 0 and teacher.spec.name == "pictures" and not teacher.denoiser.training
     x, sigma = torch.randn(2, 3, 8, 8), torch.ones(2)
     assert torch.equal(teacher(x, sigma, Condition()), teacher(x, sigma, Condition()))
 
@@ -114,7 +116,7 @@ def test_the_plan_of_a_training_writes_nothing(inside, tmp_path, pictures):
     done = inside("teachers", "train", "--data", pictures, *NETWORK, "--batch", "16", "--dry-run")
     assert done.returncode == 0, done.stderr
     for fragment in (
-        "40 images (3, 8, 8), 2 classes",
+        "40 images 3 x 8 x 8, conditions: 2 classes",
         "SongUNet",
         "3 forward-equivalents an image (student 3)",
         "days",
@@ -128,11 +130,11 @@ def test_the_plan_of_a_training_writes_nothing(inside, tmp_path, pictures):
 def test_the_plan_for_a_teacher_that_is_not_here_downloads_nothing(inside, tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setenv("DISTILLKIT_CACHE", str(tmp_path / "cache"))
-    # A rehearsal with 56 million parameters takes long; that it is asked for is enough here.
-    monkeypatch.setattr("distillkit.jobs.plan.rehearse", lambda *arguments: (_ for _ in ()).throw(RuntimeError("skip")))
-    done = inside("run", "dmd", "--teacher", "edm-cifar10", "--dry-run")
+    # A trial with 56 million parameters takes long; that it is asked for is enough here.
+    monkeypatch.setattr("distillkit.jobs.plan.try_training", lambda *rest: (_ for _ in ()).throw(RuntimeError("skip")))
+    done = inside("run", "dmd", "--teacher", "edm-cifar10", "--distance", "l2", "--dry-run")
     assert done.returncode == 0, done.stderr
-    for fragment in ("to be downloaded: 0.2 GB, CC BY-NC-SA 4.0", "55,735,299 parameters", "100,000 to make",
+    for fragment in ("to be downloaded: 0.2 GB, CC BY-NC-SA 4.0", "55,735,299 parameters", "100,000 noise-image pairs",
                      "not estimated: skip", "cifar10 conditional"):  # fmt: skip
         assert fragment in " ".join(done.stdout.replace("\u2502", " ").split())
     assert not (tmp_path / "cache").exists()
