@@ -16,7 +16,7 @@ from distillkit.contracts.random import Indices, SampleRNG
 from distillkit.contracts.teacher import Teacher
 
 Batch = TypeVar("Batch")
-Served = TypeVar("Served", covariant=True)
+Served_co = TypeVar("Served_co", covariant=True)
 
 
 @dataclass(frozen=True)
@@ -44,10 +44,10 @@ class PairSamples:
     """Named in `needs` by what reads `step.pair_samples`, the student's output on the pairs' noise."""
 
 
-class Batches(Protocol[Served]):
+class Batches(Protocol[Served_co]):
     """An opened source: batches that depend on (seed, step, sample index) alone."""
 
-    def batch(self, rng: SampleRNG, step: int, indices: Indices) -> Served: ...
+    def batch(self, rng: SampleRNG, step: int, indices: Indices) -> Served_co: ...
 
 
 class SourceConfig(BaseModel):
