@@ -99,9 +99,7 @@ def show_records(out: Console, made: list[tuple[Record, Path]]) -> None:
     out.print(table)
     first = made[0][0]
     out.print(f"protocol {first.protocol_id} ({first.protocol.name})", highlight=False)
-    if not first.label.startswith("FID"):
-        out.print(f"{first.label} is not Inception FID; it compares within {first.protocol_id} only.", markup=False,
-                  highlight=False)  # fmt: skip
+    out.print(f"{first.label}: {first.protocol.meaning}", markup=False, highlight=False)
     for remark in dict.fromkeys(r for record, _ in made for r in (*record.subject.remarks, *record.remarks)):
         out.print(f"note: {remark}", markup=False, highlight=False)
     for _, path in made:

@@ -80,7 +80,7 @@ class Measure(ABC):
 
 
 class FrechetMeasure(Measure):
-    """The Fréchet distance between features of samples and of a reference, and what is told from the same features.
+    """The Fréchet distance between features of samples and of a reference, and what else the same features show.
 
     Metrics: fd, the Fréchet distance; kid, the kernel distance; prdc: precision, recall, density and coverage; is, the
     Inception score; memorisation, distances to the nearest neighbour.

@@ -68,7 +68,7 @@ def measure(
         title: of the progress bar.
         stop: a signal's number once one has come, else 0.
         folder: under which features are kept until the record is made, by all that they depend on, so that the same
-            call goes on after an interruption; they are kept in a temporary folder, and lost, by default.
+            call resumes after an interruption; they are kept in a temporary folder, and lost, by default.
         save: called with all decoded samples.
         selection: how the candidate was chosen among others.
 
@@ -182,7 +182,7 @@ def _keep(
             if resumable:
                 write_json(work / f"tally-{rank}.json", asdict(tally))
             if signum := stop():
-                remark = "; what was measured is kept and the same command goes on with it" if resumable else ""
+                remark = "; what was measured is kept and the same command resumes it" if resumable else ""
                 raise Interrupted(f"stopped while measuring{remark}", signum)
     return tally
 

@@ -1,4 +1,4 @@
-"""The one pipeline: figures that depend on nothing but subject and protocol, and go on after an interruption."""
+"""The one pipeline: figures that depend on nothing but subject and protocol, and resume after an interruption."""
 
 import dataclasses
 
