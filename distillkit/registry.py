@@ -121,7 +121,8 @@ class Registry:
         Raises:
             UsageError: as `find`, or where the file offers no method or several.
         """
-        method: type[Method] = self.find("methods", method_name(name), "distillkit methods").value
+        known = method_name(name)  # may load a file, after which there is another registry
+        method: type[Method] = registry().find("methods", known, "distillkit methods").value
         return method
 
     def by_kind(self, kind: str, described: str) -> Installed:

@@ -8,6 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from distillkit import load_student
+from distillkit.registry import registry
+
 GUIDES = Path(__file__).parents[1] / "docs"
 
 
@@ -16,7 +19,7 @@ def blocks(name):
 
 
 def test_the_method_of_the_guide_works_and_conforms():
-    """Runs every block in turn; two of them are conformance checks of what stands before."""
+    """Runs every block in turn; two of them are conformance checks of the methods before them."""
     found = blocks("write-a-method")
     assert sum("check_method(" in block for block in found) == 2
     names = {}
@@ -26,12 +29,17 @@ def test_the_method_of_the_guide_works_and_conforms():
     assert callable(names["test_conformance"])
 
 
+def test_the_first_blocks_of_the_guide_are_a_file_that_runs(inside, tmp_path, tiny_teacher_folder):
+    (tmp_path / "my_method.py").write_text("\n".join(blocks("write-a-method")[:2]))
+    short = ["--duration", "64", "--pairs-count", "16", "--protocol", "none", "--output-dir", "run", "--quiet"]
+    done = inside("run", "./my_method.py", "--teacher", tiny_teacher_folder, "--distance", "l1", *short)
+    assert done.returncode == 0, done.stderr
+    assert load_student(tmp_path / "run").description.settings == {"distance": "l1", "weight": 1.0}
+
+
 @pytest.fixture
 def offered(tmp_path, monkeypatch):
     """The guide's plugin as an installed package, in this process."""
-    from distillkit.evaluation.presets import presets
-    from distillkit.registry import registry
-
     site = tmp_path / "site"
     site.mkdir()
     (site / "guide_plugin.py").write_text("\n".join(blocks("plugins")))
@@ -41,18 +49,22 @@ def offered(tmp_path, monkeypatch):
     (info / "entry_points.txt").write_text("[distillkit]\nguide = guide_plugin\n")
     monkeypatch.syspath_prepend(site)
     monkeypatch.delitem(sys.modules, "guide_plugin", raising=False)
-    for cached in (registry, presets):
-        cached.cache_clear()
+    registry.cache_clear()
     yield
-    for cached in (registry, presets):
-        cached.cache_clear()
+    monkeypatch.undo()
+    registry.cache_clear()
 
 
 def test_every_kind_of_plugin_in_the_guide_works(offered, inside, tmp_path):
-    listed = " ".join(inside("plugins").stdout.split())
+    listed = " ".join(inside("plugins").stdout.replace("│", " ").split())
     for said in (
         "guide-plugin 1.0",
-        "teachers: sharp-digits",
+        "teachers: sketcher, sharp-digits",
+        "networks: TextFlow",
+        "samplers: TwoJump",
+        "conditioners: Prompts",
+        "codecs: Latents",
+        "sources: trajectories",
         "protocols: digits-2k",
         "trackers: lines",
         "exporters: torch",
@@ -63,7 +75,7 @@ def test_every_kind_of_plugin_in_the_guide_works(offered, inside, tmp_path):
     run = inside("run", "kd", *arguments, "--report-to", "lines", "--output-dir", "run", "--quiet")
     assert run.returncode == 0, run.stderr
     lines = [json.loads(line) for line in (tmp_path / "run.jsonl").read_text().splitlines()]
-    assert lines[-1]["images"] == 128 and any("loss/trajectory_endpoint" in line for line in lines)
+    assert lines[-1]["images"] == 128 and any("loss/regression" in line for line in lines)
     measured = inside("evaluate", "run", "--protocol", "digits-2k", "--samples", "60", "--quiet", "-o", "r.json")
     assert measured.returncode == 0 and "(digits-2k)" in measured.stdout, measured.stderr
     written = inside("export", "run", "--to", "torch", "-o", "out")
@@ -71,8 +83,26 @@ def test_every_kind_of_plugin_in_the_guide_works(offered, inside, tmp_path):
     assert (tmp_path / "out" / "README.md").is_file(), "the card comes along"
 
 
+@pytest.mark.parametrize(
+    ("method", "options", "evaluations"),
+    [("kd", ["--pairs-count", "16"], 1), ("two-jumps", ["--trajectories-steps", "4"], 2)],
+)
+def test_the_guides_teacher_is_distilled_and_its_student_loaded(
+    offered, inside, tmp_path, method, options, evaluations
+):
+    short = ["--teacher", "sketcher", "--duration", "64", "--batch", "16", "--output-dir", "run", "--quiet"]
+    done = inside("run", method, *short, *options)
+    assert done.returncode == 0, done.stderr
+    assert sys.modules["guide_plugin"].use(tmp_path / "run").shape == (4, 3, 16, 16)
+    student = load_student(tmp_path / "run")
+    assert student.nfe == evaluations and student.description.network["kind"] == "guide-plugin:TextFlow"
+    assert not student(2, classes=["a dot"]).equal(student(2, classes=["a red square"])), "prompts matter"
+    sampled = inside("sample", "run", "--labels", "a red square", "--num", "4")
+    assert sampled.returncode == 0 and (tmp_path / "grid.png").is_file(), sampled.stderr
+
+
 FAULTS = {
-    "teacher": ("return Teacher(digits.denoiser", "raise OSError('no disk')\n    return Teacher(digits.denoiser",
+    "teacher": ("return Teacher(denoiser, spec, d", "raise OSError('no disk')\n    return Teacher(denoiser, spec, d",
                 ["run", "kd", "--teacher", "sharp-digits"], "teacher sharp-digits (guide-plugin 1.0) cannot be loaded"),
     "protocol": ('"count": 2000', '"count": -1', ["protocols"], "the protocol digits-2k of guide-plugin 1.0: count"),
     "exporter": ("torch.save(", "undefined(", ["export", "run", "--to", "torch", "-o", "out"],
@@ -125,7 +155,9 @@ def test_a_failing_tracker_is_a_warning(offered, inside, tmp_path, tiny_teacher_
 
 def test_another_version_of_the_interface_is_named(offered, inside, tmp_path):
     path = tmp_path / "site" / "guide_plugin.py"
-    path.write_text("DISTILLKIT_API = 99\n" + path.read_text())
+    code = path.read_text()
+    assert "DISTILLKIT_API = 2" in code
+    path.write_text(code.replace("DISTILLKIT_API = 2", "DISTILLKIT_API = 99"))
     listed = inside("plugins")
     said = " ".join(listed.stdout.replace("│", " ").split())
-    assert listed.returncode == 1 and "written for version 99" in said and "upgrade distillkit" in said
+    assert listed.returncode == 1 and "version 99" in said and "upgrade distillkit" in said

@@ -154,7 +154,8 @@ def method_offer(method: AnyMethod) -> Installed:
         if installed and installed.value is method:
             return installed
         return Installed(method, method.name, method.__module__, "")
-    return registry().find("methods", method_name(str(method)), "distillkit methods")
+    name = method_name(str(method))  # may load a file, after which there is another registry
+    return registry().find("methods", name, "distillkit methods")
 
 
 def _options(method: type[Method], settings: Mapping[str, Any]) -> dict[str, Any]:
