@@ -22,7 +22,8 @@ PRESETS = (
         teachers=("edm-cifar10-*",),
         settings={"gan_weight": 1e-3},
         training={"batch": 2048, "duration": "204.8M", "ema_halflife": "500k"},
-        source="FastGen's DMD2 on CIFAR-10 (batch, rate, GAN weight, 100,000 iterations; FID 1.99); EMA untuned",
+        source="FastGen's EDM/config_dmd2_cifar10.py and methods/config_dmd2.py (100,000 iterations, FID 1.99); the "
+        "critic's GAN weight and the EMA untuned",
     ),
     Preset(
         name="imagenet64",

@@ -7,10 +7,7 @@ CIFAR10 = {
     # The code's loss is 100 x 3072 times this one, a mean over the elements, and its eps 1e-8.
     "eps": 3.3e-14,
 }  # fmt: skip
-SOURCE = (
-    "SiD's run_sid.sh and sid_train.py (there with dropout 0.13 and augmentation 0.12); duration: Zhou et al. 2024, "
-    "CIFAR-10, {}"
-)
+SOURCE = "SiD's run_sid.sh, cifar10-{}, and sid_train.py (there with dropout 0.13 and augmentation 0.12)"
 
 PRESETS = (
     Preset(
@@ -33,12 +30,12 @@ PRESETS = (
         name="cifar10 unconditional",
         teachers=("edm-cifar10-uncond*",),
         training=CIFAR10 | {"duration": "500M"},
-        source=SOURCE.format("unconditional"),
+        source=SOURCE.format("uncond"),
     ),
     Preset(
         name="cifar10 conditional",
         teachers=("edm-cifar10-cond*",),
         training=CIFAR10 | {"duration": "800M"},
-        source=SOURCE.format("conditional"),
+        source=SOURCE.format("cond"),
     ),
 )  # fmt: skip
