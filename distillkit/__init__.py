@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from distillkit.benchmark.run import bench as bench
     from distillkit.contracts.codec import Codec as Codec
     from distillkit.contracts.codec import Pixels as Pixels
     from distillkit.contracts.codec import Points as Points
@@ -35,8 +36,8 @@ if TYPE_CHECKING:
     from distillkit.contracts.schedule import Schedule as Schedule
     from distillkit.contracts.source import Batches as Batches
     from distillkit.contracts.source import Images as Images
-    from distillkit.contracts.source import PairSamples as PairSamples
     from distillkit.contracts.source import Pairs as Pairs
+    from distillkit.contracts.source import PairSamples as PairSamples
     from distillkit.contracts.source import Samples as Samples
     from distillkit.contracts.source import Source as Source
     from distillkit.contracts.source import SourceConfig as SourceConfig
@@ -53,7 +54,6 @@ if TYPE_CHECKING:
     from distillkit.evaluation.measure import Measure as Measure
     from distillkit.evaluation.protocol import ExtractorSpec as ExtractorSpec
     from distillkit.evaluation.record import Record as Record
-    from distillkit.benchmark.run import bench as bench
     from distillkit.jobs.api import distil as distil
     from distillkit.jobs.api import evaluate as evaluate
     from distillkit.jobs.run import Run as Run

@@ -56,7 +56,7 @@ class PredictionDenoiser(Denoiser):
         return x - sigma * out
 
     def loss_weight(self, t: Tensor) -> Tensor:
-        """The plain loss of the prediction. epsilon: alpha^2 / sigma^2. v: 1 / sigma^2. sample: 1. velocity: 1 / t^2."""
+        """The plain loss of the prediction: alpha^2 / sigma^2 (epsilon), 1 / sigma^2 (v, velocity), 1 (sample)."""
         if self.prediction == "sample":
             return torch.ones_like(t)
         if self.prediction == "epsilon":

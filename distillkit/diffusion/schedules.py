@@ -67,8 +67,8 @@ class EDMSchedule(Schedule):
         top = self.sigma_max if first is None else first
         if count < 1:
             raise ValueError("a student takes at least one evaluation")
-        grid = karras_sigmas(count + 1, sigma_min=self.sigma_min, sigma_max=top, rho=self.rho)[:-1]
-        return tuple(grid.tolist())
+        grid = karras_sigmas(count + 1, sigma_min=self.sigma_min, sigma_max=top, rho=self.rho)
+        return (top, *grid[1:-1].tolist())
 
     def between(self, t: float, t_next: float) -> float:
         return float(((t ** (1 / self.rho) + t_next ** (1 / self.rho)) / 2) ** self.rho)

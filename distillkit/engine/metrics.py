@@ -106,6 +106,9 @@ class Trackers:
                 self.own = offered.value(project, plain)
             else:
                 accelerator.init_trackers(project, config=plain)
+                if accelerator.is_main_process and not accelerator.trackers:
+                    # accelerate leaves out what is not installed without an error.
+                    raise RuntimeError("it is not installed")
             self.active = True
         except Exception as error:  # any tracker may fail in any way; the run goes on
             log.warning("tracker %s is not available (%s); the run goes on with metrics.jsonl alone", name, error)

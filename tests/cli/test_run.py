@@ -212,7 +212,10 @@ def test_an_interrupted_run_is_sampled_measured_exported_and_started_from(finish
         "run", "kd", "--teacher", arguments[3], "--student", f"{folder}@average", "--duration", "32", "--batch", "16",
         "--pairs-count", "64", "--evaluation-samples", "40", "--output-dir", "next",
     )  # fmt: skip
-    assert begun.returncode == 0 and f"starts from {folder}" in begun.stdout.replace("\n", ""), begun.stderr
+    assert (
+        begun.returncode == 0
+        and f"starts from the moving average of step {step} in {folder}" in begun.stdout.replace("\n", " ")
+    ), begun.stderr
     unknown = inside("sample", f"{folder}@99999")
     assert unknown.returncode == 2 and str(step) in unknown.stderr
 
@@ -255,7 +258,7 @@ def test_a_tracker_that_is_not_installed_is_a_warning(small_run, inside, tmp_pat
 
 def test_a_run_without_a_protocol_says_so_before_and_counts_its_evaluations(tiny_teacher_folder, inside, tmp_path):
     done = inside(
-        "run", "dmd2", "--teacher", tiny_teacher_folder, "--evaluations", "3", "--protocol", "none", "--duration", "64",
+        "run", "dmd2", "--teacher", tiny_teacher_folder, "--evaluations", "3", "--gan-weight", "0", "--protocol", "none", "--duration", "64",
         "--batch", "16", "--output-dir", "run",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -268,14 +271,14 @@ def test_levels_of_a_student_are_chosen_for_every_method_that_has_some(tiny_teac
     common = ["--teacher", tiny_teacher_folder, "--duration", "32", "--batch", "16", "--protocol", "none", "--quiet"]
     for method, flags, levels in (
         ("sid", ["--start-ratio", "5"], [5.0]),
-        ("dmd2", ["--evaluations", "2", "--student-levels", "40,3"], [40.0, 3.0]),
-        ("consistency", ["--start-ratio", "20"], [20.0]),
+        ("dmd2", ["--evaluations", "2", "--gan-weight", "0", "--student-levels", "40,3"], [40.0, 3.0]),
+        ("consistency", ["--source", "pairs", "--pairs-count", "64", "--start-ratio", "20"], [20.0]),
     ):
         done = inside("run", method, *common, *flags, "--output-dir", method)
         assert done.returncode == 0, done.stderr
         sampler = load_student(tmp_path / method).generator.sampler
         assert list(getattr(sampler, "levels", None) or [sampler.t]) == levels
-    refused = inside("run", "progressive", *common, "--start-ratio", "5", "--output-dir", "p")
+    refused = inside("run", "progressive", *common, "--source", "pairs", "--start-ratio", "5", "--output-dir", "p")
     assert refused.returncode == 2 and "--start-ratio" in refused.stderr and not (tmp_path / "p").exists()
 
 

@@ -41,7 +41,9 @@ def test_training_is_interruptible_and_makes_a_teacher_that_can_be_distilled(ins
     # Its teacher.json names it digits, so the preset for digits applies to the folder too.
     plan = inside("run", "dmd", "--teacher", "parts/teacher", "--dry-run")
     assert plan.returncode == 0, plan.stderr
-    assert "preset digits" in " ".join(plan.stdout.replace("│", " ").split())
+    assert "preset 'digits'" in " ".join(plan.stdout.replace("│", " ").split())
+    # And its data come with it.
+    assert load_teacher(str(tmp_path / "parts" / "teacher")).images is not None
 
 
 @pytest.fixture

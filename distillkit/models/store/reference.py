@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from distillkit.contracts.teacher import Teacher, TeacherSpec
@@ -17,7 +18,7 @@ from distillkit.models.store.card import Card, TeacherOffer
 from distillkit.models.store.convert import convert
 from distillkit.models.store.folder import SPEC, WEIGHTS, fresh_teacher, is_teacher_folder, read_spec, read_teacher
 from distillkit.progress import Reporter
-from distillkit.registry import Installed, blaming
+from distillkit.registry import Installed, blaming, registry
 
 
 class Reference(ABC):
@@ -143,10 +144,20 @@ class Folder(Reference):
 
     def load(self, reporter: Reporter, should_stop: Callable[[], int] = lambda: 0) -> Teacher:
         if is_teacher_folder(self.path):
-            return read_teacher(self.path / SPEC, self.path / WEIGHTS)
+            return with_own_images(read_teacher(self.path / SPEC, self.path / WEIGHTS))
         if (self.path / SPEC).is_file():
             raise UsageError(f"{self.path} is not a teacher folder: it has no {WEIGHTS}")
         return diffusers_folder.read_teacher(self.path, self.spec)
+
+
+def with_own_images(teacher: Teacher) -> Teacher:
+    """The teacher, with the data of the offered one whose name and kind of samples it has: it was trained anew."""
+    offer = registry().named("teachers").get(teacher.spec.name)
+    card = offer.value.card if offer and isinstance(offer.value, TeacherOffer) else None
+    kind = {"shape", "conditioner", "codec"}
+    if card and card.images and card.spec.model_dump(include=kind) == teacher.spec.model_dump(include=kind):
+        teacher.images = partial(card.images, teacher)
+    return teacher
 
 
 @dataclass(frozen=True)
