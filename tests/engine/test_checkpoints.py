@@ -37,21 +37,6 @@ def test_interrupted_and_resumed_equals_uninterrupted(bench, method, stop_at):
     assert whole.cost.counts == second.cost.counts
 
 
-def test_resume_keeps_the_memory_layout_that_fused_optimisers_rely_on(bench):
-    whole = bench.trainer(channels_last="on")
-    whole.run(bench.outputs("whole"))
-    first, outputs = bench.trainer(channels_last="on"), bench.outputs("parts")
-    with pytest.raises(Stopped):
-        first.run(outputs, should_stop=lambda: first.step == 3)
-    second = bench.trainer(channels_last="on")
-    second.restore(outputs.checkpoints.load())
-    for parameter in second.student.parameters():
-        moment = second._updaters["student"].optimizer.state[parameter]["exp_avg"]
-        assert moment.stride() == parameter.stride()
-    second.run(outputs)
-    assert_equal_weights(weights(whole), weights(second))
-
-
 class Frozen(Objective):
     """Owns a network that is replaced by the student at the start of every stage, as progressive distillation does."""
 

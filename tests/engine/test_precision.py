@@ -1,0 +1,104 @@
+"""Half precision: overflows are skipped and counted, and an exception leaves nothing switched on."""
+
+import json
+from contextlib import contextmanager
+
+import pytest
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from torch import nn
+
+from distillkit import DistillkitError, OptimizerConfig
+from distillkit.engine.optimization import SMALLEST_SCALE, Updater
+from tests.engine.conftest import Toy, weights
+
+
+class Half:
+    """An accelerator of fp16 on the CPU, which accelerate itself refuses."""
+
+    num_processes, process_index, is_main_process, mixed_precision = 1, 0, True, "fp16"
+    device = torch.device("cpu")
+
+    def wait_for_everyone(self):
+        pass
+
+
+@contextmanager
+def bfloat16(bench):
+    AcceleratorState._reset_state()
+    try:
+        bench.accelerator = Accelerator(cpu=True, mixed_precision="bf16")
+        yield
+    finally:
+        AcceleratorState._reset_state()
+
+
+def global_state():
+    return (
+        torch.is_autocast_enabled("cpu"), torch.get_autocast_dtype("cpu"), torch.is_autocast_cache_enabled(),
+        torch.is_grad_enabled(), torch.is_inference_mode_enabled(), torch.get_default_dtype(),
+        torch._C._len_torch_dispatch_stack(), torch._C._len_torch_function_stack(),
+        torch.are_deterministic_algorithms_enabled(),
+    )  # fmt: skip
+
+
+def test_an_exception_in_a_half_precision_step_leaves_no_state_behind(bench):
+    def fail(index):
+        assert torch.is_autocast_enabled("cpu")
+        raise RuntimeError("out of luck")
+
+    before = global_state()
+    with bfloat16(bench):
+        trainer = bench.trainer(bench.toy(Toy(fail)), precision="bf16")
+        with pytest.raises(DistillkitError, match="out of luck"), trainer.cost.watch(trainer.roles()):
+            trainer.train_step()
+    assert global_state() == before
+    assert not trainer.student.denoiser._forward_pre_hooks
+    assert all(p.requires_grad for p in trainer.student.parameters())
+
+
+def test_bf16_trains(bench):
+    with bfloat16(bench):
+        trainer = bench.trainer(precision="bf16")
+        start = weights(trainer)
+        trainer.run(bench.outputs())
+    assert all(torch.isfinite(v).all() for v in weights(trainer).values())
+    assert any(not torch.equal(v, start[k]) for k, v in weights(trainer).items())
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "adamw", "radam"])
+def test_an_overflow_is_skipped_and_counted_and_the_scale_halved(optimizer):
+    layer = nn.Linear(1, 1, bias=False)
+    updater = Updater(list(layer.parameters()), OptimizerConfig(optimizer=optimizer, lr=0.1), Half())
+    before = layer.weight.detach().clone()
+    for value, moved in ((float("inf"), False), (1.0, True)):
+        scale = updater.scaler.get_scale()
+        updater.backward((layer.weight * value).sum())
+        norm = updater.apply(1.0)
+        assert (norm is not None) == moved == (not torch.equal(layer.weight, before))
+        assert updater.scaler.get_scale() == (scale if moved else scale / 2)
+        assert layer.weight.grad is None
+    assert norm.item() == pytest.approx(1.0)
+    assert (updater.read_skipped(), updater.read_skipped()) == (1, 0)
+
+
+def test_gradients_that_are_not_finite_at_any_scale_end_the_run():
+    layer = nn.Linear(1, 1, bias=False)
+    updater = Updater(list(layer.parameters()), OptimizerConfig(), Half())
+    with pytest.raises(DistillkitError, match="--precision bf16"):
+        for _ in range(40):
+            updater.backward((layer.weight * torch.nan).sum())
+            assert updater.apply(1.0) is None
+    assert updater.scaler.get_scale() < SMALLEST_SCALE
+
+
+def test_a_run_survives_overflows_and_logs_them(bench):
+    bench.accelerator = Half()
+    # The loss itself is finite, its scaled gradient is not.
+    recipe = bench.toy(Toy(lambda index: 1e35 if index in (1, 4) else 1.0))
+    trainer = bench.trainer(recipe, precision="fp16")
+    trainer.run(bench.outputs())
+    entries = [json.loads(x) for x in (bench.folder / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [entry["skipped_steps"] for entry in entries] == [0, 1, 0, 0, 1, 0]
+    assert ["grad_norm/student" in entry for entry in entries] == [True, False, True, True, False, True]
