@@ -53,8 +53,8 @@ def names_of(name: str) -> Names:
     method = name.lower().replace("_", "-").replace(" ", "-")
     if not re.fullmatch(r"[a-z][a-z0-9]*(-[a-z0-9]+)*", method) or keyword.iskeyword(method):
         raise UsageError(f"{name!r}: a method's name is made of letters, numbers and dashes, such as my-method")
-    if method in registry().methods:
-        raise UsageError(f"the method {method!r} is already installed, by {registry().methods[method].origin}")
+    if installed := registry().named("methods").get(method):
+        raise UsageError(f"the method {method!r} is already installed, by {installed.origin}")
     return Names(method)
 
 

@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from distillkit.testing import CHECKS
+
 
 def test_a_new_project_is_complete_and_refuses_to_overwrite(inside, tmp_path):
     made = inside("new-method", "my_method")
@@ -63,4 +65,4 @@ def test_the_project_builds_installs_and_runs(inside, tmp_path, fresh):
     short = ["--duration", "640", "--pairs-count", "16", "--evaluation-samples", "100", "--quiet"]
     assert "student, distilled" in run("distillkit", "run", "my-method", *short, "--output-dir", "run")
     assert Path(folder / "run" / "student" / "model.safetensors").is_file()
-    assert "14 passed" in run("pytest", "-q", "-p", "no:cacheprovider")
+    assert f"{len(CHECKS) + 1} passed" in run("pytest", "-q", "-p", "no:cacheprovider")
