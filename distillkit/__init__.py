@@ -54,8 +54,10 @@ if TYPE_CHECKING:
     from distillkit.evaluation.measure import Measure as Measure
     from distillkit.evaluation.protocol import ExtractorSpec as ExtractorSpec
     from distillkit.evaluation.record import Record as Record
+    from distillkit.jobs.api import compare as compare
     from distillkit.jobs.api import distil as distil
     from distillkit.jobs.api import evaluate as evaluate
+    from distillkit.jobs.api import load_method as load_method
     from distillkit.jobs.run import Run as Run
     from distillkit.models.build import build_denoiser as build_denoiser
     from distillkit.models.build import changed_network as changed_network
@@ -113,10 +115,12 @@ _HOME = {
     "bench": "benchmark.run",
     "build_denoiser": "models.build",
     "changed_network": "models.build",
+    "compare": "jobs.api",
     "distil": "jobs.api",
     "evaluate": "jobs.api",
     "hookimpl": "contracts.hooks",
     "offer": "registry",
+    "load_method": "jobs.api",
     "load_student": "students.artifact",
     "load_teacher": "models.store.resolve",
 }

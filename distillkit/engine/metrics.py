@@ -14,6 +14,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from distillkit.contracts.health import Diagnostic, Health
+from distillkit.contracts.hooks import Tracker
 from distillkit.files import write_bytes
 from distillkit.registry import registry
 
@@ -89,14 +90,20 @@ def _plain(value: Any) -> Any:
 
 
 class Trackers:
-    """An experiment tracker by accelerate's name or a plugin's. Its failures are warnings: local files are the record.
+    """An experiment tracker: by accelerate's name, a plugin's, or an object at hand.
+
+    Its failures are warnings: local files are the record.
 
     Plugins' trackers log on the first process alone.
     """
 
-    def __init__(self, accelerator: Accelerator, name: str, project: str, config: Mapping[str, Any]) -> None:
+    def __init__(self, accelerator: Accelerator, name: str | Tracker, project: str, config: Mapping[str, Any]) -> None:
         self.accelerator = accelerator
-        self.active, self.own = False, None
+        self.active = False
+        self.own: Tracker | None = None
+        if not isinstance(name, str):
+            self.own, self.active = name, accelerator.is_main_process
+            return
         offered = registry().named("trackers").get(name)
         if name == "none" or (offered and not accelerator.is_main_process):
             return

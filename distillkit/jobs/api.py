@@ -12,10 +12,13 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from distillkit.contracts.hooks import Tracker
 from distillkit.contracts.method import Method, Preset
 from distillkit.contracts.teacher import Teacher
 from distillkit.errors import UsageError
-from distillkit.evaluation.record import Record
+from distillkit.evaluation.compare import Table
+from distillkit.evaluation.compare import compare as compare_records
+from distillkit.evaluation.record import Record, read_record
 from distillkit.files import slug
 from distillkit.jobs.context import Context, job_context, launch
 from distillkit.jobs.distil import Distillation
@@ -42,7 +45,7 @@ def distil(
     resume: str | Path | None = None,
     config: str | Path | RunConfig | None = None,
     device: str = "auto",
-    report_to: str = "none",
+    report_to: str | Tracker = "none",
     quiet: bool = False,
     values: Mapping[str, Any] | None = None,
     **settings: Any,
@@ -56,7 +59,7 @@ def distil(
         resume: go on with the run in this folder.
         config: a YAML file of settings, or a whole configuration; `settings` win.
         device: "auto", "cpu", "cuda" or "mps".
-        report_to: a tracker beside metrics.jsonl, or "none".
+        report_to: a tracker beside metrics.jsonl: its name, or an object with `log(values, images)` and `close()`.
         quiet: no progress.
         values: settings nested as in a configuration file, below `settings`.
         settings: any setting by the name of its option: lr=1e-3, duration="100k", pairs_count=1024, data="folder",
@@ -113,7 +116,7 @@ def planned(
     resume: str | Path | None = None,
     config: str | Path | RunConfig | None = None,
     device: str = "auto",
-    report_to: str = "none",
+    report_to: str | Tracker = "none",
     quiet: bool = False,
     values: Mapping[str, Any] | None = None,
     **settings: Any,
@@ -219,3 +222,40 @@ def evaluate_all(
     measured = subject.folder if isinstance(subject, Run) else subject
     with job_context(precision=asked.precision, device=device, quiet=quiet) as context:
         return [(made.record, made.path) for made in evaluate_subject(measured, asked, context)]
+
+
+def compare(*records: Record | Run | str | Path) -> Table:
+    """Records of one protocol in a table: values, errors and paired differences to the best; what `distillkit compare`
+    does.
+
+    Args:
+        records: records, their files, or runs that have been measured.
+
+    Raises:
+        UsageError: for records of several protocols, or a run without one.
+    """
+    tables, _ = compare_records([_record(record) for record in records])
+    if not tables:
+        raise UsageError("compare takes at least one measured record")
+    return tables[0]
+
+
+def _record(given: Record | Run | str | Path) -> Record:
+    if isinstance(given, Run):
+        if given.record is None:
+            raise UsageError(f"{given.folder} was measured under no protocol; measure it by `distillkit.evaluate`")
+        return given.record
+    record = given if isinstance(given, Record) else read_record(Path(given))
+    if not isinstance(record, Record):
+        raise UsageError(f"{given} is a quoted figure, and only measured ones are compared")
+    return record
+
+
+def load_method(name: str | Path) -> type[Method]:
+    """A method's class by name, or from a Python file that defines it.
+
+    Raises:
+        UsageError: for an unknown name or a file without a method.
+    """
+    method: type[Method] = method_offer(name).value
+    return method

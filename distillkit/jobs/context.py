@@ -12,6 +12,7 @@ import torch
 from accelerate import Accelerator
 from pydantic import BaseModel
 
+from distillkit.contracts.hooks import Tracker
 from distillkit.contracts.source import SourceJob
 from distillkit.engine.interrupt import StopRequest, stop_on_signal
 from distillkit.errors import Interrupted, UsageError
@@ -74,13 +75,13 @@ class Context:
     """Device, processes, progress and signals of a job.
 
     Args:
-        report_to: a tracker's name, or "none".
+        report_to: a tracker's name, a tracker, or "none".
     """
 
     accelerator: Accelerator
     reporter: Reporter
     stop: StopRequest
-    report_to: str = "none"
+    report_to: str | Tracker = "none"
 
     @property
     def device(self) -> torch.device:
@@ -118,15 +119,21 @@ class Context:
 
 @contextmanager
 def job_context(
-    *, precision: str = "fp32", device: str = "auto", report_to: str = "none", folder: str = ".", quiet: bool = False
+    *,
+    precision: str = "fp32",
+    device: str = "auto",
+    report_to: str | Tracker = "none",
+    folder: str = ".",
+    quiet: bool = False,
 ) -> Iterator[Context]:
     """A job's context; while it lasts, the first SIGINT or SIGTERM asks the job to stop at a safe place.
 
     Raises:
         UsageError: for a device, precision or tracker that is not there.
     """
-    require_tracker(report_to)
-    accelerator = make_accelerator(precision, device, report_to, folder)
+    named = report_to if isinstance(report_to, str) else "none"
+    require_tracker(named)
+    accelerator = make_accelerator(precision, device, named, folder)
     reporter = reporter_for(quiet=quiet) if accelerator.is_main_process else Quiet()
     with stop_on_signal() as stop:
         yield Context(accelerator, reporter, stop, report_to)

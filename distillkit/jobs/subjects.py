@@ -101,7 +101,7 @@ def found_subjects(
     if isinstance(subject, Teacher):
         return _teachers(subject, _records(None), options, context)
     name, path = str(subject), Path(subject).expanduser()
-    if _is_student(name):
+    if is_student(name):
         student, (folder, selector) = load_student(name, say=context.reporter.say), split_selector(name)
         run = folder.resolve().parent if folder.name == "student" else folder
         title = f"{run.name}@{selector}" if selector else run.name
@@ -114,7 +114,8 @@ def found_subjects(
     return _teachers(reference.load(context.reporter, context.stopped), records, options, context)
 
 
-def _is_student(name: str) -> bool:
+def is_student(name: str) -> bool:
+    """Whether a name is a run, a checkpoint or a student."""
     path = Path(name).expanduser()
     if not path.exists() and "@" in name:
         path = Path(name.rpartition("@")[0]).expanduser()
