@@ -37,6 +37,24 @@ def test_the_first_blocks_of_the_guide_are_a_file_that_runs(inside, tmp_path, ti
     assert load_student(tmp_path / "run").description.settings == {"distance": "l1", "weight": 1.0}
 
 
+SHORTER = {'"64k"': "128, evaluation_samples=100", '"1k"': "16", "10_000": "60", "digits": "{teacher}"}
+
+
+def test_pythons_page_runs(tmp_path, monkeypatch, tiny_teacher_folder):
+    """Every block in turn, with the tiny teacher and shorter trainings."""
+    monkeypatch.chdir(tmp_path)
+    code = "\n".join(blocks("python"))
+    for long, short in SHORTER.items():
+        assert long in code
+        code = code.replace(long, short.format(teacher=tiny_teacher_folder))
+    names = {}
+    exec(compile(code, "python.md", "exec"), names)
+    assert names["pixels"].shape == (16, 1, 8, 8) and names["images"].shape == (8, 1, 8, 8)
+    assert names["record"].label == "FD[digits8cnn/fc64]-60" and names["record"].figure.standard_error > 0
+    assert names["mine"].finished and names["mine"].config.method == "regression"
+    assert (tmp_path / "exported" / "student.json").is_file()
+
+
 @pytest.fixture
 def offered(tmp_path, monkeypatch):
     """The guide's plugin as an installed package, in this process."""
