@@ -132,7 +132,7 @@ def read_recorded(path: Path, kind: type[Any]) -> dict[str, Any]:
     except FileNotFoundError:
         return {}
     except (OSError, ValueError, TypeError) as error:
-        raise DistillkitError(f"cannot read the recorded hashes in {path}: {error}; mend or remove it") from error
+        raise DistillkitError(f"cannot read the recorded hashes in {path}: {error}; repair or remove it") from error
 
 
 def sync_folder(folder: Path) -> None:

@@ -15,7 +15,7 @@ def check(
     """Check a plugin's methods.
 
     What the engine and users rely on, on small networks: about half a minute for a method. Each failure says what is
-    wrong, why it matters and how to mend it. Exit code 1 if anything failed.
+    wrong, why it matters and how to fix it. Exit code 1 if anything failed.
     """
     from distillkit.cli.closing import console
     from distillkit.testing.run import outcomes

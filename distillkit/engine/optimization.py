@@ -113,7 +113,7 @@ class Updater:
         for name, value in tensors.items():
             index, _, key = name.partition(".")
             parameter = self.parameters[int(index)]
-            # A moment lies in memory as its parameter does (channels-last, say): fused kernels rely on it.
+            # A moment is laid out in memory as its parameter is (channels-last, say): fused kernels rely on it.
             laid_out = torch.empty_like(parameter).copy_(value) if value.shape == parameter.shape else value
             state.setdefault(int(index), {})[key] = laid_out
         groups = self.optimizer.state_dict()["param_groups"]
