@@ -16,6 +16,7 @@ from distillkit.contracts.denoiser import Denoiser
 from distillkit.contracts.learner import Learner
 from distillkit.contracts.random import SampleRNG
 from distillkit.contracts.student import StudentGenerator
+from distillkit.engine.losses import loss_of
 from distillkit.testing.setup import Parts
 
 
@@ -99,15 +100,20 @@ def recorded_draws() -> Iterator[list[str]]:
         yield purposes
 
 
-def calls_of_step(parts: Parts, index: int) -> list[Call]:
-    """All evaluations of one step in which every part is due, without an update."""
-    step = parts.step(index)
-    with recorded() as calls:
-        parts.student_loss(step)
+def calls_of_step(parts: Parts, index: int) -> dict[str, list[Call]]:
+    """All evaluations that each part asks for in one step, without an update."""
+    found = {}
+    for objective in parts.recipe.objectives:
+        with recorded() as calls:
+            parts.student_loss(parts.step(index), [objective])
+        found[objective.name] = calls
+    for learner in parts.recipe.learners:
+        step = parts.step(index)
         step.release()
-        for learner in parts.recipe.learners:
-            learner.loss(step)
-    return calls
+        with recorded() as calls:
+            loss_of(learner, step)
+        found[learner.name] = calls
+    return found
 
 
 def names_of(parts: Parts) -> Mapping[int, str]:

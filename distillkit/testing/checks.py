@@ -20,7 +20,7 @@ from distillkit.testing.gradients import (
     recipe_builds_for_every_teacher,
     works_in_bfloat16,
 )
-from distillkit.testing.jobs import moves_to_the_teachers_distribution, runs_end_to_end
+from distillkit.testing.jobs import runs_end_to_end
 from distillkit.testing.noise import (
     inputs_fit_their_levels,
     levels_and_conditions_vary,
@@ -29,6 +29,7 @@ from distillkit.testing.noise import (
     streams_are_separate,
 )
 from distillkit.testing.setup import Settings
+from distillkit.testing.truth import moves_to_the_teachers_distribution
 
 Check = Callable[[type[Method], Settings], None]
 
@@ -45,8 +46,10 @@ CHECKS: Mapping[str, Check] = {
 }  # fmt: skip
 """All checks by name, the cheap ones first."""
 
-ONCE = ("config_round_trips", "presets_are_valid", "settings_change_the_training")
-"""Checks that look at all examples together, or at none."""
+ONCE = (
+    "config_round_trips", "presets_are_valid", "settings_change_the_training", "moves_to_the_teachers_distribution"
+)  # fmt: skip
+"""Checks that look at all examples together or at none of them, and the one whose pace presets set for the defaults."""
 
 
 def cases(method: type[Method], settings: Settings | None = None) -> Iterator[tuple[str, Check, Settings]]:

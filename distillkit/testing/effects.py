@@ -17,7 +17,7 @@ from distillkit.engine.losses import constant, loss_of
 from distillkit.errors import DistillkitError
 from distillkit.testing.failure import CheckFailure
 from distillkit.testing.setup import Settings, parts_of, settings_of
-from distillkit.testing.teachers import conditional
+from distillkit.testing.teachers import smallest
 
 STEPS = 3
 
@@ -42,7 +42,7 @@ def settings_change_the_training(method: type[Method], settings: Settings) -> No
 
 def weights_belong_to_the_engine(method: type[Method], settings: Settings) -> None:
     """An objective's loss does not depend on its weight, which the engine multiplies it by."""
-    parts = parts_of(method, conditional(), settings, apart=True)
+    parts = parts_of(method, smallest(), settings, apart=True)
     for objective in parts.recipe.objectives:
         losses = []
         for factor in (1.0, 2.0):
@@ -60,18 +60,23 @@ def weights_belong_to_the_engine(method: type[Method], settings: Settings) -> No
 
 
 def _has_effect(method: type[Method], base: Settings, name: str, at_base: list[Any]) -> bool:
-    """Whether another value of a setting, the first that can be used, changes anything; and all others if it does
-    not."""
-    values = settings_of(method, base)
-    given = [example[name] for example in method.examples if name in example]
-    annotation = method.Config.model_fields[name].annotation
-    usable = False
-    for value in [*given, *_alternatives(values[name], annotation)]:
+    """Whether another value of a setting, the first that makes a difference, changes anything; also where there is no
+    other value to try.
+
+    A number is changed from one that is not 0: that 0 turns something off says nothing of all the others.
+    """
+    value, usable = settings_of(method, base)[name], False
+    if value == 0 and not isinstance(value, bool):
+        base = {**base, name: 0.5 if isinstance(value, float) else 1}
         try:
-            changed = method.Config.model_validate({**values, name: value}).model_dump(mode="json")
-            if changed == values:
-                continue
-            found = _fingerprint(method, {**base, name: value})
+            at_base = _fingerprint(method, base)
+        except (ValidationError, DistillkitError, ValueError):
+            return False
+        value = base[name]
+    given = [example[name] for example in method.examples if name in example]
+    for other in [*_alternatives(value, method.Config.model_fields[name].annotation)] or given:
+        try:
+            found = _fingerprint(method, {**base, name: other})
         except (ValidationError, DistillkitError, ValueError):
             continue  # out of bounds, or not for this teacher
         usable = True
@@ -87,9 +92,9 @@ def _alternatives(value: Any, annotation: Any) -> Iterator[Any]:
     elif isinstance(value, bool):
         yield not value
     elif isinstance(value, int):
-        yield from (value + 1, 2 * value, value - 1)
+        yield from (value + 1, 2 * value, max(value - 1, 1))
     elif isinstance(value, float):
-        yield from (2 * value, value / 2, value + 0.5, value - 0.5)
+        yield from (2 * value, value / 2)
     elif isinstance(value, list | tuple) and all(isinstance(item, int | float) for item in value):
         yield [0.5 * item for item in value]
     elif value is None and typing.get_origin(annotation) in (typing.Union, types.UnionType):
@@ -105,7 +110,7 @@ def _alternatives(value: Any, annotation: Any) -> Iterator[Any]:
 
 def _fingerprint(method: type[Method], settings: Settings) -> list[Any]:
     """What the engine would do, and all numbers of a few steps of plain gradient descent."""
-    parts = parts_of(method, conditional(), settings, apart=True)
+    parts = parts_of(method, smallest(), settings, apart=True)
     recipe = parts.recipe
     found: list[Any] = [_structure(recipe)]
     for index in range(STEPS):

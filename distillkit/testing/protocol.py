@@ -20,7 +20,7 @@ class SimpleStatistics(FeatureExtractor):
     """Mean, size, mean absolute value and first number of a sample."""
 
     takes: ClassVar[tuple[Content, ...]] = ("images", "video", "points")
-    spec = ExtractorSpec(id="simple-statistics", weights_sha256="0" * 64, dim=DIM, input="decoded samples")
+    spec = ExtractorSpec(id="simple/statistics", weights_sha256="0" * 64, dim=DIM, input="decoded samples")
 
     def forward(self, pixels: Tensor) -> Tensor:
         flat = pixels.flatten(1).float() / (127.5 if pixels.dtype == torch.uint8 else 1.0)

@@ -14,7 +14,7 @@ from distillkit.contracts.method import Method
 from distillkit.contracts.objective import Objective
 from distillkit.contracts.random import SampleRNG
 from distillkit.contracts.recipe import Recipe
-from distillkit.contracts.source import Batches, Pairs, PairSamples
+from distillkit.contracts.source import Batches, Pairs, PairSamples, Source
 from distillkit.contracts.step import Step
 from distillkit.contracts.teacher import Teacher
 from distillkit.engine.losses import constant, loss_of
@@ -41,14 +41,16 @@ def recipe_of(method: type[Method], teacher: Teacher, settings: Settings, seed: 
     return recipe
 
 
-def synthetic_sources(teacher: Teacher, needs: frozenset[type] | None) -> dict[type, Batches[Any]]:
-    """The synthetic twin of every source behind these needs, or of all there are; those of plugins included."""
+def source_classes(needs: frozenset[type] | None) -> list[type[Source[Any]]]:
+    """The sources behind these needs, or all there are; those of plugins included."""
     wanted = None if needs is None else needs | ({Pairs} if PairSamples in needs else set())
-    return {
-        source.batch_type: source.synthetic(teacher, CPU)
-        for source in (offer.value for offer in registry().named("sources").values())
-        if wanted is None or source.batch_type in wanted
-    }
+    offered = [offer.value for offer in registry().named("sources").values()]
+    return [source for source in offered if wanted is None or source.batch_type in wanted]
+
+
+def synthetic_sources(teacher: Teacher, needs: frozenset[type] | None) -> dict[type, Batches[Any]]:
+    """The synthetic twins of `source_classes`, opened."""
+    return {source.batch_type: source.synthetic(teacher, CPU) for source in source_classes(needs)}
 
 
 @dataclass

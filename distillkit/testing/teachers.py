@@ -30,6 +30,11 @@ def conditional() -> Teacher:
     return _teacher("class-conditional", (1, 8, 8), description, ClassLabels(classes=10))
 
 
+def smallest() -> Teacher:
+    """Three classes, 8 x 8 pixels, EDM's schedule, and the cheapest network: for checks that ask it very often."""
+    return _teacher("smallest", (1, 8, 8), _small(1, 2, classes=3), ClassLabels(classes=3))
+
+
 def unconditional() -> Teacher:
     """8 x 8 pixels without classes: predicted noise on a schedule of betas."""
     return _teacher(

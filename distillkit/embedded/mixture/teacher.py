@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from distillkit.contracts.condition import Condition
 from distillkit.contracts.denoiser import Denoiser
@@ -39,31 +39,46 @@ class MixtureDenoiser(Denoiser):
     """E[x0 | x] for x0 from equal Gaussians N(m_k, s^2 I) and x = x0 + sigma n, in closed form:
 
     D = sum_k r_k (s^2 x + sigma^2 m_k) / (s^2 + sigma^2), r_k = softmax_k(-|x - m_k|^2 / (2 (s^2 + sigma^2))).
+
+    Args:
+        network: has the layers that a formula has not; features are its own.
     """
 
-    def __init__(self, schedule: Schedule | None = None) -> None:
+    def __init__(self, schedule: Schedule | None = None, network: Denoiser | None = None) -> None:
         super().__init__()
         self.schedule = schedule or EDMSchedule()
+        self._network = (network,)  # in a tuple: its weights are not this denoiser's
         self.means: Tensor
         self.register_buffer("means", means().float())
 
     def forward(self, x: Tensor, t: Tensor, condition: Condition) -> Tensor:
+        if self.partial and self._network[0] is not None:
+            return self._network[0](x, t, condition)
         variance = t.to(x.dtype).square()[:, None]
         total = variance + SPREAD**2
         centres = self.means.to(x.dtype)
         nearest = torch.softmax(-(x[:, None] - centres).square().sum(2) / (2 * total), dim=1) @ centres
         return (SPREAD**2 * x + variance * nearest) / total
 
+    def layer(self, name: str) -> nn.Module:
+        return super().layer(name) if self._network[0] is None else self._network[0].layer(name)
+
+    def with_features(
+        self, x: Tensor, t: Tensor, condition: Condition, layers: Sequence[str] = ("bottleneck",)
+    ) -> tuple[Tensor, list[Tensor]]:
+        return self(x, t, condition), self.features(x, t, condition, layers)
+
 
 class MixtureTeacher(Teacher):
     """The exact denoiser as a teacher of points (B, 2).
 
     Args:
-        fitted: the teacher whose network students and score estimators are copies of.
+        fitted: the teacher whose network students and score estimators are copies of, and whose features this one has.
     """
 
     def __init__(self, fitted: Teacher) -> None:
-        super().__init__(MixtureDenoiser(fitted.schedule), fitted.spec, fitted.conditioner, fitted.codec)
+        exact = MixtureDenoiser(fitted.schedule, fitted.denoiser)
+        super().__init__(exact, fitted.spec, fitted.conditioner, fitted.codec)
         self.start = fitted.denoiser
 
     def copy_denoiser(self) -> Denoiser:
