@@ -51,13 +51,14 @@ class Bench:
     def __init__(self, suite: Suite, folder: Path, teacher: Teacher, context: Context) -> None:
         self.suite, self.folder, self.context = suite, folder, context
         self.teacher = teacher.to(context.device)
-        self.protocol = suite.protocol or default_protocol(teacher)
-        if self.protocol is None:
+        protocol = suite.protocol or default_protocol(teacher)
+        if protocol is None:
             raise UsageError(
                 f"no protocol is known for the teacher {teacher.spec.name}: name one in the suite (protocol: NAME; "
                 "`distillkit protocols` lists them)"
             )
-        self.measure = load_measure(self.protocol, count=suite.samples)
+        self.protocol = protocol
+        self.measure = load_measure(protocol, count=suite.samples)
         self.results = Results(
             suite=suite, environment=environment(), created=datetime.now(UTC).isoformat(timespec="seconds")
         )

@@ -99,5 +99,8 @@ def read_results(folder: Path) -> Results:
         raise UsageError(f"no results in {folder}: {FILE} is not there")
     try:
         return Results.model_validate(json.loads(path.read_text(encoding="utf-8")))
-    except (ValidationError, ValueError, OSError) as error:
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise DistillkitError(f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+    except (ValueError, OSError) as error:
         raise DistillkitError(f"{path} cannot be read: {str(error).splitlines()[0]}") from error
