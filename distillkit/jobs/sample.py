@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -15,6 +16,8 @@ from distillkit.errors import UsageError
 from distillkit.evaluation.sampling import count_evaluations
 from distillkit.jobs.context import Context
 from distillkit.jobs.subjects import is_student, solver_steps
+from distillkit.models.diffusers.folder import is_diffusers_folder
+from distillkit.models.store.folder import is_teacher_folder
 from distillkit.models.store.resolve import resolve
 from distillkit.students.artifact import load_student
 
@@ -52,7 +55,13 @@ def make_samples(
         UsageError: for a name that stands for neither, or options that do not fit it.
     """
     if not is_student(name):
-        teacher = resolve(name).load(context.reporter, context.stopped).to(context.device)
+        try:
+            reference = resolve(name)
+        except UsageError as error:
+            raise UsageError(f"no student in {name}, and no teacher either: {error}") from error
+        if (place := Path(name).expanduser()).is_dir() and not (is_teacher_folder(place) or is_diffusers_folder(place)):
+            raise UsageError(f"no student in {name}, and no teacher either; name a run, a student or a teacher")
+        teacher = reference.load(context.reporter, context.stopped).to(context.device)
         return _of_teacher(teacher, count, seed, classes, nfe, guidance, batch, context)
     if guidance != 1.0:
         raise UsageError("--guidance is for teachers; a student has learnt in what it has")

@@ -32,7 +32,7 @@ from distillkit.jobs.measures import measures_for
 from distillkit.jobs.previews import Previews
 from distillkit.jobs.teacher_recipe import EDM_TRAINING, LossConfig, NetworkConfig, teacher_recipe
 from distillkit.models.store.folder import fresh_teacher, write_teacher
-from distillkit.models.store.resolve import default_teacher, resolve
+from distillkit.models.store.resolve import cards, default_teacher, resolve
 from distillkit.registry import registry
 from distillkit.runs.config import ConfigFile, EvaluationConfig, merge, validated
 from distillkit.runs.folder import RunFolder
@@ -66,7 +66,7 @@ def resolve_teacher(options: Mapping[str, Any], file: ConfigFile | None = None) 
         defaults: dict[str, Any] = {"training": EDM_TRAINING, "name": slug(Path(str(path)).stem)}
     else:
         name = str(asked.get("name", default_teacher()))
-        card = resolve(name).card
+        card = cards().get(name)
         if options.get("network") or card is None or card.training is None:
             raise UsageError(
                 f"{name}: what is this teacher to learn? Give its images: --data FILE.zip, FOLDER or hf:ORG/NAME"

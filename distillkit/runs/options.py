@@ -103,16 +103,18 @@ def place(into: dict[str, Any], where: Sequence[str], value: Any) -> None:
 
 
 def option_name(where: Sequence[str]) -> str:
-    """The option behind a place of the configuration, for messages: `--lr`; the place itself where there is none."""
+    """The option behind a place of the configuration, for messages: `--lr`, `--pairs-count`."""
+    sources = {name: (offer.value.Config, f"{name}-") for name, offer in registry().named("sources").items()}
     models: dict[Place, tuple[type[BaseModel], str]] = {
-        ("training",): (TrainingConfig, ""), ("student",): (StudentConfig, "student-"),
-        ("evaluation",): (EvaluationConfig, "evaluation-"), ("settings",): (BaseModel, ""),
-        **{("sources", n): (o.value.Config, f"{n}-") for n, o in registry().named("sources").items()},
-    }  # fmt: skip
+        ("training",): (TrainingConfig, ""),
+        ("student",): (StudentConfig, "student-"),
+        ("evaluation",): (EvaluationConfig, "evaluation-"),
+        # A teacher's training has its images beside it.
+        **{(name,): found for name, found in sources.items()},
+        **{("sources", name): found for name, found in sources.items()},
+    }
     above, name = tuple(where[:-1]), where[-1]
-    if above not in models:
-        return f"--{name.replace('_', '-')}" if len(where) == 1 else ".".join(where)
-    model, prefix = models[above]
+    model, prefix = models.get(above, (BaseModel, ""))
     if name not in model.model_fields:
         return f"--{name.replace('_', '-')}"
     return f"--{Section(above, model, '', prefix).flag(name)}"

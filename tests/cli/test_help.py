@@ -48,7 +48,9 @@ def test_listings(inside):
 
 
 def test_completion_script(cli):
-    done = cli("--show-completion", env={"_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION": "1", "SHELL": "/bin/bash"})
+    done = cli(
+        "--show-completion", "bash", env={"_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION": "1", "SHELL": "/bin/bash"}
+    )
     assert done.returncode == 0 and "_DISTILLKIT_COMPLETE" in done.stdout
     completed = cli(env={"_DISTILLKIT_COMPLETE": "complete_bash", "COMP_WORDS": "distillkit meth", "COMP_CWORD": "1"})
     assert "methods" in completed.stdout
