@@ -52,10 +52,11 @@ def generators(accelerator: Accelerator) -> dict[str, Tensor]:
 
 def restore_generators(saved: Mapping[str, Tensor], accelerator: Accelerator) -> None:
     """Set the global generators to this process' row, or to an earlier one's where more processes resume than saved."""
-    rank = accelerator.process_index
-    torch.set_rng_state(saved["cpu"][rank % len(saved["cpu"])])
-    if accelerator.device.type == "cuda" and "cuda" in saved:
-        torch.cuda.set_rng_state(saved["cuda"][rank % len(saved["cuda"])], accelerator.device)
+    # A copy of the row: torch may crash on a state that begins within other memory.
+    mine = {kind: rows[accelerator.process_index % len(rows)].clone() for kind, rows in saved.items()}
+    torch.set_rng_state(mine["cpu"])
+    if accelerator.device.type == "cuda" and "cuda" in mine:
+        torch.cuda.set_rng_state(mine["cuda"], accelerator.device)
 
 
 def own_draws(accelerator: Accelerator) -> AbstractContextManager[None]:
