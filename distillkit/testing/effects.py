@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import types
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import zip_longest
 from typing import Any, Literal
 
 import torch
@@ -29,7 +30,7 @@ def settings_change_the_training(method: type[Method], settings: Settings) -> No
     for base in bases:
         if not silent:
             break
-        at_base = _fingerprint(method, base)
+        at_base = [*_fingerprint(method, base)]
         silent = {name for name in silent if not _has_effect(method, base, name, at_base)}
     if silent:
         raise CheckFailure(
@@ -69,19 +70,18 @@ def _has_effect(method: type[Method], base: Settings, name: str, at_base: list[A
     if value == 0 and not isinstance(value, bool):
         base = {**base, name: 0.5 if isinstance(value, float) else 1}
         try:
-            at_base = _fingerprint(method, base)
+            at_base = [*_fingerprint(method, base)]
         except (ValidationError, DistillkitError, ValueError):
             return False
         value = base[name]
     given = [example[name] for example in method.examples if name in example]
     for other in [*_alternatives(value, method.Config.model_fields[name].annotation)] or given:
         try:
-            found = _fingerprint(method, {**base, name: other})
+            if _differs(_fingerprint(method, {**base, name: other}), at_base):
+                return True
         except (ValidationError, DistillkitError, ValueError):
             continue  # out of bounds, or not for this teacher
         usable = True
-        if not _same(found, at_base):
-            return True
     return not usable
 
 
@@ -108,28 +108,27 @@ def _alternatives(value: Any, annotation: Any) -> Iterator[Any]:
                 yield from typing.get_args(inner)
 
 
-def _fingerprint(method: type[Method], settings: Settings) -> list[Any]:
-    """What the engine would do, and all numbers of a few steps of plain gradient descent."""
+def _fingerprint(method: type[Method], settings: Settings) -> Iterator[Any]:
+    """What the engine would do, and then all numbers of a few steps of plain gradient descent, as they come."""
     parts = parts_of(method, smallest(), settings, apart=True)
     recipe = parts.recipe
-    found: list[Any] = [_structure(recipe)]
+    yield _structure(recipe)
     for index in range(STEPS):
         step = parts.step(index)
         loss = parts.student_loss(step)
-        found.append(loss.detach().clone())
+        yield loss.detach().clone()
         if loss.requires_grad:
             _descend(loss, recipe.student)
         step.release()
         for learner in recipe.learners:
             loss = loss_of(learner, step)
-            found.append(loss.detach().clone())
+            yield loss.detach().clone()
             _descend(loss, learner)
         for objective in recipe.objectives:
             objective.after_step(step)
-        found += [value for _, value in sorted(step.logged.items())]
+        yield from (value for _, value in sorted(step.logged.items()))
     for module in parts.networks.values():
-        found += [parameter.detach().clone() for parameter in module.parameters()]
-    return found
+        yield from (parameter.detach().clone() for parameter in module.parameters())
 
 
 def _structure(recipe: Recipe) -> str:
@@ -152,10 +151,13 @@ def _descend(loss: Tensor, module: nn.Module, rate: float = 1e-2) -> None:
             parameter.sub_(rate * gradient / size)
 
 
-def _same(a: list[Any], b: list[Any]) -> bool:
-    def equal(x: Any, y: Any) -> bool:
-        if isinstance(x, Tensor) and isinstance(y, Tensor):
-            return x.shape == y.shape and torch.equal(x, y)
-        return bool(x == y)
+def _differs(found: Iterable[Any], expected: Sequence[Any]) -> bool:
+    """Whether two fingerprints differ; no more of the first is computed than it takes to see it."""
+    missing = object()
+    return not all(_equal(a, b) for a, b in zip_longest(found, expected, fillvalue=missing))
 
-    return len(a) == len(b) and all(map(equal, a, b))
+
+def _equal(a: Any, b: Any) -> bool:
+    if isinstance(a, Tensor) and isinstance(b, Tensor):
+        return a.shape == b.shape and torch.equal(a, b)
+    return type(a) is type(b) and bool(a == b)

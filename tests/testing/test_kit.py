@@ -1,26 +1,36 @@
 """The conformance kit: every check catches what it is for."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from pydantic import BaseModel, Field
 
 from distillkit import (
+    Images,
     Learner,
     Method,
     MethodConfig,
     Objective,
     OneStep,
+    Pairs,
     Preset,
     Recipe,
+    Samples,
     ScoreEstimator,
     StudentGenerator,
+    Teacher,
+    build_denoiser,
 )
 from distillkit.diffusion import l2, pseudo_huber
-from distillkit.testing import CHECKS, CheckFailure, check_method, outcomes
+from distillkit.parts import FakeScore
+from distillkit.testing import CHECKS, TEACHERS, CheckFailure, check_method, outcomes
+from distillkit.testing.checks import cases
 
 
 class Endpoint(Objective):
-    needs = ("pairs",)
+    needs = (Pairs,)
 
     def __call__(self, step):
         return pseudo_huber(step.student(step.pairs.noise, step.pairs.condition), step.pairs.sample).mean()
@@ -45,6 +55,62 @@ class Good(Method):
 
 def test_a_small_good_method_passes_everything():
     check_method(Good)
+
+
+class Perceptual(Good):
+    """The student's samples in the features of the frozen teacher."""
+
+    name = "perceptual"
+
+    def recipe(self, teacher, config):
+        return Recipe(StudentGenerator.from_teacher(teacher), [InFeatures(teacher, config.weight)])
+
+
+class InFeatures(Objective):
+    needs = (Pairs,)
+
+    def __init__(self, teacher, weight):
+        super().__init__(weight)
+        self.teacher = teacher
+
+    def __call__(self, step):
+        made, pairs = step.student(step.pairs.noise, step.pairs.condition), step.pairs
+        t = self.teacher.schedule.at(torch.full((len(made),), 0.1))
+        a, b = (self.teacher.denoiser.features(x, t, pairs.condition)[0] for x in (made, pairs.sample))
+        return l2(made, pairs.sample).mean() + 0.1 * l2(a, b.detach()).mean()
+
+
+def test_a_method_in_the_features_of_the_frozen_teacher_passes_what_looks_at_it():
+    for name in ("every_pass_is_counted", "levels_and_conditions_vary", "moves_to_the_teachers_distribution"):
+        CHECKS[name](Perceptual, {})
+
+
+def test_settings_are_checked_beside_the_defaults():
+    class Fragile(Good):
+        """Fails with an even number."""
+
+        name = "fragile"
+        examples = ({"even": 1}, {"even": 2})
+
+        class Config(MethodConfig):
+            weight: float = Field(1.0, description="weight of the loss")
+            even: int = Field(1, description="fails where it is even")
+
+        def recipe(self, teacher, config):
+            if config.even % 2 == 0:
+                raise ZeroDivisionError
+            return super().recipe(teacher, config)
+
+    asked = {name: (check, settings) for name, check, settings in cases(Fragile)}
+    assert set(CHECKS) < set(asked), "the defaults come first"
+    for name in ("steps_are_deterministic", "steps_are_deterministic[even=1]"):
+        check, settings = asked[name]
+        check(Fragile, settings)
+    check, settings = asked["steps_are_deterministic[even=2]"]
+    with pytest.raises(ZeroDivisionError):
+        check(Fragile, settings)
+    with pytest.raises(CheckFailure):
+        check_method(Fragile, settings={"even": 2})
 
 
 class Lax(BaseModel):
@@ -76,8 +142,8 @@ class TrainsItsCopy(Endpoint):
         return {"copy": self.copied} if self.copied else {}
 
     def __call__(self, step):
-        level = torch.ones(len(step))
-        return super().__call__(step) + l2(self.copied(step.pairs.sample, level, step.pairs.condition), 0).mean()
+        t = step.uniform("level").float() + 0.1
+        return super().__call__(step) + l2(self.copied(step.pairs.sample, t, step.pairs.condition), 0).mean()
 
 
 class Random(Endpoint):
@@ -86,7 +152,7 @@ class Random(Endpoint):
 
 
 class BatchStatistics(Endpoint):
-    needs = ("samples",)
+    needs = (Samples,)
 
     def __call__(self, step):
         return step.samples.std(0).sum()
@@ -107,7 +173,7 @@ class ReadsMore(Endpoint):
 
 
 class DeclaresMore(Endpoint):
-    needs = ("pairs", "images")
+    needs = (Pairs, Images)
 
 
 class HiddenNetwork(Endpoint):
@@ -139,7 +205,7 @@ class Leaky(ScoreEstimator):
 
 class Idle(Learner):
     name = "idle"
-    needs = ("samples",)
+    needs = (Samples,)
 
     def __init__(self):
         super().__init__()
@@ -150,7 +216,54 @@ class Idle(Learner):
 
 
 class OwnSampler(OneStep):
-    kind: str = "mine"
+    """A sampler that no hook offers."""
+
+
+class Weighted(Endpoint):
+    def __call__(self, step):
+        return super().__call__(step) * self.weight
+
+
+class FixedLevel(Endpoint):
+    needs = (Images,)
+    drawn, mixed = 0.0, 1.0
+
+    def __call__(self, step):
+        x0, schedule = step.images.sample, step.student.schedule
+        t = schedule.at(0.5 + self.drawn * step.uniform("level").float())
+        x = self.noisy(x0, step.normal("images/noise"), t, schedule)
+        return l2(step.student.denoiser(x, t, step.images.condition), x0).mean()
+
+    def noisy(self, x0, noise, t, schedule):
+        return schedule.add_noise(x0, noise, t)
+
+
+class NoNoise(FixedLevel):
+    drawn = 50.0
+
+    def noisy(self, x0, noise, t, schedule):
+        return x0
+
+
+class OneScaleAlone(FixedLevel):
+    drawn = 1.0
+
+    def noisy(self, x0, noise, t, schedule):
+        return x0 + t[:, None, None, None] * noise
+
+
+class OwnNoise(Endpoint):
+    needs = (Samples,)
+
+    def __call__(self, step):
+        return (step.samples * step.normal("noise")).mean()
+
+
+class Unweighted(FakeScore):
+    def loss(self, step):
+        t = self.draw_levels(step, "fake/level")
+        noisy = self.denoiser.schedule.add_noise(step.samples.detach(), step.normal("fake/noise"), t)
+        return l2(self(noisy, t, step.condition), step.samples.detach()).mean()
 
 
 def with_copy(name):
@@ -164,8 +277,12 @@ def with_copy(name):
 
 def only_labels(self, teacher, config):
     recipe = Good.recipe(self, teacher, config)
-    assert teacher.draw_condition(torch.zeros(1)).labels is not None
+    assert "labels" in teacher.conditioner.encode(torch.zeros(1, dtype=torch.int64))
     return recipe
+
+
+def ignores_its_weight(self, teacher, config):
+    return Recipe(StudentGenerator.from_teacher(teacher), [self.objective()])
 
 
 def own_sampler(self, teacher, config):
@@ -179,10 +296,10 @@ BROKEN = {
     "config without defaults": ("config_round_trips", {"Config": Required}, "no defaults"),
     "preset with a wrong value": (
         "presets_are_valid",
-        {"presets": (Preset("p", ("digits",), {"weight": "much"}, source="here"),)},
+        {"presets": (Preset("p", ("some",), {"weight": "much"}, source="here"),)},
         "is refused",
     ),
-    "preset without source": ("presets_are_valid", {"presets": (Preset("p", ("digits",)),)}, "does not say where"),
+    "preset without source": ("presets_are_valid", {"presets": (Preset("p", ("some",)),)}, "does not say where"),
     "only for labels": ("recipe_builds_for_every_teacher", {"recipe": only_labels}, "unconditional teacher"),
     "detached": ("gradients_reach_the_student_alone", {"objective": Detached}, "no gradient flows"),
     "constant": ("gradients_reach_the_student_alone", {"objective": Constant}, "is zero"),
@@ -197,10 +314,10 @@ BROKEN = {
         "into the student",
     ),
     "idle learner": ("learners_leave_the_student_alone", {"learners": lambda self, teacher: [Idle()]}, "idle"),
-    "global randomness": ("steps_are_deterministic", {"objective": Random}, "differ in average, student"),
+    "global randomness": ("steps_are_deterministic", {"objective": Random}, "average, student"),
     "batch statistics": ("steps_do_not_depend_on_the_split", {"objective": BatchStatistics}, "number of GPUs"),
     "remembers": ("resume_is_exact", {"objective": Remembers}, "resuming"),
-    "reads more": ("needs_are_what_is_used", {"objective": ReadsMore}, "reads step.images"),
+    "reads more": ("needs_are_what_is_used", {"objective": ReadsMore}, "reads Images"),
     "declares more": ("needs_are_what_is_used", {"objective": DeclaresMore}, "never reads"),
     "hidden network": (
         "every_pass_is_counted",
@@ -208,7 +325,18 @@ BROKEN = {
         "8 of ",
     ),
     "only float32": ("works_in_bfloat16", {"objective": OnlyFloat32}, "AssertionError"),
-    "sampler of its own": ("students_load_and_sample", {"recipe": own_sampler}, "cannot be saved, loaded and sampled"),
+    "weight twice": ("weights_belong_to_the_engine", {"objective": Weighted}, "2 times as large"),
+    "weight ignored": ("settings_change_the_training", {"recipe": ignores_its_weight}, "with weight"),
+    "level fixed": ("levels_and_conditions_vary", {"objective": FixedLevel}, "fixed_level asks the student"),
+    "no noise": ("inputs_fit_their_levels", {"objective": NoNoise}, "less than there should be"),
+    "one family alone": ("schedules_are_respected", {"objective": OneScaleAlone}, "changes its direction"),
+    "noise twice": ("streams_are_separate", {"objective": OwnNoise}, "'noise'"),
+    "score without weight": (
+        "score_estimators_follow_the_student",
+        {"learners": lambda self, teacher: [Unweighted.from_teacher(teacher)]},
+        "no more than at high",
+    ),
+    "sampler of its own": ("runs_end_to_end", {"recipe": own_sampler}, "OwnSampler"),
     "uphill": ("moves_to_the_teachers_distribution", {"objective": Uphill}, "before it was"),
 }
 
@@ -218,9 +346,9 @@ def test_every_check_catches_what_it_is_for(kind):
     check, changes, said = BROKEN[kind]
     broken = type("Broken", (Good,), {"name": "broken", "__doc__": "Broken on purpose.", **changes})
     with pytest.raises(CheckFailure) as caught:
-        CHECKS[check](broken)
+        CHECKS[check](broken, {})
     message = str(caught.value)
-    assert said in message and "why it matters:" in message and "how to mend it:" in message
+    assert said in message and "why it matters:" in message and "how to correct it:" in message
 
 
 def test_every_check_has_something_to_catch():
@@ -239,30 +367,62 @@ def test_a_failing_check_does_not_stop_the_others():
     assert not found["config_round_trips"] and "RuntimeError: no" in found["resume_is_exact"]
 
 
+@pytest.mark.parametrize("kind", TEACHERS)
+def test_students_of_the_kits_teachers_are_made_anew_from_their_descriptions(kind):
+    teacher = TEACHERS[kind]()
+    assert isinstance(teacher, Teacher)
+    again = build_denoiser(teacher.denoiser.description)
+    again.load_state_dict(teacher.denoiser.state_dict())
+    noise = torch.randn(2, *teacher.spec.shape, generator=torch.Generator().manual_seed(0))
+    condition = teacher.conditioner.encode(teacher.conditioner.in_turn(range(2)))
+    t = teacher.schedule.at(torch.full((2,), 0.7))
+    assert torch.equal(again(noise, t, condition), teacher.denoiser(noise, t, condition))
+    decoded = teacher.codec.decode(teacher.sample(noise, condition))
+    assert decoded.shape == (2, *teacher.codec.decoded_shape(teacher.spec.shape))
+    assert teacher.codec.encode(decoded).shape == noise.shape
+
+
 def test_the_command_names_what_is_checked(inside):
     unknown = inside("check", "dnd")
-    assert unknown.returncode == 2 and "Did you mean 'dmd'" in unknown.stderr
-    good = inside("check", "kd")
-    assert good.returncode == 0 and "13 of 13 checks passed" in good.stdout
+    assert unknown.returncode == 2 and "'dmd'" in unknown.stderr
 
 
-def test_pytest_runs_the_checks_of_a_package(pytester_like):
-    outcome = pytester_like("--distillkit-check", "kd", "-q", "-k", "config or presets")
+def test_a_file_is_checked_without_a_package(tmp_path):
+    from distillkit.errors import UsageError
+    from distillkit.registry import _FILES, registry
+    from distillkit.testing.select import methods_of
+
+    place = tmp_path / "tried.py"
+    place.write_text("from distillkit import Method\n\n\nclass Tried(Method):\n    name = 'tried'\n    recipe = None\n")
+    try:
+        assert [method.name for method in methods_of(str(place))] == ["tried"]
+        with pytest.raises(UsageError):
+            methods_of(str(tmp_path / "absent.py"))
+    finally:
+        _FILES.clear()
+        registry.cache_clear()
+
+
+def pytest_on(folder, *arguments):
+    """Pytest on an empty test file, in a process of its own."""
+    (folder / "test_nothing.py").write_text("")
+    return subprocess.run(
+        [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", str(folder), *arguments],
+        cwd=folder, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+
+
+def test_pytest_runs_the_checks_of_a_package(tmp_path):
+    outcome = pytest_on(tmp_path, "--distillkit-check", "kd", "-q", "-k", "config or presets")
     assert outcome.returncode == 0 and "2 passed" in outcome.stdout, outcome.stdout
-    wrong = pytester_like("--distillkit-check", "nothing-here")
-    assert wrong.returncode == 4 and "unknown package or method" in wrong.stderr + wrong.stdout
+    wrong = pytest_on(tmp_path, "--distillkit-check", "nothing-here")
+    assert wrong.returncode == 4 and "nothing-here" in wrong.stderr + wrong.stdout
 
 
-@pytest.fixture
-def pytester_like(tmp_path):
-    import subprocess
-    import sys
-
-    def run(*arguments):
-        (tmp_path / "test_nothing.py").write_text("")
-        return subprocess.run(
-            [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", str(tmp_path), *arguments],
-            cwd=tmp_path, capture_output=True, text=True, check=False,
-        )  # fmt: skip
-
-    return run
+def test_pytest_elsewhere_does_not_pay_for_torch(tmp_path):
+    (tmp_path / "conftest.py").write_text(
+        "import sys\n\n\ndef pytest_unconfigure(config):\n"
+        "    print('distillkit' in str(config.pluginmanager.list_name_plugin()), 'torch' in sys.modules)\n"
+    )
+    outcome = pytest_on(tmp_path, "-q")
+    assert "True False" in outcome.stdout, outcome.stdout

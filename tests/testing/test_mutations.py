@@ -189,7 +189,7 @@ MUTATIONS = {
     ),
     "dmd: sign of the gradient flipped": Mutation(
         "dmd", MOVES, DIFFERENCE, "(fake - real) / residual", "(real - fake) / residual", "",
-        {"regression_weight": 0},
+        {"regression_weight": 0, "fake_updates": 1},
     ),
     "sid: sign of the loss flipped": Mutation(
         "sid", MOVES, IDENTITY, "apart * (fake - x)", "apart * (x - fake)"
