@@ -5,7 +5,19 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from distillkit import Condition, Denoiser, SampleRNG, Step, StudentGenerator, Teacher, TeacherSpec
+from distillkit import (
+    ClassLabels,
+    Condition,
+    Denoiser,
+    SampleRNG,
+    Step,
+    StudentGenerator,
+    Teacher,
+    TeacherSpec,
+    Unconditional,
+    UsageError,
+)
+from distillkit.diffusion import EDMSchedule, per_sample
 
 
 class Recorder(Denoiser):
@@ -13,17 +25,17 @@ class Recorder(Denoiser):
 
     def __init__(self):
         super().__init__()
-        self.calls = []
+        self.calls, self.schedule = [], EDMSchedule()
         self.scale = torch.nn.Parameter(torch.ones(()))
 
-    def forward(self, x, sigma, condition):
+    def forward(self, x, t, condition):
         self.calls.append(len(x))
         factor = 1 + condition["labels"].float() if condition else torch.ones(len(x))
-        return x * factor.view(-1, 1, 1, 1) * self.scale
+        return x * per_sample(factor, x) * self.scale
 
 
-def teacher(classes=3):
-    return Teacher(Recorder(), TeacherSpec(name="t", shape=(1, 2, 2), num_classes=classes, network={}))
+def teacher(null_label=True):
+    return Teacher(Recorder(), TeacherSpec(name="t", shape=(1, 2, 2)), ClassLabels(classes=3, null_label=null_label))
 
 
 @settings(max_examples=50, deadline=None)
@@ -55,7 +67,7 @@ def test_draws_differ_by_seed_purpose_step_and_index_and_are_well_distributed():
 def test_guidance_is_uncond_plus_w_times_difference():
     t, x = teacher(), torch.ones(2, 1, 2, 2)
     condition, sigma = Condition(labels=torch.tensor([1, 2])), torch.ones(2)
-    conditional, unconditional = t(x, sigma, condition), t.denoiser(x, sigma, t.null_condition(condition))
+    conditional, unconditional = t(x, sigma, condition), t.denoiser(x, sigma, t.conditioner.null(condition))
     for w in (0.0, 0.5, 1.0, 3.0):
         expected = unconditional + w * (conditional - unconditional)
         torch.testing.assert_close(t(x, sigma, condition, w), expected)
@@ -63,49 +75,51 @@ def test_guidance_is_uncond_plus_w_times_difference():
     t(x, sigma, condition)
     t(x, sigma, condition, 2.0)
     assert t.denoiser.calls == [2, 4], "one evaluation without guidance, one of twice the batch with it"
+    with pytest.raises(UsageError, match="guidance 1"):
+        teacher(null_label=False)(x, sigma, condition, 2.0)
 
 
-def test_text_conditions_and_latents_fit_without_change():
-    """A latent text-to-image teacher: other fields, a prompt list, a decoder; the contracts pass it through."""
+def test_classes_are_keys_by_number_or_name():
+    labels = ClassLabels(classes=3, class_names=("cat", "dog", "owl"))
+    assert labels.parse(["dog", "2"]).tolist() == [1, 2] and labels.names(torch.tensor([0, 2])) == ["cat", "owl"]
+    assert labels.in_turn(range(2, 6)).tolist() == [2, 0, 1, 2]
+    assert set(labels.draw(SampleRNG(0).uniform("c", 0, range(200))).tolist()) == {0, 1, 2}
+    for wrong in ("3", "-1", "cow", "1.0"):
+        with pytest.raises(UsageError, match=repr(wrong)):
+            labels.parse([wrong])
+    assert not Unconditional().encode(torch.zeros(4, dtype=torch.int64)) and Unconditional().count == 0
 
-    class TextTeacher(Teacher):
-        prompts = torch.randn(5, 7, 3)
 
-        def draw_condition(self, uniform):
-            index = (uniform * 5).long()
-            return Condition(text=self.prompts[index], mask=torch.ones(len(index), 7))
-
-        def null_condition(self, condition):
-            return Condition(text=torch.zeros_like(condition["text"]), mask=condition["mask"])
-
-        def decode(self, x):
-            return super().decode(torch.nn.functional.interpolate(x, scale_factor=8))
-
-    class TextDenoiser(Denoiser):
-        def forward(self, x, sigma, condition):
-            return x + condition["text"].mean((1, 2)).view(-1, 1, 1, 1)
-
-    t = TextTeacher(TextDenoiser(), TeacherSpec(name="text", shape=(4, 8, 8), network={}))
-    step = Step(index=0, indices=range(6), student=StudentGenerator.from_teacher(t), rng=SampleRNG(0),
-                draw_condition=t.draw_condition, device=torch.device("cpu"))  # fmt: skip
-    assert step.samples.shape == (6, 4, 8, 8)
-    assert t(step.samples, torch.ones(6), step.condition, 7.5).shape == (6, 4, 8, 8)
-    assert t.decode(step.samples).shape == (6, 4, 64, 64)
+def test_a_step_reads_what_is_declared_and_releases_the_students_graph():
+    t = teacher()
+    step = Step(
+        index=0, indices=range(6), student=StudentGenerator.from_teacher(t), rng=SampleRNG(0),
+        conditioner=t.conditioner, device=torch.device("cpu"),
+    )  # fmt: skip
+    assert step.samples.shape == (6, 1, 2, 2) and step.samples.requires_grad
+    values = step.samples.detach().clone()
+    step.release()
+    assert not step.samples.requires_grad and torch.equal(step.samples, values)
+    with pytest.raises(RuntimeError, match="Images"):
+        _ = step.images
 
 
 def test_condition_is_a_mapping_with_a_batch():
     condition = Condition(labels=torch.arange(4), text=torch.zeros(4, 2))
-    assert set(condition) == {"labels", "text"} and condition.select(slice(1, 3)).labels.tolist() == [1, 2]
+    assert set(condition) == {"labels", "text"} and condition.select(slice(1, 3))["labels"].tolist() == [1, 2]
     assert Condition.cat([condition, condition])["text"].shape == (8, 2)
-    assert not Condition() and Condition().labels is None and not Condition.cat([Condition(), Condition()])
+    assert not Condition() and Condition().get("labels") is None and not Condition.cat([Condition(), Condition()])
     assert "labels=(4,)" in repr(condition)
+    null = condition.extended(labels=torch.full((4,), -1))
+    mixed = Condition.where(torch.tensor([True, False, True, False]), null, condition)
+    assert mixed["labels"].tolist() == [-1, 1, -1, 3]
     with pytest.raises(ValueError, match="differ in batch size"):
         Condition(labels=torch.arange(4), text=torch.zeros(3, 2))
 
 
 def test_decode_rounds_half_up_as_edm_does(golden):
     t = golden("frechet").tensors
-    decoded = teacher().decode(t["quant.x_f32"].view(1, 1, 1, -1)).flatten()
+    decoded = teacher().codec.decode(t["quant.x_f32"].view(1, 1, 1, -1)).flatten()
     assert torch.equal(decoded, t["quant.edm_u8"])
 
 
