@@ -258,7 +258,8 @@ def test_a_tracker_that_is_not_installed_is_a_warning(small_run, inside, tmp_pat
 
 def test_a_run_without_a_protocol_says_so_before_and_counts_its_evaluations(tiny_teacher_folder, inside, tmp_path):
     done = inside(
-        "run", "dmd2", "--teacher", tiny_teacher_folder, "--evaluations", "3", "--gan-weight", "0", "--protocol", "none", "--duration", "64",
+        "run", "dmd2", "--teacher", tiny_teacher_folder, "--evaluations", "3", "--gan-weight", "0",
+        "--protocol", "none", "--duration", "64",
         "--batch", "16", "--output-dir", "run",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
