@@ -1,27 +1,41 @@
-"""Pages that are made when the site is built: the command line's reference and the reports of benchmarks."""
+"""Pages that are made when the site is built: the command line's reference, the notebook, reports of benchmarks."""
 
 from __future__ import annotations
 
+import contextlib
+import io
+import json
 import logging
 import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import typer
 from mkdocs.structure.files import File, Files
 
-WIDTH = "100"
+WIDTH = 100
+NOTEBOOK = Path(__file__).with_name("notebook.ipynb")
 RESULTS = Path(__file__).parents[1] / "benchmarks" / "results"
 
 
 def on_files(files: Files, config: Any) -> Files:
     files.append(File.generated(config, "cli.md", content=cli_page()))
+    files.append(File.generated(config, "notebook.md", content=notebook_page()))
     for name, page in reports():
         files.append(File.generated(config, f"results/{name}.html", content=page))
     return files
+
+
+def notebook_page() -> str:
+    """The notebook's cells as a page, which links to the file itself."""
+    cells = [
+        "".join(cell["source"]) if cell["cell_type"] == "markdown" else f"```python\n{''.join(cell['source'])}\n```"
+        for cell in json.loads(NOTEBOOK.read_text(encoding="utf-8"))["cells"]
+    ]
+    title, *rest = cells
+    return "\n\n".join([title, f"[The notebook]({NOTEBOOK.name}), to run it.", *rest, ""])
 
 
 def reports() -> Iterator[tuple[str, str]]:
@@ -67,6 +81,17 @@ def _commands() -> list[tuple[str, ...]]:
 
 
 def _help(words: tuple[str, ...]) -> str:
-    environment = {**os.environ, "COLUMNS": WIDTH, "TERMINAL_WIDTH": WIDTH, "NO_COLOR": "1"}
-    command = [sys.executable, "-m", "distillkit", *words, "--help"]
-    return subprocess.run(command, capture_output=True, text=True, check=True, env=environment).stdout.strip()
+    """What `distillkit WORDS --help` prints, in this process: typer's width is a constant, click's the terminal's."""
+    from typer import rich_utils
+
+    from distillkit.cli import app
+
+    out, said = io.StringIO(), {"COLUMNS": str(WIDTH), "NO_COLOR": "1"}
+    with (
+        mock.patch.dict(os.environ, said),
+        mock.patch.object(rich_utils, "MAX_WIDTH", WIDTH),
+        contextlib.redirect_stdout(out),
+        contextlib.suppress(typer.Exit),
+    ):
+        app([*words, "--help"], prog_name="distillkit", standalone_mode=False)
+    return out.getvalue().strip()

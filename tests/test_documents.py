@@ -4,14 +4,21 @@ import re
 from pathlib import Path
 
 import pytest
+import typer
+
+from distillkit.cli import app
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = [
     ROOT / "README.md",
     ROOT / "CONTRIBUTING.md",
+    ROOT / "CHANGELOG.md",
     ROOT / "benchmarks" / "README.md",
     *sorted((ROOT / "docs").glob("*.md")),
 ]
+
+MADE = ("cli.md", "results/")
+"""What is made when the site is built."""
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: f"{path.parent.name}-{path.name}")
@@ -23,45 +30,66 @@ def test_links_lead_somewhere(document):
     for target in re.findall(r"\]\(([^)\s]+)\)", text):
         if target.startswith("#"):
             assert target[1:] in anchors, target
-        elif not target.startswith("http") and target != "cli.md":  # made when the site is built
+        elif not target.startswith("http") and not target.startswith(MADE):
             assert (document.parent / target.partition("#")[0]).exists(), target
+
+
+HELPS = (
+    (), ("run", "dmd"), ("run", "dmd2"), ("run", "consistency"), ("run", "progressive"), ("run", "kd"), ("sample",),
+    ("teachers", "train"), ("teachers", "convert"), ("evaluate",), ("protocols", "pin"), ("reference", "make"),
+    ("compare",), ("bench",), ("export",), ("check",),
+)  # fmt: skip
+"""Commands whose options the documents name."""
+
+NO_OPTIONS = ("CONTRIBUTING.md", "CHANGELOG.md")
+"""Documents that name options of other tools, or former ones."""
+
+OTHERS = {"--nproc_per_node", "--nproc", "--signal", "--json", "--rounds", "--peak-tflops", "--trajectories-steps"}
+"""Options of torchrun, Slurm, scripts, and of the guide's own plugin."""
 
 
 def test_every_option_in_the_documents_exists(inside, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
-    text = "".join(path.read_text(encoding="utf-8") for path in DOCUMENTS if path.name != "CONTRIBUTING.md")
-    known = "".join(
-        inside(*words, "--help").stdout
-        for words in (
-            ["run", "dmd"],
-            ["run", "dmd2"],
-            ["run", "consistency"],
-            ["run", "progressive"],
-            ["sample"],
-            ["teachers", "train"],
-            ["teachers", "convert"],
-            ["evaluate"],
-            ["protocols", "pin"],
-            ["reference", "make"],
-            ["compare"],
-            ["bench"],
-            ["export"],
-            ["check"],
-            [],
-        )
-    )
-    others = {
-        "--nproc_per_node",
-        "--nproc",
-        "--signal",
-        "--json",
-        "--rounds",
-        "--peak-tflops",
-    }  # torchrun, Slurm, scripts
-    options = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", text)) - others
+    text = "".join(path.read_text(encoding="utf-8") for path in DOCUMENTS if path.name not in NO_OPTIONS)
+    text = text.replace("`--NAME-FIELD`", "")
+    known = "".join(inside(*words, "--help").stdout for words in HELPS)
+    options = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", text)) - OTHERS
     assert len(options) > 10
     for option in options:
-        assert option in known, option
+        assert re.search(rf"{option}(?![\w-])", known), option
+
+
+COMMANDS = ("run", "sample", "evaluate", "compare", "bench", "export", "methods", "teachers", "protocols", "check",
+            "new-method", "plugins", "reference")  # fmt: skip
+
+
+def test_every_command_in_the_documents_exists():
+    """`$ distillkit COMMAND SUB`: the command, and the subcommand of a group."""
+    root = typer.main.get_command(app)
+    context = root.make_context("distillkit", [], resilient_parsing=True)
+    assert set(root.list_commands(context)) == set(COMMANDS)
+    groups = {
+        name: command.list_commands(context)
+        for name in COMMANDS
+        if hasattr(command := root.get_command(context, name), "list_commands")
+    }
+    seen = set()
+    for path in DOCUMENTS:
+        for line in re.findall(r"^\$ distillkit (.*)$", path.read_text(encoding="utf-8"), re.M):
+            words = [word for word in line.partition("#")[0].split() if not word.startswith(("-", "./"))] or ["run"]
+            assert words[0] in COMMANDS, line
+            if words[0] in groups and words[0] != "run" and len(words) > 1:
+                assert words[1] in groups[words[0]], line
+            seen.add(words[0])
+    assert seen >= {"run", "sample", "evaluate", "compare", "bench", "export"}
+
+
+STRANGE = r"\b(told|made-up|rehears\w*|ruler|mend|mended|mending|lasting|lies in)\b"
+
+
+def test_the_documents_use_the_terms_of_the_field():
+    for document in DOCUMENTS:
+        assert not re.findall(STRANGE, document.read_text(encoding="utf-8")), document
 
 
 def test_nothing_in_the_documents_is_unfinished():
