@@ -53,7 +53,7 @@ def test_every_option_in_the_documents_exists(inside, monkeypatch):
     text = "".join(path.read_text(encoding="utf-8") for path in DOCUMENTS if path.name not in NO_OPTIONS)
     text = text.replace("`--NAME-FIELD`", "")
     known = "".join(inside(*words, "--help").stdout for words in HELPS)
-    options = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", text)) - OTHERS
+    options = set(re.findall(r"(?<![\w-])--[a-z][a-z0-9_-]+", text)) - OTHERS
     assert len(options) > 10
     for option in options:
         assert re.search(rf"{option}(?![\w-])", known), option
