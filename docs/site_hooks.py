@@ -39,7 +39,7 @@ def notebook_page() -> str:
 
 
 def reports() -> Iterator[tuple[str, str]]:
-    """Name and HTML of every benchmark whose records are in the repository."""
+    """Name and HTML of every benchmark whose records are in the repository, in the form of this version."""
     from distillkit.benchmark.report import HTML, pages
     from distillkit.benchmark.run import BenchResult
     from distillkit.errors import DistillkitError
@@ -49,7 +49,7 @@ def reports() -> Iterator[tuple[str, str]]:
             result = BenchResult(found.parent)
             yield found.parent.name, pages(result.folder, result.results, result.leaderboard)[HTML]
         except DistillkitError as error:
-            logging.getLogger("mkdocs.hooks").warning("no report of %s: %s", found.parent.name, error)
+            logging.getLogger("mkdocs.hooks").info("no report of %s: %s", found.parent.name, error)
 
 
 def cli_page() -> str:

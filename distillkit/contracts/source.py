@@ -62,7 +62,8 @@ class SourceJob:
 
     Args:
         device: where batches go.
-        rank, world: this process and their number; what is made is shared by number.
+        rank: this process.
+        world: the number of processes; what is made is shared among them by number.
         say: one line for the user.
         task: `with task(title, total, unit) as bar: bar.advance(n)`, progress of something long.
         should_stop: a signal's number once one has come, else 0: stop at the next safe place by `interrupted`.

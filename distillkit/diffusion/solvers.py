@@ -31,8 +31,10 @@ def euler(denoise: DenoiseAt, noise: Tensor, times: Tensor, schedule: Schedule, 
     """First-order steps; one evaluation a step.
 
     Args:
-        denoise, noise, schedule: as in `heun`.
+        denoise: as in `heun`.
+        noise: as in `heun`.
         times: (N,) descending.
+        schedule: as in `heun`.
         to_clean: end with a step to the clean sample: N evaluations. Otherwise end at the last time: N - 1.
 
     Returns:

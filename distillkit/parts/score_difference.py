@@ -62,7 +62,8 @@ class DistributionMatching(Objective):
     (Yin et al. 2024, section 3.2 and Algorithm 2).
 
     Args:
-        teacher, fake: the two scores.
+        teacher: gives the score of the data.
+        fake: gives the score of the student's samples.
         weight: of this term.
         guidance: of the teacher; the fake score is not guided.
         levels: smallest and largest noise level, as shares of the schedule's grid of T = 1000.

@@ -46,7 +46,11 @@ def denoising_loss(denoiser: Denoiser, x0: Tensor, noise: Tensor, t: Tensor, con
     lambda is the weight that the network was trained with: the loss of what it predicts, whatever that is.
 
     Args:
-        x0, noise: (B, ...). t: (B,).
+        denoiser: D, the network to train.
+        x0: (B, ...), clean samples.
+        noise: (B, ...), standard normal.
+        t: (B,), times of the schedule.
+        condition: of every sample.
 
     Returns:
         A scalar, the mean over all elements.
@@ -61,7 +65,8 @@ class FakeScore(ScoreEstimator):
     Args:
         denoiser: usually a copy of the teacher's.
         levels: the distribution of noise levels; evenly the T = 1000 of the schedule's grid by default.
-        optimizer, every: see `Learner`.
+        optimizer: see `Learner`.
+        every: see `Learner`.
     """
 
     name = "fake_score"
