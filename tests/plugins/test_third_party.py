@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from distillkit.registry import load_file, registry
+from distillkit.testing import CHECKS
 from tests.plugins.conftest import README_METHOD, blocks
 
 LOSS = "pseudo_huber(step.student(pairs.noise, pairs.condition), pairs.sample).mean()"
@@ -34,6 +35,12 @@ def test_a_third_partys_method_is_listed_explained_run_and_sampled(install, insi
     assert "endpoints" not in registry().named("methods")
     sampled = inside("sample", "run", "--num", "4", "--output", "grid.png")
     assert sampled.returncode == 0, sampled.stderr
+
+
+@pytest.mark.parametrize("check", ["config_round_trips", "needs_are_what_is_used", "settings_change_the_training"])
+def test_the_readmes_method_conforms(install, check):
+    install("my_kd", README_METHOD)
+    CHECKS[check](registry().named("methods")["endpoints"].value, {})
 
 
 BROKEN = {
