@@ -17,7 +17,7 @@ from distillkit.runs.config import resolve
 from distillkit.testing.calls import recorded
 from distillkit.testing.failure import CheckFailure
 from distillkit.testing.setup import Settings, parts_of, synthetic_sources
-from distillkit.testing.teachers import conditional
+from distillkit.testing.teachers import smallest
 from distillkit.testing.training import trainer_of
 
 
@@ -87,7 +87,7 @@ def presets_are_valid(method: type[Method], settings: Settings) -> None:
 
 def needs_are_what_is_used(method: type[Method], settings: Settings) -> None:
     """Each objective and learner reads of the step what it declares, and nothing else."""
-    parts = parts_of(method, conditional(), settings)
+    parts = parts_of(method, smallest(), settings)
     everything = replace(parts, sources=synthetic_sources(parts.teacher, None))
     for part in parts.recipe.parts:
         step = everything.step(needs=part.needs)
@@ -120,7 +120,7 @@ def _names(kinds: Iterable[type]) -> str:
 
 def every_pass_is_counted(method: type[Method], settings: Settings) -> None:
     """The engine knows every network that is evaluated, so the cost of the method is its true cost."""
-    trainer = trainer_of(method, conditional(), settings)
+    trainer = trainer_of(method, smallest(), settings)
     with recorded() as calls:
         for _ in range(trainer.recipe.student_every):
             trainer.train_step()

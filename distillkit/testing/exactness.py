@@ -15,7 +15,7 @@ from distillkit.contracts.method import Method
 from distillkit.engine.trainer import Stopped
 from distillkit.testing.failure import CheckFailure
 from distillkit.testing.setup import BATCH, Settings
-from distillkit.testing.teachers import conditional
+from distillkit.testing.teachers import smallest
 from distillkit.testing.training import different, outputs_in, trainer_of, weights
 
 
@@ -24,7 +24,7 @@ def steps_are_deterministic(method: type[Method], settings: Settings) -> None:
     ends = []
     for noise in (0, 1):
         torch.manual_seed(noise)
-        trainer = trainer_of(method, conditional(), settings)
+        trainer = trainer_of(method, smallest(), settings)
         torch.manual_seed(noise)
         for _ in range(max(2, trainer.recipe.student_every)):
             trainer.train_step()
@@ -41,7 +41,7 @@ def steps_do_not_depend_on_the_split(method: type[Method], settings: Settings) -
     """A batch in two passes, as two processes would share it, gives the gradient of the batch in one."""
     found = []
     for part in (None, BATCH // 2):
-        trainer = trainer_of(method, conditional(), settings, batch_per_device=part, lr=1e-9)
+        trainer = trainer_of(method, smallest(), settings, batch_per_device=part, lr=1e-9)
         trained: dict[str, nn.Module] = {"student": trainer.student}
         trained |= {learner.name: learner for learner in trainer.recipe.learners}
         with contextlib.ExitStack() as stack:
@@ -65,13 +65,13 @@ def resume_is_exact(method: type[Method], settings: Settings) -> None:
     """Stopped in the middle and resumed, a training ends with the same bits."""
     accelerator = Accelerator(cpu=True)
     with tempfile.TemporaryDirectory() as folder:
-        whole = trainer_of(method, conditional(), settings, accelerator=accelerator)
+        whole = trainer_of(method, smallest(), settings, accelerator=accelerator)
         whole.run(outputs_in(Path(folder) / "whole", accelerator))
-        first = trainer_of(method, conditional(), settings, accelerator=accelerator)
+        first = trainer_of(method, smallest(), settings, accelerator=accelerator)
         outputs = outputs_in(Path(folder) / "stopped", accelerator)
         with contextlib.suppress(Stopped):
             first.run(outputs, should_stop=lambda: first.step == 3)
-        second = trainer_of(method, conditional(), settings, accelerator=accelerator)
+        second = trainer_of(method, smallest(), settings, accelerator=accelerator)
         second.restore(outputs.checkpoints.load())
         second.run(outputs)
         if found := different(weights(whole), weights(second)):

@@ -9,7 +9,7 @@ from distillkit.contracts.method import Method
 from distillkit.engine.losses import loss_of
 from distillkit.testing.failure import CheckFailure
 from distillkit.testing.setup import Settings, has_gradient, parts_of
-from distillkit.testing.teachers import TEACHERS, conditional
+from distillkit.testing.teachers import TEACHERS, conditional, smallest
 from distillkit.testing.training import different, trainer_of, weights
 
 
@@ -30,7 +30,7 @@ def recipe_builds_for_every_teacher(method: type[Method], settings: Settings) ->
 def gradients_reach_the_student_alone(method: type[Method], settings: Settings) -> None:
     """The objectives move the student; the teacher, frozen copies and learners get no gradient from them."""
     # Two scores that start alike have no difference yet: the networks are where training has begun.
-    parts = parts_of(method, conditional(), settings, apart=True)
+    parts = parts_of(method, smallest(), settings, apart=True)
     loss = parts.student_loss(parts.step())
     if not loss.requires_grad:
         raise CheckFailure(
@@ -63,7 +63,7 @@ def gradients_reach_the_student_alone(method: type[Method], settings: Settings) 
 
 def learners_leave_the_student_alone(method: type[Method], settings: Settings) -> None:
     """A learner's loss trains the learner and sends nothing into the student or the teacher."""
-    parts = parts_of(method, conditional(), settings, apart=True)
+    parts = parts_of(method, smallest(), settings, apart=True)
     for learner in parts.recipe.learners:
         loss_of(learner, parts.step()).backward()
         if not has_gradient(learner):

@@ -29,12 +29,12 @@ def runs_end_to_end(method: type[Method], settings: Settings) -> None:
     for kind, make in [*TEACHERS.items()][: 1 if settings else None]:
         with tempfile.TemporaryDirectory() as folder, own_cache(Path(folder) / "cache"):
             teacher = make()
-            steps = 4 * recipe_of(method, teacher, settings).student_every
+            half = 2 * BATCH * recipe_of(method, teacher, settings).student_every
             try:
                 run = distil(
                     method, teacher, output_dir=Path(folder) / "run", quiet=True, device="cpu", protocol=NAME,
-                    values={"settings": settings_of(method, settings)}, batch=BATCH, duration=steps * BATCH,
-                    checkpoint_every=2 * BATCH, sample_every=2 * BATCH, evaluate_every=2 * BATCH, log_every=BATCH,
+                    values={"settings": settings_of(method, settings)}, batch=BATCH, duration=2 * half,
+                    checkpoint_every=half, sample_every=half, evaluate_every=half, log_every=half,
                     evaluate_samples=32, evaluation_samples=64, pairs_count=BATCH, pairs_steps=2, channels_last="off",
                 )  # fmt: skip
                 _check_run(run, teacher)

@@ -31,10 +31,17 @@ def trainer_of(
     **changes: Any,
 ) -> Trainer:
     """A trainer of the method on synthetic data: six steps."""
-    values = {"batch": BATCH, "duration": 6 * BATCH, "lr": 1e-3, "log_every": BATCH, "channels_last": "off"}
+    values: dict[str, Any] = {
+        "batch": BATCH,
+        "duration": 6 * BATCH,
+        "lr": 1e-3,
+        "log_every": BATCH,
+        "channels_last": "off",
+    }
+    values |= {f"{what}_every": 6 * BATCH for what in ("checkpoint", "sample", "evaluate")} | changes
     recipe = recipe_of(method, teacher, settings, seed)
     return Trainer(
-        recipe, teacher, TrainingConfig(**values | changes), accelerator=accelerator or Accelerator(cpu=True),
+        recipe, teacher, TrainingConfig.model_validate(values), accelerator=accelerator or Accelerator(cpu=True),
         seed=seed, sources=synthetic_sources(teacher, recipe.needs),
     )  # fmt: skip
 
