@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from collections.abc import Iterator, Mapping
@@ -200,8 +201,9 @@ class _Saved:
 
         def pack(tensor: Tensor) -> Tensor:
             storage = tensor.untyped_storage()
-            if storage.data_ptr() not in self._parameters:
-                saved[storage.data_ptr()] = storage.nbytes()
+            with contextlib.suppress(RuntimeError):  # of a tensor under forward-mode differentiation
+                if (address := storage.data_ptr()) not in self._parameters:
+                    saved[address] = storage.nbytes()
             return tensor
 
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda packed: packed):
