@@ -6,47 +6,30 @@ rounds). Nothing here is a test.
 
 from __future__ import annotations
 
-import argparse
-import json
-import statistics
-from pathlib import Path
-
 import torch
-from accelerate import Accelerator
 
 from benchmarks.speed.bare_loop import KL_WEIGHT, BareLoop
-from benchmarks.speed.timing import in_turn, ratio, show
-from distillkit import Pairs, SourceJob, StudentGenerator, load_teacher
+from benchmarks.speed.timing import Bench, ratio
+from distillkit import Pairs, SourceJob, StudentGenerator
 from distillkit.data.pairs import PairsConfig, PairSource
 from distillkit.engine.config import TrainingConfig
 from distillkit.engine.trainer import Trainer
-from distillkit.environment import environment
 from distillkit.evaluation.generator import student_generator, teacher_generator
 from distillkit.evaluation.record import Subject
 from distillkit.jobs.timing import timed
-from distillkit.models.store.resolve import default_teacher
 from distillkit_dmd.method import DMD, DMDConfig
 
 PAIRS = 256
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--teacher", default=default_teacher())
-    parser.add_argument("--batch", type=int, default=64)
-    parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--repeats", type=int, default=4)
-    parser.add_argument("--json", type=Path, help="also write the figures here")
-    options = parser.parse_args()
-
-    accelerator = Accelerator(cpu=not torch.cuda.is_available())
-    device, batch = accelerator.device, options.batch
-    teacher = load_teacher(options.teacher).to(device)
+    bench = Bench.from_command_line(__doc__)
+    teacher, device, batch = bench.teacher, bench.device, bench.batch
     opened = PairSource(teacher, PairsConfig(count=PAIRS)).open(SourceJob(device=device))
     settings = DMDConfig(distance="l2", kl_weight=KL_WEIGHT, regression_weight=1.0)
     config = TrainingConfig(batch=batch, duration="1B", lr=1e-5)
     trainer = Trainer(
-        DMD().recipe(teacher, settings), teacher, config, accelerator=accelerator, seed=0, sources={Pairs: opened}
+        DMD().recipe(teacher, settings), teacher, config, accelerator=bench.accelerator, seed=0, sources={Pairs: opened}
     )
     pairs = opened.select(range(PAIRS))
     joint = BareLoop(teacher, pairs, batch, device)
@@ -61,14 +44,12 @@ def main() -> None:
     def train_pass() -> None:
         student.denoiser(noise, t, condition).square().mean().backward()
 
-    seconds = in_turn(
+    seconds = bench.in_turn(
         {
             "engine": trainer.train_step, "bare": joint.step, "separate": separate.step,
             "forward": forward, "train": train_pass,
-        },
-        options.rounds, options.repeats,
+        }
     )  # fmt: skip
-    median = {name: statistics.median(values) for name, values in seconds.items()}
     floor = [2 * f + 3 * t for f, t in zip(seconds["forward"], seconds["train"], strict=True)]
     subject = Subject(kind="student", name="one step")
     fast = timed(student_generator(student.eval(), teacher.conditioner, teacher.codec, subject), device)[1]
@@ -82,12 +63,7 @@ def main() -> None:
         "student passes apart / in one batch (bare loop)": ratio(seconds["separate"], seconds["bare"]),
     }
     figures[f"one-step student / teacher with {teacher.spec.solver_steps} steps, samples per second"] = fast / slow
-    show(f"DMD on {teacher.spec.name}, batch {batch}, {device}", figures)
-    print({name: f"{value * 1e3:.1f} ms" for name, value in median.items()})
-    if options.json:
-        report = {"figures": figures, "milliseconds": {k: v * 1e3 for k, v in median.items()}, "batch": batch,
-                  "teacher": teacher.spec.name, "environment": environment()}  # fmt: skip
-        options.json.write_text(json.dumps(report, indent=2) + "\n")
+    bench.report("DMD", figures, seconds)
 
 
 if __name__ == "__main__":

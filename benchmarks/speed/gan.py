@@ -7,23 +7,15 @@ engine is to be near the first. Memory is what graphs hold at most for their bac
 
 from __future__ import annotations
 
-import argparse
-import json
-import statistics
-from pathlib import Path
-
 import torch
-from accelerate import Accelerator
 from torch import Tensor
 
 from benchmarks.speed.bare_loop import Networks, adam, apply
-from benchmarks.speed.timing import in_turn, ratio, saved_bytes, show
-from distillkit import Condition, Images, SampleRNG, Teacher, load_teacher
+from benchmarks.speed.timing import Bench, ratio, saved_bytes
+from distillkit import Condition, Images, SampleRNG, Teacher
 from distillkit.data.synthetic import SyntheticImages
 from distillkit.engine.config import TrainingConfig
 from distillkit.engine.trainer import Trainer
-from distillkit.environment import environment
-from distillkit.models.store.resolve import default_teacher
 from distillkit.parts import DiscriminatorHead, discriminator_loss, generator_loss, weighted_error
 from distillkit_dmd2.method import DMD2, DMD2Config
 
@@ -86,30 +78,26 @@ class BareGAN(Networks):
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--teacher", default=default_teacher())
-    parser.add_argument("--batch", type=int, default=64)
-    parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--repeats", type=int, default=4)
-    parser.add_argument("--json", type=Path, help="also write the figures here")
-    options = parser.parse_args()
-
-    accelerator = Accelerator(cpu=not torch.cuda.is_available())
-    device, batch = accelerator.device, options.batch
-    teacher = load_teacher(options.teacher).to(device)
+    bench = Bench.from_command_line(__doc__)
+    teacher, device, batch = bench.teacher, bench.device, bench.batch
     source = SyntheticImages(teacher, device)
     images = source.batch(SampleRNG(0), 0, range(batch))
     settings = DMD2Config(updates=1, kl_weight=0.25, gan_weight=GAN_WEIGHT, critic_gan_weight=CRITIC_WEIGHT)
     config = TrainingConfig(batch=batch, duration="1B", lr=1e-5)
     trainer = Trainer(
-        DMD2().recipe(teacher, settings), teacher, config, accelerator=accelerator, seed=0, sources={Images: source}
+        DMD2().recipe(teacher, settings),
+        teacher,
+        config,
+        accelerator=bench.accelerator,
+        seed=0,
+        sources={Images: source},
     )
     actions = {
         "engine": trainer.train_step,
         "lean": BareGAN(teacher, images, device, lean=True).step,
         "whole": BareGAN(teacher, images, device, lean=False).step,
     }
-    seconds = in_turn(actions, options.rounds, options.repeats)
+    seconds = bench.in_turn(actions)
     held: dict[str, float] = {}
     for name, action in actions.items():
         with saved_bytes() as counted:
@@ -123,13 +111,7 @@ def main() -> None:
             ("memory", held["engine"] / held[name]),
         )
     }
-    show(f"DMD2 with its GAN on {teacher.spec.name}, batch {batch}, {device}", figures)
-    median = {name: statistics.median(values) * 1e3 for name, values in seconds.items()}
-    print({name: f"{median[name]:.1f} ms, {held[name]:.1f} MiB" for name in actions})
-    if options.json:
-        report = {"figures": figures, "milliseconds": median, "mebibytes": held, "batch": batch,
-                  "teacher": teacher.spec.name, "environment": environment()}  # fmt: skip
-        options.json.write_text(json.dumps(report, indent=2) + "\n")
+    bench.report("DMD2 with its GAN", figures, seconds, mebibytes=held)
 
 
 if __name__ == "__main__":

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import argparse
+import json
 import statistics
 import time
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
+from accelerate import Accelerator
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
+
+from distillkit import Teacher, load_teacher
+from distillkit.environment import environment
+from distillkit.models.store.resolve import default_teacher
 
 
 def in_turn(actions: Mapping[str, Callable[[], object]], rounds: int, repeats: int) -> dict[str, list[float]]:
@@ -42,6 +50,57 @@ def show(title: str, figures: dict[str, float]) -> None:
     for name, value in figures.items():
         table.add_row(name, f"{value:.3f}")
     Console(width=110).print(table)
+
+
+@dataclass(frozen=True)
+class Bench:
+    """A script's teacher, device and numbers, from its command line; and its report."""
+
+    teacher: Teacher
+    accelerator: Accelerator
+    batch: int
+    rounds: int
+    repeats: int
+    json: Path | None
+
+    @classmethod
+    def from_command_line(cls, doc: str | None) -> Bench:
+        """The first line of `doc` is the help's."""
+        parser = argparse.ArgumentParser(description=(doc or "").partition("\n")[0])
+        parser.add_argument("--teacher", default=default_teacher())
+        parser.add_argument("--batch", type=int, default=64)
+        parser.add_argument("--rounds", type=int, default=15)
+        parser.add_argument("--repeats", type=int, default=4)
+        parser.add_argument("--json", type=Path, help="also write the figures here")
+        given = vars(parser.parse_args())
+        accelerator = Accelerator(cpu=not torch.cuda.is_available())
+        teacher = load_teacher(given.pop("teacher")).to(accelerator.device)
+        return cls(teacher, accelerator, **given)
+
+    @property
+    def device(self) -> torch.device:
+        return self.accelerator.device
+
+    def in_turn(self, actions: Mapping[str, Callable[[], object]]) -> dict[str, list[float]]:
+        """Seconds per call of each action."""
+        return in_turn(actions, self.rounds, self.repeats)
+
+    def report(
+        self, what: str, figures: dict[str, float], seconds: Mapping[str, list[float]], **others: dict[str, float]
+    ) -> None:
+        """Show the ratios, and the medians of every action behind them; write all where it was asked for.
+
+        Args:
+            others: what else was found of each action, by its unit.
+        """
+        show(f"{what} on {self.teacher.spec.name}, batch {self.batch}, {self.device}", figures)
+        found = {"milliseconds": {name: statistics.median(values) * 1e3 for name, values in seconds.items()}, **others}
+        for unit, values in found.items():
+            print(f"{unit}: {', '.join(f'{name} {value:.1f}' for name, value in values.items())}")
+        if self.json:
+            whole = {"figures": figures, **found, "batch": self.batch, "teacher": self.teacher.spec.name,
+                     "environment": environment()}  # fmt: skip
+            self.json.write_text(json.dumps(whole, indent=2) + "\n")
 
 
 class _Saved:
