@@ -27,7 +27,8 @@ from distillkit.errors import DistillkitError
 from distillkit.evaluation.measure import Measure
 from distillkit.evaluation.protocol import SampleSpec
 from distillkit.evaluation.record import Subject
-from distillkit.evaluation.sampling import Tally, count_evaluations, inputs, require_content
+from distillkit.evaluation.sampling import Tally, inputs, require_content
+from distillkit.models.counting import count_evaluations
 from distillkit.models.hashes import content_hash
 from distillkit.registry import registry
 

@@ -1,19 +1,16 @@
-"""Noise, conditions and counts of an evaluation: the same for any batch size, device or number of processes."""
+"""Noise, conditions and tallies of an evaluation: the same for any batch size, device or number of processes."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from distillkit.contracts.codec import Content
 from distillkit.contracts.conditioner import Conditioner
-from distillkit.contracts.denoiser import Denoiser
 from distillkit.errors import DistillkitError
 from distillkit.evaluation.protocol import SampleSpec
 
@@ -59,25 +56,6 @@ def inputs(
     else:
         keys = conditioner.in_turn(indices)
     return noise, keys, list(numbers)
-
-
-@contextmanager
-def count_evaluations(denoiser: Denoiser) -> Iterator[Callable[[], int]]:
-    """Count the samples that pass through a denoiser; yields a function that returns the number so far.
-
-    A guided evaluation passes twice as many samples, and so counts double.
-    """
-    seen = 0
-
-    def count(module: nn.Module, args: tuple[Any, ...]) -> None:
-        nonlocal seen
-        seen += len(args[0])
-
-    handle = denoiser.register_forward_pre_hook(count)
-    try:
-        yield lambda: seen
-    finally:
-        handle.remove()
 
 
 @dataclass

@@ -7,7 +7,8 @@ import time
 import torch
 
 from distillkit.evaluation.generator import Generator
-from distillkit.evaluation.sampling import count_evaluations, seeded_noise
+from distillkit.evaluation.sampling import seeded_noise
+from distillkit.models.counting import count_evaluations
 
 SECONDS, MOST = 3.0, 256
 """Batches are doubled until one takes so long, or holds so many samples."""

@@ -20,6 +20,7 @@ from distillkit.contracts.student import StudentGenerator
 from distillkit.contracts.teacher import Teacher, TeacherSpec
 from distillkit.errors import DistillkitError, UsageError
 from distillkit.models.build import build_denoiser
+from distillkit.models.counting import count_evaluations
 from distillkit.registry import registry
 
 if TYPE_CHECKING:
@@ -160,27 +161,20 @@ def difference(network: nn.Module, weights: Mapping[str, Tensor]) -> str:
 @torch.inference_mode()
 def measured_nfe(generator: StudentGenerator, conditioner: Conditioner) -> float:
     """Network evaluations of one sample, counted while it is made."""
-    seen = 0
-
-    def count(module: nn.Module, args: tuple[Any, ...]) -> None:
-        nonlocal seen
-        seen += len(args[0])
-
     device, rng = next(generator.parameters()).device, SampleRNG(0)
     modes = {module: module.training for module in generator.modules()}
 
     def noise(purpose: str) -> Tensor:
         return rng.normal(purpose, 0, [0], generator.shape).to(device)
 
-    handle = generator.denoiser.register_forward_pre_hook(count)
     try:
         condition = conditioner.encode(conditioner.in_turn([0])).to(device)
-        generator.eval()(noise("sample"), condition, lambda k: noise(f"renoise/{k}"))
+        with count_evaluations(generator.denoiser) as evaluations:
+            generator.eval()(noise("sample"), condition, lambda k: noise(f"renoise/{k}"))
+        return float(evaluations())
     finally:
-        handle.remove()
         for module, training in modes.items():
             module.training = training
-    return float(seen)
 
 
 def read_description(values: Any, origin: str) -> StudentDescription:

@@ -23,7 +23,7 @@ from distillkit.diffusion import (
     pseudo_huber,
     schedule_of,
 )
-from distillkit.evaluation.sampling import count_evaluations
+from distillkit.models.counting import count_evaluations
 from tests.conftest import denoiser_of
 
 EDM = EDMSchedule()
