@@ -125,6 +125,10 @@ class Registry:
         method: type[Method] = registry().find("methods", known, "distillkit methods").value
         return method
 
+    def sources(self) -> dict[type, type[Source[Any]]]:
+        """The sources by the type of their batches."""
+        return {offer.value.batch_type: offer.value for offer in self.named("sources").values()}
+
     def by_kind(self, kind: str, described: str) -> Installed:
         """The offer that a file calls `package:Name`.
 

@@ -26,7 +26,7 @@ from distillkit.evaluation.sampling import inputs
 from distillkit.files import cache_folder, slug
 from distillkit.jobs.context import Context, launch
 from distillkit.jobs.distil import Distillation
-from distillkit.jobs.previews import COLUMNS, POINTS
+from distillkit.jobs.previews import COLUMNS, shown
 from distillkit.jobs.subjects import EvaluationOptions, found_subjects
 from distillkit.jobs.trial import try_training
 from distillkit.pictures import save_grid, tiles
@@ -165,12 +165,12 @@ class Bench:
     def _measure_teacher(self) -> None:
         own = self.teacher.spec.solver_steps
         steps = self.suite.teacher_steps or (own,)
-        shown = own if own in steps else max(steps)
+        pictured = own if own in steps else max(steps)
         records = []
         for count in steps:
             generator = teacher_generator(self.teacher, count)
             records.append(self._measured(generator, f"teacher-{count}-steps"))
-            if count == shown:
+            if count == pictured:
                 self._picture("teacher", generator)
         self._keep(self.results.model_copy(update={"teacher_records": tuple(records)}))
 
@@ -214,8 +214,7 @@ class Bench:
         if self.context.main:
             device, content = self.context.device, generator.content
             samples = fitted(generator, self.measure).protocol.samples
-            count = range(POINTS if content == "points" else COLUMNS)
-            noise, keys, seeds = inputs(samples, count, generator.shape, generator.conditioner)
+            noise, keys, seeds = inputs(samples, shown(content), generator.shape, generator.conditioner)
             made = generator.generate(noise.to(device), generator.conditioner.encode(keys).to(device), seeds)
             pictures = tiles(made, content)
             save_grid(self.folder / path, pictures, min(COLUMNS, len(pictures)))

@@ -27,6 +27,11 @@ class Codec(BaseModel, ABC):
     def content(self) -> Content:
         """What decoded samples are."""
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of decoded samples."""
+        return torch.float32 if self.content == "points" else torch.uint8
+
     @abstractmethod
     def decode(self, samples: Tensor) -> Tensor:
         """Samples (B, ...) -> images or video uint8, or points float32."""

@@ -64,6 +64,17 @@ class Conditioner(BaseModel, ABC):
         """
         raise UsageError("this model takes no conditions")
 
+    def typed_in_turn(self, typed: Sequence[str], count: int) -> Tensor:
+        """Keys (count,) int64 that go round what a person typed.
+
+        Raises:
+            UsageError: for nothing, or what is no key.
+        """
+        if not typed:
+            raise UsageError("classes is empty: name at least one, or leave it out for all in turn")
+        keys = self.parse(typed)
+        return keys[torch.arange(count) % len(keys)]
+
     def names(self, keys: Tensor) -> list[str]:
         """What keys (B,) are called, for people; empty text where they have no names."""
         return [str(key) if self.count else "" for key in keys.tolist()]

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from distillkit.contracts.condition import Condition
 from distillkit.contracts.denoiser import Denoiser
+from distillkit.contracts.schedule import Schedule
 
 Renoise = Callable[[int], Tensor]
 """k -> fresh standard normal noise (B, ...) for the k-th re-noising of a stochastic sampler."""
@@ -29,6 +30,12 @@ class Sampler(BaseModel, ABC):
         self, denoiser: Denoiser, noise: Tensor, condition: Condition, renoise: Renoise | None = None
     ) -> Tensor:
         """Map standard normal noise (B, ...) to samples (B, ...)."""
+
+    def times(self, schedule: Schedule) -> tuple[float, ...]:
+        """Times of the evaluations, the first of which is where it starts: its field `levels`, or `t`; the schedule's
+        largest where it has neither."""
+        t = getattr(self, "t", None)
+        return tuple(getattr(self, "levels", ())) or (schedule.t_max if t is None else t,)
 
     def training_samples(
         self, denoiser: Denoiser, noise: Tensor, condition: Condition, renoise: Renoise, uniform: float
@@ -65,7 +72,7 @@ class OneStep(Sampler):
     def __call__(
         self, denoiser: Denoiser, noise: Tensor, condition: Condition, renoise: Renoise | None = None
     ) -> Tensor:
-        t = denoiser.schedule.t_max if self.t is None else self.t
+        [t] = self.times(denoiser.schedule)
         return denoiser(denoiser.schedule.start(noise, t), torch.full((len(noise),), t, device=noise.device), condition)
 
     def with_levels(self, levels: Sequence[float]) -> Sampler:

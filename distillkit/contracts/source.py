@@ -44,6 +44,11 @@ class PairSamples:
     """Named in `needs` by what reads `step.pair_samples`, the student's output on the pairs' noise."""
 
 
+def batch_types(needs: frozenset[type]) -> frozenset[type]:
+    """The types of batches behind what is needed: samples are the student's own, and pair samples are made of pairs."""
+    return needs - {Samples, PairSamples} | ({Pairs} if PairSamples in needs else set())
+
+
 class Batches(Protocol[Served_co]):
     """An opened source: batches that depend on (seed, step, sample index) alone."""
 

@@ -59,6 +59,11 @@ class TrainingConfig(OptimizerConfig):
         """Number of optimisation steps, rounded up."""
         return -(-self.duration // self.batch)
 
+    @property
+    def checkpoint_copies(self) -> int:
+        """Checkpoints on the disk at most: those that are kept, the best beside them, one more while it is written."""
+        return self.keep_checkpoints + 2
+
     def divided(self, shares: Sequence[float]) -> list[tuple[int, int]]:
         """First step and end of every stage, by its share of the duration."""
         cuts = [round(self.steps * sum(shares[:k]) / sum(shares)) for k in range(len(shares) + 1)]

@@ -14,27 +14,27 @@ import torch
 
 from distillkit.contracts.recipe import Recipe
 from distillkit.contracts.sampler import Sampler
-from distillkit.contracts.source import Pairs, PairSamples, Samples, Source
+from distillkit.contracts.source import Pairs, Source, batch_types
 from distillkit.contracts.student import StudentGenerator
 from distillkit.contracts.teacher import Teacher
 from distillkit.engine.checkpoint import Checkpoints
 from distillkit.engine.cost import CostMeter
 from distillkit.engine.metrics import MetricsFile, Trackers
 from distillkit.engine.outputs import Evaluation, Outputs
-from distillkit.engine.trainer import Stopped, Trainer
+from distillkit.engine.trainer import Trainer
 from distillkit.environment import environment
 from distillkit.errors import DistillkitError, UsageError
 from distillkit.evaluation.generator import Generator, student_generator, teacher_generator
 from distillkit.evaluation.measure import Measure
-from distillkit.evaluation.pipeline import measure
 from distillkit.evaluation.record import Record, Selection, Subject, write_record
 from distillkit.evaluation.teacher_record import teacher_record
-from distillkit.files import require_space, write_json
+from distillkit.files import write_json
 from distillkit.jobs.context import Context
 from distillkit.jobs.evaluate import record_name
 from distillkit.jobs.measures import Measures, measures_for
 from distillkit.jobs.previews import Previews
 from distillkit.jobs.timing import timed
+from distillkit.jobs.training import evaluation_of, measured, train
 from distillkit.registry import Installed, blaming, registry
 from distillkit.runs.config import RunConfig
 from distillkit.runs.folder import RunFolder
@@ -56,6 +56,11 @@ class Row:
     nfe: float
     images_per_second: float
     record: Record | None
+
+    @classmethod
+    def measured(cls, name: str, record: Record) -> Row:
+        """The row of what a record measured."""
+        return cls(name, record.nfe or 0.0, record.images_per_second or 0.0, record)
 
 
 @dataclass(frozen=True)
@@ -124,7 +129,7 @@ class Distillation:
         ratios = torch.tensor(student.levels or (student.start_ratio,), dtype=torch.float64)
         levels: Sequence[float] = schedule.at(ratios).tolist()
         if not student.levels:
-            levels = schedule.levels(len(getattr(sampler, "levels", (0,))), levels[0])
+            levels = schedule.levels(len(sampler.times(schedule)), levels[0])
         try:
             return sampler.with_levels(levels)
         except ValueError as error:
@@ -133,8 +138,7 @@ class Distillation:
 
     def _sources(self) -> dict[type, Source[Any]]:
         """The sources that the recipe reads, by the type of their batches."""
-        offered = {offer.value.batch_type: offer.value for offer in registry().named("sources").values()}
-        wanted = self.recipe.needs - {Samples, PairSamples} | ({Pairs} if PairSamples in self.recipe.needs else set())
+        offered, wanted = registry().sources(), batch_types(self.recipe.needs)
         if strange := [need for need in wanted if need not in offered]:
             known = ", ".join(sorted(kind.__name__ for kind in offered))
             raise DistillkitError(
@@ -194,8 +198,8 @@ class Distillation:
             )
 
     def _start_ratio(self) -> float:
-        sampler, schedule = self.recipe.final_sampler, self.teacher.schedule
-        first = getattr(sampler, "t", None) or next(iter(getattr(sampler, "levels", ())), schedule.t_max)
+        schedule = self.teacher.schedule
+        first = self.recipe.final_sampler.times(schedule)[0]
         return float(schedule.ratio(torch.tensor([first], dtype=torch.float64)))
 
     def run(self, *, resume: bool = False) -> Result:
@@ -218,21 +222,8 @@ class Distillation:
             self.recipe, self.teacher, self.config.training, accelerator=context.accelerator, seed=self.config.seed,
             sources=opened, cost=cost, say=context.reporter.say,
         )  # fmt: skip
-        if context.main:
-            # One more than are kept is there while the newest is written, and the best one beside them.
-            copies = self.config.training.keep_checkpoints + 2
-            require_space(self.folder.path, copies * trainer.networks.checkpoint_bytes(), f"{copies} checkpoints")
         outputs = self._outputs()
-        if resume:
-            trainer.resume(outputs)
-        try:
-            trainer.run(outputs, should_stop=lambda: bool(context.stop))
-        except Stopped as stopped:
-            raise context.interrupted(
-                f"stopped and saved at step {stopped.step:,}. Continue with: {self.folder.resume_command}"
-            ) from stopped
-        finally:
-            outputs.trackers.close()
+        train(trainer, outputs, self.folder, context, resume=resume)
         rows = [*self._teacher_row(), untrained, self._student_row(trainer.ema, trainer.selection)]
         result = Result(
             self.folder.path, rows, {k: str(v) for k, v in outputs.health.items()}, dict(trainer.selection),
@@ -293,9 +284,7 @@ class Distillation:
         """The figure during the training; every process has it."""
         if self.measures.selecting is None:
             return None
-        record = self._measured(self._generator(student, "student"), self.measures.selecting)
-        figure = record.figures[record.label]
-        return Evaluation(record.label, figure.value, figure.standard_error, record.protocol.samples.count)
+        return evaluation_of(self._measured(self._generator(student, "student"), self.measures.selecting))
 
     def _generator(self, student: StudentGenerator, name: str) -> Generator:
         subject = Subject(
@@ -307,19 +296,14 @@ class Distillation:
     def _measured(
         self, generator: Generator, how: Measure, title: str = "", selection: Selection | None = None
     ) -> Record:
-        context = self.context
-        return measure(
-            generator, how, device=context.device, batch=self.config.evaluation.batch, rank=context.rank,
-            world=context.world, reporter=context.reporter if title else None, title=title, stop=context.stopped,
-            selection=selection,
-        )  # fmt: skip
+        batch = self.config.evaluation.batch
+        return measured(generator, how, self.context, batch=batch, title=title, selection=selection)
 
     def _row(self, generator: Generator, name: str, selection: Selection | None = None) -> Row:
         """Measured with seeds that no choice has seen; timed alone where there is no protocol."""
         if self.measures.closing is None:
             return Row(name, *timed(generator, self.context.device), None)
-        record = self._measured(generator, self.measures.closing, f"measuring the {name}", selection)
-        return Row(name, record.nfe or 0.0, record.images_per_second or 0.0, record)
+        return Row.measured(name, self._measured(generator, self.measures.closing, f"measuring the {name}", selection))
 
     def _untrained(self) -> Row:
         """What the training starts from, sampled as the student will be; measured once, before the first step."""
@@ -344,7 +328,7 @@ class Distillation:
             batch=self.config.evaluation.batch, rank=self.context.rank, world=self.context.world,
             stop=self.context.stopped,
         )  # fmt: skip
-        return [Row(name, record.nfe or 0.0, record.images_per_second or 0.0, record)]
+        return [Row.measured(name, record)]
 
     def _student_row(self, student: StudentGenerator, selection: Mapping[str, Any]) -> Row:
         looked_at = Selection(checkpoints_scored=max(1, int(selection.get("evaluated", 0))))

@@ -91,8 +91,8 @@ def plan_teacher(config: TeacherRunConfig, context: Context, folder: RunFolder) 
 
 
 def _sampler(recipe: Recipe) -> str:
-    sampler, schedule = recipe.final_sampler, recipe.student.schedule
-    levels = getattr(sampler, "levels", None) or (getattr(sampler, "t", None) or schedule.t_max,)
+    sampler = recipe.final_sampler
+    levels = sampler.times(recipe.student.schedule)
     shown = ", ".join(f"{t:.4g}" for t in levels[:8])
     return f"{type(sampler).__name__} at t = {shown}{' ...' if len(levels) > 8 else ''}"
 
@@ -121,7 +121,7 @@ def _costs(
     local = training.batch // accelerator.num_processes
     in_pass = min(training.batch_per_device or local, local)
     memory = trial.memory(in_pass) + data_memory
-    disk += (training.keep_checkpoints + 1) * trial.checkpoint_bytes + trial.weight_bytes
+    disk += training.checkpoint_copies * trial.checkpoint_bytes + trial.weight_bytes
     free = shutil.disk_usage(existing_parent(folder.path.resolve())).free
     speed = _processes(accelerator) / trial.seconds_per_image
     roles = ", ".join(f"{role} {count:g}" for role, count in trial.evaluations.items())

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from distillkit.contracts.codec import Content
 from distillkit.contracts.condition import Condition
 from distillkit.contracts.objective import Objective
 from distillkit.contracts.random import SampleRNG
@@ -21,6 +22,11 @@ SAMPLES = 60
 """Samples of the grid that lies beside a student."""
 
 
+def shown(content: Content, samples: int = COLUMNS) -> range:
+    """The samples of a picture: points are drawn as a density, which takes many."""
+    return range(POINTS if content == "points" else samples)
+
+
 class Previews:
     """Writes samples/step-*.png: a row each for teacher, student, and what the objectives show.
 
@@ -30,7 +36,7 @@ class Previews:
     def __init__(self, folder: Path, teacher: Teacher, objectives: Sequence[Objective], seed: int) -> None:
         self.folder, self.teacher, self.objectives = folder, teacher, objectives
         self.rng, self.device = SampleRNG(seed), next(teacher.denoiser.parameters(), torch.empty(0)).device
-        self.rows = range(POINTS if teacher.codec.content == "points" else COLUMNS)
+        self.rows = shown(teacher.codec.content)
         self._teacher_row: Tensor | None = None
 
     @torch.inference_mode()
@@ -39,22 +45,21 @@ class Previews:
         if self._teacher_row is None:
             self._teacher_row = self.teacher.codec.decode(self.teacher.sample(noise, condition))
         samples = self._samples(student, "previews", self.rows)
-        shown = {"teacher": self._teacher_row, "student": self.teacher.codec.decode(samples)}
+        made = {"teacher": self._teacher_row, "student": self.teacher.codec.decode(samples)}
         for objective in self.objectives:
-            for name, made in objective.previews(samples, condition, self.rng).items():
-                shown[name] = self.teacher.codec.decode(made)
+            for name, predicted in objective.previews(samples, condition, self.rng).items():
+                made[name] = self.teacher.codec.decode(predicted)
         content = self.teacher.codec.content
         save_grid(
-            self.folder / f"step-{step:09d}.png", torch.cat([tiles(row, content) for row in shown.values()]), COLUMNS
+            self.folder / f"step-{step:09d}.png", torch.cat([tiles(row, content) for row in made.values()]), COLUMNS
         )
         order = "from left to right" if content == "points" else "rows from top to bottom"
-        write_bytes(self.folder / "README.txt", f"{order}: {', '.join(shown)}\nfixed noise and conditions\n".encode())
+        write_bytes(self.folder / "README.txt", f"{order}: {', '.join(made)}\nfixed noise and conditions\n".encode())
 
     @torch.inference_mode()
     def grid(self, path: Path, student: StudentGenerator) -> None:
         """A plain sample grid of the student."""
-        rows = range(POINTS if self.teacher.codec.content == "points" else SAMPLES)
-        samples = self._samples(student, "samples", rows)
+        samples = self._samples(student, "samples", shown(self.teacher.codec.content, SAMPLES))
         save_grid(path, tiles(self.teacher.codec.decode(samples), self.teacher.codec.content), COLUMNS)
 
     def _samples(self, student: StudentGenerator, purpose: str, rows: range) -> Tensor:

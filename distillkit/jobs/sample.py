@@ -13,9 +13,9 @@ from distillkit.contracts.codec import Content
 from distillkit.contracts.random import SampleRNG
 from distillkit.contracts.teacher import Teacher
 from distillkit.errors import UsageError
-from distillkit.evaluation.sampling import count_evaluations
 from distillkit.jobs.context import Context
 from distillkit.jobs.subjects import is_student, solver_steps
+from distillkit.models.counting import count_evaluations
 from distillkit.models.diffusers.folder import is_diffusers_folder
 from distillkit.models.store.folder import is_teacher_folder
 from distillkit.models.store.resolve import resolve
@@ -78,10 +78,7 @@ def _of_teacher(
 ) -> Made:  # fmt: skip
     spec, conditioner, rng = teacher.spec, teacher.conditioner, SampleRNG(seed)
     steps = spec.solver_steps if nfe is None else solver_steps(nfe, spec.solver, guidance)
-    keys = conditioner.in_turn(range(count))
-    if classes is not None:
-        parsed = conditioner.parse(list(classes))
-        keys = parsed[torch.arange(count) % len(parsed)]
+    keys = conditioner.in_turn(range(count)) if classes is None else conditioner.typed_in_turn(classes, count)
     decoded = []
     with (
         count_evaluations(teacher.denoiser) as evaluations,

@@ -20,17 +20,17 @@ from distillkit.engine.checkpoint import Checkpoints
 from distillkit.engine.config import TrainingConfig
 from distillkit.engine.metrics import MetricsFile, Trackers
 from distillkit.engine.outputs import Evaluation, Outputs
-from distillkit.engine.trainer import Stopped, Trainer
+from distillkit.engine.trainer import Trainer
 from distillkit.errors import UsageError
 from distillkit.evaluation.generator import teacher_generator
 from distillkit.evaluation.measure import Measure
-from distillkit.evaluation.pipeline import measure
 from distillkit.evaluation.record import Record
 from distillkit.files import slug
 from distillkit.jobs.context import Context
 from distillkit.jobs.measures import measures_for
 from distillkit.jobs.previews import Previews
 from distillkit.jobs.teacher_recipe import EDM_TRAINING, LossConfig, NetworkConfig, teacher_recipe
+from distillkit.jobs.training import evaluation_of, measured, train
 from distillkit.models.store.folder import fresh_teacher, write_teacher
 from distillkit.models.store.resolve import cards, default_teacher, resolve
 from distillkit.registry import registry
@@ -151,16 +151,7 @@ class TeacherTraining:
         # Dropout: the average that is sampled from and written stays in evaluation mode.
         trainer.student.train()
         outputs = self._outputs()
-        if resume:
-            trainer.resume(outputs)
-        try:
-            trainer.run(outputs, should_stop=lambda: bool(context.stop))
-        except Stopped as stopped:
-            raise context.interrupted(
-                f"stopped and saved at step {stopped.step:,}. Continue with: {folder.resume_command}"
-            ) from stopped
-        finally:
-            outputs.trackers.close()
+        train(trainer, outputs, folder, context, resume=resume)
         record = self._measured(trainer.ema, self.measures.closing, "measuring the teacher")
         spec = self.teacher.spec
         if context.main:
@@ -176,12 +167,8 @@ class TeacherTraining:
     def _measured(self, student: StudentGenerator, how: Measure | None, title: str) -> Record | None:
         if how is None:
             return None
-        context = self.context
-        return measure(
-            teacher_generator(self._of(student)), how, device=context.device, batch=self.config.evaluation.batch,
-            rank=context.rank, world=context.world, reporter=context.reporter if title else None, title=title,
-            stop=context.stopped,
-        )  # fmt: skip
+        batch = self.config.evaluation.batch
+        return measured(teacher_generator(self._of(student)), how, self.context, batch=batch, title=title)
 
     def _outputs(self) -> Outputs:
         config, context, folder = self.config, self.context, self.folder
@@ -189,10 +176,7 @@ class TeacherTraining:
         def evaluate(student: StudentGenerator) -> Evaluation | None:
             # The live bar of the training is on the screen: no second one beside it.
             record = self._measured(student, self.measures.selecting, "")
-            if record is None:
-                return None
-            figure = record.figures[record.label]
-            return Evaluation(record.label, figure.value, figure.standard_error, record.protocol.samples.count)
+            return None if record is None else evaluation_of(record)
 
         def preview(student: StudentGenerator, step: int) -> None:
             if context.main:

@@ -17,7 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from distillkit.contracts.random import SampleRNG
 from distillkit.contracts.recipe import Recipe
-from distillkit.contracts.source import Batches, Pairs, PairSamples, Samples
+from distillkit.contracts.source import Batches, batch_types
 from distillkit.contracts.teacher import Teacher
 from distillkit.engine.config import TrainingConfig
 from distillkit.engine.cost import CostMeter
@@ -64,9 +64,8 @@ class Trial:
 
 def synthetic_sources(recipe: Recipe, teacher: Teacher, device: torch.device) -> dict[type, Batches[Any]]:
     """The synthetic twins of all sources that the recipe reads."""
-    wanted = recipe.needs - {Samples, PairSamples} | ({Pairs} if PairSamples in recipe.needs else set())
-    offered = {offer.value.batch_type: offer.value for offer in registry().named("sources").values()}
-    return {kind: offered[kind].synthetic(teacher, device) for kind in wanted}
+    offered = registry().sources()
+    return {kind: offered[kind].synthetic(teacher, device) for kind in batch_types(recipe.needs)}
 
 
 def forward_equivalents(recipe: Recipe, teacher: Teacher, accelerator: Accelerator) -> dict[str, float]:

@@ -138,8 +138,7 @@ class Student:
             made.append(self.codec.decode(samples).cpu())
         if made:
             return torch.cat(made)
-        kind = torch.float32 if self.codec.content == "points" else torch.uint8
-        return torch.empty(0, *self.codec.decoded_shape(shape), dtype=kind)
+        return torch.empty(0, *self.codec.decoded_shape(shape), dtype=self.codec.dtype)
 
     def _keys(self, count: int, keys: Tensor | Sequence[int] | None, classes: Sequence[str | int] | None) -> Tensor:
         conditioner = self.conditioner
@@ -148,10 +147,7 @@ class Student:
         if (keys is not None or classes is not None) and not conditioner.count:
             raise UsageError("this student takes no conditions: give neither keys nor classes")
         if classes is not None:
-            if not len(classes):
-                raise UsageError("classes is empty: name at least one, or leave it out for all in turn")
-            parsed = conditioner.parse([str(name) for name in classes])
-            return parsed[torch.arange(count) % len(parsed)]
+            return conditioner.typed_in_turn([str(name) for name in classes], count)
         if keys is None:
             return conditioner.in_turn(range(count))
         wanted = torch.as_tensor(keys, dtype=torch.int64).cpu()

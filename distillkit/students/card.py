@@ -32,7 +32,7 @@ def card(description: StudentDescription, record: Mapping[str, Any] | None = Non
     conditioner = registry().build("conditioners", description.conditioner)
     teacher = description.teacher
     shape = codec.decoded_shape(description.shape)
-    kind = "float32" if codec.content == "points" else "uint8"
+    kind = str(codec.dtype).removeprefix("torch.")
     conditions = f", conditioned on {conditioner.summary()}" if conditioner.count else ""
     measured = "\n".join(_measured(record)) if record else "No figure of this student is recorded."
     return f"""---

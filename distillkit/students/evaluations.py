@@ -44,19 +44,19 @@ def evaluations_of(student: StudentGenerator) -> tuple[float, list[Evaluation]]:
         UsageError: for a sampler or a denoiser that is not one of distillkit's.
     """
     sampler, denoiser, schedule = student.sampler, student.denoiser, student.schedule
+    first = sampler.times(schedule)[0]
     if type(sampler) is OneStep:
-        first = schedule.t_max if sampler.t is None else sampler.t
         table = [denoising(denoiser, first)]
     elif type(sampler) is EulerSampler:
-        first, table = sampler.levels[0], _euler(denoiser, sampler.levels)
+        table = _euler(denoiser, sampler.levels)
     elif type(sampler) is RenoisingSampler:
-        first, table = sampler.levels[0], [denoising(denoiser, t) for t in sampler.levels]
+        table = [denoising(denoiser, t) for t in sampler.levels]
         table = [
             replace(line, keep=_at(schedule.alpha, t), noise=_at(schedule.sigma, t))
             for line, t in zip(table, sampler.levels[1:], strict=False)
         ] + table[-1:]
     elif type(sampler) is ConsistencySampler:
-        first, table = sampler.levels[0], _consistency(denoiser, sampler)
+        table = _consistency(denoiser, sampler)
     else:
         raise UsageError(
             f"students with the sampler {type(sampler).__name__} cannot be exported to diffusers; OneStep, "

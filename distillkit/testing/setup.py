@@ -14,7 +14,7 @@ from distillkit.contracts.method import Method
 from distillkit.contracts.objective import Objective
 from distillkit.contracts.random import SampleRNG
 from distillkit.contracts.recipe import Recipe
-from distillkit.contracts.source import Batches, Pairs, PairSamples, Source
+from distillkit.contracts.source import Batches, Source, batch_types
 from distillkit.contracts.step import Step
 from distillkit.contracts.teacher import Teacher
 from distillkit.engine.losses import constant, loss_of
@@ -43,9 +43,8 @@ def recipe_of(method: type[Method], teacher: Teacher, settings: Settings, seed: 
 
 def source_classes(needs: frozenset[type] | None) -> list[type[Source[Any]]]:
     """The sources behind these needs, or all there are; those of plugins included."""
-    wanted = None if needs is None else needs | ({Pairs} if PairSamples in needs else set())
-    offered = [offer.value for offer in registry().named("sources").values()]
-    return [source for source in offered if wanted is None or source.batch_type in wanted]
+    wanted = None if needs is None else batch_types(needs)
+    return [source for kind, source in registry().sources().items() if wanted is None or kind in wanted]
 
 
 def synthetic_sources(teacher: Teacher, needs: frozenset[type] | None) -> dict[type, Batches[Any]]:

@@ -92,7 +92,7 @@ def _teacher(
     spec = TeacherSpec(name=f"conformance-{name}", shape=shape, solver_steps=3)
     teacher = Teacher(denoiser, spec, conditioner, codec)
     # Methods that train on real data find some with the teacher.
-    data = next(offer.value for offer in registry().named("sources").values() if offer.value.batch_type is Images)
+    data = registry().sources()[Images]
     teacher.images = lambda device: data.synthetic(teacher, device)
     return teacher
 

@@ -1,0 +1,60 @@
+"""What every training job does with the engine: train or continue, stop at a signal, and measure on the way."""
+
+from __future__ import annotations
+
+from distillkit.engine.outputs import Evaluation, Outputs
+from distillkit.engine.trainer import Stopped, Trainer
+from distillkit.evaluation.generator import Generator
+from distillkit.evaluation.measure import Measure
+from distillkit.evaluation.pipeline import measure
+from distillkit.evaluation.record import Record, Selection
+from distillkit.files import require_space
+from distillkit.jobs.context import Context
+from distillkit.runs.folder import RunFolder
+
+
+def train(trainer: Trainer, outputs: Outputs, folder: RunFolder, context: Context, *, resume: bool) -> None:
+    """Train to the end, from the newest checkpoint where `resume`.
+
+    Raises:
+        Interrupted: after a signal, with everything saved and the command that continues.
+        DistillkitError: where the disk has no room for the checkpoints; before the first step.
+    """
+    try:
+        if context.main:
+            copies = trainer.config.checkpoint_copies
+            require_space(folder.path, copies * trainer.networks.checkpoint_bytes(), f"{copies} checkpoints")
+        if resume:
+            trainer.resume(outputs)
+        trainer.run(outputs, should_stop=lambda: bool(context.stop))
+    except Stopped as stopped:
+        raise context.interrupted(
+            f"stopped and saved at step {stopped.step:,}. Continue with: {folder.resume_command}"
+        ) from stopped
+    finally:
+        outputs.trackers.close()
+
+
+def measured(
+    generator: Generator, how: Measure, context: Context, *, batch: int | None, title: str = "",
+    selection: Selection | None = None,
+) -> Record:  # fmt: skip
+    """A generator's record, on every process.
+
+    Args:
+        title: of the progress; none is shown without, as while the training's own is on the screen.
+        selection: how the generator was chosen among others.
+
+    Raises:
+        Interrupted: after a signal.
+    """
+    return measure(
+        generator, how, device=context.device, batch=batch, rank=context.rank, world=context.world,
+        reporter=context.reporter if title else None, title=title, stop=context.stopped, selection=selection,
+    )  # fmt: skip
+
+
+def evaluation_of(record: Record) -> Evaluation:
+    """A record's first figure as the engine logs it."""
+    figure = record.figures[record.label]
+    return Evaluation(record.label, figure.value, figure.standard_error, record.protocol.samples.count)
