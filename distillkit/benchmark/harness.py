@@ -54,11 +54,12 @@ class Bench:
         protocol = suite.protocol or default_protocol(teacher)
         if protocol is None:
             raise UsageError(
-                f"no protocol is known for the teacher {teacher.spec.name}: name one in the suite (protocol: NAME; "
-                "`distillkit protocols` lists them)"
+                f"no protocol is known for the teacher {teacher.spec.name}: name one in the suite (protocol: NAME, see "
+                "`distillkit protocols`, or protocol: FILE, made of images by `distillkit reference make`)"
             )
         self.protocol = protocol
-        self.measure = load_measure(protocol, count=suite.samples)
+        shape = self.teacher.codec.decoded_shape(teacher.spec.shape)
+        self.measure = load_measure(protocol, count=suite.samples, shape=shape)
         self.results = Results(
             suite=suite, environment=environment(), created=datetime.now(UTC).isoformat(timespec="seconds")
         )

@@ -52,7 +52,9 @@ class Suite(_Part):
     default: bool = Field(False, description="the suite that is taken where none is named")
     title: str = Field("", description="one line for people")
     teacher: str = Field(description="catalogue name or folder")
-    protocol: str = Field("", description="protocol of all figures; the teacher's own if empty")
+    protocol: str = Field(
+        "", description="protocol of all figures, or a file of `reference make`; the teacher's own if empty"
+    )
     samples: Count | None = Field(None, ge=2, description="another number of samples than the protocol's")
     seeds: int = Field(1, ge=1, le=1000, description="trainings of every entry, with the seeds 0, 1, ...")
     budget: Count = Field(ge=1, description="forward-equivalents of one training")
@@ -101,14 +103,18 @@ def load_suite(name: str | Path) -> Suite:
     except ValidationError as error:
         raise UsageError(explain(error, Suite, file)) from error
     _check_entries(suite, str(path))
-    methods = {entry: _beside(path.parent, values) for entry, values in suite.methods.items()}
-    return suite.model_copy(update={"methods": methods})
+    methods = {
+        entry: values.model_copy(update={"method": _beside(path.parent, values.method, "methods")})
+        for entry, values in suite.methods.items()
+    }
+    files = {key: _beside(path.parent, getattr(suite, key), f"{key}s") for key in ("teacher", "protocol")}
+    return suite.model_copy(update={"methods": methods, **files})
 
 
-def _beside(folder: Path, entry: Entry) -> Entry:
-    """The entry with its method's file by the path from here, where it was named by that from the suite's folder."""
-    file = folder / entry.method
-    return entry.model_copy(update={"method": str(file)}) if entry.method.endswith(".py") and file.is_file() else entry
+def _beside(folder: Path, name: str, kind: str) -> str:
+    """The path from here of a file or folder that a suite names by that from its own folder; else the name as it is."""
+    is_file = name and name not in registry().named(kind) and (folder / name).exists()
+    return str(folder / name) if is_file else name
 
 
 def _check_entries(suite: Suite, where: str) -> None:

@@ -13,7 +13,8 @@ def evaluate(
         str, typer.Argument(help="Run, RUN@best or student folder, teacher (name, folder, file), or images.")
     ],
     protocol: Annotated[
-        str | None, typer.Option(help="Protocol, see `distillkit protocols`.  [default: the teacher's]")
+        str | None,
+        typer.Option(help="Protocol by name, or a file of `reference make`.  [default: the run's or the teacher's]"),
     ] = None,
     samples: Annotated[
         int | None, typer.Option(min=2, help="Another number of samples, which is another protocol.")

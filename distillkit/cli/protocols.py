@@ -40,19 +40,21 @@ def protocols(ctx: typer.Context) -> None:
 
 
 @app.command()
-def show(name: Annotated[str, typer.Argument(help="Name of the protocol.")]) -> None:
+def show(name: Annotated[str, typer.Argument(help="Name of the protocol, or a file of reference statistics.")]) -> None:
     """Everything that the protocol's identity is made of."""
     from rich.table import Table
 
     from distillkit.cli.closing import console
     from distillkit.errors import DistillkitError
-    from distillkit.evaluation.presets import load_measure, preset
+    from distillkit.evaluation.presets import is_reference, load_measure, preset
     from distillkit.evaluation.reference_files import pinned
 
-    out, chosen = console(), preset(name)
+    out, chosen = console(), None if is_reference(name) else preset(name)
     try:
         protocol = load_measure(name).protocol
     except DistillkitError as error:
+        if chosen is None:
+            raise
         table = Table(show_header=False, title=name, title_justify="left")
         for key, value in chosen.model_dump(exclude={"name", "teachers"}).items():
             table.add_row(key, str(value))

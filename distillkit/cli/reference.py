@@ -23,7 +23,9 @@ def make(
     data: Annotated[str, typer.Option(help="Zip file, folder, parquet file or hf:ORG/NAME[:SPLIT].")],
     output: Annotated[Path, typer.Option("--output", "-o", help="File to write (.safetensors).")],
     protocol: Annotated[str | None, typer.Option(help="Protocol whose extractor and preparation are used.")] = None,
-    extractor: Annotated[str | None, typer.Option(help="Extractor by name, or a TorchScript file.")] = None,
+    extractor: Annotated[
+        str | None, typer.Option(help="Extractor by name, such as rgb32cnn, or a TorchScript file.")
+    ] = None,
     name: Annotated[str, typer.Option(help="Name of the data set.  [default: the data's]")] = "",
     data_resolution: Annotated[
         int | None, typer.Option("--data-resolution", min=1, help="Crop to the centred square and resize to this.")
@@ -42,7 +44,7 @@ def make(
     from distillkit.cli.closing import console
     from distillkit.data.images import DataConfig
     from distillkit.errors import UsageError
-    from distillkit.evaluation.presets import OwnMeasure, load_extractor, preset
+    from distillkit.evaluation.presets import OwnMeasure, preset
     from distillkit.jobs.context import job_context
     from distillkit.jobs.reference import make_reference
 
@@ -59,7 +61,7 @@ def make(
         config = DataConfig.model_validate({"path": data, "resolution": data_resolution, "filter": data_filter})
     except ValidationError as error:
         raise UsageError(f"--data-filter {data_filter}: box, bilinear, bicubic or lanczos") from error
-    network = load_extractor(chosen.extractor if chosen else str(extractor))
+    network = chosen.extractor if chosen else str(extractor)
     with job_context(device=device, quiet=quiet) as context:
         reference = make_reference(
             config, network, output, context.reporter, context.stop, device=context.device,
@@ -72,5 +74,6 @@ def make(
         out.print(f"next: distillkit protocols pin {chosen.name} --sha256 {reference.spec.sha256}", highlight=False)
     else:
         out.print(
-            f"next: distillkit evaluate SUBJECT --reference {output} --extractor {extractor or ''}", highlight=False
-        )
+            f"the file is a protocol: distillkit evaluate SUBJECT --protocol {output}; run and "
+            "bench take it too", highlight=False, soft_wrap=True,
+        )  # fmt: skip

@@ -18,7 +18,7 @@ from distillkit.errors import DistillkitError, UsageError
 from distillkit.evaluation.extractor import FeatureExtractor, evaluation_folder, torchscript_extractor
 from distillkit.evaluation.measure import FrechetMeasure, Measure
 from distillkit.evaluation.protocol import ImagePreparation, Protocol, SampleSpec
-from distillkit.evaluation.reference import Reference, load_reference
+from distillkit.evaluation.reference import SUFFIX, Reference, load_reference
 from distillkit.evaluation.reference_files import reference_of
 from distillkit.files import slug
 from distillkit.registry import Installed, Registry, blaming, registry
@@ -114,10 +114,20 @@ def preset(name: str) -> ProtocolPreset | OwnMeasure:
     """The protocol of that name.
 
     Raises:
-        UsageError: for an unknown name, with the nearest known one.
+        UsageError: for an unknown name, with the nearest known one; or a file of reference statistics.
     """
+    if is_reference(name):
+        raise UsageError(
+            f"{name} is a file of reference statistics and needs nothing else; here a protocol's name is needed (see "
+            "`distillkit protocols`)"
+        )
     offer = registry().find("protocols", name, COMMAND)
     return _preset(name, offer)
+
+
+def is_reference(name: str) -> bool:
+    """Whether a protocol's name is a file of reference statistics, which stands for the protocol that made it."""
+    return Path(name).suffix == SUFFIX
 
 
 def default_protocol(teacher: Teacher) -> str | None:
@@ -134,6 +144,11 @@ def protocol_for(name: str, shape: tuple[int, ...], classes: int) -> str | None:
     return next(iter(by_name + by_shape), None)
 
 
+def is_torchscript(name: str) -> bool:
+    """Whether an extractor's name is the file of a TorchScript program."""
+    return Path(name).suffix in (".pt", ".pth", ".ts")
+
+
 def load_extractor(name: str, shape: tuple[int, ...] = (3, 32, 32)) -> FeatureExtractor:
     """A feature extractor by name, or from a TorchScript file for images of `shape`.
 
@@ -141,7 +156,7 @@ def load_extractor(name: str, shape: tuple[int, ...] = (3, 32, 32)) -> FeatureEx
         UsageError: for an unknown name, or a file that is not TorchScript.
         DistillkitError: when its weights are missing, wrong, or its plugin fails.
     """
-    if Path(name).suffix in (".pt", ".pth", ".ts"):
+    if is_torchscript(name):
         return torchscript_extractor(Path(name).expanduser(), shape)
     offer = registry().find("extractors", name, COMMAND)
     with blaming(f"extractor {name}", offer.origin, "fails"):
@@ -159,9 +174,10 @@ def load_measure(
     """A protocol with its extractor and reference, verified.
 
     Args:
-        name: of the protocol; None where both `reference` and `extractor` are given.
+        name: of the protocol, or a file of `distillkit reference make`, which is one; None where `reference` is given.
         reference: other statistics than the protocol's: an object, or a file.
-        extractor: another network than the protocol's: an object, a name, or a TorchScript file.
+        extractor: another network than the protocol's: an object, a name, or a TorchScript file. A reference that says
+            how it was made needs none, and takes no other.
         count, first_seed: other samples than the protocol's. Each of these makes it another protocol.
         shape: of the images, for a TorchScript file.
 
@@ -169,36 +185,61 @@ def load_measure(
         UsageError: for an unknown name, or a protocol that cannot be changed so.
         DistillkitError: when a file is missing, wrong, or has no recorded hash yet; says what to do.
     """
+    if name and is_reference(name):
+        if reference is not None or extractor is not None:
+            raise UsageError(
+                f"the protocol {name} has its reference and extractor: leave --reference and --extractor out"
+            )
+        name, reference = None, name
     chosen = preset(name) if name else None
     if isinstance(chosen, OwnMeasure):
         return _made(chosen, reference, extractor, count, first_seed)
     reference = load_reference(Path(reference).expanduser()) if isinstance(reference, (str, Path)) else reference
     extractor = load_extractor(extractor, shape) if isinstance(extractor, str) else extractor
     own = reference is not None or extractor is not None
+    if reference is not None and reference.making is not None:
+        extractor = extractor or load_extractor(reference.making.extractor, shape)
+        _same_extractor(extractor, reference)
     if chosen is not None:
         reference, extractor = reference or reference_of(chosen), extractor or load_extractor(chosen.extractor, shape)
     if reference is None or extractor is None:
         raise UsageError(
-            "no protocol is known for this; name one (--protocol, see `distillkit protocols`), or give both "
-            "--reference and --extractor"
+            "no protocol is known for this; name one (--protocol, see `distillkit protocols`), or give "
+            "--reference, a file of `distillkit reference make`, or --reference and --extractor"
         )
     if extractor.spec.dim != len(reference.mean):
         raise DistillkitError(
             f"the reference {reference.id} has {len(reference.mean)} features and {extractor.spec.id} "
             f"{extractor.spec.dim}: it was made with another extractor"
         )
+    making = reference.making
+    images = chosen.images if chosen else making.images if making else None
     prompts = _prompts(chosen.prompts) if chosen and chosen.prompts else ()
     samples = SampleSpec(
         count=count or (chosen.count if chosen else 10_000), first_seed=first_seed,
         labels=chosen.labels if chosen else "index mod classes",
-        prepare=str(chosen.images) if chosen and chosen.images else "none",
+        prepare=str(images) if images else "none",
         prompts_sha256=prompts_sha256(prompts) if prompts else "",
     )  # fmt: skip
     title = chosen.name if chosen and not own else slug(f"{reference.id}-{extractor.spec.id}")
     protocol = Protocol(name=title, extractor=extractor.spec, samples=samples, reference=reference.spec)
-    return FrechetMeasure(
-        protocol, extractor, reference, preparation=chosen.images if chosen else None, prompts=prompts
-    )
+    return FrechetMeasure(protocol, extractor, reference, preparation=images, prompts=prompts)
+
+
+def _same_extractor(extractor: FeatureExtractor, reference: Reference) -> None:
+    """Refuse another extractor than the reference was made with.
+
+    Raises:
+        DistillkitError: naming what differs.
+    """
+    assert reference.making is not None
+    made = reference.making.spec.model_dump()
+    if differ := [f"{k} {v}, not {made[k]}" for k, v in extractor.spec.model_dump().items() if made[k] != v]:
+        raise DistillkitError(
+            f"the reference {reference.id} was made with {reference.making.extractor} ({reference.making.spec.id}) and "
+            f"{extractor.spec.id} is another extractor: {'; '.join(differ)}. Make the reference anew with it: "
+            "`distillkit reference make`"
+        )
 
 
 def _made(chosen: OwnMeasure, reference: object, extractor: object, count: int | None, first_seed: int) -> Measure:

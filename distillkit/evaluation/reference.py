@@ -11,16 +11,30 @@ from typing import Any
 
 import numpy as np
 import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from distillkit.errors import DistillkitError, UsageError
 from distillkit.evaluation.frechet import matrix_sqrt
-from distillkit.evaluation.protocol import ReferenceSpec
+from distillkit.evaluation.protocol import ExtractorSpec, ImagePreparation, ReferenceSpec
 from distillkit.files import replacing
 from distillkit.models.foreign.read import read_foreign
 from distillkit.models.foreign.records import Array
+
+SUFFIX = ".safetensors"
+"""Of the statistics that `distillkit reference make` writes. They say how they were made, so a file is a protocol."""
+
+
+class Making(BaseModel):
+    """How reference statistics were made, as their file says: enough to measure samples in the same way."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    extractor: str = Field(min_length=1, max_length=4096, description="its name, or the path of a TorchScript file")
+    spec: ExtractorSpec = Field(description="what it was")
+    images: ImagePreparation | None = Field(None, description="cropping and resizing; none if images were left alone")
 
 
 @dataclass(frozen=True)
@@ -32,6 +46,7 @@ class Reference:
         count: images.
         mean: (d,) float64. covariance: (d, d) float64.
         features: (n, d) float32 where kept; what kernel distance and neighbours need.
+        making: how it was made, where that is known.
     """
 
     id: str
@@ -39,6 +54,7 @@ class Reference:
     mean: Tensor
     covariance: Tensor
     features: Tensor | None = None
+    making: Making | None = None
 
     @cached_property
     def root(self) -> Tensor:
@@ -65,8 +81,11 @@ def save_reference(path: Path, reference: Reference) -> None:
     tensors = {"mean": reference.mean.contiguous(), "covariance": reference.covariance.contiguous()}
     if reference.features is not None:
         tensors["features"] = reference.features.contiguous()
+    metadata = {"id": reference.id, "count": str(reference.count)}
+    if reference.making is not None:
+        metadata["making"] = reference.making.model_dump_json()
     with replacing(path) as aside:
-        save_file(tensors, aside, metadata={"id": reference.id, "count": str(reference.count)})
+        save_file(tensors, aside, metadata=metadata)
 
 
 def load_reference(path: Path, *, name: str = "", count: int = 0, key: str = "fid") -> Reference:
@@ -84,19 +103,26 @@ def load_reference(path: Path, *, name: str = "", count: int = 0, key: str = "fi
     """
     if not path.is_file():
         raise UsageError(f"{path}: there are no reference statistics there")
+    making = None
     try:
-        if path.suffix == ".safetensors":
+        if path.suffix == SUFFIX:
             with safe_open(path, framework="pt") as file:
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
                 metadata = file.metadata() or {}
             mean, covariance, features = tensors["mean"], tensors["covariance"], tensors.get("features")
             name, count = metadata.get("id", name), int(metadata.get("count", count))
+            making = Making.model_validate_json(metadata["making"]) if "making" in metadata else None
         else:
             mean, covariance = (torch.from_numpy(np.asarray(v, dtype=np.float64)) for v in _moments(path, key))
             features = None
+    except ValidationError as error:
+        place = ".".join(map(str, error.errors()[0]["loc"]))
+        raise DistillkitError(
+            f"{path} does not say properly how it was made: {place}: {error.errors()[0]['msg']}"
+        ) from error
     except (KeyError, ValueError, OSError, EOFError, zipfile.BadZipFile, SafetensorError) as error:
         raise DistillkitError(f"{path} is damaged or holds no reference statistics: {str(error)[:200]}") from error
-    return checked(Reference(name or path.stem, count, mean.double(), covariance.double(), features), path)
+    return checked(Reference(name or path.stem, count, mean.double(), covariance.double(), features, making), path)
 
 
 def _moments(path: Path, key: str) -> tuple[Any, Any]:

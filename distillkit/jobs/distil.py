@@ -307,7 +307,7 @@ class Distillation:
 
     def _untrained(self) -> Row:
         """What the training starts from, sampled as the student will be; measured once, before the first step."""
-        path, name = self.folder / "records" / "untrained.json", "student, untrained"
+        path, name = self.folder / "untrained.json", "student, untrained"
         if path.is_file():
             row = read_row(path)
             if row is not None:

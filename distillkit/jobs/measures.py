@@ -54,10 +54,11 @@ def measures_for(teacher: Teacher, config: EvaluationConfig) -> Measures:
     name = config.protocol or default_protocol(teacher)
     if name is None:
         return Measures(
-            reason="no protocol is known for this teacher. See `distillkit protocols`, then --protocol NAME"
+            reason="no protocol is known for this teacher. See `distillkit protocols`, then --protocol NAME; or make a "
+            "file of your images with `distillkit reference make`, then --protocol FILE"
         )
     try:
-        closing = load_measure(name, count=config.samples)
+        closing = load_measure(name, count=config.samples, shape=teacher.codec.decoded_shape(teacher.spec.shape))
     except DistillkitError as error:
         if config.protocol:
             raise

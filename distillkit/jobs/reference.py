@@ -15,7 +15,9 @@ from distillkit.errors import Interrupted, UsageError
 from distillkit.evaluation.extractor import FeatureExtractor
 from distillkit.evaluation.features import Kept, moments_of
 from distillkit.evaluation.pipeline import extract
-from distillkit.evaluation.reference import Reference, save_reference
+from distillkit.evaluation.presets import is_torchscript, load_extractor
+from distillkit.evaluation.protocol import ImagePreparation
+from distillkit.evaluation.reference import Making, Reference, save_reference
 from distillkit.files import cache_folder, canonical_json
 from distillkit.progress import Reporter
 
@@ -25,7 +27,7 @@ MOST_KEPT = 50_000
 
 def make_reference(
     data: DataConfig,
-    extractor: FeatureExtractor,
+    extractor: FeatureExtractor | str,
     output: Path,
     reporter: Reporter,
     stop: StopRequest,
@@ -37,6 +39,10 @@ def make_reference(
 ) -> Reference:
     """Extract the features of all images, in order, and write their moments; resumes after an interruption.
 
+    Args:
+        extractor: an object, a name, or a TorchScript file. Named ones are written into the file, which is then a
+            protocol by itself: `--protocol FILE`.
+
     Raises:
         UsageError: without images, or for too many to keep.
         DistillkitError: when an image cannot be read, or they are of several sizes.
@@ -47,6 +53,14 @@ def make_reference(
     files = open_images(data.path)
     if keep_features and len(files) > MOST_KEPT:
         raise UsageError(f"--keep-features is for at most {MOST_KEPT:,} images, and these are {len(files):,}")
+    making, prepared = None, None
+    if data.resolution is not None:
+        prepared = ImagePreparation(resolution=data.resolution, filter=data.filter)
+    if isinstance(extractor, str):
+        first = next(pixels_in_order(files, [range(1)], resolution=data.resolution, filter_name=data.filter))
+        named, extractor = extractor, load_extractor(extractor, tuple(first.shape[1:]))
+        named = str(Path(named).expanduser().resolve()) if is_torchscript(named) else named
+        making = Making(extractor=named, spec=extractor.spec, images=prepared)
     dim = extractor.spec.dim
     identity = {
         "images": files.fingerprint,
@@ -68,7 +82,7 @@ def make_reference(
     moments = moments_of(kept.rows, dim)
     reference = Reference(
         name or Path(data.path).stem, moments.count, moments.mean, moments.covariance,
-        kept.features if keep_features else None,
+        kept.features if keep_features else None, making,
     )  # fmt: skip
     save_reference(output, reference)
     shutil.rmtree(kept.folder, ignore_errors=True)

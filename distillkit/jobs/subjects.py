@@ -14,15 +14,18 @@ from distillkit.errors import UsageError
 from distillkit.evaluation.extractor import FeatureExtractor
 from distillkit.evaluation.generator import AUTOCAST, Candidate, GivenImages, student_generator, teacher_generator
 from distillkit.evaluation.measure import Measure
-from distillkit.evaluation.presets import OwnMeasure, default_protocol, load_measure, preset, protocol_for
+from distillkit.evaluation.presets import OwnMeasure, default_protocol, is_reference, load_measure, preset, protocol_for
 from distillkit.evaluation.record import Subject
 from distillkit.evaluation.reference import Reference
 from distillkit.files import existing_parent
 from distillkit.jobs.context import Context
+from distillkit.jobs.measures import NONE
 from distillkit.models.diffusers.folder import is_diffusers_folder
 from distillkit.models.store.folder import SPEC
 from distillkit.models.store.reference import Folder
 from distillkit.models.store.resolve import resolve
+from distillkit.runs.config import read_config
+from distillkit.runs.folder import CONFIG
 from distillkit.students.artifact import DESCRIPTION, Student, load_student
 from distillkit.students.checkpoints import STATE, split_selector
 
@@ -32,7 +35,7 @@ class EvaluationOptions:
     """How to measure.
 
     Args:
-        protocol: its name; the teacher's own by default.
+        protocol: its name, or a file of `distillkit reference make`; the run's or the teacher's own by default.
         reference: own statistics in the place of the protocol's: a file, or an object.
         extractor: own extractor: a name, a TorchScript file, or an object.
         samples, first_seed: other samples than the protocol's, which is another protocol.
@@ -105,7 +108,7 @@ def found_subjects(
         student, (folder, selector) = load_student(name, say=context.reporter.say), split_selector(name)
         run = folder.resolve().parent if folder.name == "student" else folder
         title = f"{run.name}@{selector}" if selector else run.name
-        return _students(student, title, _records(folder), options, context)
+        return _students(student, title, _records(folder), options, context, _protocol_of(run))
     is_model = (path / SPEC).is_file() or is_diffusers_folder(path)
     if not is_model and (path.is_dir() or path.suffix.lower() in (".zip", ".parquet")):
         return [_images(name, options)]
@@ -122,6 +125,15 @@ def is_student(name: str) -> bool:
     return any((path / part).exists() for part in (DESCRIPTION, f"student/{DESCRIPTION}", "checkpoints", STATE))
 
 
+def _protocol_of(run: Path) -> str | None:
+    """The protocol that a run was asked to be measured under; None where its own folder is not there, or says none."""
+    if not (run / CONFIG).is_file():
+        return None
+    evaluation = read_config(run / CONFIG).values.get("evaluation")
+    protocol = evaluation.get("protocol") if isinstance(evaluation, dict) else None
+    return protocol if isinstance(protocol, str) and protocol != NONE else None
+
+
 def _student_name(student: Student) -> str:
     return student.folder.name if student.folder else f"{student.description.method} student"
 
@@ -132,7 +144,9 @@ def _records(folder: Path | None) -> Path:
     return folder / "records" if folder is not None and writable else Path("records")
 
 
-def _students(student: Student, name: str, records: Path, options: EvaluationOptions, context: Context) -> list[Found]:
+def _students(
+    student: Student, name: str, records: Path, options: EvaluationOptions, context: Context, own: str | None = None
+) -> list[Found]:
     if options.guidance != 1.0:
         raise UsageError("a student has its guidance learnt in; --guidance is for teachers")
     student, found = student.to(context.device), []
@@ -145,7 +159,7 @@ def _students(student: Student, name: str, records: Path, options: EvaluationOpt
             remarks=description.remarks,
         )  # fmt: skip
         shape = codec.decoded_shape(description.shape)
-        protocol = protocol_for(description.teacher.name, shape, sampled.conditioner.count)
+        protocol = own or protocol_for(description.teacher.name, shape, sampled.conditioner.count)
         generator = student_generator(sampled.generator, sampled.conditioner, codec, subject)
         found.append(Found(generator, protocol, records, shape))
     return found
@@ -192,8 +206,8 @@ def measure_for(found: Found, options: EvaluationOptions) -> Measure:
         UsageError: when there is none, or it does not let itself be changed so.
         DistillkitError: when its files are missing or wrong.
     """
-    name, own = options.protocol or found.protocol, options.reference is not None and options.extractor is not None
-    if own and not options.protocol and name and isinstance(preset(name), OwnMeasure):
+    name, own = options.protocol or found.protocol, options.reference is not None
+    if own and not options.protocol and name and (is_reference(name) or isinstance(preset(name), OwnMeasure)):
         name = None
     count = options.samples
     if isinstance(found.candidate, GivenImages):

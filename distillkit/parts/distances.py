@@ -11,12 +11,9 @@ from distillkit.contracts.codec import Pixels
 from distillkit.contracts.teacher import Teacher
 from distillkit.diffusion.distances import Distance, l1, l2, pseudo_huber
 from distillkit.errors import UsageError
-from distillkit.parts.perceptual import LPIPS
+from distillkit.parts.perceptual import FROM, LPIPS
 
 DistanceName = Literal["l1", "l2", "pseudo-huber", "lpips"]
-
-LPIPS_FROM = 32
-"""Pixels of a side from which LPIPS is the default: it resizes to 224, and smaller images become mere colours."""
 
 
 class NamedDistance:
@@ -62,7 +59,7 @@ def distance_for(teacher: Teacher, name: DistanceName | None = None) -> NamedDis
     """
     pixels = isinstance(teacher.codec, Pixels) and teacher.codec.content == "images"
     if name is None:
-        name = "lpips" if pixels and min(teacher.spec.shape[1:]) >= LPIPS_FROM else "pseudo-huber"
+        name = "lpips" if pixels and min(teacher.spec.shape[1:]) >= FROM else "pseudo-huber"
     if name == "lpips" and not pixels:
         raise UsageError(
             f"the distance lpips compares images, and samples of the teacher {teacher.spec.name} are "

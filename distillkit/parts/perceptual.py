@@ -17,6 +17,8 @@ from distillkit.errors import DistillkitError
 REPOSITORY, FILE, REVISION = "timm/vgg16.tv_in1k", "model.safetensors", "b8d8aa2dd860af9233c8c67385a8097fd6c35d3f"
 """torchvision's ImageNet weights of VGG-16 on the hub, the names of the convolutions unchanged."""
 SIZE = 224
+FROM = 32
+"""Pixels of a side from which LPIPS is the default: it resizes to 224, and smaller images become mere colours."""
 
 
 class LPIPS(nn.Module):
@@ -67,9 +69,10 @@ class LPIPS(nn.Module):
             return cls(load_file(Path(path)))
         except Exception as error:  # the hub's client raises many kinds
             raise DistillkitError(
-                f"the distance lpips needs VGG-16 weights and they cannot be had ({type(error).__name__}: "
-                f"{str(error).splitlines()[0]}). Name a local safetensors file in DISTILLKIT_VGG16, go online once, "
-                "or use --distance pseudo-huber."
+                f"the distance lpips, the default from {FROM} pixels on, needs VGG-16 weights that are not "
+                f"here and cannot be had ({type(error).__name__}: {str(error).splitlines()[0]}). Use --distance "
+                f"pseudo-huber (or l1, l2), or download {FILE} of huggingface.co/{REPOSITORY} elsewhere and name it in "
+                "DISTILLKIT_VGG16, or go online once."
             ) from error
 
 
@@ -79,8 +82,11 @@ def download() -> str:
     Raises:
         ValueError: when the file does not match the sha256 that the revision records for it.
     """
-    from huggingface_hub import hf_hub_download
+    from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url, try_to_load_from_cache
 
+    if not isinstance(try_to_load_from_cache(REPOSITORY, FILE, revision=REVISION), str):
+        # One question first: without a network the hub's client would try for half a minute, with a warning each time.
+        get_hf_file_metadata(hf_hub_url(REPOSITORY, FILE, revision=REVISION), timeout=10)
     path = hf_hub_download(REPOSITORY, FILE, revision=REVISION)
     # The hub's cache names a large file by the sha256 in the repository, which the revision fixes.
     recorded = Path(path).resolve().name

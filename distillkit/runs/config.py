@@ -44,7 +44,7 @@ class EvaluationConfig(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     protocol: str | None = Field(
-        None, description="protocol of all figures, or none; the teacher's own by default",
+        None, description="protocol of all figures, a file of `reference make`, or none; the teacher's own by default",
         json_schema_extra={"flag": "protocol"},
     )  # fmt: skip
     samples: Count | None = Field(None, ge=2, description="samples of the closing figures; the protocol's if none")

@@ -57,7 +57,7 @@ def test_the_run_folder_is_all_there_is_to_know(finished):
     assert {
         "config.yaml", "environment.json", "metrics.jsonl", "record.json", "checkpoints/latest",
         "checkpoints/best/average.safetensors", "student/model.safetensors", "student/student.json",
-        "student/README.md", "student/samples.png", "records/untrained.json",
+        "student/README.md", "student/samples.png", "untrained.json",
         "samples/step-000000000.png", "samples/step-000000100.png", "samples/README.txt",
     } <= present  # fmt: skip
     assert not [name for name in present if name.endswith((".pt", ".pth", ".pkl", ".bin", ".tmp"))]
@@ -80,6 +80,11 @@ def test_the_run_folder_is_all_there_is_to_know(finished):
     ):
         assert expected in stdout
     assert "\x1b[" not in stdout
+
+
+def test_a_finished_run_is_compared_by_its_folder(finished, inside):
+    done = inside("compare", finished[0])
+    assert done.returncode == 0 and "FD[digits8cnn/fc64]-60" in done.stdout, done.stderr
 
 
 def test_saved_configuration_runs_again_to_the_same_result(finished, inside, tmp_path):

@@ -64,6 +64,7 @@ def test_a_download_that_does_not_match_its_hash_is_refused(backbone, tmp_path, 
     monkeypatch.delenv("DISTILLKIT_VGG16", raising=False)
     for name, fits in ((digest, True), ("0" * 64, False)):
         (tmp_path / "vgg").replace(tmp_path / name)
+        monkeypatch.setattr(huggingface_hub, "get_hf_file_metadata", lambda *a, **k: None)
         monkeypatch.setattr(huggingface_hub, "hf_hub_download", lambda *a, **k: str(tmp_path / name))  # noqa: B023
         if fits:
             assert isinstance(LPIPS.pretrained(), LPIPS)
@@ -80,6 +81,25 @@ def test_an_objective_loads_lpips_before_the_run_or_fails_there(backbone, tmp_pa
     monkeypatch.setenv("DISTILLKIT_VGG16", str(tmp_path / "absent.safetensors"))
     with pytest.raises(DistillkitError, match="DISTILLKIT_VGG16"):
         Regression(NamedDistance("lpips")).prepare()
+
+
+def test_without_a_network_lpips_is_refused_at_once(monkeypatch, tmp_path):
+    """The hub's client is asked once, and not left to its retries."""
+    import huggingface_hub
+
+    asked = []
+
+    def ask(*arguments, **options):
+        asked.append(options)
+        raise ConnectionError("no network")
+
+    monkeypatch.delenv("DISTILLKIT_VGG16", raising=False)
+    monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda *a, **k: None)
+    monkeypatch.setattr(huggingface_hub, "get_hf_file_metadata", ask)
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", lambda *a, **k: pytest.fail("left to the client"))
+    with pytest.raises(DistillkitError, match=r"no network.*--distance pseudo-huber.*DISTILLKIT_VGG16"):
+        LPIPS.pretrained()
+    assert len(asked) == 1 and asked[0]["timeout"] <= 30
 
 
 def test_the_regression_compares_the_students_samples_from_the_pairs_noise():
