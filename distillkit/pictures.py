@@ -12,7 +12,7 @@ from torch import Tensor
 from distillkit.contracts.codec import Content
 from distillkit.files import write_bytes
 
-MIN_TILE = 40
+MIN_TILE, MAX_TILE = 40, 160
 GAP = 2
 
 
@@ -42,6 +42,15 @@ def png_bytes(pixels: Tensor) -> bytes:
     return buffer.getvalue()
 
 
+def reduced(pixels: Tensor, height: int = MAX_TILE) -> Tensor:
+    """Images (N, C, H, W) uint8 no higher than `height`, for pages that hold many of them."""
+    if pixels.shape[2] <= height:
+        return pixels
+    size = (height, max(1, round(pixels.shape[3] * height / pixels.shape[2])))
+    small = torch.nn.functional.interpolate(pixels.cpu().float(), size, mode="bilinear", antialias=True)
+    return small.round().clamp(0, 255).to(torch.uint8)
+
+
 def save_grid(path: Path, pixels: Tensor, columns: int, *, enlarge: bool = True) -> None:
     """Write `grid` as a PNG, atomically."""
     buffer = io.BytesIO()
@@ -49,14 +58,25 @@ def save_grid(path: Path, pixels: Tensor, columns: int, *, enlarge: bool = True)
     write_bytes(path, buffer.getvalue())
 
 
-def tiles(decoded: Tensor, content: Content) -> Tensor:
+def tiles(decoded: Tensor, content: Content, half: float | None = None) -> Tensor:
     """Decoded samples as pictures (N, C, H, W) uint8: images as they are, the frames of a video side by side, and all
-    points together as one picture of their density."""
+    points together as one picture of their density.
+
+    Args:
+        half: of the frame around points, so that several pictures can be compared.
+    """
     if content == "points":
-        return points_picture(decoded.flatten(1).cpu())[None]
+        return points_picture(decoded.flatten(1).cpu(), half=half)[None]
     if content == "video":
         return decoded.permute(0, 1, 3, 2, 4).flatten(3)
     return decoded
+
+
+def reach(points: Tensor) -> float:
+    """Half of a frame around the origin that shows these points (N, D), without the outermost thousandth."""
+    far = points.flatten(1)[:, :2].double().abs().amax(1).cpu()
+    far = far[far.isfinite()]
+    return 1.15 * torch.quantile(far[:: max(1, len(far) // 100_000)], 1 - 1e-3).item() if len(far) else 1.0
 
 
 def points_picture(points: Tensor, size: int = 192, half: float | None = None) -> Tensor:

@@ -26,12 +26,15 @@ from distillkit.evaluation.sampling import inputs
 from distillkit.files import cache_folder, slug
 from distillkit.jobs.context import Context, launch
 from distillkit.jobs.distil import Distillation
-from distillkit.jobs.previews import COLUMNS, shown
+from distillkit.jobs.previews import shown
 from distillkit.jobs.subjects import EvaluationOptions, found_subjects
 from distillkit.jobs.trial import try_training
-from distillkit.pictures import save_grid, tiles
+from distillkit.pictures import reach, reduced, save_grid, tiles
 from distillkit.runs.folder import CONFIG, RunFolder
 from distillkit.students.artifact import Student, load_student
+
+COLUMNS, SAMPLES = 5, 20
+"""Of the report's sheets: few enough to be large."""
 
 State = Literal["done", "interrupted", "to do", "cannot run"]
 
@@ -58,6 +61,7 @@ class Bench:
                 "`distillkit protocols`, or protocol: FILE, made of images by `distillkit reference make`)"
             )
         self.protocol = protocol
+        self._frame: float | None = None
         shape = self.teacher.codec.decoded_shape(teacher.spec.shape)
         self.measure = load_measure(protocol, count=suite.samples, shape=shape)
         self.results = Results(
@@ -210,14 +214,16 @@ class Bench:
 
     @torch.inference_mode()
     def _picture(self, name: str, generator: Generator) -> None:
-        """A row of samples from the same noise and conditions for every generator."""
+        """A sheet of samples from the same noise and conditions for every generator; points in the teacher's frame."""
         path = Path("grid") / f"{slug(name)}.png"
         if self.context.main:
             device, content = self.context.device, generator.content
             samples = fitted(generator, self.measure).protocol.samples
-            noise, keys, seeds = inputs(samples, shown(content), generator.shape, generator.conditioner)
+            noise, keys, seeds = inputs(samples, shown(content, SAMPLES), generator.shape, generator.conditioner)
             made = generator.generate(noise.to(device), generator.conditioner.encode(keys).to(device), seeds)
-            pictures = tiles(made, content)
+            if content == "points" and self._frame is None:
+                self._frame = reach(made)
+            pictures = reduced(tiles(made, content, self._frame))
             save_grid(self.folder / path, pictures, min(COLUMNS, len(pictures)))
         self.results = self.results.model_copy(update={"grid": {**self.results.grid, name: str(path)}})
 
@@ -247,4 +253,5 @@ def curve(run: Path) -> Iterator[Point]:
     for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines():
         entry = json.loads(line)
         if found := entry.get("evaluation"):
-            yield Point(cost=entry["cost"], images=entry["images"], value=found["value"], error=found["error"])
+            figure = {key: found.get(key) for key in ("value", "error", "nfe")}
+            yield Point(cost=entry["cost"], images=entry["images"], **figure)

@@ -13,13 +13,21 @@ from distillkit.errors import DistillkitError
 from distillkit.evaluation.frechet import jackknife_error
 from distillkit.evaluation.record import Figure, Record, read_record
 
+STUDENT = (12.7, 4.3, 3.2, 2.8, 2.6, 2.4, 2.4, 2.3, 2.3)
+"""Student's t: standard errors that hold the truth 95 % of the time, for 1 to 9 degrees of freedom; 2 for more."""
+
 
 @dataclass(frozen=True)
 class Difference:
-    """a - b with its standard error, where one is known."""
+    """a - b with its standard error, where one is known.
+
+    Args:
+        seeds: that the error is estimated from; 0 where it holds the evaluation's samples alone.
+    """
 
     value: float
     error: float | None
+    seeds: int = 0
 
     @property
     def standard_errors(self) -> float | None:
@@ -30,6 +38,16 @@ class Difference:
     def is_significant(self) -> bool:
         """Whether it is more than two standard errors away from nothing."""
         return self.standard_errors is not None and self.standard_errors > 2
+
+    @property
+    def needed(self) -> float:
+        """Standard errors that a difference of so few seeds needs for 95 % certainty."""
+        return STUDENT[self.seeds - 2] if 2 <= self.seeds < len(STUDENT) + 2 else 2.0
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether it is significant however few the seeds."""
+        return self.is_significant and (self.standard_errors or 0.0) > self.needed
 
 
 @dataclass(frozen=True)
@@ -99,7 +117,8 @@ def difference(a: Standing, b: Standing) -> Difference:
     if not paired:
         parts = [_error(side.values, ()) or 0.0 for side in (a, b)]
         error = math.hypot(error or 0.0, *parts) or None
-    return Difference(a.mean - b.mean, error)
+    fewest = min(len(a.values), len(b.values))
+    return Difference(a.mean - b.mean, error, fewest if fewest > 1 else 0)
 
 
 def _mean_left_out(figures: Sequence[Figure]) -> list[float]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,21 @@ from markupsafe import Markup
 from PIL import Image
 
 from distillkit.benchmark import charts
-from distillkit.benchmark.leaderboard import Difference, Leaderboard, Standing
+from distillkit.benchmark.leaderboard import Leaderboard, Standing
+from distillkit.benchmark.palette import PALETTE
 from distillkit.benchmark.results import Results
+from distillkit.benchmark.verdicts import (
+    answers,
+    beside,
+    errors_are,
+    findings,
+    hardware,
+    how_sure,
+    paired,
+    sample_time,
+    table_decimals,
+)  # fmt: skip
+from distillkit.evaluation.digits import decimals, fixed, with_error
 from distillkit.files import write_bytes
 from distillkit.progress import clock
 
@@ -47,112 +61,136 @@ def _values(folder: Path, results: Results, board: Leaderboard) -> dict[str, Any
         "board": board,
         "created": results.created.replace("T", " "),
         "seeds": f"{results.suite.seeds} training {'seed' if results.suite.seeds == 1 else 'seeds'}",
+        "answers": answers(board),
+        "beside": list(beside(results, board)),
         "findings": list(findings(results, board)),
+        "how_sure": how_sure(results, board),
+        "errors_are": errors_are(results, board),
+        "tables": [Table.of(nfe, rows, results) for nfe, rows in board.tables.items()],
+        "teachers": TeacherTable.of(board.teachers) if board.teachers else None,
         "ablations": board.ablations(results),
-        "errors_are": errors_are(results),
         "first_runs": [run for entry in results.suite.methods for run in done if (run.entry, run.seed) == (entry, 0)],
-        "cost_chart": Markup(charts.cost_curves(results, board)),
-        "time_chart": Markup(charts.sampling_time(board)),
-        "grid": {name: _inline(folder / path) for name, path in results.grid.items()},
-        "tiles": any(_is_tile(folder / path) for path in results.grid.values()),
-        "corrected": any(row.corrected is not None for table in board.tables.values() for row in table),
+        "cost_chart": charts.cost_curves(results, board),
+        "changes_steps": charts.changes_steps(results),
+        "front_chart": charts.front(board),
+        "pictures": list(_pictures(folder, results, board)),
+        "palette": PALETTE,
         "command": results.environment.get("command", ""),
         "hardware": hardware(results.environment),
         "version": results.environment.get("versions", {}).get("distillkit", ""),
         "suite_yaml": _yaml(results.suite.model_dump(mode="json", exclude_defaults=True)),
         "protocol_yaml": _yaml(first.protocol.model_dump(mode="json")),
         "yaml": _yaml,
-        "figure": lambda value: "" if value is None else f"{value:.5f}",
-        "error": lambda value: "" if value is None else f"{value:.2g}",
+        "with_error": with_error,
         "paired": paired,
-        "count": lambda value: f"{value:,.0f}" if value else "",
-        "clock": clock,
+        "count": lambda value: f"{value:,.0f}",
     }
 
 
-def findings(results: Results, board: Leaderboard) -> Iterator[str]:
-    """What the tables say, in words, with no more certainty than there is."""
+@dataclass(frozen=True)
+class Line:
+    """One row of a table, as it is shown."""
+
+    name: str
+    note: str
+    kind: str
+    value: str
+    apart: str
+    standard_errors: str
+    corrected: str
+    training: str
+    images: str
+    sample: str
+    strip: Markup
+
+
+@dataclass(frozen=True)
+class Table:
+    """The generators of one number of evaluations, the best first."""
+
+    nfe: int
+    lines: list[Line]
+    ticks: Markup
+    log: bool
+    corrected: bool
+
+    @property
+    def strips(self) -> bool:
+        """Whether there is something to compare by eye."""
+        return len(self.lines) > 1
+
+    @classmethod
+    def of(cls, nfe: int, rows: Sequence[Standing], results: Results) -> Table:
+        axis, places = charts.strip_axis(rows), table_decimals(rows)
+        apart_places = decimals(
+            [row.to_best.value for row in rows if row.to_best], [row.to_best.error for row in rows if row.to_best]
+        )
+        lines = []
+        for row in rows:
+            entry, apart = results.suite.methods.get(row.name), row.to_best
+            sure = f"{apart.standard_errors:.1f} SE" if apart and apart.standard_errors else ""
+            lines.append(
+                Line(
+                    row.name, entry.note if entry and not row.is_teacher else "", charts.kind(row),
+                    with_error(row.mean, row.error, places),
+                    "" if row.is_teacher else paired(apart, min(places, apart_places)), sure,
+                    "" if row.corrected is None else fixed(row.corrected, places),
+                    clock(row.seconds) if row.seconds else "", f"{row.images:,.0f}" if row.images else "",
+                    sample_time(row.images_per_second), charts.strip(row, axis),
+                )
+            )  # fmt: skip
+        corrected = any(row.corrected is not None for row in rows)
+        return cls(nfe, lines, charts.strip_ticks(axis), axis.log, corrected)
+
+
+@dataclass(frozen=True)
+class TeacherTable:
+    """The teacher at several numbers of solver steps: (steps, evaluations, value, bias-corrected, time of a sample)."""
+
+    lines: list[tuple[str, str, str, str, str]]
+    corrected: bool
+
+    @classmethod
+    def of(cls, rows: Sequence[Standing]) -> TeacherTable:
+        places = table_decimals(rows)
+        lines = [
+            (
+                row.name.partition(", ")[2].partition(" ")[0], f"{row.nfe:,.0f}",
+                with_error(row.mean, row.error, places), "" if row.corrected is None else fixed(row.corrected, places),
+                sample_time(row.images_per_second),
+            )
+            for row in sorted(rows, key=lambda row: row.nfe)
+        ]  # fmt: skip
+        return cls(lines, any(row.corrected is not None for row in rows))
+
+
+@dataclass(frozen=True)
+class Picture:
+    """Samples of one generator. `shape` says how much room it needs: "tile" (a density), "sheet" or "row"."""
+
+    name: str
+    caption: str
+    source: str
+    shape: str
+
+
+def _pictures(folder: Path, results: Results, board: Leaderboard) -> Iterator[Picture]:
+    """The teacher's samples, then the students' in the order of their rank."""
+    captions = {name: "" for name in results.grid if name.split(",")[0] not in results.suite.methods}
     for nfe, rows in board.tables.items():
+        places = table_decimals(rows)
         students = [row for row in rows if not row.is_teacher]
-        best, others = students[0], students[1:]
-        text = f"At {nfe} evaluation{'' if nfe == 1 else 's'}, {best.name} is best with {_with_error(best)}"
-        distances = {row.name: row.to_best for row in others if row.to_best}
-        level = [name for name, by in distances.items() if by.error is not None and not by.is_significant]
-        behind = [name for name, by in distances.items() if by.is_significant]
-        unsure = [name for name, by in distances.items() if by.error is None]
-        if level:
-            text += f"; {_listed(level)} {_are(level)} not significantly different (< 2 SE)"
-        if behind:
-            text += f"; {_listed(behind)} {_are(behind)} significantly worse (> 2 SE)"
-        if unsure:
-            text += f"; {_listed(unsure)} {_are(unsure)} worse, by a difference whose standard error is not known"
-        yield text + "."
-    teacher = min(board.teachers, key=lambda row: row.mean, default=None)
-    if teacher and teacher.nfe > 1:
-        top = board.students[0]
-        text = f"The teacher is best with {teacher.nfe:g} evaluations: {_with_error(teacher)}"
-        if top.images_per_second and teacher.images_per_second:
-            faster = top.images_per_second / teacher.images_per_second
-            text += f"; the best student, {top.name}, samples {faster:.0f} times as fast"
-        yield f"{text}."
-    for row, whole, apart in board.ablations(results):
-        certainty = f" ({apart.standard_errors:.1f} SE)" if apart.standard_errors else ""
-        verdict = f"is {'worse' if apart.value > 0 else 'better'} than"
-        if apart.error is not None and not apart.is_significant:
-            verdict = "is not significantly different (< 2 SE) from"
-        yield f"{row.name} {verdict} {whole.name}: {apart.value:+.5f}{certainty}."
-    for run in board.failed:
-        yield f"{run.entry}, seed {run.seed}, failed: {run.reason.splitlines()[0]}"
-
-
-def errors_are(results: Results) -> str:
-    """What the standard errors hold."""
-    text = "± is a standard error: of the evaluation's samples by a delete-a-group jackknife"
-    if results.suite.seeds > 1:
-        text += f", and of the {results.suite.seeds} training seeds"
-    else:
-        text += "; with one training seed the spread between trainings is not known"
-    return (
-        f"{text}. Differences to the best are paired: all generators start from the same noise. Bias-corrected is the "
-        "value without the estimator's bias of order 1/N. Cost is in forward-equivalents (an evaluation with gradient "
-        "counts three), the teacher's passes for the data and auxiliary networks included. Time is wall time, "
-        "evaluations included."
-    )
-
-
-def hardware(environment: dict[str, Any]) -> str:
-    versions = ", ".join(f"{name} {version}" for name, version in environment.get("versions", {}).items())
-    where = environment.get("accelerator") or f"{environment.get('cpus')} cores of {environment.get('processor')}"
-    return f"Measured on {where}, {environment.get('threads')} threads; {versions}; {environment.get('platform')}."
-
-
-def paired(apart: Difference | None) -> str:
-    """'+0.00012 ± 0.0001', or 'best'."""
-    if apart is None:
-        return "best"
-    return f"{apart.value:+.5f}" + (f" ± {apart.error:.2g}" if apart.error is not None else "")
-
-
-def _with_error(row: Standing) -> str:
-    return f"{row.mean:.5f}" + (f" ± {row.error:.2g}" if row.error is not None else "")
-
-
-def _are(names: list[str]) -> str:
-    return "is" if len(names) == 1 else "are"
-
-
-def _listed(names: list[str]) -> str:
-    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
-
-
-def _is_tile(picture: Path) -> bool:
-    """Whether it is one picture of a density, not a row of samples."""
-    with Image.open(picture) as image:
-        return image.width == image.height
-
-
-def _inline(picture: Path) -> str:
-    return "data:image/png;base64," + base64.b64encode(picture.read_bytes()).decode()
+        for rank, row in enumerate(students, 1):
+            known = (f"{row.name}, NFE {nfe}", row.name)
+            name = next((name for name in known if name in results.grid and name not in captions), "")
+            if name:
+                value = with_error(row.mean, row.error, places)
+                captions[name] = f"{rank} of {len(students)} at NFE {nfe}: {value}"
+    for name, caption in captions.items():
+        data = (folder / results.grid[name]).read_bytes()
+        with Image.open(folder / results.grid[name]) as image:
+            shape = "row" if image.width > 3 * image.height else "tile" if image.width == image.height else "sheet"
+        yield Picture(name, caption, f"data:image/png;base64,{base64.b64encode(data).decode()}", shape)
 
 
 def _yaml(value: Any) -> str:

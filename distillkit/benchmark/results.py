@@ -37,6 +37,7 @@ class Point(_Part):
     images: int
     value: float
     error: float | None = Field(None, description="its standard error")
+    nfe: float | None = Field(None, description="network evaluations of a sample, which some methods change on the way")
 
 
 class Run(_Part):

@@ -12,10 +12,12 @@ from pathlib import Path
 from distillkit.benchmark.harness import Bench, State
 from distillkit.benchmark.jobs import Job
 from distillkit.benchmark.leaderboard import Leaderboard, leaderboard
-from distillkit.benchmark.report import findings, paired, write_report
+from distillkit.benchmark.report import write_report
 from distillkit.benchmark.results import Results, Run, read_results
 from distillkit.benchmark.suite import Suite, chosen, default_suite, load_suite
+from distillkit.benchmark.verdicts import findings, paired, table_decimals
 from distillkit.errors import DistillkitError
+from distillkit.evaluation.digits import with_error
 from distillkit.jobs.context import Context, job_context
 from distillkit.models.store.resolve import resolve
 from distillkit.runs.folder import RunFolder
@@ -73,15 +75,15 @@ class BenchResult:
             return html.escape(str(error))
         tables = []
         for nfe, rows in board.tables.items():
+            places = table_decimals(rows)
             lines = "".join(
-                f"<tr><td>{html.escape(row.name)}</td><td>{row.mean:.5f}</td>"
-                f"<td>{'' if row.error is None else f'{row.error:.2g}'}</td>"
-                f"<td>{'' if row.is_teacher else html.escape(paired(row.to_best))}</td></tr>"
+                f"<tr><td>{html.escape(row.name)}</td><td>{with_error(row.mean, row.error, places)}</td>"
+                f"<td>{'' if row.is_teacher else html.escape(paired(row.to_best, places))}</td></tr>"
                 for row in rows
             )
             tables.append(
                 f"<table><caption>{html.escape(board.label)}, NFE {nfe}</caption><thead><tr><th>generator</th>"
-                "<th>value</th><th>± error</th><th>difference to best (paired)</th></tr></thead>"
+                "<th>value ± error</th><th>difference to best (paired)</th></tr></thead>"
                 f"<tbody>{lines}</tbody></table>"
             )
         return "".join(tables) + f"<p>{html.escape(str(self.folder))}</p>"

@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING
 from rich.markup import escape
 from rich.table import Table
 
-from distillkit.benchmark.report import HTML, MARKDOWN, paired
-from distillkit.cli.closing import console
+from distillkit.benchmark.report import HTML, MARKDOWN
+from distillkit.benchmark.verdicts import how_sure, paired, sample_time, table_decimals
+from distillkit.cli.closing import console, figures_table
+from distillkit.evaluation.digits import with_error
 from distillkit.progress import clock
 
 if TYPE_CHECKING:
@@ -19,23 +21,23 @@ def show_bench(result: BenchResult) -> None:
     """The tables, what they say, and where the report is."""
     out, board = console(), result.leaderboard
     for nfe, rows in board.tables.items():
-        table = Table(title=f"{escape(board.label)} at NFE {nfe}", title_justify="left")
-        for title in ("generator", "value", "± error", "difference to best (paired)", "cost", "time", "samples/s"):
-            table.add_column(title, justify="left" if title == "generator" else "right")
+        table = figures_table(f"{board.label} at NFE {nfe}", "generator", "value ± error",
+                              "difference to\nbest (paired)", "training\ntime", "sample\ntime")  # fmt: skip
+        places = table_decimals(rows)
         for row in rows:
             table.add_row(
-                escape(row.name), f"{row.mean:.5f}", "" if row.error is None else f"{row.error:.2g}",
-                "" if row.is_teacher else paired(row.to_best), f"{row.cost:,.0f}" if row.cost else "",
-                clock(row.seconds) if row.seconds else "", f"{row.images_per_second:,.0f}",
+                escape(row.name), with_error(row.mean, row.error, places),
+                "" if row.is_teacher else paired(row.to_best, places), clock(row.seconds) if row.seconds else "",
+                sample_time(row.images_per_second),
             )  # fmt: skip
         out.print(table)
+        out.print()
     for finding in result.findings:
         out.print(f"- {finding}", markup=False, highlight=False)
-    seeds = result.results.suite.seeds
-    out.print(
-        f"protocol {board.protocol_id}; {seeds} {'seed' if seeds == 1 else 'seeds'}; cost in forward-equivalents",
-        markup=False, highlight=False,
-    )  # fmt: skip
+    suite = result.results.suite
+    out.print(how_sure(result.results, board), markup=False, highlight=False)
+    out.print(f"protocol {board.protocol_id}; {suite.budget:,} forward-equivalents a training", markup=False,
+              highlight=False)  # fmt: skip
     page, text = result.folder / HTML, result.folder / MARKDOWN
     out.print(f"report: {page}, {text}", markup=False, highlight=False, soft_wrap=True)
     out.print(f"next: open {page}, or compare with your own: distillkit compare {result.folder}/records RECORD...",

@@ -6,10 +6,12 @@ import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from distillkit.evaluation.digits import decimals, fixed, with_error
 from distillkit.progress import clock
 from distillkit.registry import registry
 from distillkit.runs.config import to_yaml
@@ -26,6 +28,16 @@ def console() -> Console:
     """Standard output; 100 columns where there is no terminal to ask."""
     out = Console()
     return out if out.is_terminal else Console(width=100)
+
+
+def figures_table(title: str, name: str, *columns: str) -> Table:
+    """A table that fits 80 columns: long names are folded, figures are never cut or wrapped."""
+    table = Table(title=escape(title) or None, title_justify="left", box=box.SIMPLE_HEAD, show_edge=False,
+                  pad_edge=False, padding=(0, 1, 0, 0))  # fmt: skip
+    table.add_column(name, overflow="fold")
+    for column in columns:
+        table.add_column(column, justify="right", no_wrap=True)
+    return table
 
 
 def suggest_run(out: Console, teacher: str) -> None:
@@ -49,13 +61,16 @@ def show_result(run: Run) -> None:
     out, rows, summary = console(), run.rows, run.summary
     record = run.record
     table = Table()
-    table.add_column("generator")
+    table.add_column("generator", overflow="fold")
     if record:
-        table.add_column(escape(record.label), justify="right")
+        table.add_column(escape(record.label), justify="right", overflow="fold")
     for title in ("NFE", "samples/s", "speed-up"):
-        table.add_column(title, justify="right")
-    for row in rows:
-        figure = [row.record.figures[record.label].text if row.record else "-"] if record else []
+        table.add_column(title, justify="right", no_wrap=True)
+    figures = [row.record.figures[record.label] if row.record and record else None for row in rows]
+    known = [figure for figure in figures if figure]
+    places = decimals([f.value for f in known], [f.standard_error for f in known])
+    for row, found in zip(rows, figures, strict=True):
+        figure = [with_error(found.value, found.standard_error, places) if found else "-"] if record else []
         speed_up = f"{row.images_per_second / max(rows[0].images_per_second, 1e-9):.1f}x"
         table.add_row(row.name, *figure, f"{row.nfe:g}", f"{row.images_per_second:,.0f}", speed_up)
     out.print(table)
@@ -85,18 +100,12 @@ def show_result(run: Run) -> None:
 
 def show_records(out: Console, made: list[tuple[Record, Path]]) -> None:
     """The figures of an evaluation, where the records lie, and what to do with them."""
-    table = Table()
-    for title in ("measured", "NFE", "figure", "value", "± error", "bias-corrected"):
-        table.add_column(
-            title, justify="left" if title in ("measured", "figure") else "right", no_wrap=title == "figure"
-        )
-    for record, _ in made:
-        nfe = "-" if record.nfe is None else f"{record.nfe:g}"
-        for label, figure in record.figures.items():
-            error = "-" if figure.standard_error is None else f"{figure.standard_error:.2g}"
-            corrected = "-" if figure.corrected is None else f"{figure.corrected:.5g}"
-            table.add_row(record.subject.name, nfe, escape(label), f"{figure.value:.5g}", error, corrected)
-    out.print(table)
+    records = [record for record, _ in made]
+    if all(len(record.figures) == 1 for record in records):
+        _show_one_figure(out, records)
+    else:
+        for record in records:
+            _show_all_figures(out, record)
     first = made[0][0]
     out.print(f"protocol {first.protocol_id} ({first.protocol.name})", highlight=False)
     out.print(f"{first.label}: {first.protocol.meaning}", markup=False, highlight=False)
@@ -108,27 +117,53 @@ def show_records(out: Console, made: list[tuple[Record, Path]]) -> None:
               highlight=False, soft_wrap=True)  # fmt: skip
 
 
+def _show_one_figure(out: Console, records: list[Record]) -> None:
+    """The protocol's own figure of several generators."""
+    figures = [record.figure for record in records]
+    places = decimals([f.value for f in figures], [f.standard_error for f in figures])
+    known = any(figure.corrected is not None for figure in figures)
+    table = figures_table(records[0].label, "measured", "NFE", "value ± error", *["bias-corrected"] * known)
+    for record, figure in zip(records, figures, strict=True):
+        corrected = [fixed(figure.corrected, places)] * known
+        value = with_error(figure.value, figure.standard_error, places)
+        table.add_row(escape(record.subject.name), _nfe(record), value, *corrected)
+    out.print(table)
+
+
+def _show_all_figures(out: Console, record: Record) -> None:
+    """All figures of one generator; each has digits of its own."""
+    at = "" if record.nfe is None else f", NFE {record.nfe:g}"
+    table = figures_table(f"{record.subject.name}{at}", "figure", "value ± error", "bias-corrected")
+    for label, figure in record.figures.items():
+        places = decimals([figure.value], [figure.standard_error])
+        value = with_error(figure.value, figure.standard_error, places)
+        table.add_row(escape(label), value, fixed(figure.corrected, places))
+    out.print(table)
+
+
+def _nfe(record: Record | Quoted) -> str:
+    return "-" if record.nfe is None else f"{record.nfe:g}"
+
+
 def show_comparison(out: Console, tables: list[Comparison], quoted: list[Quoted]) -> None:
     """A table for each protocol, then the quoted figures apart."""
     for compared in tables:
-        table = Table(title=f"{escape(compared.label)}  {compared.protocol_id}", title_justify="left")
-        for title in ("", "NFE", "value", "± error", "bias-corrected", "difference to best (paired)"):
-            table.add_column(title, justify="right" if title else "left")
-        for line in compared.lines:
-            figure = line.record.figures[compared.label]
-            error = "-" if figure.standard_error is None else f"{figure.standard_error:.2g}"
-            corrected = "-" if figure.corrected is None else f"{figure.corrected:.5g}"
-            paired = "" if line.difference_error is None else f" ± {line.difference_error:.2g}"
-            difference = f"{line.difference:+.2g}{paired}" if line.difference or paired else "best"
-            nfe = "-" if line.record.nfe is None else f"{line.record.nfe:g}"
-            table.add_row(line.record.subject.name, nfe, f"{figure.value:.5g}", error, corrected, difference)
+        figures = [line.record.figures[compared.label] for line in compared.lines]
+        places = decimals([f.value for f in figures], [f.standard_error for f in figures])
+        table = figures_table(f"{compared.label}  {compared.protocol_id}", "", "NFE", "value ± error",
+                              "bias-\ncorrected", "difference to\nbest (paired)")  # fmt: skip
+        for line, figure in zip(compared.lines, figures, strict=True):
+            apart = with_error(line.difference, line.difference_error, places, sign=True)
+            difference = apart if line.difference or line.difference_error is not None else "best"
+            table.add_row(
+                escape(line.record.subject.name), _nfe(line.record),
+                with_error(figure.value, figure.standard_error, places), fixed(figure.corrected, places), difference,
+            )  # fmt: skip
         out.print(table)
     if quoted:
         table = Table("published (quoted)", "NFE", "figure", "value", "protocol", "source", title="not comparable",
                       title_justify="left")  # fmt: skip
         for record in quoted:
-            nfe = "-" if record.nfe is None else f"{record.nfe:g}"
-            table.add_row(
-                *map(escape, (record.name, nfe, record.label, f"{record.value:g}", record.protocol, record.source))
-            )
+            cells = (record.name, _nfe(record), record.label, f"{record.value:g}", record.protocol, record.source)
+            table.add_row(*map(escape, cells))
         out.print(table)

@@ -24,12 +24,14 @@ class Evaluation:
         label: of the figure, for people.
         error: standard error of the value; None where it is not known.
         samples: that it was measured on.
+        nfe: network evaluations of one of them, which some methods change on the way; None where it is not known.
     """
 
     label: str
     value: float
     error: float | None
     samples: int
+    nfe: float | None = None
 
 
 @dataclass

@@ -11,7 +11,7 @@ from distillkit.errors import UsageError
 from distillkit.evaluation.extractor import FeatureExtractor
 from distillkit.evaluation.features import GROUPS, Kept, groups_of, moments_of
 from distillkit.evaluation.frechet import Jackknife, distance_to, without
-from distillkit.evaluation.kernel import inception_score, kernel_distance
+from distillkit.evaluation.kernel import inception_jackknife, kernel_distance
 from distillkit.evaluation.neighbours import manifolds, memorisation
 from distillkit.evaluation.protocol import ImagePreparation, Protocol
 from distillkit.evaluation.record import Figure
@@ -121,22 +121,27 @@ class FrechetMeasure(Measure):
                 f"{count:,} samples span at most {count - 1:,} of {dim:,} dimensions: the covariance is singular and "
                 "the distance strongly biased"
             )
+        groups = groups_of(count) if count >= 2 * GROUPS else None
         if self._beside(metrics) and (real := self.reference.features) is not None:
             generated, n = kept.features, f"{count}/{len(real)}"
             if "kid" in metrics:
-                distance = kernel_distance(generated, real)
-                figures[f"KD[{name}]-{n}"] = Figure(value=distance, estimator="kernel-cubic-full@1")
+                found = kernel_distance(generated, real, groups)
+                figures[f"KD[{name}]-{n}"] = _figure(found, "kernel-cubic-full@1")
             if "prdc" in metrics:
-                found = manifolds(generated, real)
-                for key in ("precision", "recall", "density", "coverage"):
-                    figures[f"{key}[{name}]-{n}"] = Figure(value=getattr(found, key), estimator="neighbours-k3@1")
+                for key, share in manifolds(generated, real, groups=groups).items():
+                    figures[f"{key}[{name}]-{n}"] = _figure(share, "neighbours-k3@1")
             if "memorisation" in metrics:
-                nearest = memorisation(generated, real)
-                figures[f"memorisation[{name}]-{n}"] = Figure(value=nearest, estimator="nearest@1")
+                figures[f"memorisation[{name}]-{n}"] = _figure(memorisation(generated, real, groups), "nearest@1")
         if "is" in metrics:
-            value, _ = inception_score(kept.probabilities)
-            figures[f"IS[{name}]-{count}"] = Figure(value=value, estimator="one split@1")
+            figures[f"IS[{name}]-{count}"] = _figure(inception_jackknife(kept.probabilities, groups), "one split@1")
         return figures, remarks
+
+
+def _figure(found: Jackknife, estimator: str) -> Figure:
+    """A figure with its standard error. The bias is left in: these are shares and unbiased estimates, or (the Inception
+    score) known by its biased value."""
+    error = found.standard_error if found.leave_one_out else None
+    return Figure(value=found.value, estimator=estimator, standard_error=error, leave_one_out=found.leave_one_out)
 
 
 def frechet_figure(kept: Kept, reference: Reference) -> Figure:

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from distillkit.errors import DistillkitError, UsageError
+from distillkit.evaluation.digits import with_error
 from distillkit.evaluation.frechet import jackknife_error
 from distillkit.evaluation.protocol import Protocol
 from distillkit.files import canonical_json, write_json
@@ -33,8 +34,7 @@ class Figure(_Part):
     @property
     def text(self) -> str:
         """ "0.00106 ± 0.00014", for people."""
-        error = "" if self.standard_error is None else f" ± {self.standard_error:.2g}"
-        return f"{self.value:.5f}{error}" if self.value < 1 else f"{self.value:.5g}{error}"
+        return with_error(self.value, self.standard_error)
 
 
 class Subject(_Part):

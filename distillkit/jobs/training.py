@@ -57,4 +57,4 @@ def measured(
 def evaluation_of(record: Record) -> Evaluation:
     """A record's first figure as the engine logs it."""
     figure = record.figures[record.label]
-    return Evaluation(record.label, figure.value, figure.standard_error, record.protocol.samples.count)
+    return Evaluation(record.label, figure.value, figure.standard_error, record.protocol.samples.count, record.nfe)

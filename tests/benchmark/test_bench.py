@@ -113,7 +113,8 @@ def test_the_report_needs_nothing_from_outside_and_can_be_made_anew(inside, suit
     shutil.copytree(done, folder, ignore=shutil.ignore_patterns("runs"))
     page, markdown = (folder / "report.html").read_text(), (folder / "report.md").read_text()
     assert not re.search(r'(?:src|href)="(?!data:|#)', page) and "<script" not in page and "@import" not in page
-    assert page.count("<svg") == 2 and page.count('src="data:image/png') == 4, "teacher, kd, consistency twice"
+    assert page.count('role="img"') == 2 and page.count('src="data:image/png') == 4, "teacher, kd, consistency twice"
+    assert page.index("samples of teacher") < page.index("samples of kd"), "the teacher first, then by rank"
     assert "A small &lt;suite&gt; &amp; its report" in page and "A small <suite> & its report" in markdown
     for text in (page, markdown):
         assert "too-many-pairs" in text and "30,000" in text

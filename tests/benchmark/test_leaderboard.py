@@ -7,11 +7,10 @@ import statistics
 import pytest
 import torch
 
-from distillkit.benchmark.charts import cost_curves, sampling_time
 from distillkit.benchmark.leaderboard import Difference, Leaderboard, Standing, difference
-from distillkit.benchmark.report import findings
 from distillkit.benchmark.results import Results, Run
 from distillkit.benchmark.suite import Suite
+from distillkit.benchmark.verdicts import findings, how_sure
 from distillkit.evaluation.frechet import jackknife_error
 from distillkit.evaluation.record import Figure
 
@@ -73,13 +72,13 @@ def test_significant_means_more_than_two_standard_errors():
     assert not Difference(0.5, None).is_significant
 
 
-def test_reports_of_runs_without_curves_or_errors_draw_without_a_warning(recwarn):
-    one = dataclasses.replace(standing("a", [1.0]), images_per_second=0.0)
-    board = Leaderboard("FD", "p1-0", {1: [one]}, [], [], {})
-    results = Results(suite=Suite(name="s", teacher="t", budget=10, methods={"a": {}}), runs=one.runs)
-    for chart in (cost_curves(results, board), sampling_time(board)):
-        assert chart.startswith("<svg")
-    assert list(findings(results, board)) and not recwarn.list
+def test_few_seeds_need_more_standard_errors():
+    """Student's t: what three trainings differ by 3 SE may be chance, what ten do is not."""
+    assert Difference(0.5, 0.2, seeds=3).is_significant and not Difference(0.5, 0.2, seeds=3).is_settled
+    assert Difference(1.0, 0.2, seeds=3).is_settled and Difference(0.5, 0.2, seeds=10).is_settled
+    assert Difference(0.5, 0.2).is_settled, "of the evaluation's samples alone"
+    rows = standing("a", [1.0, 2.0, 3.0]), standing("b", [1.5, 2.4, 3.9])
+    assert difference(*rows).seeds == 3 and difference(standing("a", [1.0]), standing("b", [2.0])).seeds == 0
 
 
 def test_findings_say_how_sure_a_difference_is():
@@ -93,3 +92,19 @@ def test_findings_say_how_sure_a_difference_is():
     [text] = findings(results, board)
     assert "level is not significantly different (< 2 SE)" in text and "worse is significantly worse" in text
     assert "unsure is worse" in text
+
+
+@pytest.mark.parametrize(
+    ("seeds", "sampled", "words"),
+    [
+        (1, True, ["samples alone", "one training seed"]), (1, False, ["without sampling error"]),
+        (3, True, ["samples and the 3 training seeds", "4.3 SE"]), (3, False, ["without sampling error", "4.3 SE"]),
+    ],
+)  # fmt: skip
+def test_it_is_said_what_the_standard_errors_hold(seeds, sampled, words):
+    left = [[1.0, 1.1, 0.9]] * seeds if sampled else None
+    best, worse = standing("best", [1.0] * seeds, left), standing("worse", [2.0 + k for k in range(seeds)], left)
+    rows = [best, dataclasses.replace(worse, to_best=difference(worse, best))]
+    board = Leaderboard("FD", "p1-0", {1: rows}, [], [], {})
+    results = Results(suite=Suite(name="s", teacher="t", budget=10, seeds=seeds, methods={"best": {}}))
+    assert all(word in how_sure(results, board) for word in words)

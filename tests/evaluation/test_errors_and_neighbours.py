@@ -1,5 +1,7 @@
 """Standard errors, kernel distance, neighbours, Inception score: on the goldens, and against torch-fidelity."""
 
+import statistics
+
 import numpy as np
 import pytest
 import torch
@@ -12,7 +14,7 @@ from torch_fidelity.metric_prc import prc_features_to_metric
 
 from distillkit.evaluation.features import FeatureFile, groups_of, moments_of
 from distillkit.evaluation.frechet import Jackknife, frechet_distance, without
-from distillkit.evaluation.kernel import inception_score, kernel_distance
+from distillkit.evaluation.kernel import inception_jackknife, inception_score, kernel_distance
 from distillkit.evaluation.moments import Moments
 from distillkit.evaluation.neighbours import manifolds, memorisation
 
@@ -30,7 +32,7 @@ def test_kernel_distance_is_the_full_u_statistic(golden, case):
     reference = golden("frechet")
     expected = reference.description["results"][case]["kid"]["full U-statistic (prototype, all samples)"]
     t = reference.tensors
-    assert kernel_distance(t[f"{case}.gen"], t[f"{case}.real"]) == pytest.approx(expected, rel=1e-9)
+    assert kernel_distance(t[f"{case}.gen"], t[f"{case}.real"]).value == pytest.approx(expected, rel=1e-9)
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -40,14 +42,14 @@ def test_precision_recall_density_coverage_equal_as_counts(golden, case, k):
     expected = reference.description["results"][case]["prc"][f"dgm-eval prdc k={k} (strict <)"]
     gen, real = reference.tensors[f"{case}.gen"], reference.tensors[f"{case}.real"]
     found = manifolds(gen, real, k)
-    assert round(found.precision * len(gen)) == round(expected["precision"] * len(gen))
-    assert round(found.recall * len(real)) == round(expected["recall"] * len(real))
-    assert round(found.coverage * len(real)) == round(expected["coverage"] * len(real))
-    assert found.density == pytest.approx(expected["density"], rel=1e-9)
+    assert round(found["precision"].value * len(gen)) == round(expected["precision"] * len(gen))
+    assert round(found["recall"].value * len(real)) == round(expected["recall"] * len(real))
+    assert round(found["coverage"].value * len(real)) == round(expected["coverage"] * len(real))
+    assert found["density"].value == pytest.approx(expected["density"], rel=1e-9)
     for kind in ("full", "part"):
         theirs = reference.description["results"][case]["prc"][f"torch-fidelity 0.4.0 k={k} {kind}"]
-        assert found.precision == pytest.approx(theirs["precision"], abs=1e-6)
-        assert found.recall == pytest.approx(theirs["recall"], abs=1e-6)
+        assert found["precision"].value == pytest.approx(theirs["precision"], abs=1e-6)
+        assert found["recall"].value == pytest.approx(theirs["recall"], abs=1e-6)
 
 
 def test_inception_score(golden):
@@ -77,13 +79,13 @@ def test_everything_agrees_with_torch_fidelity(n, m, d, seed):
     assert ours == pytest.approx(theirs["frechet_inception_distance"], rel=1e-6)
     size = min(n, m)
     kid = kid_features_to_metric(x[:size], y[:size], kid_subsets=1, kid_subset_size=size, verbose=False)
-    assert kernel_distance(x[:size], y[:size]) == pytest.approx(
+    assert kernel_distance(x[:size], y[:size]).value == pytest.approx(
         kid["kernel_inception_distance_mean"], rel=1e-6, abs=1e-9
     )
     prc = prc_features_to_metric(x, y, prc_neighborhood=3, verbose=False)
     found = manifolds(x, y)
-    assert found.precision == pytest.approx(prc["precision"], abs=1e-6)
-    assert found.recall == pytest.approx(prc["recall"], abs=1e-6)
+    assert found["precision"].value == pytest.approx(prc["precision"], abs=1e-6)
+    assert found["recall"].value == pytest.approx(prc["recall"], abs=1e-6)
     isc = isc_features_to_metric(x, splits=3, shuffle=False)
     assert inception_score(x.softmax(1), 3)[0] == pytest.approx(isc["inception_score_mean"], rel=1e-6)
 
@@ -154,8 +156,8 @@ def test_feature_file_survives_a_torn_row_and_gives_back_what_it_took(tmp_path):
 def test_memorisation_tells_copies_from_new_samples():
     generator = torch.Generator().manual_seed(0)
     real, new = torch.randn(600, 8, generator=generator), torch.randn(600, 8, generator=generator)
-    assert 0.85 < memorisation(new, real) < 1.15
-    assert memorisation(real[:300] + 1e-3, real) < 0.05
+    assert 0.85 < memorisation(new, real).value < 1.15
+    assert memorisation(real[:300] + 1e-3, real).value < 0.05
 
 
 def test_too_few_samples_are_named():
@@ -163,3 +165,33 @@ def test_too_few_samples_are_named():
         manifolds(torch.randn(3, 2), torch.randn(9, 2))
     with pytest.raises(ValueError, match="at least two"):
         kernel_distance(torch.randn(1, 2), torch.randn(9, 2))
+
+
+def test_values_without_a_group_are_those_of_the_other_samples():
+    """The jackknife of the figures beside the distance: in one pass the same as computed anew for each group."""
+    generator = torch.Generator().manual_seed(3)
+    x, real = torch.randn(70, 5, generator=generator), torch.randn(90, 5, generator=generator) * 1.2
+    groups = groups_of(len(x))
+    found = {"kid": kernel_distance(x, real, groups), **manifolds(x, real, groups=groups)}
+    found |= {"memorisation": memorisation(x, real, groups), "is": inception_jackknife(x.softmax(1), groups)}
+    assert all(len(jackknife.leave_one_out) == 10 and jackknife.standard_error > 0 for jackknife in found.values())
+    for group in range(10):
+        rest = x[groups != group]
+        anew = {"kid": kernel_distance(rest, real), **manifolds(rest, real)}
+        anew |= {"memorisation": memorisation(rest, real), "is": inception_jackknife(rest.softmax(1))}
+        for name, value in anew.items():
+            assert found[name].leave_one_out[group] == pytest.approx(value.value, rel=1e-9), name
+
+
+def test_standard_errors_of_the_kernel_distance_and_of_shares_are_the_spread_between_sets_of_samples():
+    real = torch.randn(400, 6, generator=torch.Generator().manual_seed(0))
+    found = []
+    for seed in range(10):
+        x = torch.randn(200, 6, generator=torch.Generator().manual_seed(50 + seed)) + 0.2
+        groups = groups_of(len(x))
+        found.append({"kid": kernel_distance(x, real, groups), **manifolds(x, real, groups=groups)})
+    for name in ("kid", "precision", "density", "coverage", "recall"):
+        spread = statistics.stdev(one[name].value for one in found)
+        told = statistics.fmean(one[name].standard_error for one in found)
+        # Recall depends on the number of samples by its radii, so its jackknife is on the large side.
+        assert 0.5 < told / spread < (4 if name == "recall" else 2), name

@@ -152,7 +152,7 @@ def test_fields_that_came_later_do_not_break_the_digest(tmp_path):
 
 def test_figures_are_written_with_their_errors():
     assert Figure(value=0.0010586, estimator="x", standard_error=0.00021).text == "0.00106 ± 0.00021"
-    assert Figure(value=12.3456789, estimator="x").text == "12.346"
+    assert Figure(value=12.3456789, estimator="x").text == "12.35"
 
 
 def test_only_the_inception_network_makes_an_fid():
