@@ -96,11 +96,12 @@ def errors_are(results: Results, board: Leaderboard) -> str:
     if results.suite.seeds > 1:
         parts.append(f"of the {results.suite.seeds} training seeds")
     text = f"± is a standard error: {' and '.join(parts)}. " if parts else ""
+    text += "Differences to the best are paired: all generators start from the same noise. "
+    if any(row.corrected is not None for rows in board.tables.values() for row in rows):
+        text += "Bias-corrected is the value without the estimator's bias of order 1/N. "
     return (
-        f"{text}Differences to the best are paired: all generators start from the same noise. Bias-corrected is the "
-        "value without the estimator's bias of order 1/N. Cost is in forward-equivalents (an evaluation with gradient "
-        "counts three), the teacher's passes for the data and auxiliary networks included. Time is wall time of a "
-        "training, evaluations included."
+        f"{text}Cost is in forward-equivalents (an evaluation with gradient counts three), the teacher's passes for the "
+        "data and auxiliary networks included. Training time is wall time, evaluations included."
     )
 
 

@@ -131,6 +131,23 @@ def test_the_report_needs_nothing_from_outside_and_can_be_made_anew(inside, suit
     assert refused.returncode == 1 and str(record.relative_to(tmp_path)) in refused.stderr
 
 
+def test_names_of_others_are_text_in_the_report(done, tmp_path):
+    """Results may come from anybody: whatever they name, the page runs nothing."""
+    shutil.copytree(done, tmp_path / "done", ignore=shutil.ignore_patterns("runs"))
+    found = json.loads((tmp_path / "done" / "results.json").read_text())
+    bad = '<script>alert(1)</script>"><img src=x onerror=alert(1)>'
+    for run in found["runs"]:
+        run |= {"entry": f"{run['entry']}{bad}", "package": bad, "reason": bad, "health": {bad: bad}}
+        run |= {"cost": {bad: 1.0}}
+    suite = found["suite"]
+    suite |= {"title": bad, "teacher": bad, "methods": {f"{name}{bad}": {"note": bad} for name in suite["methods"]}}
+    found |= {"grid": {f"{name}{bad}": path for name, path in found["grid"].items()}}
+    found["environment"]["command"] = bad
+    (tmp_path / "done" / "results.json").write_text(json.dumps(found))
+    page = next(path for path in BenchResult(tmp_path / "done").report() if path.suffix == ".html").read_text()
+    assert "<script" not in page and "<img src=x" not in page and page.count("&lt;script&gt;") > 10
+
+
 def test_a_plan_is_shown_and_nothing_written(inside, suite, tmp_path):
     planned = inside("bench", "--suite", suite, "--methods", "too-many-pairs", "--dry-run")
     assert planned.returncode == 0 and "too-many-pairs" in planned.stdout and "30,000" in planned.stdout
