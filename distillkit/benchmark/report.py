@@ -176,7 +176,7 @@ class Picture:
 
 def _pictures(folder: Path, results: Results, board: Leaderboard) -> Iterator[Picture]:
     """The teacher's samples, then the students' in the order of their rank."""
-    captions = {name: "" for name in results.grid if name.split(",")[0] not in results.suite.methods}
+    captions = {"teacher": "what the students learn from"} if "teacher" in results.grid else {}
     for nfe, rows in board.tables.items():
         places = table_decimals(rows)
         students = [row for row in rows if not row.is_teacher]
