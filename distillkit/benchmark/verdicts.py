@@ -100,8 +100,8 @@ def errors_are(results: Results, board: Leaderboard) -> str:
     if any(row.corrected is not None for rows in board.tables.values() for row in rows):
         text += "Bias-corrected is the value without the estimator's bias of order 1/N. "
     return (
-        f"{text}Cost is in forward-equivalents (an evaluation with gradient counts three); the teacher's passes for the "
-        "data and auxiliary networks count too. Training time is wall time, evaluations included."
+        f"{text}Cost is in forward-equivalents (an evaluation with gradient counts three); the teacher's passes for "
+        "the data and auxiliary networks count too. Training time is wall time, evaluations included."
     )
 
 

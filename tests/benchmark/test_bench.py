@@ -187,11 +187,12 @@ def test_results_of_others_name_nothing_outside_their_folder(suite, tmp_path):
 def test_a_curve_is_made_of_evaluations_alone(tmp_path):
     lines = [
         {"step": 1, "images": 64, "loss/a[b]": 3.0, "cost": 10},
-        {"step": 2, "images": 128, "cost": 20, "evaluation": {"label": "FD", "value": 0.5, "error": 0.1}},
+        {"step": 2, "images": 128, "cost": 20, "evaluation": {"label": "FD", "value": 0.5, "error": 0.1, "nfe": 4.0}},
         {"step": 3, "images": 192, "cost": 30, "evaluation": {"label": "FD", "value": 0.4, "error": None}},
     ]  # fmt: skip
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    assert [(p.cost, p.value, p.error) for p in curve(tmp_path)] == [(20, 0.5, 0.1), (30, 0.4, None)]
+    found = [(p.cost, p.value, p.error, p.nfe) for p in curve(tmp_path)]
+    assert found == [(20, 0.5, 0.1, 4.0), (30, 0.4, None, None)], "results of runs that did not record evaluations too"
 
 
 def test_a_plan_counts_and_writes_nothing(suite, tmp_path, monkeypatch):

@@ -34,7 +34,7 @@ class Judge:
         self.asked.append(step)
         if step == self.dies_at:
             raise KeyboardInterrupt
-        return Evaluation("FD[test]", self.values[step], 0.01, 100)
+        return Evaluation("FD[test]", self.values[step], 0.01, 100, nfe=1.0)
 
 
 def lines(bench, name):
@@ -69,7 +69,8 @@ def test_the_best_checkpoint_is_kept_though_it_is_old(bench):
     assert best.values["selection"] == {"best_step": 2, "best_value": 0.2, "evaluated": 2}
     assert latest.values["selection"] == trainer.selection
     assert evaluations(bench, "run") == VALUES
-    assert lines(bench, "run")[-1]["evaluation"] == {"label": "FD[test]", "value": 0.6, "error": 0.01, "samples": 100}
+    last = {"label": "FD[test]", "value": 0.6, "error": 0.01, "samples": 100, "nfe": 1.0}
+    assert lines(bench, "run")[-1]["evaluation"] == last
     assert "FD[test] 0.6" in outputs.remark(6, {})
 
 
