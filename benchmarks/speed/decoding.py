@@ -12,7 +12,8 @@ from rich.console import Console
 from rich.table import Table
 
 from distillkit import SampleRNG
-from distillkit.data.stream import DataConfig, ImageStream, open_stream
+from distillkit.data.config import DataConfig
+from distillkit.data.stream import ImageStream, open_stream
 from distillkit.environment import environment
 
 ROUNDS = 3

@@ -23,8 +23,8 @@ from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
-from distillkit.data.files import open_images
-from distillkit.data.stream import pixels_in_order
+from distillkit.data.config import DataConfig
+from distillkit.data.reader import ImageReader, pixels_in_order
 from distillkit.environment import environment
 from distillkit.evaluation.extractor import ModuleExtractor
 from distillkit.evaluation.features import Kept, moments_of
@@ -89,11 +89,11 @@ def network() -> torch.nn.Module:
 
 
 def ours(folder: Path, extractor: ModuleExtractor, mean: torch.Tensor, root: torch.Tensor) -> float:
-    files = open_images(str(folder))
+    reader = ImageReader(DataConfig(path=str(folder)))
     with tempfile.TemporaryDirectory() as work:
         kept = Kept(Path(work), 64, 64)
-        batches = [range(k, min(k + 64, len(files))) for k in range(0, len(files), 64)]
-        for _ in extract(extractor, pixels_in_order(files, batches), kept, lambda n: None):
+        batches = [range(k, min(k + 64, len(reader))) for k in range(0, len(reader), 64)]
+        for _ in extract(extractor, pixels_in_order(reader, batches), kept, lambda n: None):
             pass
         moments = moments_of(kept.rows, 64)
         return distance_to(moments.mean, moments.covariance, mean, root).value

@@ -48,6 +48,20 @@ def evaluate(
     save_images: Annotated[
         Path | None, typer.Option("--save-images", help="Also keep the images: a folder of PNG, or a .npz file.")
     ] = None,
+    data_background: Annotated[
+        str | None, typer.Option("--data-background", help="Of given images: colour behind transparent ones.")
+    ] = None,
+    data_grey: Annotated[bool, typer.Option("--data-grey", help="Of given images: convert them to grey.")] = False,
+    data_image_column: Annotated[
+        str | None, typer.Option("--data-image-column", help="Of a data set: column of the images.")
+    ] = None,
+    data_max_pixels: Annotated[
+        str | None, typer.Option("--data-max-pixels", help="Larger images are refused.  [default: 67M]")
+    ] = None,
+    skip_damaged: Annotated[
+        int,
+        typer.Option("--skip-damaged", min=0, help="So many given images may be damaged."),
+    ] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
 ) -> None:
@@ -70,6 +84,8 @@ def evaluate(
         subject, protocol, device=device, quiet=quiet, reference=reference, extractor=extractor, samples=samples,
         first_seed=first_seed, nfe=evaluations, metrics=tuple(m.strip() for m in metrics.split(",") if m.strip()),
         batch=batch, precision=precision, guidance=guidance, output=output, save_images=save_images,
+        data_background=data_background, data_grey=data_grey, data_image_column=data_image_column,
+        data_max_pixels=data_max_pixels, skip_damaged=skip_damaged,
     )  # fmt: skip
     if made:
         show_records(console(), list(made))

@@ -31,6 +31,19 @@ def make(
         int | None, typer.Option("--data-resolution", min=1, help="Crop to the centred square and resize to this.")
     ] = None,
     data_filter: Annotated[str, typer.Option("--data-filter", help="box, bilinear, bicubic or lanczos.")] = "lanczos",
+    data_background: Annotated[
+        str | None, typer.Option("--data-background", help="Colour behind transparent images.")
+    ] = None,
+    data_grey: Annotated[bool, typer.Option("--data-grey", help="Convert the images to grey.")] = False,
+    data_image_column: Annotated[
+        str | None, typer.Option("--data-image-column", help="Column of the images, where there are several.")
+    ] = None,
+    data_max_pixels: Annotated[
+        str | None, typer.Option("--data-max-pixels", help="Larger images are refused.  [default: 67M]")
+    ] = None,
+    skip_damaged: Annotated[
+        int, typer.Option("--skip-damaged", min=0, help="So many images may be damaged; others are read for them.")
+    ] = 0,
     keep_features: Annotated[
         bool, typer.Option("--keep-features", help="Also keep the features, for kid, prdc and memorisation.")
     ] = False,
@@ -39,14 +52,13 @@ def make(
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
 ) -> None:
     """Extract the features of all images and write their moments, with the hash that protocols name."""
-    from pydantic import ValidationError
-
     from distillkit.cli.closing import console
-    from distillkit.data.images import DataConfig
+    from distillkit.data.config import DataConfig
     from distillkit.errors import UsageError
     from distillkit.evaluation.presets import OwnMeasure, preset
     from distillkit.jobs.context import job_context
     from distillkit.jobs.reference import make_reference
+    from distillkit.runs.config import validated
 
     if (protocol is None) == (extractor is None):
         raise UsageError("name either --protocol or --extractor")
@@ -57,10 +69,13 @@ def make(
         raise UsageError(f"--protocol {protocol}: it has no reference statistics to make")
     if chosen and chosen.images:
         data_resolution, data_filter = chosen.images.resolution, chosen.images.filter
-    try:
-        config = DataConfig.model_validate({"path": data, "resolution": data_resolution, "filter": data_filter})
-    except ValidationError as error:
-        raise UsageError(f"--data-filter {data_filter}: box, bilinear, bicubic or lanczos") from error
+    asked = {
+        "path": data, "resolution": data_resolution, "filter": data_filter, "background": data_background,
+        "grey": data_grey, "image_column": data_image_column, "max_pixels": data_max_pixels,
+        "skip_damaged": skip_damaged,
+    }  # fmt: skip
+    asked = {name: value for name, value in asked.items() if value is not None}
+    config = validated(DataConfig, asked, None, {"data": asked}, ("data",))
     network = chosen.extractor if chosen else str(extractor)
     with job_context(device=device, quiet=quiet) as context:
         reference = make_reference(

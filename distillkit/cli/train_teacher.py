@@ -32,7 +32,7 @@ def train_command() -> Any:
 
 def teacher_sections() -> list[Any]:
     """What can be set of a teacher's training."""
-    from distillkit.data.images import DataConfig
+    from distillkit.data.config import DataConfig
     from distillkit.engine.config import TrainingConfig
     from distillkit.jobs.teacher_recipe import EDM_TRAINING, LossConfig, NetworkConfig
     from distillkit.runs.config import EvaluationConfig
@@ -108,7 +108,7 @@ def train(values: dict[str, Any]) -> None:
         if dry_run:
             show_plan(config, plan_teacher(config, context, folder))
             return
-        work = TeacherTraining(config, *new_teacher(config, context.device), folder, context)
+        work = TeacherTraining(config, *new_teacher(config, context.device, context.reporter.say), folder, context)
         trained = launch(folder, config, context, lambda: work.run(resume=bool(resume)), resume=bool(resume))
         if not context.main:
             return

@@ -10,8 +10,10 @@ import torch
 
 from distillkit.contracts.source import Batches, Images, Source, SourceConfig, SourceJob, SourcePlan
 from distillkit.contracts.teacher import Teacher
-from distillkit.data.files import ImageFiles, open_images, require_datasets
-from distillkit.data.stream import DataConfig, ImageStream, open_stream
+from distillkit.data.config import DataConfig
+from distillkit.data.hub import require_datasets
+from distillkit.data.reader import ImageReader
+from distillkit.data.stream import ImageStream, open_reader, open_stream
 from distillkit.data.synthetic import SyntheticImages
 from distillkit.errors import UsageError
 
@@ -28,8 +30,11 @@ class ImageSource(Source[Images]):
 
     def open(self, job: SourceJob) -> Batches[Images]:
         if self.config.path is None:
+            job.say(f"data: {self.plan().summary}")
             return self._own()(job.device)
-        return open_stream(self.config, self.teacher, job.device, files=self._files)
+        stream = open_stream(self.config, self.teacher, job.device, reader=self._reader, say=job.say)
+        job.say(f"data: {stream.summary}")
+        return stream
 
     def check(self) -> None:
         """Open the files as `open` does; a dataset of the hub is downloaded for it."""
@@ -52,26 +57,22 @@ class ImageSource(Source[Images]):
             require_datasets()
             return SourcePlan(f"{path}, loaded and checked when the run starts")
         stream = self._opened()
-        labelled = self.teacher.conditioner.count > 0
-        classes = f" in {stream.files.num_classes:,} classes" if labelled else ", used without labels"
-        shape = " x ".join(map(str, stream.shape))
-        return SourcePlan(f"{len(stream):,} images {shape}{classes}, from {path}", memory_bytes=stream.kept_bytes)
+        return SourcePlan(stream.summary, memory_bytes=stream.kept_bytes)
 
     @property
     def fingerprint(self) -> str:
-        return self._files.fingerprint if self.config.path else ""
+        return self._reader.files.fingerprint if self.config.path else ""
 
     @classmethod
     def synthetic(cls, teacher: Teacher, device: torch.device) -> Batches[Images]:
         return SyntheticImages(teacher, device)
 
     @cached_property
-    def _files(self) -> ImageFiles:
-        assert self.config.path is not None
-        return open_images(self.config.path)
+    def _reader(self) -> ImageReader:
+        return open_reader(self.config, self.teacher)
 
     def _opened(self) -> ImageStream:
-        return open_stream(self.config, self.teacher, torch.device("cpu"), files=self._files)
+        return open_stream(self.config, self.teacher, torch.device("cpu"), reader=self._reader)
 
     def _own(self) -> Callable[[torch.device], Batches[Images]]:
         """The way to the data that the teacher brings.
@@ -85,10 +86,11 @@ class ImageSource(Source[Images]):
                 "--data FILE.zip, --data FOLDER or --data hf:ORG/NAME"
             )
         plain = DataConfig()
-        for field in ("resolution", "sampling", "flip"):
+        for field in ("resolution", "sampling", "flip", "background", "grey", "image_column", "label_column"):
             if getattr(self.config, field) != getattr(plain, field):
                 raise UsageError(
-                    f"--data-{field} is for images of your own: give their --data as well, or leave it out; "
+                    f"--data-{field.replace('_', '-')} is for images of your own: give their --data as well, or leave "
+                    "it out; "
                     f"those that come with the teacher {self.teacher.spec.name} are used as they are"
                 )
         return self.teacher.images

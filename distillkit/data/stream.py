@@ -2,45 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Literal
 
 import numpy as np
 import torch
-from pydantic import Field
 from torch import Tensor
 
 from distillkit.contracts.codec import Codec, Pixels
 from distillkit.contracts.conditioner import ClassLabels, Conditioner, Unconditional
 from distillkit.contracts.random import Indices, SampleRNG
 from distillkit.contracts.schedule import per_sample
-from distillkit.contracts.source import Images, SourceConfig
+from distillkit.contracts.source import Images
 from distillkit.contracts.teacher import Teacher
-from distillkit.data.decoding import Filter, PixelArray, decode
-from distillkit.data.files import LABELS, ImageFiles, open_images
-from distillkit.errors import DistillkitError, UsageError
+from distillkit.data.classes import numbers_of
+from distillkit.data.config import DataConfig
+from distillkit.data.decoding import PixelArray
+from distillkit.data.files import ImageFiles
+from distillkit.data.labels import LABELS
+from distillkit.data.reader import ImageReader
+from distillkit.errors import UsageError
 
 KEPT_BYTES = 2**30
 """Decoded images are kept in memory where all of them need no more."""
-
-
-class DataConfig(SourceConfig):
-    """Real images, where the method needs them."""
-
-    path: str | None = Field(
-        None, description="zip file, folder, parquet file or hf:ORG/NAME[:SPLIT]; what comes with the teacher if none",
-        json_schema_extra={"flag": "data"},
-    )  # fmt: skip
-    resolution: int | None = Field(
-        None, ge=1, le=4096, description="crop to the centred square and resize to this; images are left alone if none"
-    )
-    filter: Filter = Field("lanczos", description="resampling filter, where a resolution is given")
-    sampling: Literal["as-is", "balanced"] = Field(
-        "as-is", description="every image alike (as-is) or every class alike (balanced)"
-    )
-    flip: bool = Field(False, description="mirror every other image, drawn at random")
-    workers: int = Field(1, ge=0, le=64, description="threads that decode ahead, more for large images; 0: none")
 
 
 class ImageStream:
@@ -49,44 +33,45 @@ class ImageStream:
     While a step is trained, the same samples of the next step are decoded.
 
     Args:
-        files: the images.
-        config: resizing, sampling, workers.
+        reader: the images.
         device: where batches go, as uint8; they become samples there.
         codec: makes samples of pixels.
         conditioner: makes conditions of labels, which are its keys; where none is given, one of the images' own
             classes, if they have labels.
+        say: hears which damaged images are replaced.
 
     Attributes:
         shape: of an image, (C, H, W).
         kept_bytes: of memory that decoded images will take; 0 where they are too many to keep.
+        summary: one line for people: how many images of which classes and sizes, and what was left out.
 
     Raises:
-        DistillkitError: when the first image cannot be read.
-        UsageError: for balanced sampling without labels.
+        UsageError: for balanced sampling without labels, or classes that are not the conditioner's.
     """
 
     def __init__(
         self,
-        files: ImageFiles,
-        config: DataConfig,
+        reader: ImageReader,
         device: torch.device,
         *,
         codec: Codec | None = None,
         conditioner: Conditioner | None = None,
+        say: Callable[[str], None] = lambda text: None,
     ) -> None:
-        self.files, self.config, self.device = files, config, device
-        self.codec, self.conditioner = codec or Pixels(), conditioner or own_conditioner(files)
-        self._keys = torch.zeros(len(files), dtype=torch.int64)
-        if files.labels is not None and self.conditioner.count:
-            self._keys = torch.from_numpy(files.labels)
-        first = self._decode(0, None)
-        self.shape = (first.shape[2], first.shape[0], first.shape[1])
+        self.reader, self.files, self.config, self.device = reader, reader.files, reader.config, device
+        self.codec, self.conditioner = codec or Pixels(), conditioner or own_conditioner(reader.files)
+        self.say = say
+        files, config = self.files, self.config
+        self._keys, note = numbers_of(files, self.conditioner)
+        self.summary = "; ".join([reader.summary, *([note] if note else [])])
+        self.shape = reader.shape
         self._pool = ThreadPoolExecutor(config.workers, "decode") if config.workers else None
         self._ahead: dict[tuple[int, int, int], list[Future[list[PixelArray]]]] = {}
-        size = len(files) * first.size
+        channels, height, width = self.shape
+        size = len(files) * channels * height * width
         self.kept_bytes = size if size <= KEPT_BYTES else 0
         # Pages of zeros cost nothing until they are written.
-        self._kept = np.zeros((len(files), *first.shape), np.uint8) if self.kept_bytes else None
+        self._kept = np.zeros((len(files), height, width, channels), np.uint8) if self.kept_bytes else None
         self._is_kept = np.zeros(len(files), bool)
         self._classes: list[Tensor] = []
         if config.sampling == "balanced":
@@ -109,6 +94,8 @@ class ImageStream:
             self._ahead = {k: v for k, v in self._ahead.items() if k[0] > step or k[:2] > key[:2]}
             self._ahead[step + 1, key[1], key[2]] = self._start(self._chosen(rng, step + 1, indices))
         pixels = torch.from_numpy(np.stack([image for part in parts for image in part.result()]))
+        for line in self.reader.said():
+            self.say(line)
         if self.device.type == "cuda":
             pixels = pixels.pin_memory()
         pixels = pixels.to(self.device, non_blocking=True).permute(0, 3, 1, 2)
@@ -145,47 +132,11 @@ class ImageStream:
     def _image(self, number: int) -> PixelArray:
         if self._kept is not None and self._is_kept[number]:
             return self._kept[number]
-        pixels = self._decode(number, (*self.shape[1:], self.shape[0]))
+        pixels = self.reader.pixels(number)
         if self._kept is not None:
             self._kept[number] = pixels
             self._is_kept[number] = True
         return pixels
-
-    def _decode(self, number: int, shape: tuple[int, ...] | None) -> PixelArray:
-        config, name = self.config, self.files.names[number]
-        pixels = decode(self.files.read(number), name, resolution=config.resolution, filter_name=config.filter)
-        if shape is not None and pixels.shape != shape:
-            if pixels.shape[2] == 1 and pixels.shape[:2] == shape[:2]:
-                return np.repeat(pixels, shape[2], axis=2)
-            raise DistillkitError(
-                f"{name} is {_size(pixels.shape)} and the first image is {_size(shape)}; images must be of one size "
-                "and kind, or be resized by --data-resolution"
-            )
-        return pixels
-
-
-def pixels_in_order(
-    files: ImageFiles, batches: Iterable[range], *, resolution: int | None = None, filter_name: Filter = "lanczos"
-) -> Iterator[Tensor]:
-    """Pixels (B, C, H, W) uint8 of the images with these numbers, for evaluation.
-
-    Raises:
-        DistillkitError: when an image cannot be read, or they are of several sizes.
-    """
-    shape: tuple[int, ...] | None = None
-    for batch in batches:
-        images = []
-        for number in batch:
-            name = files.names[number]
-            pixels = decode(files.read(number), name, resolution=resolution, filter_name=filter_name)
-            shape = shape or pixels.shape
-            if pixels.shape != shape:
-                raise DistillkitError(
-                    f"{name} is {_size(pixels.shape)} and the first image is {_size(shape)}; images must be of one "
-                    "size and kind"
-                )
-            images.append(pixels)
-        yield torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous()
 
 
 def own_conditioner(files: ImageFiles) -> Conditioner:
@@ -196,53 +147,66 @@ def own_conditioner(files: ImageFiles) -> Conditioner:
 
 
 def open_stream(
-    config: DataConfig, teacher: Teacher | None, device: torch.device, *, files: ImageFiles | None = None
+    config: DataConfig,
+    teacher: Teacher | None,
+    device: torch.device,
+    *,
+    reader: ImageReader | None = None,
+    say: Callable[[str], None] = lambda text: None,
 ) -> ImageStream:
     """The images of `config`, checked against what a teacher makes if one is given.
 
     Args:
-        files: what `config.path` names, where it is open already.
+        reader: of what `config.path` names, where it is open already.
+        say: hears which damaged images are replaced.
 
     Raises:
         UsageError: when no path is given, or size, channels or classes are not the teacher's.
         DistillkitError: when they cannot be read.
     """
-    if config.path is None:
-        raise UsageError("real images are needed: --data FILE.zip, --data FOLDER or --data hf:ORG/NAME")
-    files = files or open_images(config.path)
+    reader = reader or open_reader(config, teacher)
     if teacher is None:
-        return ImageStream(files, config, device)
-    stream = ImageStream(files, config, device, codec=teacher.codec, conditioner=teacher.conditioner)
-    _check_fit(stream, config.path, teacher)
-    return stream
+        return ImageStream(reader, device, say=say)
+    _check_fit(reader, str(config.path), teacher)
+    return ImageStream(reader, device, codec=teacher.codec, conditioner=teacher.conditioner, say=say)
 
 
-def _check_fit(stream: ImageStream, path: str, teacher: Teacher) -> None:
-    """Refuse images that are not of the teacher's size or classes.
+def open_reader(config: DataConfig, teacher: Teacher | None = None) -> ImageReader:
+    """The images of `config`, in the teacher's colours if one is given.
+
+    Raises:
+        UsageError, DistillkitError: as `ImageReader`.
+    """
+    images = teacher is not None and teacher.codec.content == "images"
+    return ImageReader(
+        config, want=teacher.codec.decoded_shape(teacher.spec.shape) if teacher is not None and images else None
+    )
+
+
+def _check_fit(reader: ImageReader, path: str, teacher: Teacher) -> None:
+    """Refuse images that are not of the teacher's size, or lack the labels that it needs.
 
     Raises:
         UsageError: naming both.
     """
-    name, labels, classes = teacher.spec.name, stream.files.labels, teacher.conditioner.count
+    name = teacher.spec.name
     if teacher.codec.content != "images":
         raise UsageError(f"the teacher {name} makes {teacher.codec.content}; the images in {path} cannot be its data")
     shape = teacher.codec.decoded_shape(teacher.spec.shape)
-    if stream.shape != shape:
-        resize = f" Try --data-resolution {shape[1]}." if shape[1] == shape[2] else ""
+    if reader.shape != shape:
+        advice = []
+        if reader.shape[1:] != shape[1:]:
+            square = shape[1] == shape[2]
+            advice.append(f"--data-resolution {shape[1]}" if square else f"images of {shape[2]} x {shape[1]}")
+        if reader.shape[0] > shape[0] == 1:
+            advice.append("--data-grey to convert them to grey")
         raise UsageError(
-            f"the images in {path} are {stream.shape} (channels, height, width) and the teacher's {shape}.{resize}"
+            f"the images in {path} are {reader.shape} (channels, height, width) and those of the teacher {name} are "
+            f"{shape}. Give {' and '.join(advice) or 'others'}, or choose another teacher."
         )
-    if classes and labels is None:
+    if teacher.conditioner.count and reader.files.labels is None:
+        why = f" ({'; '.join(reader.files.notes)})" if reader.files.notes else ""
         raise UsageError(
-            f"the images in {path} have no labels and the teacher {name} needs them ({teacher.conditioner.summary()}): "
-            f"add a {LABELS} or a folder for each class"
+            f"the images in {path} have no labels{why} and the teacher {name} needs them "
+            f"({teacher.conditioner.summary()}): add a {LABELS} or a folder for each class"
         )
-    if classes and stream.files.num_classes > classes:
-        raise UsageError(
-            f"the images in {path} have labels up to {stream.files.num_classes - 1} and the teacher "
-            f"{teacher.conditioner.summary()}"
-        )
-
-
-def _size(shape: tuple[int, ...]) -> str:
-    return f"{shape[1]} x {shape[0]}, {'grey' if shape[2] == 1 else 'RGB'}"

@@ -5,8 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
@@ -20,8 +19,9 @@ from distillkit.contracts.denoiser import Denoiser
 from distillkit.contracts.random import SampleRNG
 from distillkit.contracts.student import StudentGenerator
 from distillkit.contracts.teacher import Teacher
+from distillkit.data.config import DataConfig
 from distillkit.data.files import ImageFiles
-from distillkit.data.stream import pixels_in_order
+from distillkit.data.reader import ImageReader, pixels_in_order
 from distillkit.diffusion.solvers import SolverName
 from distillkit.errors import DistillkitError
 from distillkit.evaluation.measure import Measure
@@ -181,10 +181,27 @@ class GivenImages:
 
     subject: Subject
     files: ImageFiles
+    config: DataConfig
+    _readers: dict[str, ImageReader] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def content(self) -> Content:
         return "images"
+
+    def reader(self, measure: Measure) -> ImageReader:
+        """The images as a protocol prepares them.
+
+        Raises:
+            UsageError, DistillkitError: as `ImageReader`.
+        """
+        preparation = measure.preparation
+        config = self.config
+        if preparation:
+            config = config.model_copy(update={"resolution": preparation.resolution, "filter": preparation.filter})
+        key = config.model_dump_json()
+        if key not in self._readers:
+            self._readers[key] = ImageReader(config, self.files)
+        return self._readers[key]
 
     def samples_of(self, spec: SampleSpec) -> SampleSpec:
         return SampleSpec(
@@ -193,13 +210,9 @@ class GivenImages:
         )  # fmt: skip
 
     def identity(self) -> Mapping[str, Any]:
-        return {"images": self.files.fingerprint}
+        return {"images": self.files.fingerprint, "background": self.config.background, "grey": self.config.grey}
 
     def draw(self, measure: Measure, batches: Sequence[range], device: torch.device, tally: Tally) -> Iterator[Tensor]:
-        preparation = measure.preparation
-        pixels_of = partial(pixels_in_order, self.files, batches)
-        if preparation:
-            pixels_of = partial(pixels_of, resolution=preparation.resolution, filter_name=preparation.filter)
-        for pixels in pixels_of():
+        for pixels in pixels_in_order(self.reader(measure), batches):
             tally.samples += len(pixels)
             yield require_content(pixels.to(device), "images")

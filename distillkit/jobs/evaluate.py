@@ -11,6 +11,7 @@ from torch import Tensor
 
 from distillkit.contracts.teacher import Teacher
 from distillkit.errors import UsageError
+from distillkit.evaluation.generator import GivenImages
 from distillkit.evaluation.pipeline import measure
 from distillkit.evaluation.record import Record, write_record
 from distillkit.files import cache_folder, replacing, slug, write_bytes
@@ -43,6 +44,9 @@ def evaluate_subject(
     found = found_subjects(subject, options, context)
     protocol = measure_for(found[0], options)
     saver = _Saver(options, context, found)
+    for one in found:
+        if isinstance(one.candidate, GivenImages):
+            context.reporter.say(f"data: {one.candidate.reader(protocol).summary}")
     made = []
     for one in found:
         record = measure(
@@ -51,6 +55,9 @@ def evaluate_subject(
             folder=cache_folder() / "evaluations", save=saver.add if saver.path else None,
         )  # fmt: skip
         saver.close()
+        if isinstance(one.candidate, GivenImages):
+            for line in one.candidate.reader(protocol).said():
+                context.reporter.say(line)
         if context.main:
             path = _path(record, one, options)
             made.append(Evaluated(write_record(path, record), path))

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import torch
 
-from distillkit.data.files import open_images
-from distillkit.data.stream import DataConfig, pixels_in_order
+from distillkit.data.config import DataConfig
+from distillkit.data.reader import ImageReader, pixels_in_order
 from distillkit.engine.interrupt import StopRequest
 from distillkit.errors import Interrupted, UsageError
 from distillkit.evaluation.extractor import FeatureExtractor
@@ -50,15 +50,16 @@ def make_reference(
     """
     if data.path is None:
         raise UsageError("--data: which images? A zip file, a folder, a parquet file or hf:ORG/NAME")
-    files = open_images(data.path)
+    reader = ImageReader(data)
+    files = reader.files
+    reporter.say(f"data: {reader.summary}")
     if keep_features and len(files) > MOST_KEPT:
         raise UsageError(f"--keep-features is for at most {MOST_KEPT:,} images, and these are {len(files):,}")
     making, prepared = None, None
     if data.resolution is not None:
         prepared = ImagePreparation(resolution=data.resolution, filter=data.filter)
     if isinstance(extractor, str):
-        first = next(pixels_in_order(files, [range(1)], resolution=data.resolution, filter_name=data.filter))
-        named, extractor = extractor, load_extractor(extractor, tuple(first.shape[1:]))
+        named, extractor = extractor, load_extractor(extractor, reader.shape)
         named = str(Path(named).expanduser().resolve()) if is_torchscript(named) else named
         making = Making(extractor=named, spec=extractor.spec, images=prepared)
     dim = extractor.spec.dim
@@ -67,16 +68,19 @@ def make_reference(
         "extractor": extractor.spec.model_dump(mode="json"),
         "resolution": data.resolution,
         "filter": data.filter,
+        "background": data.background,
+        "shape": list(reader.shape),
     }
     key = hashlib.sha256(canonical_json(identity).encode()).hexdigest()[:16]
     kept = Kept(cache_folder() / "evaluations" / f"reference-{key}", dim, dim)
     if len(kept):
         reporter.say(f"continuing with {len(kept):,} of {len(files):,} images")
     batches = (range(k, min(k + batch, len(files))) for k in range(len(kept), len(files), batch))
-    images = pixels_in_order(files, batches, resolution=data.resolution, filter_name=data.filter)
-    on_device = (pixels.to(device) for pixels in images)
+    on_device = (pixels.to(device) for pixels in pixels_in_order(reader, batches))
     with reporter.task("extracting features", len(files), "images", len(kept)) as task:
         for _ in extract(extractor.to(device), on_device, kept, task.advance):
+            for line in reader.said():
+                reporter.say(line)
             if stop:
                 raise Interrupted("stopped; the same command resumes", stop.signum or 2)
     moments = moments_of(kept.rows, dim)

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from distillkit.contracts.teacher import Teacher
-from distillkit.data.files import open_images
+from distillkit.data.config import DataConfig
+from distillkit.data.reader import open_files
 from distillkit.diffusion.solvers import SolverName
 from distillkit.errors import UsageError
 from distillkit.evaluation.extractor import FeatureExtractor
@@ -24,7 +25,7 @@ from distillkit.models.diffusers.folder import is_diffusers_folder
 from distillkit.models.store.folder import SPEC
 from distillkit.models.store.reference import Folder
 from distillkit.models.store.resolve import resolve
-from distillkit.runs.config import read_config
+from distillkit.runs.config import read_config, validated
 from distillkit.runs.folder import CONFIG
 from distillkit.students.artifact import DESCRIPTION, Student, load_student
 from distillkit.students.checkpoints import STATE, split_selector
@@ -46,6 +47,8 @@ class EvaluationOptions:
         guidance: weight of a teacher.
         output: file (.json) or folder of the record.
         save_images: folder of PNG files, or a .npz file, where the images are kept as well.
+        data_background, data_grey, data_image_column, data_max_pixels, skip_damaged: of given images, as `DataConfig`
+            describes them.
 
     Raises:
         UsageError: for a value that cannot be.
@@ -63,6 +66,11 @@ class EvaluationOptions:
     guidance: float = 1.0
     output: Path | str | None = None
     save_images: Path | str | None = None
+    data_background: str | None = None
+    data_grey: bool = False
+    data_image_column: str | None = None
+    data_max_pixels: int | str | None = None
+    skip_damaged: int | str = 0
 
     def __post_init__(self) -> None:
         if self.precision not in ("fp32", *AUTOCAST):
@@ -72,8 +80,33 @@ class EvaluationOptions:
             value = getattr(self, name)
             if value is not None and value < low:
                 raise UsageError(f"--{name.replace('_', '-')} {value}: at least {low}")
+        self.images_at("")
         if small := [nfe for nfe in self.nfe if nfe < 1]:
             raise UsageError(f"--nfe {small[0]}: at least 1")
+
+    def images_at(self, path: str) -> DataConfig:
+        """How given images are read.
+
+        Raises:
+            UsageError: for a value that cannot be.
+        """
+        asked = {
+            "background": self.data_background, "grey": self.data_grey, "image_column": self.data_image_column,
+            "max_pixels": self.data_max_pixels, "skip_damaged": self.skip_damaged,
+        }  # fmt: skip
+        given = {"path": path, **{name: value for name, value in asked.items() if value is not None}}
+        return validated(DataConfig, given, None, {"data": given}, ("data",))
+
+    def require_no_images(self, name: str) -> None:
+        """Refuse what is said of images where something else is measured.
+
+        Raises:
+            UsageError: naming the option.
+        """
+        plain = EvaluationOptions()
+        for option in ("data_background", "data_grey", "data_image_column", "data_max_pixels", "skip_damaged"):
+            if getattr(self, option) != getattr(plain, option):
+                raise UsageError(f"--{option.replace('_', '-')} is for images of your own, and {name} is none of them")
 
 
 @dataclass(frozen=True)
@@ -110,8 +143,9 @@ def found_subjects(
         title = f"{run.name}@{selector}" if selector else run.name
         return _students(student, title, _records(folder), options, context, _protocol_of(run))
     is_model = (path / SPEC).is_file() or is_diffusers_folder(path)
-    if not is_model and (path.is_dir() or path.suffix.lower() in (".zip", ".parquet")):
+    if not is_model and (path.is_dir() or path.suffix.lower() in (".zip", ".parquet", ".npz")):
         return [_images(name, options)]
+    options.require_no_images(name)
     reference = resolve(name)
     records = _records(reference.path if isinstance(reference, Folder) else None)
     return _teachers(reference.load(context.reporter, context.stopped), records, options, context)
@@ -194,9 +228,10 @@ def solver_steps(nfe: int, solver: SolverName, guidance: float = 1.0) -> int:
 def _images(name: str, options: EvaluationOptions) -> Found:
     if options.nfe or options.guidance != 1.0 or options.precision != "fp32":
         raise UsageError(f"{name} holds images: --nfe, --guidance and --precision are for generators")
-    files = open_images(name)
+    config = options.images_at(name)
+    files = open_files(config)
     subject = Subject(kind="images", name=Path(name).stem, weights_sha256=files.fingerprint)
-    return Found(GivenImages(subject, files), None, Path("records"))
+    return Found(GivenImages(subject, files, config), None, Path("records"))
 
 
 def measure_for(found: Found, options: EvaluationOptions) -> Measure:

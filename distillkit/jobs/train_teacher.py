@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,8 +14,9 @@ from distillkit.contracts.conditioner import ClassLabels, Conditioner, Unconditi
 from distillkit.contracts.source import Batches, Images
 from distillkit.contracts.student import StudentGenerator
 from distillkit.contracts.teacher import Teacher, TeacherSpec
-from distillkit.data.images import DataConfig
-from distillkit.data.stream import ImageStream, open_stream
+from distillkit.data.config import DataConfig
+from distillkit.data.files import ImageFiles
+from distillkit.data.stream import ImageStream, open_reader
 from distillkit.engine.checkpoint import Checkpoints
 from distillkit.engine.config import TrainingConfig
 from distillkit.engine.metrics import MetricsFile, Trackers
@@ -75,8 +76,13 @@ def resolve_teacher(options: Mapping[str, Any], file: ConfigFile | None = None) 
     return validated(TeacherRunConfig, merge(defaults, asked), file, options)
 
 
-def new_teacher(config: TeacherRunConfig, device: torch.device) -> tuple[Teacher, Batches[Images]]:
+def new_teacher(
+    config: TeacherRunConfig, device: torch.device, say: Callable[[str], None] = lambda text: None
+) -> tuple[Teacher, Batches[Images]]:
     """A teacher with fresh weights that fits the images, and the images.
+
+    Args:
+        say: hears what the images are, and later which damaged ones are replaced.
 
     Raises:
         UsageError: when there are none, or no network of the asked family fits their size.
@@ -86,10 +92,12 @@ def new_teacher(config: TeacherRunConfig, device: torch.device) -> tuple[Teacher
         teacher = resolve(config.name).fresh(config.seed)
         if teacher.images is None:
             raise UsageError(f"{config.name} brings no data; give its images: --data FILE.zip, FOLDER or hf:ORG/NAME")
+        say(f"data: what comes with the teacher {config.name}")
         return teacher, teacher.images(device)
-    stream = open_stream(config.data, None, device)
-    conditioner = _conditioner(stream, config)
-    stream.conditioner = conditioner
+    reader = open_reader(config.data)
+    conditioner = _conditioner(reader.files, config)
+    stream = ImageStream(reader, device, conditioner=conditioner, say=say)
+    say(f"data: {stream.summary}")
     spec = TeacherSpec(
         name=config.name,
         shape=stream.shape,
@@ -103,11 +111,11 @@ def new_teacher(config: TeacherRunConfig, device: torch.device) -> tuple[Teacher
     return fresh_teacher(spec, config.seed), stream
 
 
-def _conditioner(stream: ImageStream, config: TeacherRunConfig) -> Conditioner:
-    classes = stream.files.num_classes if config.conditional else 0
+def _conditioner(files: ImageFiles, config: TeacherRunConfig) -> Conditioner:
+    classes = files.num_classes if config.conditional else 0
     if not classes:
         return Unconditional()
-    names = tuple(stream.files.class_names)
+    names = tuple(files.class_names)
     return ClassLabels(classes=classes, null_label=config.loss.label_dropout > 0, class_names=names)
 
 

@@ -87,6 +87,11 @@ SAFE_TO_CHANGE = frozenset(
         "training.batch_per_device",
         "evaluation.batch",
         "sources.data.workers",
+        "sources.data.skip_damaged",
+        "sources.data.max_pixels",
+        "data.workers",
+        "data.skip_damaged",
+        "data.max_pixels",
     }
 )
 

@@ -1,0 +1,61 @@
+"""What can be set of real images."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from PIL import ImageColor
+from pydantic import AfterValidator, Field
+
+from distillkit.contracts.source import SourceConfig
+from distillkit.counts import Count
+from distillkit.data.decoding import MOST_PIXELS, Decoder, Filter
+
+
+def _colour(value: str) -> str:
+    """The colour as it was given.
+
+    Raises:
+        ValueError: when it is none.
+    """
+    try:
+        ImageColor.getrgb(value)
+    except ValueError as error:
+        raise ValueError("a colour such as white, black or '#808080'") from error
+    return value
+
+
+class DataConfig(SourceConfig):
+    """Real images, where the method needs them."""
+
+    path: str | None = Field(
+        None, json_schema_extra={"flag": "data"},
+        description="zip file, folder, parquet or .npz file or hf:ORG/NAME[:SPLIT]; what comes with the teacher if "
+        "none",
+    )  # fmt: skip
+    image_column: str | None = Field(None, description="column of the images, where a data set has several")
+    label_column: str | None = Field(None, description="column of the labels, where a data set has several")
+    resolution: int | None = Field(
+        None, ge=1, le=4096, description="crop to the centred square and resize to this; images are left alone if none"
+    )
+    filter: Filter = Field("lanczos", description="resampling filter, where a resolution is given")
+    background: Annotated[str, AfterValidator(_colour)] | None = Field(
+        None, description="colour behind transparent images: white, black, '#808080'; they are refused if none"
+    )
+    grey: bool = Field(False, description="convert images with colours to grey")
+    sampling: Literal["as-is", "balanced"] = Field(
+        "as-is", description="every image alike (as-is) or every class alike (balanced)"
+    )
+    flip: bool = Field(False, description="mirror every other image, drawn at random")
+    max_pixels: Count = Field(
+        MOST_PIXELS, ge=1, le=2**30, description="larger images are refused before they are decoded"
+    )
+    skip_damaged: Count = Field(
+        0, ge=0, json_schema_extra={"flag": "skip-damaged"},
+        description="so many images may be damaged: each is named, and the next of its class is read in its place",
+    )  # fmt: skip
+    workers: int = Field(1, ge=0, le=64, description="threads that decode ahead, more for large images; 0: none")
+
+    def decoder(self, channels: int | None = None) -> Decoder:
+        """How these images become pixels of so many channels; as many as each has, if none are given."""
+        return Decoder(self.resolution, self.filter, channels, self.background, self.max_pixels)

@@ -1,0 +1,156 @@
+"""Images in a folder, with the folders under it and behind its links."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections import Counter
+from pathlib import Path, PurePosixPath
+
+from distillkit.data.decoding import Damaged, is_image_name
+from distillkit.data.files import MOST_BYTES, ImageFiles, counted, fingerprint, kind_of, read_file
+from distillkit.data.labels import LABELS, label_files, shown
+from distillkit.errors import DistillkitError, UsageError
+
+MOST_FOLDERS = 10**6
+MOST_LEVELS = 64
+"""Links can make few folders endlessly many, even where they make no circle."""
+
+NO_DATA = frozenset({"__MACOSX", "@eaDir", "lost+found", "Thumbs.db", "desktop.ini"})
+"""What systems put into folders, beside names that begin with a dot."""
+
+MOST_LABEL_BYTES = (2**21, 2**12)
+"""A dataset.json may have so many bytes, and so many more for each image."""
+
+
+class FolderImages(ImageFiles):
+    """Image files under a folder. Paths are kept as text: there may be millions.
+
+    Raises:
+        UsageError: for a pipe or device among the images, or parts of a data set in the place of classes.
+        DistillkitError: for a folder that cannot be read, or damaged labels.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.root = os.path.join(path, "")  # noqa: PTH118
+        found = _Walk(self.root)
+        self.names = [name for name, _ in found.images]
+        self._sizes = [size for _, size in found.images]
+        labelling = label_files(self.names, self._described, self.root)
+        self.labels, self.class_names, self.notes = labelling.labels, labelling.class_names, labelling.notes
+        self.left_out = found.left_out()
+        self.fingerprint = fingerprint([list(entry) for entry in found.images], self.labels)
+
+    def read(self, index: int, most: int = MOST_BYTES) -> bytes:
+        if self._sizes[index] > MOST_BYTES:
+            raise Damaged(f"the image {self.where(index)} has {self._sizes[index]:,} bytes, more than {MOST_BYTES:,}")
+        try:
+            return read_file(self.root + self.names[index], most)
+        except OSError as error:
+            raise Damaged(f"cannot read the image {self.where(index)}: {error.strerror}") from error
+
+    def where(self, index: int) -> str:
+        return shown(self.root + self.names[index], 1000)
+
+    def _described(self, name: str) -> bytes | None:
+        path = self.root + name
+        kind = kind_of(path)
+        if not kind and not os.path.islink(path):  # noqa: PTH114
+            return None
+        if kind != "file":
+            raise UsageError(f"{path} is a {kind or 'broken link'}, not a file of labels")
+        base, an_image = MOST_LABEL_BYTES
+        most = base + an_image * len(self.names)
+        try:
+            text = read_file(path, most + 1)
+        except OSError as error:
+            raise DistillkitError(f"cannot read the labels {path}: {error.strerror}") from error
+        if len(text) > most:
+            raise DistillkitError(
+                f"{path} has more than {most:,} bytes, which is too much for the labels of {len(self.names):,} images"
+            )
+        return text
+
+
+class _Walk:
+    """All image files under a folder, sorted, and what was not taken."""
+
+    def __init__(self, root: str) -> None:
+        self.images: list[tuple[str, int]] = []
+        self._hidden: list[str] = []
+        self._broken: list[str] = []
+        self._circles: list[str] = []
+        self._others: Counter[str] = Counter()
+        seen = os.stat(root)  # noqa: PTH116
+        waiting = [("", frozenset({(seen.st_dev, seen.st_ino)}))]
+        folders = 0
+        while waiting:
+            folder, above = waiting.pop()
+            folders += 1
+            if folders > MOST_FOLDERS or len(above) > MOST_LEVELS:
+                raise UsageError(
+                    f"{root} holds more than {MOST_FOLDERS:,} folders or {MOST_LEVELS} levels of them, such as "
+                    f"{shown(folder)}: do its links lead to each other?"
+                )
+            waiting += self._look_into(root, folder, above)
+        self.images.sort()
+
+    def _look_into(
+        self, root: str, folder: str, above: frozenset[tuple[int, int]]
+    ) -> list[tuple[str, frozenset[tuple[int, int]]]]:
+        deeper = []
+        try:
+            entries = list(os.scandir(root + folder))
+        except OSError as error:
+            raise DistillkitError(f"cannot read the folder {shown(root + folder)}: {error.strerror}") from error
+        for entry in entries:
+            name = folder + entry.name
+            if entry.name.startswith(".") or entry.name in NO_DATA:
+                self._hidden.append(name)
+            elif entry.is_dir():
+                status = entry.stat()
+                place = (status.st_dev, status.st_ino)
+                if place in above:
+                    self._circles.append(name)
+                else:
+                    deeper.append((f"{name}/", above | {place}))
+            else:
+                self._take(root, entry, name)
+        return deeper
+
+    def _take(self, root: str, entry: os.DirEntry[str], name: str) -> None:
+        if name.rpartition("/")[2] == LABELS:
+            return
+        if not is_image_name(entry.name):
+            self._others[PurePosixPath(entry.name).suffix.lower() or "without a suffix"] += 1
+            return
+        try:
+            status = entry.stat()
+        except OSError:
+            self._broken.append(name)
+            return
+        if not stat.S_ISREG(status.st_mode):
+            raise UsageError(f"{shown(root + name)} is a {kind_of(root + name)}, not an image: remove it")
+        self.images.append((name, status.st_size))
+
+    def left_out(self) -> list[str]:
+        """What was not taken, for people."""
+        found = [
+            f"{counted(len(names), one, many)} (such as {shown(min(names))})"
+            for one, many, names in (
+                ("hidden or system name", "hidden or system names", self._hidden),
+                ("broken link", "broken links", self._broken),
+                ("link to a folder above itself", "links to folders above themselves", self._circles),
+            )
+            if names
+        ]
+        return found + others(self._others)
+
+
+def others(suffixes: Counter[str]) -> list[str]:
+    """Files that are no images, by their suffixes."""
+    if not suffixes:
+        return []
+    kinds = ", ".join(f"{count:,} {shown(suffix, 20)}" for suffix, count in suffixes.most_common(4))
+    more = ", ..." if len(suffixes) > 4 else ""
+    return [f"{counted(suffixes.total(), 'other file')} ({kinds}{more})"]
