@@ -148,7 +148,10 @@ class Decoder:
             # Pillow would decode a PNG to look for EXIF data behind the pixels.
             exif = image.getexif() if image.format != "PNG" or "exif" in image.info else {}
             orientation = exif.get(ORIENTATION, 1)
-            width, height = image.size[::-1] if orientation in range(5, 9) else image.size
+            # Newer Pillows turn the size of a TIFF when they open it, older ones when they decode it.
+            tags = getattr(image, "tag_v2", {})
+            size = (tags[256], tags[257]) if image.format == "TIFF" else image.size
+            width, height = size[::-1] if orientation in range(5, 9) else size
             _require_known_range(image, name)
             return Header(
                 width, height, image.mode in GREY, image.mode in ALPHA or "transparency" in image.info,

@@ -81,7 +81,7 @@ def test_parts_of_a_data_set_are_no_classes(names, placed):
     ],
 )
 def test_what_folders_are_classes(names, classes, placed):
-    images = open_images(placed({name: PNG for name in names}))
+    images = open_images(placed(dict.fromkeys(names, PNG)))
     assert images.class_names == classes and (images.labels is None) == (not classes)
     assert classes or any("no classes" in note for note in images.notes)
 
@@ -113,7 +113,7 @@ def test_links_that_make_folders_endlessly_many_are_refused(tmp_path, monkeypatc
 
 @pytest.mark.parametrize("kind", ["FIFO", "socket", "device"])
 @pytest.mark.parametrize("place", ["the data", "an image", "the labels", "behind a link"])
-def test_what_is_no_file_is_named_and_never_waited_for(kind, place, tmp_path):
+def test_what_is_no_file_is_named_and_never_waited_for(kind, place, tmp_path, monkeypatch):
     unfolded(tmp_path / "x", {"ant/1.png": PNG})
     path = tmp_path / "x" / {"the labels": "dataset.json"}.get(place, "ant/2.png")
     special = tmp_path / "special" if place == "behind a link" else path
@@ -122,10 +122,8 @@ def test_what_is_no_file_is_named_and_never_waited_for(kind, place, tmp_path):
     elif kind == "FIFO":
         os.mkfifo(special)
     else:
-        previous = os.getcwd()
-        os.chdir(special.parent)
+        monkeypatch.chdir(special.parent)  # the path of a socket must be short
         socket.socket(socket.AF_UNIX).bind(special.name)
-        os.chdir(previous)
     if place == "behind a link" and kind != "device":
         path.symlink_to(special)
     with pytest.raises(UsageError, match=kind) as raised:
