@@ -43,7 +43,11 @@ NEED_ALL = frozenset({"WEBP", "GIF", "TIFF", "AVIF", "HEIF", "JPEG2000", "PSD", 
 """Formats whose beginning does not tell size and number of pictures."""
 
 
-class Damaged(DistillkitError):
+class Unfit(DistillkitError):
+    """An image among others that are right."""
+
+
+class Damaged(Unfit):
     """An image that cannot be read: what `--skip-damaged` replaces."""
 
 

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from distillkit.data.config import DataConfig
-from distillkit.data.decoding import Damaged, PixelArray
+from distillkit.data.decoding import Damaged, PixelArray, Unfit
 from distillkit.data.files import ImageFiles, open_images
 from distillkit.data.survey import describe, require_one_size, survey, too_many
-from distillkit.errors import DistillkitError, UsageError
+from distillkit.errors import UsageError
 
 
 class ImageReader:
@@ -67,7 +67,7 @@ class ImageReader:
 
         Raises:
             Damaged: for more damaged images than `skip_damaged`.
-            DistillkitError: when it is of another size than the others.
+            Unfit: when it is of another size than the others.
         """
         for candidate in self._candidates(number):
             if candidate in self._damaged:
@@ -114,7 +114,7 @@ class ImageReader:
         pixels = self._decoder(self.files.read(number), where)
         channels, height, width = self.shape
         if pixels.shape != (height, width, channels):
-            raise DistillkitError(
+            raise Unfit(
                 f"the image {where} is {pixels.shape[1]:,} x {pixels.shape[0]:,}, and those whose headers were read "
                 f"are {width:,} x {height:,}: give --data-resolution {min(height, width)}, or remove it"
             )
@@ -122,7 +122,7 @@ class ImageReader:
 
     def _require_grey(self, number: int, where: str) -> None:
         if not self.files.header(number, self._decoder).grey:
-            raise DistillkitError(
+            raise Unfit(
                 f"the image {where} has colours, and those whose headers were read are grey: give --data-grey to "
                 "convert it, or remove it"
             )

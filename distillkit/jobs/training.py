@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from distillkit.data.decoding import Damaged, Unfit
 from distillkit.engine.outputs import Evaluation, Outputs
 from distillkit.engine.trainer import Stopped, Trainer
+from distillkit.errors import UsageError
 from distillkit.evaluation.generator import Generator
 from distillkit.evaluation.measure import Measure
 from distillkit.evaluation.pipeline import measure
@@ -19,6 +21,7 @@ def train(trainer: Trainer, outputs: Outputs, folder: RunFolder, context: Contex
     Raises:
         Interrupted: after a signal, with everything saved and the command that continues.
         DistillkitError: where the disk has no room for the checkpoints; before the first step.
+        Unfit, UsageError: for an image that cannot be used, after saving.
     """
     try:
         if context.main:
@@ -27,6 +30,15 @@ def train(trainer: Trainer, outputs: Outputs, folder: RunFolder, context: Contex
         if resume:
             trainer.resume(outputs)
         trainer.run(outputs, should_stop=lambda: bool(context.stop))
+    except (Unfit, UsageError) as error:
+        # One image among many: what was trained before it was met is not lost. Other processes wait in the middle of
+        # the step, so that several cannot save.
+        if trainer.accelerator.num_processes > 1 or not trainer.step:
+            raise
+        if trainer.step not in outputs.checkpoints.steps:
+            trainer.save(outputs)
+        go_on = f"{folder.resume_command} --skip-damaged 10" if isinstance(error, Damaged) else folder.resume_command
+        raise type(error)(f"{error}\nSaved at step {trainer.step:,}. Continue with: {go_on}") from error
     except Stopped as stopped:
         raise context.interrupted(
             f"stopped and saved at step {stopped.step:,}. Continue with: {folder.resume_command}"

@@ -1,4 +1,4 @@
-"""Zip and .npz files: damaged, hostile or unusual ones are one message that names file and member, in bounded memory."""
+"""Zip and .npz files: what is damaged, hostile or unusual is one message naming file and member, in bounded memory."""
 
 import io
 import os
