@@ -5,6 +5,7 @@ Pillow alone: torchvision's PNG decoder is faster and ends the process (a segmen
 
 from __future__ import annotations
 
+import importlib.util
 import io
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -55,6 +56,8 @@ class Damaged(Unfit):
 def formats() -> tuple[str, ...]:
     """Those of `FORMATS` that the installed Pillow can open."""
     Image.init()
+    if importlib.util.find_spec("pillow_heif"):
+        importlib.import_module("pillow_heif").register_heif_opener()
     return tuple(name for name in FORMATS if name in Image.OPEN)
 
 

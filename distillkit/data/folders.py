@@ -92,12 +92,14 @@ class _Walk:
         self._broken: list[str] = []
         self._circles: list[str] = []
         self._others: Counter[str] = Counter()
+        self._folders: set[str] = set()
         seen = os.stat(root)  # noqa: PTH116
         waiting = [("", frozenset({(seen.st_dev, seen.st_ino)}))]
         folders = 0
         while waiting:
             folder, above = waiting.pop()
             folders += 1
+            self._folders.add(folder)
             if folders > MOST_FOLDERS or len(above) > MOST_LEVELS:
                 raise UsageError(
                     f"{root} holds more than {MOST_FOLDERS:,} folders or {MOST_LEVELS} levels of them, such as "
@@ -105,6 +107,11 @@ class _Walk:
                 )
             waiting += self._look_into(root, folder, above)
         self.images.sort()
+        filled = {""}
+        for name, _ in self.images:
+            while (name := name[: name.rstrip("/").rfind("/") + 1]) not in filled:
+                filled.add(name)
+        self._empty = sorted(self._folders - filled)
 
     def _look_into(
         self, root: str, folder: str, above: frozenset[tuple[int, int]]
@@ -150,6 +157,7 @@ class _Walk:
             f"{counted(len(names), one, many)} (such as {shown(min(names))})"
             for one, many, names in (
                 ("hidden or system name", "hidden or system names", self._hidden),
+                ("folder without images", "folders without images", self._empty),
                 ("broken link", "broken links", self._broken),
                 ("link to a folder above itself", "links to folders above themselves", self._circles),
             )

@@ -15,7 +15,7 @@ from tests.data.test_own_folders import damaged_folder
 
 TINY = ["--model-channels", "8", "--channel-mult", "1", "--num-blocks", "1", "--attn-resolutions", "none",
         "--duration", "192", "--batch", "16", "--log-every", "16", "--checkpoint-every", "1000", "--protocol", "none",
-        "--warmup", "0", "--channels-last", "off"]  # fmt: skip
+        "--warmup", "0", "--sample-every", "1000", "--channels-last", "off"]  # fmt: skip
 
 
 def digits(tmp_path, count=60):

@@ -42,8 +42,11 @@ def test_all_of_a_folder_of_mixed_formats_are_taken(tmp_path):
 def test_what_could_start_a_program_is_never_opened(monkeypatch):
     import subprocess
 
+    started = []
+
     def refuse(*arguments, **options):
-        raise AssertionError("a program was started")
+        started.append(arguments)
+        raise OSError("a program would have been started")
 
     for name in ("Popen", "run", "check_call", "call"):
         monkeypatch.setattr(subprocess, name, refuse)
@@ -51,7 +54,7 @@ def test_what_could_start_a_program_is_never_opened(monkeypatch):
     for name in ("0.png", "0.eps", "0"):
         with pytest.raises(DistillkitError, match=name):
             decode(eps, name)
-    assert not {"EPS", "PS", "WMF", "ICO", "ICNS"} & set(formats()) and not {".eps", ".ps"} & suffixes()
+    assert not started and not {"EPS", "PS", "WMF", "ICO", "ICNS"} & set(formats()) and not {".eps", ".ps"} & suffixes()
 
 
 def deep(values, kind="PNG"):

@@ -40,13 +40,19 @@ def placed(request, tmp_path):
 def test_one_line_says_how_many_of_what_and_what_was_left_out(placed):
     path = placed(
         {"cat/1.png": PNG, "cat/2.png": PNG, "dog/1.png": PNG, ".ipynb_checkpoints/1.png": PNG, "dog/._1.png": PNG,
-         "__MACOSX/dog/._1.png": PNG, "notes.txt": b"", "cat/plan.ai": b"", "cat/.DS_Store": b""}
+         "__MACOSX/dog/1.png": PNG, "notes.txt": b"", "cat/plan.ai": b"", "cat/.DS_Store": b""}
     )  # fmt: skip
     line = said(path)
     assert open_images(path).class_names == ("cat", "dog")
     for text in ("3 images", "2 classes (cat 2, dog 1)", "8 x 8 RGB", path, "4 hidden", "2 other files", ".txt", ".ai"):
         assert text in line
     assert "\n" not in line
+
+
+def test_a_folder_without_images_is_said(tmp_path):
+    path = unfolded(tmp_path / "x", {"ant/1.png": PNG, "bee/deep/1.png": PNG, "eel/1.heicx": b""})
+    line = said(path)
+    assert "2 classes" in line and "1 folder without images (such as eel/)" in line
 
 
 def test_many_classes_are_shortened(placed):
