@@ -169,7 +169,9 @@ class Decoder:
     def _pixels(self, data: bytes, name: str) -> PixelArray:
         with self._open(data, name) as opened:
             _require_known_range(opened, name)
-            image = ImageOps.exif_transpose(opened)
+            # In place: otherwise every image is copied.
+            ImageOps.exif_transpose(opened, in_place=True)
+            image = opened
             if image.mode in SIXTEEN_BITS:
                 image = _eight_bits(image)
             if image.mode in ALPHA or "transparency" in image.info:

@@ -162,11 +162,8 @@ class Distillation:
         """How the student is measured during the training and at its end."""
         return measures_for(self.teacher, self.config.evaluation)
 
-    def prepare(self, *, planning: bool = False) -> None:
+    def prepare(self) -> None:
         """Find out what may be missing, before anything is written.
-
-        Args:
-            planning: ask the sources for their plans alone, which download nothing.
 
         Raises:
             UsageError, DistillkitError: when an objective, a source, the protocol or the start cannot be had, or when
@@ -177,10 +174,7 @@ class Distillation:
         self._prepared = True
         self.describe(self.recipe.final_sampler, 0)
         for source in self.sources.values():
-            if planning:
-                source.plan()
-            else:
-                source.check()
+            source.check()
         if self.config.student.init:
             self._start_from(self.config.student.init)
         for objective in self.recipe.objectives:

@@ -10,7 +10,6 @@ from accelerate import Accelerator
 
 from distillkit.contracts.recipe import Recipe
 from distillkit.contracts.teacher import Teacher
-from distillkit.data.stream import ImageStream
 from distillkit.engine.config import TrainingConfig
 from distillkit.errors import DistillkitError
 from distillkit.files import existing_parent
@@ -43,7 +42,7 @@ def plan_rows(plan: Plan) -> tuple[Distillation, Rows]:
             teacher = reference.fresh(0)
             remark = f"to be downloaded:{size}, {teacher.spec.licence.partition(':')[0] or 'licence not recorded'}"
     job = plan.job(teacher)
-    job.prepare(planning=True)
+    job.prepare()
     recipe, training, context = job.recipe, job.config.training, plan.context
     parameters = sum(p.numel() for p in recipe.student.parameters())
     shape = " x ".join(map(str, job.teacher.spec.shape))
@@ -80,9 +79,8 @@ def plan_teacher(config: TeacherRunConfig, context: Context, folder: RunFolder) 
     rows = [
         (
             "images",
-            images.summary
-            if isinstance(images, ImageStream)
-            else f"{count} images {shape}, conditions: {teacher.conditioner.summary()}, from {config.name}",
+            f"{count} images {shape}, conditions: {teacher.conditioner.summary()}, "
+            f"from {config.data.path or config.name}",
         ),
         ("network", f"{teacher.spec.network['kind']}, {parameters:,} parameters"),
         ("training", _training(config.training, context.accelerator)),
