@@ -62,6 +62,7 @@ if TYPE_CHECKING:
     from distillkit.models.build import build_denoiser as build_denoiser
     from distillkit.models.build import changed_network as changed_network
     from distillkit.models.store.resolve import load_teacher as load_teacher
+    from distillkit.reading import typed_values as typed_values
     from distillkit.registry import offer as offer
     from distillkit.students.artifact import Student as Student
     from distillkit.students.artifact import load_student as load_student
@@ -123,6 +124,7 @@ _HOME = {
     "load_method": "jobs.api",
     "load_student": "students.artifact",
     "load_teacher": "models.store.resolve",
+    "typed_values": "reading",
 }
 
 __version__ = "0.2.0.dev0"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from collections.abc import Callable
@@ -12,6 +11,8 @@ from typing import TYPE_CHECKING
 from distillkit.errors import DistillkitError, Interrupted
 from distillkit.files import require_space, sha256, sync_folder, write_json
 from distillkit.progress import Reporter
+from distillkit.reading import Unreadable, read_mapping
+from distillkit.text import redacted
 
 if TYPE_CHECKING:
     import requests
@@ -34,6 +35,7 @@ def download(
     *,
     reporter: Reporter,
     expected_sha256: str = "",
+    recorded: str = "",
     should_stop: Callable[[], int] = lambda: 0,
     timeout: float = 30.0,
     pause: float = 0.5,
@@ -45,6 +47,7 @@ def download(
 
     Args:
         expected_sha256: refuse anything else; empty to accept what comes.
+        recorded: where that hash was recorded at an earlier download, for messages.
         should_stop: a signal's number once one has come, else 0.
         timeout: seconds without a byte that count as a stall.
         pause: seconds before the first retry; doubled with each.
@@ -78,15 +81,18 @@ def download(
             time.sleep(min(pause * 2 ** (failures - 1), 10.0))
         else:
             raise DistillkitError(
-                f"cannot download {url}: {reason}. What has arrived is kept; the same command goes on with it. "
+                f"cannot download {redacted(url)}: {reason}. What has arrived is kept; the same command goes on "
+                "with it. "
                 f"Or place the file at {target} yourself."
             )
     found = sha256(part)
     if expected_sha256 and found != expected_sha256:
         _discard(part)
         raise DistillkitError(
-            f"{url} is not the file that was expected, and was removed:\n  expected sha256 {expected_sha256}\n"
+            f"{redacted(url)} is not the file that was expected, and was removed:\n"
+            f"  expected sha256 {expected_sha256}\n"
             f"  received sha256 {found}\nTry again; if it stays so, the file was changed or the line alters it."
+            + (f" If you trust the new one, remove the hash from {recorded}." if recorded else "")
         )
     part.replace(target)
     _notes(part).unlink(missing_ok=True)
@@ -100,6 +106,7 @@ def _continue(
     """Append what the server sends; whether the file is complete now."""
     here = part.stat().st_size if part.exists() else 0
     version = _version(part) if here else ""
+    name = redacted(url).rpartition("/")[2]
     headers = {"Accept-Encoding": "identity"}
     if here and version:
         headers |= {"Range": f"bytes={here}-", "If-Range": version}
@@ -111,7 +118,7 @@ def _continue(
             raise ConnectionError(f"the server answers {response.status_code} {response.reason}")
         if response.status_code not in (200, 206):
             raise DistillkitError(
-                f"cannot download {url}: the server answers {response.status_code} {response.reason}. "
+                f"cannot download {redacted(url)}: the server answers {response.status_code} {response.reason}. "
                 f"Check the address, or place the file at {part.with_name(part.name[1:-5])} yourself."
             )
         continued = response.status_code == 206 and response.headers.get("Content-Range", "").startswith(
@@ -123,14 +130,17 @@ def _continue(
         length = response.headers.get("Content-Length", "")
         total = here + int(length) if length.isdigit() else None
         if total:
-            require_space(part.parent, total - here, f"{url.rpartition('/')[2]} needs room:")
+            require_space(part.parent, total - here, f"{name} needs room:")
         write_json(
             _notes(part),
-            {"url": url, "version": response.headers.get("ETag") or response.headers.get("Last-Modified", "")},
+            {
+                "url": redacted(url),
+                "version": response.headers.get("ETag") or response.headers.get("Last-Modified", ""),
+            },
         )
         with (
             part.open("ab" if here else "wb") as file,
-            reporter.task(f"downloading {url.rpartition('/')[2]}", total or 0, "bytes", here) as task,
+            reporter.task(f"downloading {name}", total or 0, "bytes", here) as task,
         ):
             for chunk in response.iter_content(CHUNK):
                 file.write(chunk)
@@ -149,8 +159,8 @@ def _continue(
 def _version(part: Path) -> str:
     """The server's strong version tag of what the part is a part of; empty if it gave none."""
     try:
-        version = str(json.loads(_notes(part).read_text())["version"])
-    except (OSError, ValueError, KeyError, TypeError):
+        version = str(read_mapping(_notes(part)).get("version", ""))
+    except Unreadable:
         return ""
     return "" if version.startswith("W/") else version
 
@@ -176,4 +186,4 @@ def _said(error: Exception) -> str:
         return "the proxy refuses"
     if isinstance(error, (requests.ConnectionError, requests.exceptions.ChunkedEncodingError)):
         return "the connection failed or was cut"
-    return text.splitlines()[0][:200] if text else type(error).__name__
+    return redacted(text.splitlines()[0])[:200] if text else type(error).__name__

@@ -10,6 +10,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from distillkit.text import redacted
+
 PACKAGES = ("distillkit", "torch", "accelerate", "numpy", "safetensors")
 
 
@@ -18,7 +20,7 @@ def environment() -> dict[str, Any]:
     import torch
 
     return {
-        "command": shlex.join(["distillkit", *sys.argv[1:]]),
+        "command": redacted(shlex.join(["distillkit", *sys.argv[1:]])),
         "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
         "platform": platform.platform(),
         "processor": processor(),

@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from distillkit.errors import DistillkitError
+from distillkit.reading import Missing, Unreadable, read_mapping
+from distillkit.text import short
 
 log = logging.getLogger(__name__)
 
@@ -125,14 +127,14 @@ def read_recorded(path: Path, kind: type[Any]) -> dict[str, Any]:
         DistillkitError: when the file is damaged.
     """
     try:
-        recorded = dict(json.loads(path.read_text(encoding="utf-8")))
+        recorded = read_mapping(path)
         if strange := [name for name, value in recorded.items() if not isinstance(value, kind)]:
-            raise ValueError(f"the entry {strange[0]!r} is malformed")
+            raise Unreadable(f"{path}: the entry {short(strange[0])} is malformed")
         return recorded
-    except FileNotFoundError:
+    except Missing:
         return {}
-    except (OSError, ValueError, TypeError) as error:
-        raise DistillkitError(f"cannot read the recorded hashes in {path}: {error}; repair or remove it") from error
+    except Unreadable as error:
+        raise DistillkitError(f"the recorded hashes cannot be read: {error}; repair or remove it") from error
 
 
 def sync_folder(folder: Path) -> None:

@@ -10,10 +10,11 @@ from contextlib import contextmanager
 from typing import Any, Protocol
 
 from rich.console import Console, RenderableType
-from rich.markup import escape
 from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Task as RichTask
 from rich.text import Text
+
+from distillkit.text import printable
 
 PLAIN_SECONDS = 10.0
 
@@ -60,6 +61,16 @@ class _Rate(ProgressColumn):
         return Text(done + (f"  {task.speed:,.0f}/s" if task.speed else ""), style="progress.data.speed")
 
 
+class Terminal(Console):
+    """Prints text as it is: square brackets and colons in names are no markup, and no name can steer the terminal."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(markup=False, emoji=False, highlight=False, **options)
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        return super().render_str(printable(text), **options)
+
+
 class Live:
     """Bars on a terminal."""
 
@@ -76,11 +87,11 @@ class Live:
             self._progress.remove_task(bar)
             return
         columns = (
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=20),
             _Rate(),
             TimeRemainingColumn(elapsed_when_finished=True),
-            TextColumn("[dim]{task.fields[remark]}"),
+            TextColumn("{task.fields[remark]}", style="dim", markup=False),
         )
         try:
             with Progress(*columns, console=self.console, speed_estimate_period=60) as self._progress:
@@ -90,7 +101,7 @@ class Live:
             self._progress = None
 
     def say(self, message: str) -> None:
-        self.console.print(escape(message), highlight=False, soft_wrap=True)
+        self.console.print(message, soft_wrap=True)
 
     def show(self, renderable: RenderableType) -> None:
         self.console.print(renderable)
@@ -104,7 +115,7 @@ class _Bar:
         self.progress.advance(self.bar, amount)  # type: ignore[arg-type]
 
     def note(self, text: str) -> None:
-        self.progress.update(self.bar, remark=escape(text))  # type: ignore[arg-type]
+        self.progress.update(self.bar, remark=printable(text))  # type: ignore[arg-type]
 
 
 class Notebook:
@@ -120,7 +131,7 @@ class Notebook:
         _display(f"<pre>{html.escape(message)}</pre>")
 
     def show(self, renderable: RenderableType) -> None:
-        Console(force_jupyter=True).print(renderable)
+        Terminal(force_jupyter=True).print(renderable)
 
 
 class _Cell:
@@ -179,7 +190,7 @@ class Plain(Live):
         task.print_line()
 
     def say(self, message: str) -> None:
-        self.console.print(message, highlight=False, markup=False, soft_wrap=True)
+        self.console.print(message, soft_wrap=True)
 
 
 class _Lines:
@@ -216,8 +227,8 @@ def reporter_for(*, quiet: bool = False) -> Reporter:
         return Quiet()
     if in_notebook():
         return Notebook()
-    console = Console(stderr=False)
+    console = Terminal(stderr=False)
     # A pipe has no width of its own; 100 columns keep tables readable in logs.
     if not console.is_terminal or console.is_dumb_terminal:
-        return Plain(Console(file=sys.stdout, width=100 if not console.is_terminal else None))
+        return Plain(Terminal(file=sys.stdout, width=100 if not console.is_terminal else None))
     return Live(console)

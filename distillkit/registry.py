@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import importlib.util
+import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -26,6 +27,11 @@ from distillkit.contracts.method import Method, MethodConfig
 from distillkit.contracts.sampler import Sampler
 from distillkit.contracts.source import Source, SourceConfig
 from distillkit.errors import DistillkitError, UsageError
+from distillkit.reading import first_problem
+from distillkit.text import short
+
+_KIND = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}:[A-Za-z0-9_][A-Za-z0-9._-]{0,99}")
+"""`package:Name`. What is read from a file ends up in a message that tells people what to install."""
 
 BUILT_IN = "distillkit"
 """The distribution whose names nobody can take."""
@@ -138,8 +144,8 @@ class Registry:
         package, _, name = described.rpartition(":")
         if (found := self.offers[kind].get(name)) and found.package == package:
             return found
-        what = f"the {kind[:-1]} {described!r}"
-        if not package or not name:
+        what = f"the {kind[:-1]} {short(described)}"
+        if not _KIND.fullmatch(described):
             known = ", ".join(sorted(offer.kind for offer in self.offers[kind].values()))
             raise UsageError(f"{what} is not of the form package:Name; known: {known}")
         if broken := [plugin for plugin in self.broken if plugin.package == package]:
@@ -149,7 +155,9 @@ class Registry:
         if any(plugin.package == package for plugin in self.plugins):
             reason = self.refused.get((kind, name), f"the installed version of {package} does not offer it")
             raise UsageError(f"{what}: {reason}")
-        raise UsageError(f"{what} comes from the package {package!r}, which is not installed: pip install {package}")
+        raise UsageError(
+            f"{what} comes from the package {package!r}, which is not installed: if you trust it, pip install {package}"
+        )
 
     def describe(self, kind: str, part: Any) -> dict[str, Any]:
         """{"kind": "package:Name", ...fields} of a sampler, conditioner or codec; {} where its class is not offered."""
@@ -165,14 +173,16 @@ class Registry:
             UsageError: when its package is not installed.
             DistillkitError: for fields that do not fit.
         """
-        fields = dict(description)
-        offer = self.by_kind(kind, str(fields.pop("kind", "")))
+        if not isinstance(described := description.get("kind", ""), str):
+            raise DistillkitError(f"the {kind[:-1]} is called {short(described)}, and package:Name is due")
+        fields = {key: value for key, value in description.items() if key != "kind"}
+        offer = self.by_kind(kind, described)
         try:
             return offer.value.model_validate(fields)
         except ValidationError as error:
-            first = error.errors()[0]
-            place = ".".join(map(str, first["loc"]))
-            raise DistillkitError(f"the {kind[:-1]} {offer.kind}: {place}: {first['msg']}") from error
+            raise DistillkitError(f"the {kind[:-1]} {offer.kind}: {first_problem(error)}") from error
+        except Exception as error:  # a plugin's own checks may fail in any way
+            raise DistillkitError(f"the {kind[:-1]} {offer.kind} cannot be made: {_said(error)}") from error
 
 
 @contextmanager
@@ -187,7 +197,14 @@ def blaming(what: str, origin: str, trouble: str) -> Iterator[None]:
     except DistillkitError:
         raise
     except Exception as error:
-        raise DistillkitError(f"{what} ({origin}) {trouble}: {type(error).__name__}: {error}") from error
+        raise DistillkitError(f"{what} ({origin}) {trouble}: {_said(error)}") from error
+
+
+def _said(error: Exception) -> str:
+    """What an error says, with its kind; of a validation its first field alone."""
+    if isinstance(error, ValidationError):
+        return first_problem(error)
+    return f"{type(error).__name__}: {str(error)[:2000]}"
 
 
 def unknown(kind: str, name: str, known: object, command: str) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-import json
+import logging
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -27,14 +27,20 @@ from distillkit.files import cache_folder, slug
 from distillkit.jobs.context import Context, launch
 from distillkit.jobs.distil import Distillation
 from distillkit.jobs.previews import shown
+from distillkit.jobs.run import Run as FinishedRun
 from distillkit.jobs.subjects import EvaluationOptions, found_subjects
 from distillkit.jobs.trial import try_training
 from distillkit.pictures import reach, reduced, save_grid, tiles
+from distillkit.reading import json_lines
 from distillkit.runs.folder import CONFIG, RunFolder
 from distillkit.students.artifact import Student, load_student
 
 COLUMNS, SAMPLES = 5, 20
 """Of the report's sheets: few enough to be large."""
+
+log = logging.getLogger(__name__)
+
+LARGEST_METRICS = 2**30
 
 State = Literal["done", "interrupted", "to do", "cannot run"]
 
@@ -138,7 +144,7 @@ class Bench:
             if job.problem:
                 raise DistillkitError(job.problem)
             folder = self._trained(job)
-            record = json.loads((folder / "record.json").read_text(encoding="utf-8"))
+            record = FinishedRun(folder).summary
             return Run(
                 **about, state="done", folder=str(folder.relative_to(self.folder)), config=record["config"],
                 cost=record["cost_forward_equivalents"], images=record["config"]["training"]["duration"],
@@ -249,9 +255,11 @@ def _problems(jobs: list[Job]) -> Iterator[str]:
 
 
 def curve(run: Path) -> Iterator[Point]:
-    """The figures that a run measured on its way."""
-    for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines():
-        entry = json.loads(line)
+    """The figures that a run measured on its way; lines of its metrics that are none are passed over and reported."""
+    for entry in json_lines(run / "metrics.jsonl", most=LARGEST_METRICS, say=log.warning):
         if found := entry.get("evaluation"):
-            figure = {key: found.get(key) for key in ("value", "error", "nfe")}
-            yield Point(cost=entry["cost"], images=entry["images"], **figure)
+            try:
+                figure = {key: found.get(key) for key in ("value", "error", "nfe")}
+                yield Point(cost=entry["cost"], images=entry["images"], **figure)
+            except (AttributeError, KeyError, ValueError):
+                log.warning("%s: an evaluation that is none was passed over", run / "metrics.jsonl")

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from distillkit.benchmark.results import Results, Run
+from distillkit.benchmark.results import Results, Run, inside
 from distillkit.errors import DistillkitError
 from distillkit.evaluation.frechet import jackknife_error
 from distillkit.evaluation.record import Figure, Record, read_record
@@ -189,7 +189,7 @@ def leaderboard(folder: Path, results: Results) -> Leaderboard:
     if not done:
         reasons = "".join(f"\n  {run.entry}, seed {run.seed}: {run.reason}" for run in results.failed)
         raise DistillkitError(f"no training in {folder} succeeded, so there is nothing to compare{reasons}")
-    records = {name: _measured(folder / name) for name in _names(results, done)}
+    records = {name: _measured(inside(folder, name)) for name in _names(results, done)}
     protocols = {record.protocol_id for record in records.values()}
     if len(protocols) > 1:
         raise DistillkitError(f"the records in {folder} were measured under several protocols: {sorted(protocols)}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import io
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ from PIL import Image
 from distillkit.benchmark import charts
 from distillkit.benchmark.leaderboard import Leaderboard, Standing
 from distillkit.benchmark.palette import PALETTE
-from distillkit.benchmark.results import Results
+from distillkit.benchmark.results import Results, picture
 from distillkit.benchmark.verdicts import (
     answers,
     beside,
@@ -187,8 +188,8 @@ def _pictures(folder: Path, results: Results, board: Leaderboard) -> Iterator[Pi
                 value = with_error(row.mean, row.error, places)
                 captions[name] = f"{rank} of {len(students)} at NFE {nfe}: {value}"
     for name, caption in captions.items():
-        data = (folder / results.grid[name]).read_bytes()
-        with Image.open(folder / results.grid[name]) as image:
+        data = picture(folder, results.grid[name])
+        with Image.open(io.BytesIO(data), formats=["PNG"]) as image:
             shape = "row" if image.width > 3 * image.height else "tile" if image.width == image.height else "sheet"
         yield Picture(name, caption, f"data:image/png;base64,{base64.b64encode(data).decode()}", shape)
 

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from distillkit.benchmark.suite import Suite
 from distillkit.errors import DistillkitError, UsageError
 from distillkit.files import write_json
+from distillkit.reading import Missing, check_format, read_bytes, read_json, validated
 
-FILE = "results.json"
+FILE, FORMAT = "results.json", 2
+LARGEST = 64 * 2**20
 
 
 def _inside(path: str) -> str:
     """A folder of results may come from anybody: what it names is inside it."""
-    if PurePosixPath(path).is_absolute() or ".." in PurePosixPath(path).parts:
+    if PurePosixPath(path).is_absolute() or ".." in PurePosixPath(path).parts or "\\" in path or "\0" in path:
         raise ValueError("must be a path inside the benchmark's folder")
     return path
 
@@ -33,7 +34,7 @@ class _Part(BaseModel):
 class Point(_Part):
     """A figure on the way of a training."""
 
-    cost: float = Field(description="forward-equivalents so far, the teacher's passes for the data included")
+    cost: float = Field(ge=0, description="forward-equivalents so far, the teacher's passes for the data included")
     images: int
     value: float
     error: float | None = Field(None, description="its standard error")
@@ -96,12 +97,35 @@ def read_results(folder: Path) -> Results:
         DistillkitError: when the file is damaged.
     """
     path = folder / FILE
-    if not path.is_file():
-        raise UsageError(f"no results in {folder}: {FILE} is not there")
     try:
-        return Results.model_validate(json.loads(path.read_text(encoding="utf-8")))
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise DistillkitError(f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
-    except (ValueError, OSError) as error:
-        raise DistillkitError(f"{path} cannot be read: {str(error).splitlines()[0]}") from error
+        values = read_json(path, most=LARGEST)
+    except Missing as error:
+        raise UsageError(f"no results in {folder}: {FILE} is not there") from error
+    check_format(values, FORMAT, str(path))
+    return validated(Results, values, str(path))
+
+
+def picture(folder: Path, path: str) -> bytes:
+    """The bytes of a PNG file in a benchmark's folder.
+
+    Raises:
+        DistillkitError: as `inside`, and for anything but a PNG file.
+    """
+    data = read_bytes(inside(folder, path), LARGEST)
+    if not data.startswith(b"\x89PNG\r\n\x1a\n"):
+        raise DistillkitError(f"{folder / path} is not a PNG file, and is not shown")
+    return data
+
+
+def inside(folder: Path, path: str) -> Path:
+    """The file of that path in a benchmark's folder, which may come from anybody.
+
+    Raises:
+        DistillkitError: where it is not there, or a link leads out of the folder.
+    """
+    place = folder / path
+    if not place.resolve().is_relative_to(folder.resolve()):
+        raise DistillkitError(f"{place} leads out of the benchmark's folder, and is not read")
+    if not place.is_file():
+        raise DistillkitError(f"{place} is named in {FILE} and is not there")
+    return place

@@ -30,6 +30,7 @@ from distillkit.cli import (
 )
 from distillkit.cli.spelling import advice
 from distillkit.errors import DistillkitError, Interrupted
+from distillkit.text import printable, redacted
 
 
 class Commands(TyperGroup):
@@ -84,15 +85,22 @@ def options(
         typer.Option("--plugin", metavar="FILE", help="Take a Python file as a plugin, as if it were installed."),
     ] = None,
 ) -> None:
-    logging.basicConfig(
-        level=logging.DEBUG if debug else logging.WARNING, format="%(levelname)s: %(message)s", stream=sys.stderr
-    )
+    logging.basicConfig(level=logging.DEBUG if debug else logging.WARNING, stream=sys.stderr)
+    for handler in logging.getLogger().handlers:
+        handler.setFormatter(_Printable("%(levelname)s: %(message)s"))
     if debug:
         logging.getLogger("distillkit").setLevel(logging.DEBUG)
     for file in plugin or ():
         from distillkit.registry import load_file
 
         load_file(file)
+
+
+class _Printable(logging.Formatter):
+    """No text of a file's or a server's steers the terminal, and no password gets into a log."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(redacted(super().format(record)))
 
 
 def main() -> None:
@@ -148,5 +156,5 @@ def memory_advice(error: BaseException | None) -> str:
 def fail(message: str, code: int, arguments: list[str]) -> None:
     if "--debug" in arguments:
         traceback.print_exc()
-    print(f"distillkit: {message}", file=sys.stderr)  # noqa: T201
+    print(f"distillkit: {printable(redacted(message))}", file=sys.stderr)  # noqa: T201
     sys.exit(code)

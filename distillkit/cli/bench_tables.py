@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import shlex
 from typing import TYPE_CHECKING
 
-from rich.markup import escape
 from rich.table import Table
 
 from distillkit.benchmark.report import HTML, MARKDOWN
@@ -26,7 +26,7 @@ def show_bench(result: BenchResult) -> None:
         places = table_decimals(rows)
         for row in rows:
             table.add_row(
-                escape(row.name), with_error(row.mean, row.error, places),
+                row.name, with_error(row.mean, row.error, places),
                 "" if row.is_teacher else paired(row.to_best, places), clock(row.seconds) if row.seconds else "",
                 sample_time(row.images_per_second),
             )  # fmt: skip
@@ -40,8 +40,11 @@ def show_bench(result: BenchResult) -> None:
               highlight=False)  # fmt: skip
     page, text = result.folder / HTML, result.folder / MARKDOWN
     out.print(f"report: {page}, {text}", markup=False, highlight=False, soft_wrap=True)
-    out.print(f"next: open {page}, or compare with your own: distillkit compare {result.folder}/records RECORD...",
-              markup=False, highlight=False, soft_wrap=True)  # fmt: skip
+    records = shlex.quote(f"{result.folder}/records")
+    out.print(
+        f"next: open {shlex.quote(str(page))}, or compare with your own: distillkit compare {records} RECORD...",
+        soft_wrap=True,
+    )
 
 
 def show_bench_plan(plan: BenchPlan) -> None:
@@ -56,7 +59,7 @@ def show_bench_plan(plan: BenchPlan) -> None:
     for planned in plan.jobs:
         job = planned.job
         if job.config is None or job.passes is None:
-            table.add_row(job.entry, str(job.seed), escape(job.problem), "", "", "", planned.state)
+            table.add_row(job.entry, str(job.seed), job.problem, "", "", "", planned.state)
             continue
         table.add_row(
             job.entry, str(job.seed), f"{sum(job.passes.values()):.4g}", f"{job.sources_cost:,}",

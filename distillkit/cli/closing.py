@@ -7,12 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich import box
-from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from distillkit.evaluation.digits import decimals, fixed, with_error
-from distillkit.progress import clock
+from distillkit.progress import Terminal, clock
 from distillkit.registry import registry
 from distillkit.runs.config import to_yaml
 
@@ -24,15 +22,15 @@ if TYPE_CHECKING:
     from distillkit.jobs.run import Run
 
 
-def console() -> Console:
+def console() -> Terminal:
     """Standard output; 100 columns where there is no terminal to ask."""
-    out = Console()
-    return out if out.is_terminal else Console(width=100)
+    out = Terminal()
+    return out if out.is_terminal else Terminal(width=100)
 
 
 def figures_table(title: str, name: str, *columns: str) -> Table:
     """A table that fits 80 columns: long names are folded, figures are never cut or wrapped."""
-    table = Table(title=escape(title) or None, title_justify="left", box=box.SIMPLE_HEAD, show_edge=False,
+    table = Table(title=title or None, title_justify="left", box=box.SIMPLE_HEAD, show_edge=False,
                   pad_edge=False, padding=(0, 1, 0, 0))  # fmt: skip
     table.add_column(name, overflow="fold")
     for column in columns:
@@ -40,7 +38,7 @@ def figures_table(title: str, name: str, *columns: str) -> Table:
     return table
 
 
-def suggest_run(out: Console, teacher: str) -> None:
+def suggest_run(out: Terminal, teacher: str) -> None:
     """The command that distils this teacher, and the methods there are."""
     methods = ", ".join(sorted(registry().named("methods"))) or "none is installed"
     out.print(f"next: distillkit run METHOD --teacher {teacher}   (METHOD: {methods})", highlight=False, soft_wrap=True)
@@ -52,7 +50,7 @@ def show_plan(config: BaseModel, rows: list[tuple[str, str]]) -> None:
     out.print(to_yaml(config), highlight=False, markup=False)
     table = Table(title="Plan", show_header=False, title_justify="left")
     for row in rows:
-        table.add_row(*map(escape, row))
+        table.add_row(*row)
     out.print(table)
 
 
@@ -63,7 +61,7 @@ def show_result(run: Run) -> None:
     table = Table()
     table.add_column("generator", overflow="fold")
     if record:
-        table.add_column(escape(record.label), justify="right", overflow="fold")
+        table.add_column(record.label, justify="right", overflow="fold")
     for title in ("NFE", "samples/s", "speed-up"):
         table.add_column(title, justify="right", no_wrap=True)
     figures = [row.record.figures[record.label] if row.record and record else None for row in rows]
@@ -98,7 +96,7 @@ def show_result(run: Run) -> None:
     )  # fmt: skip
 
 
-def show_records(out: Console, made: list[tuple[Record, Path]]) -> None:
+def show_records(out: Terminal, made: list[tuple[Record, Path]]) -> None:
     """The figures of an evaluation, where the records lie, and what to do with them."""
     records = [record for record, _ in made]
     if all(len(record.figures) == 1 for record in records):
@@ -113,11 +111,11 @@ def show_records(out: Console, made: list[tuple[Record, Path]]) -> None:
         out.print(f"note: {remark}", markup=False, highlight=False)
     for _, path in made:
         out.print(f"record in {path}", markup=False, highlight=False, soft_wrap=True)
-    out.print("next: distillkit compare " + " ".join(str(path) for _, path in made) + " OTHER...", markup=False,
+    out.print("next: distillkit compare " + shlex.join(str(path) for _, path in made) + " OTHER...", markup=False,
               highlight=False, soft_wrap=True)  # fmt: skip
 
 
-def _show_one_figure(out: Console, records: list[Record]) -> None:
+def _show_one_figure(out: Terminal, records: list[Record]) -> None:
     """The protocol's own figure of several generators."""
     figures = [record.figure for record in records]
     places = decimals([f.value for f in figures], [f.standard_error for f in figures])
@@ -126,18 +124,18 @@ def _show_one_figure(out: Console, records: list[Record]) -> None:
     for record, figure in zip(records, figures, strict=True):
         corrected = [fixed(figure.corrected, places)] * known
         value = with_error(figure.value, figure.standard_error, places)
-        table.add_row(escape(record.subject.name), _nfe(record), value, *corrected)
+        table.add_row(record.subject.name, _nfe(record), value, *corrected)
     out.print(table)
 
 
-def _show_all_figures(out: Console, record: Record) -> None:
+def _show_all_figures(out: Terminal, record: Record) -> None:
     """All figures of one generator; each has digits of its own."""
     at = "" if record.nfe is None else f", NFE {record.nfe:g}"
     table = figures_table(f"{record.subject.name}{at}", "figure", "value ± error", "bias-corrected")
     for label, figure in record.figures.items():
         places = decimals([figure.value], [figure.standard_error])
         value = with_error(figure.value, figure.standard_error, places)
-        table.add_row(escape(label), value, fixed(figure.corrected, places))
+        table.add_row(label, value, fixed(figure.corrected, places))
     out.print(table)
 
 
@@ -145,7 +143,7 @@ def _nfe(record: Record | Quoted) -> str:
     return "-" if record.nfe is None else f"{record.nfe:g}"
 
 
-def show_comparison(out: Console, tables: list[Comparison], quoted: list[Quoted]) -> None:
+def show_comparison(out: Terminal, tables: list[Comparison], quoted: list[Quoted]) -> None:
     """A table for each protocol, then the quoted figures apart."""
     for compared in tables:
         figures = [line.record.figures[compared.label] for line in compared.lines]
@@ -156,7 +154,7 @@ def show_comparison(out: Console, tables: list[Comparison], quoted: list[Quoted]
             apart = with_error(line.difference, line.difference_error, places, sign=True)
             difference = apart if line.difference or line.difference_error is not None else "best"
             table.add_row(
-                escape(line.record.subject.name), _nfe(line.record),
+                line.record.subject.name, _nfe(line.record),
                 with_error(figure.value, figure.standard_error, places), fixed(figure.corrected, places), difference,
             )  # fmt: skip
         out.print(table)

@@ -26,7 +26,7 @@ def export(
     from distillkit.cli.closing import console
     from distillkit.students.artifact import load_student
     from distillkit.students.export import export as write
-    from distillkit.students.export import push
+    from distillkit.students.push import push
 
     loaded, out = load_student(student), console()
     folder = output_dir or Path(f"{student.rstrip('/').replace('@', '-')}-{to}")
@@ -38,5 +38,5 @@ def export(
     if push_to_hub:
         out.print(f"pushed to {push(folder, push_to_hub, private=private)}", highlight=False, soft_wrap=True)
     if to == "diffusers":
-        out.print(f'next: DiffusionPipeline.from_pretrained("{folder}", trust_remote_code=True)(batch_size=16).images',
-                  markup=False, highlight=False, soft_wrap=True)  # fmt: skip
+        load = f"DiffusionPipeline.from_pretrained({str(folder)!r}, trust_remote_code=True)"
+        out.print(f"next: {load}(batch_size=16).images", soft_wrap=True)

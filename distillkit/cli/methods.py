@@ -53,7 +53,7 @@ def show(
 
     out, offer = console(), method_offer(name)
     method, known = offer.value, preset_name(teacher or default_teacher())
-    out.print(f"[bold]{method.name}[/bold]: {method.summary()}\nfrom {offer.origin}")
+    out.print(f"{method.name}: {method.summary()}\nfrom {offer.origin}")
     preset = method.preset_for(known)
     out.print(
         f"for the teacher {known}: " + (f"preset {preset.name} ({preset.source})" if preset else "no preset, defaults")

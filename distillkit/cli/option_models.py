@@ -96,7 +96,7 @@ def describe(section: Section) -> list[tuple[str, str, str, str]]:
                 ".".join((*section.place, name)),
                 _show(value),
                 _show(default),
-                _help(info, "").replace("\\[, ", "\\[").removesuffix("  \\[]"),
+                _help(info, "").replace("\\[", "[").replace("[, ", "[").removesuffix("  []"),
             )
         )
     return rows

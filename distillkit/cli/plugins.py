@@ -10,7 +10,6 @@ def plugins() -> None:
 
     What each offers, and what is wrong with those that cannot be used. Exit code 1 if there is one.
     """
-    from rich.markup import escape
     from rich.table import Table
 
     from distillkit.cli.closing import console
@@ -21,7 +20,7 @@ def plugins() -> None:
     table = Table("plugin", "from", "module", "offers")
     for plugin in found.plugins:
         offers = [f"{kind}: {', '.join(named)}" for kind, named in plugin.offers.items() if named]
-        said = f"broken: {escape(plugin.reason)}" if plugin.reason else "\n".join(offers) or "nothing"
+        said = f"broken: {plugin.reason}" if plugin.reason else "\n".join(offers) or "nothing"
         table.add_row(plugin.name, plugin.origin, plugin.module, said)
     out.print(table)
     for reason in found.refused.values():

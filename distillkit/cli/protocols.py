@@ -63,7 +63,7 @@ def show(name: Annotated[str, typer.Argument(help="Name of the protocol, or a fi
         out.print(f"not ready: {error}", markup=False, highlight=False)
         return
     table = Table(show_header=False, title=f"{name}  {protocol.id}", title_justify="left")
-    table.add_row("label", protocol.label.replace("[", "\\["))
+    table.add_row("label", protocol.label)
     for part, fields in protocol.model_dump(exclude={"name"}).items():
         for key, value in fields.items():
             table.add_row(f"{part}.{key}", str(value))

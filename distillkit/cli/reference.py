@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -89,6 +90,6 @@ def make(
         out.print(f"next: distillkit protocols pin {chosen.name} --sha256 {reference.spec.sha256}", highlight=False)
     else:
         out.print(
-            f"the file is a protocol: distillkit evaluate SUBJECT --protocol {output}; run and "
+            f"the file is a protocol: distillkit evaluate SUBJECT --protocol {shlex.quote(str(output))}; run and "
             "bench take it too", highlight=False, soft_wrap=True,
         )  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -79,7 +80,6 @@ def whereabouts(reference: Reference) -> str:
 def show(name: Annotated[str, typer.Argument(help="Name, folder, file or hf:ORG/REPO.")]) -> None:
     """A teacher's shape, noise levels, sampler, licence and figure; downloads nothing."""
     import torch
-    from rich.markup import escape
     from rich.table import Table
 
     from distillkit.cli.closing import console
@@ -122,15 +122,15 @@ def show(name: Annotated[str, typer.Argument(help="Name, folder, file or hf:ORG/
         rows["weights sha256"] = spec.weights_sha256
     if here and (protocol := default_protocol(teacher)):
         rows["protocol"] = protocol
-    table = Table(show_header=False, title=escape(spec.name), title_justify="left")
+    table = Table(show_header=False, title=spec.name, title_justify="left")
     for key, value in rows.items():
-        table.add_row(key, escape(value))
+        table.add_row(key, value)
     if here and card and not card.url and (protocol := default_protocol(teacher)):
         record = teacher_record(teacher, load_measure(protocol), device=torch.device("cpu"), reporter=reporter_for())
-        table.add_row(escape(record.label), f"{record.figures[record.label].text} ({record.protocol_id})")
+        table.add_row(record.label, f"{record.figures[record.label].text} ({record.protocol_id})")
     out.print(table)
     if not here:
-        out.print(f"next: distillkit teachers fetch {spec.name}", highlight=False)
+        out.print(f"next: distillkit teachers fetch {shlex.quote(spec.name)}", highlight=False)
 
 
 @app.command()

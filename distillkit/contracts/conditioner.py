@@ -7,11 +7,12 @@ from collections.abc import Sequence
 from typing import Self
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
 
 from distillkit.contracts.condition import Condition
 from distillkit.errors import UsageError
+from distillkit.names import Name
 
 
 class Conditioner(BaseModel, ABC):
@@ -102,9 +103,15 @@ class Unconditional(Conditioner):
 class ClassLabels(Conditioner):
     """Class labels: `Condition(labels=...)` with (B,) int64 class numbers; -1 is the null label."""
 
-    classes: int = Field(ge=1, description="number of classes")
+    classes: int = Field(ge=1, le=1_000_000, description="number of classes")
     null_label: bool = Field(True, description="the network was trained with dropped labels too, as guidance needs")
-    class_names: tuple[str, ...] = Field((), description="names of the classes, in order; empty where not known")
+    class_names: tuple[Name, ...] = Field((), description="names of the classes, in order; empty where not known")
+
+    @model_validator(mode="after")
+    def _named_alike(self) -> Self:
+        if self.class_names and len(self.class_names) != self.classes:
+            raise ValueError(f"{len(self.class_names)} names are given for {self.classes} classes")
+        return self
 
     @property
     def count(self) -> int:

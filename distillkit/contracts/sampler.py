@@ -67,7 +67,7 @@ class Sampler(BaseModel, ABC):
 class OneStep(Sampler):
     """G(z, c) = D(start(z, t), t, c): one evaluation at one fixed level (Yin et al. 2024, section 3.1)."""
 
-    t: float | None = Field(None, description="time of the evaluation; the schedule's largest if none")
+    t: float | None = Field(None, ge=0, le=1e9, description="time of the evaluation; the schedule's largest if none")
 
     def __call__(
         self, denoiser: Denoiser, noise: Tensor, condition: Condition, renoise: Renoise | None = None

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from distillkit.contracts.codec import Codec, Pixels
@@ -16,9 +17,26 @@ from distillkit.contracts.conditioner import Conditioner, Unconditional
 from distillkit.contracts.denoiser import Denoiser
 from distillkit.contracts.schedule import Schedule
 from distillkit.diffusion.solvers import SOLVERS, SolverName
+from distillkit.names import Name
 
 if TYPE_CHECKING:
     from distillkit.contracts.source import Batches, Images
+
+
+LARGEST_SAMPLE = 2**28
+"""Numbers in a sample: a gigabyte in float32."""
+
+
+def _bounded(shape: tuple[int, ...]) -> tuple[int, ...]:
+    if math.prod(shape) > LARGEST_SAMPLE:
+        raise ValueError(f"a sample of {math.prod(shape):,} numbers is too large; at most {LARGEST_SAMPLE:,}")
+    return shape
+
+
+SampleShape = Annotated[
+    tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=1, max_length=6), AfterValidator(_bounded)
+]
+"""The shape of a sample without the batch, such as (C, H, W)."""
 
 
 class TeacherSpec(BaseModel):
@@ -26,8 +44,8 @@ class TeacherSpec(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    name: str = Field(description="catalogue name or path")
-    shape: tuple[int, ...] = Field(min_length=1, description="shape of a sample without the batch, such as (C, H, W)")
+    name: Name = Field(description="by which people know it; never a path")
+    shape: SampleShape = Field(description="shape of a sample without the batch, such as (C, H, W)")
     network: dict[str, Any] = Field(
         default_factory=dict, description="kind and arguments of the network, its schedule among them"
     )
@@ -36,8 +54,8 @@ class TeacherSpec(BaseModel):
     solver: Literal["heun", "euler"] = Field("heun", description="deterministic sampler of its probability-flow ODE")
     solver_steps: int = Field(18, ge=1, le=10_000, description="steps of that sampler")
     weights_sha256: str = Field("", description="sha256 of the weight file")
-    licence: str = Field("", description="licence of the weights")
-    source: str = Field("", description="where the weights come from")
+    licence: str = Field("", max_length=10_000, description="licence of the weights")
+    source: str = Field("", max_length=10_000, description="where the weights come from")
 
 
 class Teacher:

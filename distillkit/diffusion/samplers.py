@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from itertools import pairwise
+from typing import Annotated
 
 import torch
-from pydantic import Field
+from pydantic import AfterValidator, Field
 from torch import Tensor
 
 from distillkit.contracts.condition import Condition
@@ -15,7 +16,17 @@ from distillkit.contracts.sampler import Renoise, Sampler
 from distillkit.contracts.schedule import Schedule, per_sample
 from distillkit.diffusion.solvers import euler
 
-Levels = tuple[float, ...]
+
+def _descending(levels: tuple[float, ...]) -> tuple[float, ...]:
+    if any(t <= t_next for t, t_next in pairwise(levels)):
+        raise ValueError("must be descending")
+    return levels
+
+
+Levels = Annotated[
+    tuple[Annotated[float, Field(ge=0, le=1e9)], ...], Field(max_length=10_000), AfterValidator(_descending)
+]
+"""Times of a schedule, descending."""
 
 
 def consistency_function(
@@ -51,7 +62,7 @@ class ConsistencySampler(Sampler):
     """
 
     levels: Levels = Field(min_length=1, description="times of the evaluations, descending")
-    sigma_data: float = Field(0.5, gt=0)
+    sigma_data: float = Field(0.5, ge=1e-6, le=1e6)
     clip: bool = Field(False, description="clip every result to [-1, 1]")
 
     def __call__(

@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from functools import lru_cache
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import torch
-from pydantic import Field, TypeAdapter
+from pydantic import Field, TypeAdapter, model_validator
 from torch import Tensor
 
 from distillkit.contracts.schedule import SMALLEST_ALPHA, Schedule
@@ -33,9 +33,15 @@ class EDMSchedule(Schedule):
     """alpha = 1, sigma = t: t is the noise level in data units, spaced by Karras et al. (2022, Eq. 5)."""
 
     kind: Literal["edm"] = "edm"
-    sigma_min: float = Field(0.002, gt=0, description="smallest noise level, in data units")
-    sigma_max: float = Field(80.0, gt=0, description="largest noise level, in data units")
-    rho: float = Field(7.0, gt=0, description="exponent of the grid")
+    sigma_min: float = Field(0.002, ge=1e-9, le=1e9, description="smallest noise level, in data units")
+    sigma_max: float = Field(80.0, ge=1e-9, le=1e9, description="largest noise level, in data units")
+    rho: float = Field(7.0, ge=0.1, le=100, description="exponent of the grid")
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.sigma_min >= self.sigma_max:
+            raise ValueError(f"sigma_min {self.sigma_min:g} must be less than sigma_max {self.sigma_max:g}")
+        return self
 
     @property
     def t_max(self) -> float:
@@ -86,11 +92,11 @@ class VPSchedule(Schedule):
     kind: Literal["vp"] = "vp"
     steps: int = Field(1000, ge=2, le=100_000, description="training steps")
     betas: Betas = "linear"
-    beta_start: float = Field(1e-4, gt=0, lt=1)
-    beta_end: float = Field(0.02, gt=0, lt=1)
+    beta_start: float = Field(1e-4, ge=1e-12, lt=1)
+    beta_end: float = Field(0.02, ge=1e-12, lt=1)
     zero_terminal_snr: bool = Field(False, description="the last step is pure noise")
     spacing: Spacing = Field("leading", description="which steps a sampler takes, as diffusers names it")
-    offset: int = Field(0, ge=0, description="added to the steps of leading spacing")
+    offset: int = Field(0, ge=0, le=100_000, description="added to the steps of leading spacing")
 
     @property
     def t_max(self) -> float:
@@ -145,8 +151,8 @@ class FlowSchedule(Schedule):
     """
 
     kind: Literal["flow"] = "flow"
-    shift: float = Field(1.0, gt=0, description="s; 1 leaves times evenly spaced")
-    smallest: float = Field(1e-3, gt=0, lt=1, description="smallest time that networks are asked at")
+    shift: float = Field(1.0, ge=1e-6, le=1e6, description="s; 1 leaves times evenly spaced")
+    smallest: float = Field(1e-3, ge=1e-9, lt=1, description="smallest time that networks are asked at")
 
     @property
     def t_max(self) -> float:

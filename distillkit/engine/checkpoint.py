@@ -13,12 +13,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load, save
+from safetensors.torch import save
 from torch import Tensor
 
 from distillkit.errors import DistillkitError, UsageError
 from distillkit.files import canonical_json, retried, sync_folder, write_bytes
+from distillkit.reading import Unreadable
+from distillkit.students.checkpoints import read_part, read_state
 
 log = logging.getLogger(__name__)
 
@@ -60,8 +61,8 @@ class Checkpoints:
     def best_step(self) -> int | None:
         """Of the best checkpoint; None where there is none that can be read."""
         try:
-            return int(json.loads((self.folder / "best" / STATE).read_bytes())["step"])
-        except (OSError, ValueError, KeyError, TypeError):
+            return read_state(self.folder / "best" / STATE).step
+        except Unreadable:
             return None
 
     def keep_best(self, step: int) -> None:
@@ -129,9 +130,9 @@ class Checkpoints:
             DistillkitError: when the disk refuses it for good.
         """
         path = self._named(step) / STATE
-        body = json.loads(path.read_bytes())
-        del body["self"]
-        write_bytes(path, _sealed({**body, "values": {**body["values"], **values}}))
+        state = read_state(path)
+        body = {"step": state.step, "values": {**state.values, **values}, "sha256": state.sha256}
+        write_bytes(path, _sealed(body))
 
     def load(self, selector: Literal["latest", "best"] | int = "latest") -> Checkpoint:
         """The newest checkpoint that is whole, a damaged one being passed over with a warning; or the best, or that of
@@ -160,7 +161,7 @@ class Checkpoints:
         for path in present:
             try:
                 checkpoint = self._read(path)
-            except (OSError, ValueError, KeyError, SafetensorError) as error:
+            except Unreadable as error:
                 damaged.append(f"{path.name} ({error})")
                 continue
             if damaged:
@@ -181,21 +182,15 @@ class Checkpoints:
             raise UsageError(f"there is no checkpoint {path}; checkpoints of steps: {there}")
         try:
             return self._read(path)
-        except (OSError, ValueError, KeyError, SafetensorError) as error:
+        except Unreadable as error:
             raise DistillkitError(f"the checkpoint {path} is damaged: {error}") from error
 
     def _read(self, path: Path) -> Checkpoint:
-        body = json.loads((path / STATE).read_bytes())
-        recorded = body.pop("self")
-        if hashlib.sha256(canonical_json(body).encode()).hexdigest() != recorded:
-            raise ValueError(f"{STATE} does not match its recorded hash")
-        tensors: Tensors = {}
-        for name, expected in body["sha256"].items():
-            data = (path / name).read_bytes()
-            if hashlib.sha256(data).hexdigest() != expected:
-                raise ValueError(f"{name} does not match its recorded sha256")
-            tensors[Path(name).stem] = load(data)
-        return Checkpoint(body["step"], tensors, body["values"])
+        state = read_state(path / STATE)
+        if state.seal is None:
+            raise Unreadable(f"{path / STATE} has no recorded hash of itself")
+        tensors = {Path(name).stem: read_part(path, name, state)[0] for name in state.sha256}
+        return Checkpoint(state.step, tensors, state.values)
 
 
 def _flat(group: dict[str, Tensor]) -> dict[str, Tensor]:

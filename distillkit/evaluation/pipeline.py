@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import shutil
 import tempfile
 import time
@@ -19,6 +18,7 @@ from pathlib import Path
 import torch
 from accelerate.utils import broadcast_object_list, gather_object
 from filelock import FileLock, Timeout
+from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
 from distillkit.environment import environment
@@ -31,6 +31,7 @@ from distillkit.evaluation.record import Record, Selection
 from distillkit.evaluation.sampling import Tally
 from distillkit.files import canonical_json, write_json
 from distillkit.progress import Quiet, Reporter
+from distillkit.reading import Unreadable, read_mapping
 
 SELECTION_SEED = 1_000_000
 """Evaluations during training use seeds from here on; the closing one uses seeds from 0, which no choice has seen."""
@@ -232,6 +233,6 @@ def _work_folder(folder: Path | None, rank: int) -> Iterator[Path]:
 
 def _read_tally(folder: Path, rank: int) -> Tally:
     try:
-        return Tally(**json.loads((folder / f"tally-{rank}.json").read_text()))
-    except (OSError, ValueError, TypeError):
+        return TypeAdapter(Tally).validate_python(read_mapping(folder / f"tally-{rank}.json"))
+    except (Unreadable, ValidationError):
         return Tally()

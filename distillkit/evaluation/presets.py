@@ -21,9 +21,11 @@ from distillkit.evaluation.protocol import ImagePreparation, Protocol, SampleSpe
 from distillkit.evaluation.reference import SUFFIX, Reference, load_reference
 from distillkit.evaluation.reference_files import reference_of
 from distillkit.files import slug
+from distillkit.reading import Unreadable, first_problem, read_text
 from distillkit.registry import Installed, Registry, blaming, registry
 
 COMMAND = "distillkit protocols"
+LARGEST_PROMPTS = 64 * 2**20
 
 
 class _Part(BaseModel):
@@ -97,9 +99,7 @@ def _preset(name: str, offer: Installed) -> ProtocolPreset | OwnMeasure:
     try:
         return ProtocolPreset.model_validate({**offer.value, "name": name})
     except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(map(str, first["loc"]))
-        raise DistillkitError(f"the protocol {name} of {offer.origin}: {place}: {first['msg']}") from error
+        raise DistillkitError(f"the protocol {name} of {offer.origin}: {first_problem(error)}") from error
 
 
 @cache
@@ -264,9 +264,9 @@ def _prompts(name: str) -> tuple[str, ...]:
     """
     path = evaluation_folder() / Path(name).expanduser()
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise DistillkitError(f"the prompts {path} cannot be read: {error}") from error
+        lines = read_text(path, LARGEST_PROMPTS).splitlines()
+    except Unreadable as error:
+        raise DistillkitError(f"the protocol's prompts: {error}") from error
     prompts = tuple(line.strip() for line in lines if line.strip())
     if not prompts:
         raise DistillkitError(f"{path} holds no prompts; it has one a line")

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from distillkit.errors import DistillkitError, UsageError
 from distillkit.evaluation.digits import with_error
 from distillkit.evaluation.frechet import jackknife_error
 from distillkit.evaluation.protocol import Protocol
 from distillkit.files import canonical_json, write_json
+from distillkit.reading import Missing, adapted, check_format, read_json
 
 
 class _Part(BaseModel):
@@ -41,8 +41,8 @@ class Subject(_Part):
     """What was measured."""
 
     kind: Literal["student", "teacher", "images"]
-    name: str
-    weights_sha256: str = Field("", description="of the generator; the images' fingerprint for images")
+    name: str = Field(max_length=1000)
+    weights_sha256: str = Field("", max_length=200, description="of the generator; the images' fingerprint for images")
     teacher: str = ""
     method: str = ""
     sampler: dict[str, Any] = Field(default_factory=dict)
@@ -104,6 +104,7 @@ class Quoted(_Part):
     source: str = Field(description="publication and table")
 
 
+FORMAT = 2
 AnyRecord = Annotated[Record | Quoted, Field(discriminator="kind")]
 _ADAPTER: TypeAdapter[Record | Quoted] = TypeAdapter(AnyRecord)
 
@@ -133,15 +134,12 @@ def read_record(path: Path) -> Record | Quoted:
         UsageError: when there is no such file.
         DistillkitError: when it is no record, was edited, or its protocol does not hash to its id.
     """
-    if not path.is_file():
-        raise UsageError(f"{path}: no such record")
     try:
-        body = json.loads(path.read_text(encoding="utf-8"))
-        record = _ADAPTER.validate_python(body)
-    except (ValidationError, ValueError, OSError) as error:
-        first = error.errors()[0] if isinstance(error, ValidationError) else None
-        reason = f"{'.'.join(map(str, first['loc']))}: {first['msg']}" if first else str(error).splitlines()[0]
-        raise DistillkitError(f"{path} is not a record: {reason}") from error
+        body = read_json(path)
+    except Missing as error:
+        raise UsageError(f"{path}: no such record") from error
+    check_format(body, FORMAT, str(path))
+    record = adapted(_ADAPTER, body, f"{path} as a record")
     if isinstance(record, Quoted):
         return record
     if record.protocol.id != record.protocol_id or record.protocol.label != record.label:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import zipfile
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,8 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from safetensors import SafetensorError, safe_open
+from pydantic import BaseModel, ConfigDict, Field
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -22,6 +22,11 @@ from distillkit.evaluation.protocol import ExtractorSpec, ImagePreparation, Refe
 from distillkit.files import replacing
 from distillkit.models.foreign.read import read_foreign
 from distillkit.models.foreign.records import Array
+from distillkit.reading import Unreadable, parse_json, unlike, validated
+from distillkit.tensors import head_of, read_with_metadata
+
+LARGEST_ARRAY = 2**30
+"""Bytes of a covariance; that of 8,192 features takes half."""
 
 SUFFIX = ".safetensors"
 """Of the statistics that `distillkit reference make` writes. They say how they were made, so a file is a protocol."""
@@ -106,29 +111,29 @@ def load_reference(path: Path, *, name: str = "", count: int = 0, key: str = "fi
     making = None
     try:
         if path.suffix == SUFFIX:
-            with safe_open(path, framework="pt") as file:
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-                metadata = file.metadata() or {}
+            tensors, metadata = read_with_metadata(path)
             mean, covariance, features = tensors["mean"], tensors["covariance"], tensors.get("features")
             name, count = metadata.get("id", name), int(metadata.get("count", count))
-            making = Making.model_validate_json(metadata["making"]) if "making" in metadata else None
+            where = f"how {path} was made"
+            said = parse_json(metadata["making"].encode(), where) if "making" in metadata else None
+            making = None if said is None else validated(Making, said, where)
         else:
             mean, covariance = (torch.from_numpy(np.asarray(v, dtype=np.float64)) for v in _moments(path, key))
             features = None
-    except ValidationError as error:
-        place = ".".join(map(str, error.errors()[0]["loc"]))
-        raise DistillkitError(
-            f"{path} does not say properly how it was made: {place}: {error.errors()[0]['msg']}"
-        ) from error
-    except (KeyError, ValueError, OSError, EOFError, zipfile.BadZipFile, SafetensorError) as error:
-        raise DistillkitError(f"{path} is damaged or holds no reference statistics: {str(error)[:200]}") from error
+    except DistillkitError:
+        raise
+    except Exception as error:  # numpy and zipfile raise many kinds for what damaged files hold
+        reason = str(error)[:200] or type(error).__name__
+        raise DistillkitError(f"{path} is damaged or holds no reference statistics: {reason}") from error
     return checked(Reference(name or path.stem, count, mean.double(), covariance.double(), features, making), path)
 
 
 def _moments(path: Path, key: str) -> tuple[Any, Any]:
+    if what := unlike(head_of(path)):
+        raise Unreadable(f"cannot read {path}: {what}")
     if path.suffix == ".npz":
-        with np.load(path, allow_pickle=False) as file:
-            return file["mu"], file["sigma"]
+        with zipfile.ZipFile(path) as archive:
+            return _array(archive, "mu"), _array(archive, "sigma")
     value = read_foreign(path).value
     for place in (key, "fid"):
         if isinstance(value, dict) and isinstance(value.get(place), dict):
@@ -137,6 +142,27 @@ def _moments(path: Path, key: str) -> tuple[Any, Any]:
     if not isinstance(value, dict) or not all(isinstance(value.get(k), Array) for k in ("mu", "sigma")):
         raise KeyError("no mu and sigma")
     return value["mu"].value, value["sigma"].value
+
+
+def _array(archive: zipfile.ZipFile, name: str) -> Any:
+    """An array of an .npz archive, whose claims are checked before memory is taken for it."""
+    member = next((found for place in (f"{name}.npy", name) if (found := _member(archive, place))), None)
+    if member is None:
+        raise KeyError(f"no {name}")
+    if member.file_size > LARGEST_ARRAY:
+        raise ValueError(f"{name} claims {member.file_size:,} bytes; at most {LARGEST_ARRAY:,} are read")
+    with archive.open(member) as file:
+        version = np.lib.format.read_magic(file)
+        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, _, kind = read(file)
+        if kind.kind not in "fiu" or math.prod(shape) * kind.itemsize > member.file_size:
+            raise ValueError(f"{name} is no array of numbers of the size that it claims")
+    with archive.open(member) as file:
+        return np.lib.format.read_array(file, allow_pickle=False)
+
+
+def _member(archive: zipfile.ZipFile, name: str) -> zipfile.ZipInfo | None:
+    return archive.getinfo(name) if name in archive.namelist() else None
 
 
 def checked(reference: Reference, path: Path) -> Reference:

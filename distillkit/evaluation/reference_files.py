@@ -42,8 +42,7 @@ def reference_of(chosen: ProtocolPreset) -> Reference:
             else f"`distillkit reference make --protocol {chosen.name} --data IMAGES --output {path}`"
         )
         raise DistillkitError(f"the reference statistics of {chosen.name} are not here. Get them by {how}")
-    key = "fd_dinov2" if chosen.extractor == "dinov2" else "fid"
-    reference = load_reference(path, name=wanted.id, count=wanted.count, key=key)
+    reference = _read(path, chosen)
     found, known = reference.spec.sha256, pinned(chosen.name)
     if not known:
         raise DistillkitError(
@@ -56,6 +55,27 @@ def reference_of(chosen: ProtocolPreset) -> Reference:
             f"  found sha256 {found}\nFigures against it would not be comparable; restore the file."
         )
     return reference
+
+
+def _read(path: Path, chosen: ProtocolPreset) -> Reference:
+    key = "fd_dinov2" if chosen.extractor == "dinov2" else "fid"
+    return load_reference(path, name=chosen.reference.id, count=chosen.reference.count, key=key)
+
+
+def _require_statistics(path: Path, chosen: ProtocolPreset) -> None:
+    """Remove a download that holds no reference statistics, so that the next one is not kept from its place.
+
+    Raises:
+        DistillkitError: saying what it holds.
+    """
+    try:
+        _read(path, chosen)
+    except DistillkitError as error:
+        path.unlink(missing_ok=True)
+        raise DistillkitError(
+            f"{error}\nWhat was downloaded are not the statistics of {chosen.name}, and was removed. Try again, on "
+            f"another network if this one asks for a login; or fetch {chosen.reference.url} elsewhere to {path}."
+        ) from error
 
 
 def pinned(name: str) -> str:
@@ -89,4 +109,6 @@ def fetch_files(chosen: ProtocolPreset, reporter: Reporter, should_stop: Callabl
             raise DistillkitError(f"HF_HUB_OFFLINE forbids to download {url}; place it at {path}")
         path.parent.mkdir(parents=True, exist_ok=True)
         download(url, path, reporter=reporter, expected_sha256=expected, should_stop=should_stop)
+        if not expected:
+            _require_statistics(path, chosen)
     return [path for _, path, _ in wanted]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -35,6 +34,7 @@ from distillkit.jobs.measures import Measures, measures_for
 from distillkit.jobs.previews import Previews
 from distillkit.jobs.timing import timed
 from distillkit.jobs.training import evaluation_of, measured, train
+from distillkit.reading import Unreadable, read_mapping
 from distillkit.registry import Installed, blaming, registry
 from distillkit.runs.config import RunConfig
 from distillkit.runs.folder import RunFolder
@@ -393,6 +393,6 @@ def row_of(value: Mapping[str, Any]) -> Row:
 def read_row(path: Path) -> Row | None:
     """A row that was kept; None where it cannot be read and must be measured anew."""
     try:
-        return row_of(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, KeyError, TypeError):
+        return row_of(read_mapping(path))
+    except (Unreadable, ValueError, KeyError, TypeError):
         return None

@@ -3,17 +3,43 @@
 from __future__ import annotations
 
 import html
-import json
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel, Field
+
 from distillkit.errors import DistillkitError, UsageError
 from distillkit.evaluation.record import Record
 from distillkit.jobs.distil import Row, row_of
+from distillkit.reading import Missing, check_format, read_mapping, validated
 from distillkit.runs.config import RunConfig, read_config
+from distillkit.runs.config import validated as validated_config
 from distillkit.runs.folder import CONFIG
 from distillkit.students.artifact import Student, load_student
+
+LARGEST = 64 * 2**20
+
+
+class _Row(BaseModel):
+    """A line of the closing table."""
+
+    name: str
+    nfe: float = Field(ge=0)
+    images_per_second: float = Field(ge=0)
+    record: Record | None
+
+
+class _Summary(BaseModel):
+    """What of record.json is read again."""
+
+    rows: list[_Row] = Field(min_length=1)
+    health: dict[str, str]
+    selection: dict[str, Any]
+    cost_forward_equivalents: dict[str, float]
+    seconds: float = Field(ge=0)
+    config: RunConfig
+    environment: dict[str, Any]
 
 
 class Run:
@@ -43,7 +69,8 @@ class Run:
     @cached_property
     def config(self) -> RunConfig:
         """All that determines the run."""
-        return RunConfig.model_validate(read_config(self.folder / CONFIG).values)
+        file = read_config(self.folder / CONFIG)
+        return validated_config(RunConfig, file.values, file, {})
 
     @cached_property
     def student(self) -> Student:
@@ -62,12 +89,12 @@ class Run:
             DistillkitError: where the run is not finished, or the file is damaged.
         """
         try:
-            summary = json.loads((self.folder / "record.json").read_text(encoding="utf-8"))
-            return dict(summary)
-        except FileNotFoundError as error:
+            values = read_mapping(self.folder / "record.json", most=LARGEST)
+        except Missing as error:
             raise DistillkitError(f"the run in {self.folder} is not finished, so it has no record yet") from error
-        except (OSError, ValueError, TypeError) as error:
-            raise DistillkitError(f"cannot read {self.folder / 'record.json'}: {error}") from error
+        check_format(values, 2, str(self.folder / "record.json"))
+        validated(_Summary, values, str(self.folder / "record.json"))
+        return values
 
     @cached_property
     def rows(self) -> list[Row]:
@@ -76,10 +103,7 @@ class Run:
         Raises:
             DistillkitError: as `summary`.
         """
-        try:
-            return [row_of(row) for row in self.summary["rows"]]
-        except (ValueError, KeyError, TypeError) as error:
-            raise DistillkitError(f"{self.folder / 'record.json'} is not a run's record: {error}") from error
+        return [row_of(row) for row in self.summary["rows"]]
 
     @property
     def record(self) -> Record | None:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
+
 from distillkit.contracts.codec import Codec
-from distillkit.contracts.conditioner import Conditioner
+from distillkit.contracts.conditioner import ClassLabels, Conditioner
 from distillkit.contracts.denoiser import Denoiser
 from distillkit.errors import DistillkitError, UsageError
 from distillkit.registry import BUILT_IN, blaming, registry
+from distillkit.text import short
+
+MOST_PARAMETERS = 50_000_000_000
 
 
 def build_denoiser(description: Mapping[str, Any]) -> Denoiser:
@@ -22,15 +27,70 @@ def build_denoiser(description: Mapping[str, Any]) -> Denoiser:
         UsageError: for a kind whose package is not installed; names it.
         DistillkitError: for arguments that do not fit.
     """
-    kind = str(description.get("kind", ""))
+    kind, arguments = description.get("kind", ""), description.get("arguments", {})
+    if not isinstance(kind, str) or not isinstance(arguments, Mapping):
+        raise DistillkitError(
+            f"a network is described by a kind and arguments, not by {short(kind)}, {short(arguments)}"
+        )
     offered = registry().by_kind("networks", kind)
-    arguments = dict(description.get("arguments", {}))
+    arguments = dict(arguments)
     with blaming(f"the network {kind}", offered.origin, "cannot be built from its arguments"):
         denoiser = offered.value(**arguments)
     if not isinstance(denoiser, Denoiser):
         raise DistillkitError(f"the network {kind} ({offered.origin}) is a {type(denoiser).__name__}, not a Denoiser")
     denoiser.description = {"kind": offered.kind, "arguments": arguments}
     return denoiser
+
+
+def check_size(description: Mapping[str, Any]) -> None:
+    """Refuse a network that a description makes larger than any machine here could hold, before memory is asked for.
+
+    Raises:
+        UsageError, DistillkitError: as `build_denoiser`, and for too many parameters.
+    """
+    try:
+        with torch.device("meta"):
+            denoiser = build_denoiser(description)
+    except UsageError:
+        raise
+    except DistillkitError:
+        if str(description.get("kind", "")).startswith(f"{BUILT_IN}:"):
+            raise
+        return  # a plugin's network may need real memory to be built
+    if (count := sum(p.numel() for p in denoiser.parameters())) > MOST_PARAMETERS:
+        raise DistillkitError(
+            f"the network {description.get('kind')} is described with {count:,} parameters; at most "
+            f"{MOST_PARAMETERS:,} are built"
+        )
+
+
+def check_kinds(
+    description: Mapping[str, Any], shape: Sequence[int], conditioner: Conditioner | None, codec: Codec | None
+) -> None:
+    """Refuse a network of distillkit's own that its description gives other samples or classes than it takes.
+
+    Raises:
+        DistillkitError: naming the argument and both values.
+    """
+    kind, arguments = str(description.get("kind", "")), description.get("arguments", {})
+    network = arguments.get("network", {}) if isinstance(arguments, Mapping) else {}
+    if not kind.startswith(f"{BUILT_IN}:") or not isinstance(network, Mapping):
+        return
+    takes, size = network.get("in_channels"), network.get("img_resolution")
+    if takes is not None and takes != shape[0]:
+        raise DistillkitError(f"the network {kind} takes in_channels {takes}, and its samples are {_by(shape)}")
+    if size is not None and any(length != size for length in shape[1:]):
+        raise DistillkitError(f"the network {kind} has img_resolution {size}, and its samples are {_by(shape)}")
+    labels = network.get("label_dim", network.get("num_class_embeds"))
+    if isinstance(conditioner, ClassLabels) and labels and conditioner.classes > int(labels):
+        raise DistillkitError(f"the network {kind} knows {labels} classes, and its conditioner {conditioner.classes}")
+    dimensions = {"images": 3, "video": 4}.get(codec.content) if codec else None
+    if codec and dimensions and len(codec.decoded_shape(tuple(shape))) != dimensions:
+        raise DistillkitError(f"samples {_by(shape)} are no {codec.content}, which the codec makes of them")
+
+
+def _by(shape: Sequence[int]) -> str:
+    return " x ".join(map(str, shape))
 
 
 def changed_network(description: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:

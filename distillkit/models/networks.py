@@ -5,22 +5,27 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from pydantic import BaseModel
+
 from distillkit.contracts.denoiser import Denoiser
 from distillkit.diffusion.denoisers import EDMPreconditioning
 from distillkit.diffusion.schedules import EDMSchedule
+from distillkit.models.bounds import PointMLPSizes, UNetSizes, check, check_sigma_data
 from distillkit.models.diffusers.unet2d import unet2d
 from distillkit.models.edm.dhariwal_unet import DhariwalUNet
 from distillkit.models.edm.song_unet import SongUNet
 from distillkit.models.point_mlp import PointMLP
 
 
-def _edm(kind: type[Any]) -> Callable[..., Denoiser]:
+def _edm(kind: type[Any], sizes: type[BaseModel]) -> Callable[..., Denoiser]:
     """The builder of an EDM-preconditioned network: its own arguments, the standard deviation of data, and the schedule
     {"kind": "edm", ...}."""
 
     def build(
         network: Mapping[str, Any], sigma_data: float = 0.5, schedule: Mapping[str, Any] | None = None
     ) -> Denoiser:
+        check(sizes, network)
+        check_sigma_data(sigma_data)
         label_dim = int(network.get("label_dim", 0))
         return EDMPreconditioning(
             kind(**network), label_dim=label_dim, sigma_data=sigma_data,
@@ -31,6 +36,9 @@ def _edm(kind: type[Any]) -> Callable[..., Denoiser]:
 
 
 NETWORKS: Mapping[str, Callable[..., Denoiser]] = {
-    "DhariwalUNet": _edm(DhariwalUNet), "SongUNet": _edm(SongUNet), "PointMLP": _edm(PointMLP), "UNet2DModel": unet2d,
-}  # fmt: skip
+    "DhariwalUNet": _edm(DhariwalUNet, UNetSizes),
+    "SongUNet": _edm(SongUNet, UNetSizes),
+    "PointMLP": _edm(PointMLP, PointMLPSizes),
+    "UNet2DModel": unet2d,
+}
 """Name -> builder of plain keyword arguments."""

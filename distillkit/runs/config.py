@@ -17,7 +17,11 @@ from distillkit.counts import Count, Numbers
 from distillkit.engine.config import TrainingConfig
 from distillkit.errors import UsageError
 from distillkit.models.store.resolve import preset_name
+from distillkit.reading import Unreadable, read_yaml, typed_values
 from distillkit.registry import registry
+from distillkit.text import short
+
+MOST_PROBLEMS = 20
 
 
 class StudentConfig(BaseModel):
@@ -112,20 +116,15 @@ def read_config(path: Path) -> ConfigFile:
         UsageError: when it cannot be read, is not UTF-8, is not a mapping, or names a key twice; with the line.
     """
     try:
-        text = path.read_bytes().decode("utf-8")
-        root = yaml.compose(text, Loader=yaml.SafeLoader)
-        values = yaml.safe_load(text)
-    except OSError as error:
-        raise UsageError(f"cannot read the configuration {path}: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise UsageError(f"{path} is not UTF-8 text (byte {error.start})") from error
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f"{path}:{mark.line + 1}" if mark else str(path)
-        raise UsageError(f"{where}: not valid YAML: {getattr(error, 'problem', None) or error}") from error
-    if root is None or not isinstance(root, yaml.MappingNode):
+        read = read_yaml(path)
+    except Unreadable as error:
+        raise UsageError(str(error)) from error
+    if not isinstance(read.root, yaml.MappingNode) or not isinstance(read.values, dict):
         raise UsageError(f"{path} holds no keys: a configuration is a mapping such as `training:`")
-    return ConfigFile(path, values, _lines(root, path))
+    lines = _lines(read.root, path)
+    if strange := [key for key in read.values if not isinstance(key, str)]:
+        raise UsageError(f"{path}: the key {short(strange[0])} is no text")
+    return ConfigFile(path, read.values, lines)
 
 
 def _lines(node: yaml.MappingNode, path: Path, above: tuple[str, ...] = ()) -> dict[tuple[str, ...], int]:
@@ -229,8 +228,10 @@ def explain(
             near = difflib.get_close_matches(place[-1], known, n=1)
             what = "unknown key." + (f" Did you mean {near[0]!r}?" if near else "") + f" Known: {', '.join(known)}."
         else:
-            what = f"{problem['msg']} (got {problem['input']!r})"
+            what = f"{problem['msg']} (got {short(problem['input'])})"
         lines.append(f"{where}: {what}")
+    if len(lines) > MOST_PROBLEMS:
+        lines[MOST_PROBLEMS:] = [f"and {len(lines) - MOST_PROBLEMS:,} more"]
     return "\n".join(lines)
 
 
@@ -286,9 +287,9 @@ def set_values(assignments: Sequence[str]) -> dict[str, Any]:
         if not equals or not all(key.split(".")):
             raise UsageError(f"--set {assignment}: write it as KEY=VALUE, such as training.lr=1e-4")
         try:
-            value = yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            raise UsageError(f"--set {assignment}: the value cannot be read") from error
+            value = typed_values(text)
+        except ValueError as error:
+            raise UsageError(f"--set {assignment}: the value cannot be read: {error}") from error
         nested: dict[str, Any] = {key.split(".")[-1]: value}
         for part in reversed(key.split(".")[:-1]):
             nested = {part: nested}

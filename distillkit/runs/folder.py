@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shlex
 import socket
@@ -16,7 +15,9 @@ from pydantic import BaseModel
 from distillkit.environment import environment
 from distillkit.errors import UsageError
 from distillkit.files import retried, write_bytes, write_json
+from distillkit.reading import Unreadable, read_mapping
 from distillkit.runs.config import ConfigFile, differences, read_config, to_yaml
+from distillkit.text import short
 
 CONFIG, LOCK, OWNER = "config.yaml", ".lock", ".owner.json"
 
@@ -119,7 +120,8 @@ class RunFolder:
 
     def _owner(self) -> str:
         try:
-            owner = json.loads((self / OWNER).read_text())
-            return f" (process {owner['pid']} on {owner['host']}); wait for it or choose another --output-dir"
-        except (OSError, ValueError, KeyError):
+            owner = read_mapping(self / OWNER)
+            process = f"process {short(owner['pid'])} on {short(owner['host'])}"
+            return f" ({process}); wait for it or choose another --output-dir"
+        except (Unreadable, KeyError):
             return "; wait for it or choose another --output-dir"

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save
+from safetensors.torch import save
 from torch import Tensor
 
 from distillkit.contracts.codec import Codec
@@ -18,8 +18,9 @@ from distillkit.contracts.random import SampleRNG
 from distillkit.contracts.student import StudentGenerator
 from distillkit.errors import DistillkitError, UsageError
 from distillkit.files import sha256, write_bytes, write_json
-from distillkit.models.build import build_denoiser
+from distillkit.models.build import build_denoiser, check_kinds, check_size
 from distillkit.models.store.folder import check_fit
+from distillkit.reading import read_json
 from distillkit.registry import registry
 from distillkit.students.checkpoints import PREFIX, STATE, Weights, from_run, read_checkpoint, split_selector
 from distillkit.students.description import (
@@ -28,9 +29,8 @@ from distillkit.students.description import (
     difference,
     measured_nfe,
     read_description,
-    read_json,
-    reading,
 )
+from distillkit.tensors import read_tensors
 
 WEIGHTS, DESCRIPTION = "model.safetensors", "student.json"
 
@@ -208,6 +208,8 @@ def built(weights: Weights) -> Student:
         sampler = known.build("samplers", description.sampler)
         conditioner = known.build("conditioners", description.conditioner)
         codec = known.build("codecs", description.codec)
+        check_kinds(description.network, description.shape, conditioner, codec)
+        check_size(description.network)
         denoiser = build_denoiser(description.network)
     except DistillkitError as error:
         raise type(error)(f"cannot load the student in {weights.folder}: {error}") from error
@@ -254,10 +256,9 @@ def _saved(folder: Path) -> Weights:
             f"{folder} has a {DESCRIPTION} and no {WEIGHTS}: it was exported for another library (see its README.md), "
             "or its weights were removed"
         )
-    with reading(str(path)):
-        found = sha256(path)
-        if found == description.weights_sha256:
-            return Weights(load_file(path), description, folder, str(path))
+    tensors, found = read_tensors(path), sha256(path)
+    if found == description.weights_sha256:
+        return Weights(tensors, description, folder, str(path))
     raise DistillkitError(f"{path} does not match the sha256 recorded in {DESCRIPTION}: {found}")
 
 
@@ -278,8 +279,7 @@ def initial_weights(path: str | Path, like: Denoiser) -> tuple[dict[str, Tensor]
             raise UsageError(
                 f"{file} is not a .safetensors file; a student starts from one, or from a student's folder"
             )
-        with reading(str(file)):
-            state = load_file(file)
+        state = read_tensors(file)
         if state and all(name.startswith(PREFIX) for name in state):
             state = {name.removeprefix(PREFIX): value for name, value in state.items()}
         origin = str(file)

@@ -6,18 +6,64 @@ import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from safetensors.torch import load
+from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from distillkit.errors import DistillkitError, UsageError
 from distillkit.files import canonical_json
-from distillkit.students.description import StudentDescription, read_description, read_json, reading
+from distillkit.reading import Unreadable, read_bytes, read_json, validated
+from distillkit.students.description import StudentDescription, read_description
+from distillkit.tensors import parse_tensors
 
 STATE, PREFIX = "state.json", "denoiser."
 WORDS = ("latest", "best", "average", "student")
 """Selectors beside the number of a step."""
+
+
+LARGEST_STATE, LARGEST_TENSORS = 64 * 2**20, 2**40
+
+
+class State(BaseModel):
+    """state.json of a checkpoint."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    step: int = Field(ge=0, le=2**53)
+    values: dict[str, Any]
+    sha256: dict[
+        Annotated[str, Field(pattern=r"^[^./\\][^/\\]*\.safetensors$")], Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+    ] = Field(description="of its files, which are beside it")
+    seal: str | None = Field(None, alias="self", description="sha256 of the rest")
+
+
+def read_state(path: Path) -> State:
+    """The state.json of a checkpoint, whose seal is checked where it has one.
+
+    Raises:
+        DistillkitError: when it is missing, damaged or was edited; names the field.
+    """
+    body = read_json(path, most=LARGEST_STATE)
+    state = validated(State, body, str(path))
+    body.pop("self", None)
+    if state.seal is not None and hashlib.sha256(canonical_json(body).encode()).hexdigest() != state.seal:
+        raise Unreadable(f"{path} does not match its recorded hash")
+    return state
+
+
+def read_part(folder: Path, name: str, state: State) -> tuple[dict[str, Tensor], str]:
+    """The tensors of one file of a checkpoint and its sha256, which must be the recorded one.
+
+    Raises:
+        DistillkitError: when it is missing, damaged or altered.
+    """
+    if name not in state.sha256:
+        raise Unreadable(f"{folder}: its state.json lists no {name}")
+    data = read_bytes(folder / name, LARGEST_TENSORS)
+    if (found := hashlib.sha256(data).hexdigest()) != state.sha256[name]:
+        raise Unreadable(f"{folder / name} does not match its recorded sha256")
+    return parse_tensors(data, str(folder / name)), found
 
 
 @dataclass(frozen=True)
@@ -99,28 +145,15 @@ def read_checkpoint(folder: Path, role: str = "average") -> Weights:
     Raises:
         DistillkitError: when it is damaged, or holds no student.
     """
-    body = read_json(folder / STATE)
-    with reading(str(folder)):
-        _verify(body)
-        name, values = f"{role}.safetensors", body["values"]
-        data = (folder / name).read_bytes()
-        if hashlib.sha256(data).hexdigest() != body["sha256"][name]:
-            raise ValueError(f"{name} does not match its recorded sha256")
-        tensors = load(data)
-        step = int(body["step"])
-    if "student" not in values:
+    state = read_state(folder / STATE)
+    tensors, found = read_part(folder, f"{role}.safetensors", state)
+    if "student" not in state.values:
         raise DistillkitError(f"{folder} holds no description of its student; it was not written by `distillkit run`")
-    description = read_description(values["student"], str(folder / STATE))
-    state = {key.removeprefix(PREFIX): value for key, value in tensors.items() if key.startswith(PREFIX)}
+    description = read_description(state.values["student"], f"the student in {folder / STATE}")
+    weights = {key.removeprefix(PREFIX): value for key, value in tensors.items() if key.startswith(PREFIX)}
     kind = "moving average" if role == "average" else "raw weights"
-    description = description.model_copy(update={"weights_sha256": hashlib.sha256(data).hexdigest()})
-    return Weights(state, description, folder, f"the {kind} of step {step:,} in {folder}")
-
-
-def _verify(body: dict[str, Any]) -> None:
-    recorded = body.pop("self", None)
-    if recorded is not None and hashlib.sha256(canonical_json(body).encode()).hexdigest() != recorded:
-        raise ValueError(f"{STATE} does not match its recorded hash")
+    description = description.model_copy(update={"weights_sha256": found})
+    return Weights(weights, description, folder, f"the {kind} of step {state.step:,} in {folder}")
 
 
 def _step(path: Path) -> int | None:

@@ -2,30 +2,26 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
-from contextlib import contextmanager
 from importlib.metadata import version
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from safetensors import SafetensorError
+from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from distillkit.contracts.random import SampleRNG
 from distillkit.contracts.sampler import Sampler
 from distillkit.contracts.student import StudentGenerator
-from distillkit.contracts.teacher import Teacher, TeacherSpec
+from distillkit.contracts.teacher import SampleShape, Teacher, TeacherSpec
 from distillkit.errors import DistillkitError, UsageError
 from distillkit.models.build import build_denoiser
 from distillkit.models.counting import count_evaluations
+from distillkit.names import Name
+from distillkit.reading import check_format, validated
 from distillkit.registry import registry
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from distillkit.contracts.conditioner import Conditioner
 
 FORMAT = 2
@@ -37,20 +33,22 @@ class StudentDescription(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     format: Literal[2] = 2
-    distillkit: str = Field(description="version that wrote it")
-    method: str
-    method_package: str = Field(description="distribution and version that the method came from")
+    distillkit: Name = Field(description="version that wrote it")
+    method: Name
+    method_package: Name = Field(description="distribution and version that the method came from")
     settings: dict[str, Any] = Field(description="the method's settings")
     teacher: TeacherSpec
     network: dict[str, Any] = Field(description="kind and arguments of the student's own network")
     sampler: dict[str, Any] = Field(description="kind and fields of the sampler")
     conditioner: dict[str, Any] = Field(description="kind and fields of the maker of its conditions")
     codec: dict[str, Any] = Field(description="kind and fields of the way to what people look at")
-    shape: tuple[int, ...] = Field(min_length=1, description="of a sample, without the batch")
-    nfe: float = Field(ge=0, description="network evaluations for one sample, measured")
-    guidance: float = Field(1.0, description="guidance weight that the student has learnt in")
+    shape: SampleShape = Field(description="of a sample, without the batch")
+    nfe: float = Field(ge=0, le=1e6, description="network evaluations for one sample, measured")
+    guidance: float = Field(1.0, ge=0, le=1e6, description="guidance weight that the student has learnt in")
     images_seen: int = Field(ge=0)
-    remarks: tuple[str, ...] = Field((), description="what a reader of its figures should know")
+    remarks: tuple[Annotated[str, Field(max_length=10_000)], ...] = Field(
+        (), max_length=1000, description="what a reader of its figures should know"
+    )
     weights_sha256: str = ""
 
 
@@ -186,41 +184,5 @@ def read_description(values: Any, origin: str) -> StudentDescription:
     Raises:
         DistillkitError: when it is no description, or one of another version.
     """
-    found = values.get("format") if isinstance(values, Mapping) else None
-    if found is not None and found != FORMAT:
-        remedy = "install the distillkit that wrote it" if found == 1 else "upgrade distillkit"
-        writer = values.get("distillkit", "of an unknown version")
-        raise DistillkitError(
-            f"{origin} has format {found}, written by distillkit {writer}; this one reads format {FORMAT}: "
-            f"{remedy}, or distil the student anew"
-        )
-    with reading(origin):
-        return StudentDescription.model_validate(values)
-
-
-def read_json(path: Path) -> Any:
-    """The content of a JSON file.
-
-    Raises:
-        DistillkitError: when it is damaged or cannot be read; names it.
-    """
-    with reading(str(path)):
-        return json.loads(path.read_text(encoding="utf-8"))
-
-
-@contextmanager
-def reading(origin: str) -> Iterator[None]:
-    """Turn what damaged files cause into one message that names them.
-
-    Raises:
-        DistillkitError: for whatever cannot be read.
-    """
-    try:
-        yield
-    except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(map(str, first["loc"]))
-        raise DistillkitError(f"cannot read {origin}: {place}: {first['msg']}") from error
-    except (ValueError, KeyError, TypeError, OSError, SafetensorError) as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise DistillkitError(f"cannot read {origin}: {reason}") from error
+    check_format(values, FORMAT, origin)
+    return validated(StudentDescription, values, origin)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 import tempfile
 from dataclasses import asdict, replace
@@ -12,13 +13,16 @@ from safetensors.torch import save
 
 from distillkit.contracts.codec import Pixels
 from distillkit.contracts.conditioner import ClassLabels, Unconditional
-from distillkit.errors import DistillkitError, UsageError
-from distillkit.files import write_bytes, write_json
+from distillkit.errors import UsageError
+from distillkit.files import sha256, write_bytes, write_json
 from distillkit.models.diffusers.unet2d import DiffusersUNet
+from distillkit.reading import Unreadable, read_json, read_text
 from distillkit.registry import blaming, registry
 from distillkit.students.artifact import DESCRIPTION, Student
 from distillkit.students.card import CARD, PICTURE, card, with_usage
 from distillkit.students.evaluations import evaluations_of
+
+log = logging.getLogger(__name__)
 
 FILES = Path(__file__).parent / "diffusers_files"
 SINCE = "0.32.0"
@@ -102,21 +106,41 @@ images = pipeline(batch_size=16{chosen}).images
 
 def _card(student: Student) -> str:
     """The student's own card, or one without figures where it has none, as a checkpoint's."""
-    own = student.folder / CARD if student.folder else None
-    if own and own.is_file():
-        return own.read_text(encoding="utf-8")
+    if own := _own(student, CARD):
+        return read_text(own)
     return card(student.description)
 
 
+def _own(student: Student, name: str) -> Path | None:
+    """A file that lies beside a student; None where it is not there, or is a link to elsewhere: a folder that was
+    downloaded must not publish what lies outside of it."""
+    path = student.folder / name if student.folder else None
+    if path is None or not path.is_file():
+        return None
+    if path.resolve().is_relative_to(_repository(path.parent.resolve())):
+        return path
+    log.warning("%s is a link out of its folder, and is left out of the export", path)
+    return None
+
+
+def _repository(folder: Path) -> Path:
+    """The folder itself; of a snapshot in the hub's cache, whose files are links, that of its repository."""
+    snapshots = folder.parent
+    is_cached = snapshots.name == "snapshots" and snapshots.parent.name.startswith("models--")
+    return snapshots.parent / "blobs" if is_cached else folder
+
+
 def export(student: Student, name: str, folder: Path) -> list[Path]:
-    """Write a student in a format, with its card, whole or not at all; returns the files.
+    """Write a student in a format, with its card, whole or not at all; returns the files. A folder that already holds
+    the same export is left as it is, so that what follows an export, such as an upload, can be repeated.
 
     Raises:
-        UsageError: for an unknown format, a student that it cannot hold, or a folder that is not empty.
+        UsageError: for an unknown format, a student that it cannot hold, or a folder that holds something else.
         DistillkitError: when a plugin's exporter fails.
     """
     offer = registry().find("exporters", name)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    occupied = folder.exists() and (not folder.is_dir() or any(folder.iterdir()))
+    if occupied and not _may_be(folder, student):
         raise UsageError(f"{folder} is not an empty folder; choose another --output-dir")
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".export-") as aside:
@@ -124,37 +148,39 @@ def export(student: Student, name: str, folder: Path) -> list[Path]:
         made.mkdir()
         with blaming(f"export to {name}", offer.origin, "failed"):
             offer.value(student, made)
-        if not (made / CARD).exists():
-            usage = f"Exported in the format `{name}` of {offer.origin}; load it as that format's documentation says."
-            write_bytes(made / CARD, with_usage(_card(student), usage, library=name).encode())
-        if student.folder and (student.folder / PICTURE).is_file() and not (made / PICTURE).exists():
-            shutil.copyfile(student.folder / PICTURE, made / PICTURE)
-        if not (made / DESCRIPTION).exists():
-            write_json(made / DESCRIPTION, student.description.model_dump(mode="json"))
-        if folder.exists():
-            folder.rmdir()
-        made.rename(folder)
+        _complete(made, student, name, offer.origin)
+        if occupied:
+            if not _alike(made, folder):
+                raise UsageError(f"{folder} holds another export of this student; choose another --output-dir")
+        else:
+            if folder.exists():
+                folder.rmdir()
+            made.rename(folder)
     return sorted(path for path in folder.rglob("*") if path.is_file())
 
 
-def push(folder: Path, repository: str, *, private: bool = False) -> str:
-    """Upload a folder to the Hugging Face hub; returns its address.
+def _complete(made: Path, student: Student, name: str, origin: str) -> None:
+    """Add what an exporter has not written itself: card, picture, description."""
+    if not (made / CARD).exists():
+        usage = f"Exported in the format `{name}` of {origin}; load it as that format's documentation says."
+        write_bytes(made / CARD, with_usage(_card(student), usage, library=name).encode())
+    if (picture := _own(student, PICTURE)) and not (made / PICTURE).exists():
+        shutil.copyfile(picture, made / PICTURE)
+    if not (made / DESCRIPTION).exists():
+        write_json(made / DESCRIPTION, student.description.model_dump(mode="json"))
 
-    Raises:
-        DistillkitError: when the hub refuses or cannot be reached; what it said, and what to do.
-    """
-    from huggingface_hub import HfApi
 
+def _may_be(folder: Path, student: Student) -> bool:
+    """Whether a folder says that it holds an export of this student."""
     try:
-        api = HfApi()
-        created = api.create_repo(repository, private=private, exist_ok=True)
-        api.upload_folder(
-            repo_id=created.repo_id, folder_path=folder, commit_message="A student, exported by distillkit"
-        )
-        return str(created)
-    except Exception as error:  # the hub's client raises many kinds
-        raise DistillkitError(
-            f"cannot push to {repository}: {type(error).__name__}: {str(error).splitlines()[0]}\n"
-            f"The export itself is in {folder}. Log in with `hf auth login` or set HF_TOKEN, and check that you may "
-            "write there."
-        ) from error
+        return folder.is_dir() and read_json(folder / DESCRIPTION) == student.description.model_dump(mode="json")
+    except Unreadable:
+        return False
+
+
+def _alike(first: Path, second: Path) -> bool:
+    """Whether two folders hold the same files."""
+    names = [
+        {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()} for folder in (first, second)
+    ]
+    return names[0] == names[1] and all(sha256(first / name) == sha256(second / name) for name in names[0])

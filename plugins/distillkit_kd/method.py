@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-import yaml
 from pydantic import BeforeValidator, Field
 
 from distillkit import (
@@ -18,6 +17,7 @@ from distillkit import (
     UsageError,
     build_denoiser,
     changed_network,
+    typed_values,
 )
 from distillkit.parts import DistanceName, Regression, distance_for
 from distillkit_kd.presets import PRESETS
@@ -27,10 +27,7 @@ def read_mapping(value: Any) -> Any:
     """A mapping from text as the command line has it, YAML or JSON; other values pass through to pydantic."""
     if not isinstance(value, str):
         return value
-    try:
-        return yaml.safe_load(value)
-    except yaml.YAMLError as error:
-        raise ValueError("it is neither YAML nor JSON") from error
+    return typed_values(value)
 
 
 class KDConfig(MethodConfig):

@@ -2,36 +2,36 @@
 
 from __future__ import annotations
 
-import json
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from distillkit.contracts.codec import Pixels
 from distillkit.contracts.conditioner import ClassLabels, Conditioner, Unconditional
 from distillkit.contracts.teacher import Teacher, TeacherSpec
-from distillkit.errors import DistillkitError, UsageError
-from distillkit.files import sha256
+from distillkit.errors import UsageError
+from distillkit.models.bounds import UNet2DSizes
 from distillkit.models.build import own_part
-from distillkit.models.diffusers.scheduler import noise_of
-from distillkit.models.foreign.read import read_foreign
-from distillkit.models.foreign.records import Refused, is_state_dict, load_tensors
+from distillkit.models.diffusers.scheduler import Noise, noise_of
+from distillkit.models.diffusers.weights import read_weights
 from distillkit.models.store.folder import denoiser_with, teacher_with
+from distillkit.names import name_from
+from distillkit.reading import Missing, read_mapping, validated
+from distillkit.text import short
 
-WEIGHT_FILES = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin", "pytorch_model.bin")
+log = logging.getLogger(__name__)
+
 CONFIGURATION = [
     "teacher.json", "model_index.json", "config.json", "scheduler_config.json", "unet/config.json",
     "scheduler/scheduler_config.json",
 ]  # fmt: skip
 """The files of a repository that describe a teacher."""
-WEIGHTS = ["model.safetensors", *WEIGHT_FILES, *(f"unet/{name}" for name in WEIGHT_FILES)]
-"""The files of a repository that hold a teacher's weights."""
+DESCRIPTIONS = ("model_index.json", "config.json", "unet/config.json")
 
 
 def is_diffusers_folder(folder: Path) -> bool:
-    return (folder / "model_index.json").is_file() or (folder / "config.json").is_file()
+    return any((folder / name).is_file() for name in DESCRIPTIONS)
 
 
 def describe(folder: Path) -> TeacherSpec:
@@ -42,25 +42,25 @@ def describe(folder: Path) -> TeacherSpec:
         DistillkitError: when a file is damaged.
     """
     model = _model_folder(folder)
-    scheduler = next(
-        (p for p in (folder / "scheduler", folder, model) if (p / "scheduler_config.json").is_file()), folder
-    )
     config = _json(model / "config.json")
     index = _json(folder / "model_index.json") if (folder / "model_index.json").is_file() else {}
     if "vae" in index:
         raise UsageError(f"{folder} is a latent model (it has a VAE); pixel models of class UNet2DModel can be loaded")
     if config.get("_class_name") != "UNet2DModel":
-        raise UsageError(f"{folder} holds a {config.get('_class_name', 'model')}; what can be loaded is UNet2DModel")
+        kind = config.get("_class_name", "model without a class")
+        raise UsageError(
+            f"{folder} holds a {kind if isinstance(kind, str) else short(kind)}; what can be loaded is UNet2DModel"
+        )
     if config.get("class_embed_type") is not None:
-        raise UsageError(f"{folder}: class_embed_type {config['class_embed_type']!r} is not supported")
-    noise = noise_of(_json(scheduler / "scheduler_config.json"), str(scheduler / "scheduler_config.json"))
-    size = config.get("sample_size")
-    height, width = (size, size) if isinstance(size, int) else tuple(size or (0, 0))
-    if not height or not width:
+        raise UsageError(f"{folder}: class_embed_type {short(config['class_embed_type'])} is not supported")
+    sizes = validated(UNet2DSizes, config, str(model / "config.json"))
+    if not sizes.sample_size:
         raise UsageError(f"{folder}: its config.json does not say the sample_size")
+    height, width = (sizes.sample_size,) * 2 if isinstance(sizes.sample_size, int) else sizes.sample_size
+    noise = _noise(folder, model)
     return TeacherSpec(
-        name=folder_name(folder),
-        shape=(int(config["in_channels"]), height, width),
+        name=name_from(folder_name(folder)),
+        shape=(sizes.in_channels, height, width),
         network={
             "kind": "distillkit:UNet2DModel",
             "arguments": {
@@ -85,12 +85,12 @@ def read_teacher(folder: Path, spec: TeacherSpec) -> Teacher:
         DistillkitError: when they are damaged, refused, or do not fit.
     """
     model = _model_folder(folder)
-    weights = next((model / name for name in WEIGHT_FILES if (model / name).is_file()), None)
-    if weights is None:
-        raise UsageError(f"{model} has no weights; one of {', '.join(WEIGHT_FILES)} is needed")
-    state = {f"model.unet.{name}": value for name, value in _weights(weights).items()}
-    complete = spec.model_copy(update={"weights_sha256": sha256(weights)})
-    return teacher_with(complete, denoiser_with(spec, state, str(weights)))
+    tensors, digest, note = read_weights(model)
+    if note:
+        log.warning("reading %s; they are used in float32", note)
+    complete = spec.model_copy(update={"weights_sha256": digest})
+    state = {f"model.unet.{name}": value for name, value in tensors.items()}
+    return teacher_with(complete, denoiser_with(spec, state, str(model)))
 
 
 def folder_name(folder: Path) -> str:
@@ -108,26 +108,30 @@ def _conditioner(config: Mapping[str, Any], index: Mapping[str, Any]) -> Conditi
     classes = config.get("num_class_embeds") or 0
     if not classes:
         return Unconditional()
-    called = index.get("id2label") or {}
-    names = tuple(str(called.get(str(number), "")) for number in range(classes))
+    called = index.get("id2label")
+    called = called if isinstance(called, Mapping) else {}
+    names = tuple(name_from(str(called[str(n)])) if str(n) in called else "" for n in range(classes))
     return ClassLabels(classes=classes, null_label=False, class_names=names if all(names) else ())
 
 
-def _weights(path: Path) -> dict[str, Tensor]:
-    foreign = read_foreign(path)
-    if not is_state_dict(foreign.value):
-        raise Refused(f"{path}: refused: it is not a state dict. Nothing in the file was run.")
-    tensors = load_tensors({str(name): tensor for name, tensor in foreign.value.items()}, 2 * foreign.size)
-    return {name: tensor.float() for name, tensor in tensors.items()}
+def _noise(folder: Path, model: Path) -> Noise:
+    """The noise of the scheduler's configuration; for checkpoints of a training, that of the pipeline around them."""
+    own = (folder / "scheduler", folder, model)
+    around = [above / "scheduler" for above in (folder.absolute().parent, folder.absolute().parent.parent)]
+    for place in (*own, *around):
+        path = place / "scheduler_config.json"
+        if path.is_file():
+            if place not in own:
+                log.warning("%s has no scheduler of its own; taking that of the pipeline around it, %s", folder, path)
+            return noise_of(_json(path), str(path))
+    raise UsageError(
+        f"{folder} does not say which noise its model was trained with: scheduler_config.json is missing. Checkpoints "
+        f"of a training have none: copy the pipeline's scheduler folder to {folder / 'scheduler'}"
+    )
 
 
 def _json(path: Path) -> dict[str, Any]:
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
+        return read_mapping(path)
+    except Missing as error:
         raise UsageError(f"{path} is missing") from error
-    except (OSError, ValueError) as error:
-        raise DistillkitError(f"cannot read {path}: {error}") from error
-    if not isinstance(value, dict):
-        raise DistillkitError(f"{path} is not a mapping")
-    return value

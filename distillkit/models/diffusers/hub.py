@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from distillkit.errors import DistillkitError, UsageError
-from distillkit.models.diffusers.folder import CONFIGURATION, WEIGHTS
+from distillkit.models.diffusers.folder import CONFIGURATION
+from distillkit.models.diffusers.weights import WHOLE, Found, chosen
+from distillkit.text import redacted
 
 PREFIX = "hf:"
+_REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
+_REVISION = re.compile(r"[A-Za-z0-9][\w./-]{0,199}")
 
 
 def snapshot(name: str, *, weights: bool = True) -> Path:
@@ -23,14 +28,14 @@ def snapshot(name: str, *, weights: bool = True) -> Path:
     from huggingface_hub import snapshot_download
 
     repository, revision = parts(name)
-    patterns = [*CONFIGURATION, *WEIGHTS] if weights else CONFIGURATION
     try:
+        patterns = [*CONFIGURATION, *(_weights_of(repository, revision) if weights else ())]
         return Path(snapshot_download(repository, revision=revision, allow_patterns=patterns))
     except Exception as error:  # the hub's client raises many kinds
+        reason = redacted(str(error).partition("\n")[0])
         raise DistillkitError(
-            f"{name} is not in the hub's cache and cannot be had ({type(error).__name__}: "
-            f"{str(error).splitlines()[0]}). Check the name, HF_TOKEN for a private repository, and HF_HUB_OFFLINE; or "
-            "give a local folder."
+            f"{name} is not in the hub's cache and cannot be had ({type(error).__name__}: {reason}). Check the name, "
+            "HF_TOKEN for a private repository, and HF_HUB_OFFLINE; or give a local folder."
         ) from error
 
 
@@ -47,7 +52,28 @@ def cached(name: str) -> Path | None:
         folder = Path(snapshot_download(repository, revision=revision, local_files_only=True))
     except Exception:  # the hub's client raises many kinds
         return None
-    return folder if any((folder / file).is_file() for file in WEIGHTS) else None
+    own = (folder / "model.safetensors").is_file()
+    return folder if own or any(_listed(place) for place in (folder, folder / "unet")) else None
+
+
+def _listed(folder: Path) -> Found | None:
+    return chosen([place.name for place in folder.iterdir()]) if folder.is_dir() else None
+
+
+def _weights_of(repository: str, revision: str | None) -> list[str]:
+    """The names of the weights' files in a repository: one variant of them, not all."""
+    from huggingface_hub import HfApi
+
+    patterns = ["model.safetensors"]
+    try:
+        names = HfApi().list_repo_files(repository, revision=revision)
+    except Exception:  # without the network, what is in the cache will do; what else is wrong the download says
+        return [*patterns, *(f"{above}{name}" for above in ("", "unet/") for name in WHOLE)]
+    for above in ("", "unet/"):
+        beside = [name.removeprefix(above) for name in names if name.startswith(above)]
+        if found := chosen([name for name in beside if "/" not in name]):
+            patterns += [above + name for name in (*found.files, *found.patterns)]
+    return patterns
 
 
 def parts(name: str) -> tuple[str, str | None]:
@@ -57,6 +83,6 @@ def parts(name: str) -> tuple[str, str | None]:
         UsageError: for another form.
     """
     repository, _, revision = name.removeprefix(PREFIX).partition("@")
-    if repository.count("/") != 1 or not all(repository.split("/")):
+    if not _REPOSITORY.fullmatch(repository) or ".." in name or not _REVISION.fullmatch(revision or "main"):
         raise UsageError(f"{name}: write it as hf:ORG/REPO or hf:ORG/REPO@REVISION")
     return repository, revision or None

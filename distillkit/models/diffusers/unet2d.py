@@ -11,6 +11,7 @@ from distillkit.contracts.condition import Condition
 from distillkit.contracts.denoiser import Denoiser
 from distillkit.diffusion.denoisers import EDMPreconditioning, Prediction, PredictionDenoiser
 from distillkit.diffusion.schedules import EDMSchedule, FlowSchedule, schedule_of
+from distillkit.models.bounds import UNet2DSizes, check, check_sigma_data
 
 FLOW_TIMES = 1000.0
 """diffusers' networks take a flow's time in thousandths."""
@@ -64,6 +65,8 @@ def unet2d(
         ValueError: for a prediction that the schedule does not have.
         TypeError: for arguments that UNet2DModel does not take.
     """
+    check(UNet2DSizes, network)
+    check_sigma_data(sigma_data)
     kept = schedule_of(schedule)
     known = {"edm": ("epsilon", "v_prediction"), "flow": ("velocity",)}
     if prediction not in (allowed := known.get(str(schedule["kind"]), ("epsilon", "v_prediction", "sample"))):

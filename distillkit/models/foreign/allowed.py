@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from distillkit.models.foreign.records import Array, Instance, Refused, Storage, StoredTensor
+from distillkit.text import short
 
 STORAGES: Mapping[str, torch.dtype] = {
     "torch.DoubleStorage": torch.float64,
@@ -27,6 +28,9 @@ STORAGES: Mapping[str, torch.dtype] = {
     "torch.ByteStorage": torch.uint8,
     "torch.BoolStorage": torch.bool,
 }
+
+LARGEST_KEY = 2**60
+"""Integers below are their own hashes."""
 
 MODULES = frozenset(f"torch.nn.modules.container.{name}" for name in ("ModuleDict", "ModuleList", "Sequential"))
 
@@ -53,10 +57,12 @@ class NumpyType:
 
 
 def numpy_type(code: Any, *flags: Any) -> NumpyType:
-    code = code.decode("ascii", "replace") if isinstance(code, bytes) else code
-    if not (isinstance(code, str) and len(code) <= 4 and code[:1] in "fiub" and code[1:].isdigit()):
-        raise Refused(f"a numpy type of code {str(code)[:20]!r} is not a plain number")
-    return NumpyType(np.dtype(code))
+    if not isinstance(code, str | bytes) or len(code) > 4:
+        raise Refused(f"a numpy type of code {short(code, 20)} is not a plain number")
+    text = code.decode("ascii", "replace") if isinstance(code, bytes) else code
+    if not (text[:1] in ("f", "i", "u", "b") and text[1:].isdecimal() and text.isascii()):
+        raise Refused(f"a numpy type of code {text!r} is not a plain number")
+    return NumpyType(np.dtype(text))
 
 
 def numpy_scalar(kind: Any, data: Any) -> int | float | bool:
@@ -102,9 +108,9 @@ def mapping() -> dict[Any, Any]:
 
 
 def plain_key(key: Any) -> Any:
-    """Keys are scalars or short tuples of them: hashing anything deeper could exhaust the stack."""
-    scalars = (str, bytes, int, float, bool, type(None))
-    if isinstance(key, scalars) or (isinstance(key, tuple) and len(key) <= 8 and all(type(k) in scalars for k in key)):
+    """Keys are text, bytes or small integers, whose hashes nobody can choose to be equal: with keys that collide, a
+    dict takes quadratic time. Hashing anything deeper could also exhaust the stack."""
+    if isinstance(key, str | bytes | bool) or key is None or (isinstance(key, int) and abs(key) < LARGEST_KEY):
         return key
     raise Refused(f"a {type(key).__name__} is used as a key")
 

@@ -18,6 +18,8 @@ from distillkit.models.foreign.records import Array, Instance, Refused
 
 MOST_OPCODES = 2_000_000
 """EDM's largest network takes a few hundred thousand; two million take seconds."""
+MOST_ARGUMENTS = 16
+"""Of a call: they are copied, at no cost to a file that takes them from its memo."""
 
 PUSHED_AS_READ = frozenset(
     ("INT", "LONG", "LONG1", "LONG4", "BININT", "BININT1", "BININT2", "FLOAT", "BINFLOAT", "STRING", "BINSTRING",
@@ -41,10 +43,12 @@ Stream = io.BytesIO | mmap.mmap
 
 @dataclass
 class Budget:
-    """What a file and everything nested in it may still use: opcodes, and characters copied into bytes."""
+    """What a file and everything nested in it may still use: opcodes, characters copied into bytes, and bytes of nested
+    archives, which a file could ask to read again and again."""
 
     opcodes: int = MOST_OPCODES
     copied: int = 2**20
+    nested: int = 0
 
 
 Persistent = Callable[[Any], Any]
@@ -232,6 +236,9 @@ class _Machine:
     def _nested(self, data: Any) -> Any:
         if not isinstance(data, bytes):
             raise Refused("a nested archive is malformed")
+        self.budget.nested -= len(data)
+        if self.nested is not NO_NESTED_ARCHIVE and self.budget.nested < 0:
+            raise Refused("its nested archives are more than it holds")
         return self.nested(data)
 
     def _latin1(self, text: Any, encoding: Any) -> bytes:
@@ -253,6 +260,8 @@ class _Machine:
 
     def _make(self, what: Any, how: str, arguments: Any) -> None:
         make = getattr(what, how) if isinstance(what, Allowed) else None
+        if isinstance(arguments, tuple) and len(arguments) > MOST_ARGUMENTS:
+            raise Refused(f"it makes an object of {len(arguments):,} arguments")
         if make is None or not isinstance(arguments, tuple):
             named = what.name if isinstance(what, Allowed) else f"a {type(what).__name__}"
             raise Refused(f"it makes an object of {named}, which is not for that")

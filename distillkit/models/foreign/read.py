@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
-
 from distillkit.errors import UsageError
 from distillkit.models.foreign.pickles import Budget, read_pickle
 from distillkit.models.foreign.records import Refused
 from distillkit.models.foreign.torch_files import LEGACY_MAGIC, read_archive, read_legacy, read_nested
+from distillkit.reading import unlike
+from distillkit.tensors import head_of, read_with_metadata
 
 
 @dataclass(frozen=True)
@@ -36,14 +36,15 @@ def read_foreign(path: Path) -> Foreign:
     """
     if not path.is_file():
         raise UsageError(f"{path} is not a file")
+    head, size = head_of(path), path.stat().st_size
+    if what := unlike(head):
+        raise Refused(f"cannot read {path}: {what}")
     try:
-        with path.open("rb") as file:
-            head = file.read(9)
-        size = path.stat().st_size
         if head[:4] == b"PK\x03\x04":
             return Foreign(read_archive(path), size, {})
         if head[8:9] == b"{" and int.from_bytes(head[:8], "little") < size:
-            return _safetensors(path, size)
+            tensors, metadata = read_with_metadata(path)
+            return Foreign(tensors, size, dict(metadata))
         if head[:1] == b"\x80":
             return Foreign(_pickle(path), size, {})
         raise Refused("it is not a pickle, a torch.save archive or a safetensors file")
@@ -58,18 +59,9 @@ def _pickle(path: Path) -> Any:
     """The map stays open for as long as its storages are needed."""
     with path.open("rb") as file:
         stream = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    budget = Budget(copied=len(stream))
+    budget = Budget(copied=len(stream), nested=len(stream))
     value = read_pickle(stream, nested=lambda data: read_nested(data, budget), budget=budget)
-    if value == LEGACY_MAGIC:
+    if isinstance(value, int) and value == LEGACY_MAGIC:
         stream.seek(0)
         return read_legacy(stream, budget)
     return value
-
-
-def _safetensors(path: Path, size: int) -> Foreign:
-    try:
-        with safe_open(path, framework="pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            return Foreign(tensors, size, file.metadata() or {})
-    except (SafetensorError, ValueError, OSError) as error:
-        raise Refused(f"it is a damaged safetensors file ({str(error).splitlines()[0]})") from error

@@ -19,6 +19,9 @@ class Refused(DistillkitError):
     """The file asks for something that a file of weights has no need of, or does not hold what it claims."""
 
 
+MOST_TENSORS = 200_000
+
+
 @dataclass(eq=False)
 class Instance:
     """An object in the file: the name of its class and its attributes. No code of that class exists here."""
@@ -71,11 +74,18 @@ class StoredTensor:
     def nbytes(self) -> int:
         return math.prod(self.shape) * self.storage.dtype.itemsize
 
-    def load(self) -> Tensor:
-        """The tensor, contiguous and in memory of its own."""
+    def load(self, data: bytes | None = None) -> Tensor:
+        """The tensor, contiguous and in memory of its own.
+
+        Args:
+            data: the storage's bytes, where they were read already.
+
+        Raises:
+            Refused: where the storage has fewer.
+        """
         if not self.nbytes:
             return torch.empty(self.shape, dtype=self.storage.dtype)
-        data = self.storage.read()
+        data = self.storage.read() if data is None else data
         if len(data) != self.storage.count * self.storage.dtype.itemsize:
             raise Refused(f"a storage of {self.storage.count:,} numbers holds {len(data):,} bytes")
         is_bool = self.storage.dtype is torch.bool
@@ -95,7 +105,19 @@ def load_tensors(found: Mapping[str, StoredTensor | Tensor], most: int) -> dict[
     total = sum(tensor.nbytes for tensor in found.values() if isinstance(tensor, StoredTensor))
     if total > most:
         raise Refused(f"the tensors claim {total:,} bytes, more than a file of this size can mean")
-    return {name: value.load() if isinstance(value, StoredTensor) else value for name, value in found.items()}
+    if len(found) > MOST_TENSORS:
+        raise Refused(f"it names {len(found):,} tensors; at most {MOST_TENSORS:,} are read")
+    views: dict[int, list[str]] = {}
+    for name, value in found.items():
+        if isinstance(value, StoredTensor):
+            views.setdefault(id(value.storage), []).append(name)
+    loaded: dict[str, Tensor] = {}
+    # A storage is read once, whatever the number of its views.
+    for names in views.values():
+        stored = [(name, value) for name in names if isinstance(value := found[name], StoredTensor)]
+        data = stored[0][1].storage.read() if any(value.nbytes for _, value in stored) else b""
+        loaded |= {name: value.load(data) for name, value in stored}
+    return {name: value if isinstance(value, Tensor) else loaded[name] for name, value in found.items()}
 
 
 def is_state_dict(value: Any) -> TypeGuard[Mapping[Any, StoredTensor | Tensor]]:

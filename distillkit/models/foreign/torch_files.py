@@ -13,6 +13,7 @@ from distillkit.models.foreign.pickles import Budget, Stream, read_pickle
 from distillkit.models.foreign.records import Refused, Storage
 
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
+MOST_MEMBERS = 200_000
 MOST_STRUCTURE = 64 * 2**20
 """Bytes of the pickle that describes an archive; the numbers lie outside it."""
 
@@ -42,9 +43,12 @@ def read_archive(path: Path) -> Any:
     size = path.stat().st_size
     try:
         # Stays open for as long as its storages are needed.
+        check_members(path)
         archive = zipfile.ZipFile(path)
         root, structure = _structure(archive, size)
-    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, ValueError) as error:
+    except Refused:
+        raise
+    except Exception as error:  # zipfile raises many kinds for what damaged archives hold
         raise Refused(f"it is a damaged zip archive ({str(error)[:120]})") from error
     storages: dict[str, Storage] = {}
     total = 0
@@ -60,6 +64,23 @@ def read_archive(path: Path) -> Any:
         return storages[key]
 
     return read_pickle(io.BytesIO(structure), persistent=persistent)
+
+
+def check_members(path: Path) -> None:
+    """Refuse an archive that lists more members than any file of weights has: zipfile reads the whole list at once.
+
+    Raises:
+        Refused: when it lists more than `MOST_MEMBERS`.
+    """
+    with path.open("rb") as file:
+        file.seek(0, 2)
+        file.seek(max(0, file.tell() - 2**16 - 22))
+        end = file.read()
+    if (place := end.rfind(b"PK\x05\x06")) < 0 or len(end) < place + 20:
+        raise Refused("it is a zip archive without its end: it was cut short")
+    # The list's size and not its count: the count may say less than is there.
+    if struct.unpack_from("<I", end, place + 12)[0] > MOST_MEMBERS * 100:
+        raise Refused(f"it lists more than about {MOST_MEMBERS:,} members")
 
 
 def _structure(archive: zipfile.ZipFile, size: int) -> tuple[str, bytes]:
@@ -84,7 +105,7 @@ def _structure(archive: zipfile.ZipFile, size: int) -> tuple[str, bytes]:
 def _member(archive: zipfile.ZipFile, name: str) -> bytes:
     try:
         return archive.read(name)
-    except (zipfile.BadZipFile, KeyError, EOFError, ValueError) as error:
+    except Exception as error:  # zipfile raises many kinds for what damaged archives hold
         raise Refused(f"its member {name[:80]!r} is missing or damaged ({str(error)[:120]})") from error
 
 

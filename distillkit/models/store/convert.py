@@ -17,8 +17,10 @@ from distillkit.models.build import build_denoiser
 from distillkit.models.edm import pickles
 from distillkit.models.foreign.read import Foreign, read_foreign
 from distillkit.models.foreign.records import Refused, is_state_dict, load_tensors
+from distillkit.models.store.bare import without_network
 from distillkit.models.store.card import TeacherOffer
 from distillkit.models.store.folder import check_fit, write_teacher
+from distillkit.names import name_from
 from distillkit.registry import registry
 
 log = logging.getLogger(__name__)
@@ -50,7 +52,7 @@ def convert(
         UsageError: when the file holds weights alone and `like` is not given.
         DistillkitError: when it is refused, or its weights do not fit its network.
     """
-    foreign = read_foreign(path)
+    foreign, name = read_foreign(path), name_from(name)
     try:
         network = pickles.find_network(foreign.value)
         if network is not None:
@@ -59,10 +61,7 @@ def convert(
         else:
             state = _state_dict(foreign)
             if like is None:
-                raise UsageError(
-                    f"{path} holds weights but not the arguments of their network. Say whose network they are for: "
-                    f"distillkit teachers convert {path} --like edm-cifar10-cond (or a teacher folder)"
-                )
+                raise UsageError(without_network(path, state))
             spec = like.model_copy(update={"name": name, "licence": licence, "weights_sha256": ""})
     except Refused as refused:
         raise Refused(f"{path}: refused: {refused}. Nothing in the file was run.") from refused.__cause__

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -18,6 +19,7 @@ from distillkit.models.store.card import Card
 from distillkit.models.store.convert import convert
 from distillkit.models.store.folder import is_teacher_folder
 from distillkit.progress import Reporter
+from distillkit.text import redacted
 
 MIRROR = "DISTILLKIT_MIRROR"
 
@@ -57,22 +59,40 @@ def fetch(card: Card, reporter: Reporter, should_stop: Callable[[], int] = lambd
             return folder
         original = cache_folder() / "downloads" / Path(urlsplit(card.url).path).name
         reporter.say(f"{card.name}: {card.title}\nlicence: {card.spec.licence}")
-        known = card.sha256 or str(read_recorded(lock_file(), dict).get(card.name, {}).get("sha256", ""))
-        if original.is_file():
+        known = card.sha256 or _recorded(card)
+        placed = original.is_file()
+        if placed:
             reporter.say(f"taking {original}")
             found = _verified(original, known)
         else:
             found = _get(card, original, known, reporter, should_stop)
+        reporter.say(f"reading {original.name} (nothing in it is executed)")
+        try:
+            convert(original, folder, name=card.name, licence=card.spec.licence, source=card.url, expected=card.spec)
+        except DistillkitError as error:
+            raise DistillkitError(f"{error}\n{_not_the_teacher(card, original, placed=placed)}") from error
         if not known:
+            # Only what has proved to be the teacher is trusted from now on.
             _record(card, original, found)
             reporter.say(
                 f"sha256 {found}\nrecorded at first use in {lock_file()}; a later download that differs is refused"
             )
-        reporter.say(f"reading {original.name} (nothing in it is executed)")
-        convert(original, folder, name=card.name, licence=card.spec.licence, source=card.url, expected=card.spec)
         original.unlink()
         reporter.say(f"converted to safetensors in {folder}")
     return folder
+
+
+def _not_the_teacher(card: Card, original: Path, *, placed: bool) -> str:
+    """What is to be done about a file that is not the teacher; one that was downloaded is removed."""
+    if placed:
+        return (
+            f"{original}, which was placed there by hand, is not {card.name}: replace it by {card.url}, or remove it."
+        )
+    original.unlink(missing_ok=True)
+    return (
+        f"What was downloaded is not {card.name}, and was removed; nothing was recorded in {lock_file()}. Try again, "
+        f"on another network if this one asks for a login; or fetch {card.url} elsewhere and place it at {original}."
+    )
 
 
 def _get(card: Card, target: Path, known: str, reporter: Reporter, should_stop: Callable[[], int]) -> str:
@@ -86,12 +106,15 @@ def _get(card: Card, target: Path, known: str, reporter: Reporter, should_stop: 
             f"the teacher {card.name} is not in the cache and HF_HUB_OFFLINE forbids to download it. "
             f"Fetch {card.url} elsewhere and place it at {target}, or unset HF_HUB_OFFLINE."
         )
-    return download(address, target, reporter=reporter, expected_sha256=known, should_stop=should_stop)
+    recorded = "" if card.sha256 else f"{lock_file()} (entry {card.name!r})"
+    return download(
+        address, target, reporter=reporter, expected_sha256=known, recorded=recorded, should_stop=should_stop
+    )
 
 
 def _copied(source: Path, target: Path, known: str) -> str:
     if not source.is_file():
-        raise DistillkitError(f"the mirror has no {source} ({MIRROR} is {os.environ[MIRROR]})")
+        raise DistillkitError(f"the mirror has no {source} ({MIRROR} is {redacted(os.environ[MIRROR])})")
     target.parent.mkdir(parents=True, exist_ok=True)
     aside = target.with_name(f".{target.name}.part")
     shutil.copyfile(source, aside)
@@ -108,6 +131,18 @@ def _verified(path: Path, known: str) -> str:
             "Remove the file; or, if you trust the new one, remove its entry from the lock file."
         )
     return found
+
+
+def _recorded(card: Card) -> str:
+    """The hash of an earlier download; empty where there was none.
+
+    Raises:
+        DistillkitError: when the lock file is damaged.
+    """
+    found = read_recorded(lock_file(), dict).get(card.name, {}).get("sha256", "")
+    if found and not (isinstance(found, str) and re.fullmatch("[0-9a-f]{64}", found)):
+        raise DistillkitError(f"{lock_file()}: the entry {card.name!r} has no sha256; repair or remove it")
+    return str(found)
 
 
 def _record(card: Card, original: Path, found: str) -> None:

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from pydantic import ValidationError
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from distillkit.contracts.denoiser import Denoiser
 from distillkit.contracts.teacher import Teacher, TeacherSpec
 from distillkit.errors import DistillkitError
 from distillkit.files import replacing, sha256, write_json
-from distillkit.models.build import build_denoiser
+from distillkit.models.build import build_denoiser, check_kinds, check_size
+from distillkit.reading import Missing, Unreadable, read_model
 from distillkit.registry import registry
+from distillkit.tensors import read_tensors
 
 WEIGHTS, SPEC = "model.safetensors", "teacher.json"
 
@@ -33,20 +32,13 @@ def read_spec(path: Path) -> TeacherSpec:
         DistillkitError: when it is damaged.
     """
     try:
-        return TeacherSpec.model_validate(json.loads(path.read_text(encoding="utf-8")))
-    except (ValidationError, ValueError, OSError) as error:
-        raise DistillkitError(
-            f"cannot read {path}: {_first(error)}. If another version of distillkit wrote it, fetch, convert or train "
-            "the teacher anew."
+        return read_model(path, TeacherSpec)
+    except Missing:
+        raise
+    except Unreadable as error:
+        raise Unreadable(
+            f"{error}. If another version of distillkit wrote it, fetch, convert or train the teacher anew."
         ) from error
-
-
-def _first(error: Exception) -> str:
-    """The first of the errors, in one line."""
-    if isinstance(error, ValidationError):
-        first = error.errors()[0]
-        return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
-    return str(error).splitlines()[0]
 
 
 def read_teacher(spec_path: Path, weights_path: Path) -> Teacher:
@@ -57,10 +49,7 @@ def read_teacher(spec_path: Path, weights_path: Path) -> Teacher:
         DistillkitError: when they are damaged or do not fit together.
     """
     spec = read_spec(spec_path)
-    try:
-        state = load_file(weights_path)
-    except (ValueError, OSError, SafetensorError) as error:
-        raise DistillkitError(f"cannot read {weights_path}: {str(error).splitlines()[0]}") from error
+    state = read_tensors(weights_path)
     if sha256(weights_path) != spec.weights_sha256:
         raise DistillkitError(f"{weights_path} does not match the sha256 recorded in {spec_path.name}")
     return teacher_with(spec, denoiser_with(spec, state, str(weights_path)))
@@ -75,6 +64,7 @@ def teacher_with(spec: TeacherSpec, denoiser: Denoiser) -> Teacher:
     """
     conditioner = registry().build("conditioners", spec.conditioner) if spec.conditioner else None
     codec = registry().build("codecs", spec.codec) if spec.codec else None
+    check_kinds(spec.network, spec.shape, conditioner, codec)
     return Teacher(denoiser, spec, conditioner, codec)
 
 
@@ -84,6 +74,7 @@ def fresh_teacher(spec: TeacherSpec, seed: int) -> Teacher:
     Raises:
         UsageError, DistillkitError: as `teacher_with`, and for a network that cannot be built.
     """
+    check_size(spec.network)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         denoiser = build_denoiser(spec.network)

@@ -1,0 +1,93 @@
+"""What descriptions may ask of distillkit's own networks: sizes that are checked before anything is built."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from distillkit.reading import first_problem
+from distillkit.text import short
+
+Count = Annotated[int, Field(ge=1, le=65_536)]
+Few = Annotated[int, Field(ge=1, le=64)]
+Share = Annotated[float, Field(ge=0, lt=1)]
+Resolution = Annotated[int, Field(ge=1, le=8192)]
+
+
+class _Sizes(BaseModel):
+    """Arguments that decide how much is built; others pass to the network's constructor, which knows them."""
+
+    model_config = ConfigDict(extra="ignore")
+
+
+class UNetSizes(_Sizes):
+    """Of SongUNet and DhariwalUNet."""
+
+    img_resolution: Resolution = 1
+    in_channels: Count = 1
+    out_channels: Count = 1
+    label_dim: int = Field(0, ge=0, le=1_000_000)
+    augment_dim: int = Field(0, ge=0, le=65_536)
+    model_channels: int = Field(128, ge=1, le=16_384)
+    channel_mult: tuple[Few, ...] = Field((1,), min_length=1, max_length=12)
+    channel_mult_emb: Few = 4
+    channel_mult_noise: Few = 1
+    num_blocks: int = Field(4, ge=1, le=128)
+    attn_resolutions: tuple[Resolution, ...] = Field((), max_length=64)
+    dropout: Share = 0.0
+    label_dropout: Share = 0.0
+    resample_filter: tuple[Annotated[float, Field(ge=-1e6, le=1e6)], ...] = Field((1,), min_length=1, max_length=64)
+
+
+class PointMLPSizes(_Sizes):
+    """Of PointMLP."""
+
+    in_channels: Count = 2
+    out_channels: Count = 2
+    width: Count = 128
+    layers: int = Field(3, ge=0, le=1024)
+    label_dim: int = Field(0, ge=0, le=1_000_000)
+
+
+class UNet2DSizes(_Sizes):
+    """Of diffusers' UNet2DModel."""
+
+    sample_size: Resolution | Annotated[tuple[Resolution, ...], Field(min_length=2, max_length=2)] | None = None
+    in_channels: Count = 3
+    out_channels: Count = 3
+    layers_per_block: int = Field(2, ge=1, le=128)
+    block_out_channels: tuple[Count, ...] = Field((224,), min_length=1, max_length=16)
+    down_block_types: tuple[Annotated[str, Field(max_length=100)], ...] = Field((), max_length=16)
+    up_block_types: tuple[Annotated[str, Field(max_length=100)], ...] = Field((), max_length=16)
+    num_class_embeds: int | None = Field(None, ge=0, le=1_000_000)
+    num_train_timesteps: int | None = Field(None, ge=1, le=1_000_000)
+    norm_num_groups: int | None = Field(None, ge=1, le=65_536)
+    attention_head_dim: int | None = Field(None, ge=1, le=65_536)
+
+
+def check(sizes: type[BaseModel], arguments: Mapping[str, Any]) -> None:
+    """Refuse arguments beyond what any network needs.
+
+    Raises:
+        ValueError: naming the first that is.
+    """
+    try:
+        sizes.model_validate({name: _plain(value) for name, value in arguments.items()}, strict=False)
+    except ValidationError as error:
+        raise ValueError(first_problem(error)) from error
+
+
+def check_sigma_data(value: Any) -> None:
+    """Refuse a standard deviation of data that no data have.
+
+    Raises:
+        ValueError: naming it.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 1e-6 <= value <= 1e6:
+        raise ValueError(f"sigma_data: it is {short(value)}, and a number from 1e-06 to 1e+06 is due")
+
+
+def _plain(value: Any) -> Any:
+    return tuple(value) if isinstance(value, Sequence) and not isinstance(value, str | bytes) else value

@@ -1,0 +1,127 @@
+"""Which files hold a diffusers model's weights: whole, in shards, or as a variant such as fp16."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, Field
+from torch import Tensor
+
+from distillkit.errors import DistillkitError, UsageError
+from distillkit.files import sha256
+from distillkit.models.foreign.read import read_foreign
+from distillkit.models.foreign.records import Refused, is_state_dict, load_tensors
+from distillkit.reading import read_model
+
+WHOLE = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin", "pytorch_model.bin")
+PLAIN = "diffusion_pytorch_model.safetensors, or its shards with their .index.json"
+_INDEX = re.compile(r"(diffusion_pytorch_model|pytorch_model)\.(safetensors|bin)\.index(\.[\w-]+)?\.json")
+_VARIANT = re.compile(r"(diffusion_pytorch_model|pytorch_model)\.([\w-]+)\.(safetensors|bin)")
+_OTHERS = (
+    (r"flax_model\.msgpack|.*\.msgpack", "weights of Flax alone; save the model from PyTorch (save_pretrained)"),
+    (r".*\.onnx", "an ONNX model alone, which cannot be trained; the PyTorch weights are needed"),
+    (r"pytorch_lora_weights\..*|adapter_model\..*", "a LoRA alone; fuse it into its model (fuse_lora) and save that"),
+    (r".*\.ckpt", "a checkpoint file alone; name the file itself, or save the model as a diffusers folder"),
+)
+
+
+@dataclass(frozen=True)
+class Found:
+    """The files with the weights; `index` says which tensor is in which shard, `variant` is "" for the plain ones."""
+
+    files: tuple[str, ...]
+    index: str = ""
+    variant: str = ""
+
+    @property
+    def patterns(self) -> tuple[str, ...]:
+        """Shell patterns of an index and its shards."""
+        if not self.index:
+            return ()
+        stem, ending, *_ = self.index.split(".")
+        return (self.index, f"{stem}{'.' if self.variant else ''}{self.variant}-*-of-*.{ending}")
+
+
+def chosen(names: Collection[str]) -> Found | None:
+    """The weights among the names of a model folder's files: whole before sharded, plain before variants, safetensors
+    first; None where there are none."""
+    if whole := next((name for name in WHOLE if name in names), None):
+        return Found((whole,))
+    indices = sorted(
+        (found[3] or "", found[2] != "safetensors", name) for name in names if (found := _INDEX.fullmatch(name))
+    )
+    variants = sorted(
+        (found[2] == "non_ema", found[3] != "safetensors", found[2], name)
+        for name in names
+        if (found := _VARIANT.fullmatch(name)) and "-of-" not in found[2]
+    )
+    if indices and not (indices[0][0] and variants):
+        variant, _, name = indices[0]
+        return Found((), name, variant.removeprefix("."))
+    if variants:
+        *_, variant, name = variants[0]
+        return Found((name,), variant=variant)
+    return None
+
+
+class _Index(BaseModel):
+    """What diffusers writes beside shards."""
+
+    weight_map: dict[str, Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,199}$")]] = Field(
+        min_length=1, max_length=200_000, description="tensor -> file beside the index"
+    )
+
+
+def read_weights(folder: Path) -> tuple[dict[str, Tensor], str, str]:
+    """All tensors of a model folder in float32, a hash of the files, and which they are, for people.
+
+    Raises:
+        UsageError: when there are none; says what is there instead.
+        DistillkitError: when they are damaged, refused or incomplete.
+    """
+    found = chosen([place.name for place in folder.iterdir()] if folder.is_dir() else [])
+    if found is None:
+        raise UsageError(_absent(folder))
+    note = f"the {found.variant} variant of the weights in {folder}" if found.variant else ""
+    if not found.index:
+        path = folder / found.files[0]
+        return _tensors(path), sha256(path), note
+    index = read_model(folder / found.index, _Index, most=64 * 2**20)
+    tensors: dict[str, Tensor] = {}
+    digest = hashlib.sha256()
+    for shard in sorted(set(index.weight_map.values())):
+        path = folder / shard
+        if not path.is_file():
+            raise DistillkitError(f"{folder / found.index} lists the shard {shard}, which is not there; fetch it too")
+        own = {name for name, file in index.weight_map.items() if file == shard}
+        held = _tensors(path)
+        if missing := sorted(own - held.keys()):
+            raise DistillkitError(f"{path} does not hold {missing[0]}, which {found.index} says is there")
+        tensors |= {name: held[name] for name in own}
+        digest.update(f"{shard} {sha256(path)}\n".encode())
+    return tensors, digest.hexdigest(), note
+
+
+def _tensors(path: Path) -> dict[str, Tensor]:
+    foreign = read_foreign(path)
+    if not is_state_dict(foreign.value):
+        raise Refused(f"{path}: refused: it is not a state dict. Nothing in the file was run.")
+    tensors: dict[str, Any] = {str(name): tensor for name, tensor in foreign.value.items()}
+    return {name: tensor.float() for name, tensor in load_tensors(tensors, 2 * foreign.size).items()}
+
+
+def _absent(folder: Path) -> str:
+    names = sorted(place.name for place in folder.iterdir())[:1000] if folder.is_dir() else []
+    for pattern, what in _OTHERS:
+        if here := [name for name in names if re.fullmatch(pattern, name)]:
+            return f"{folder} holds {here[0]}: {what}"
+    if shards := [name for name in names if "-of-" in name and name.endswith((".safetensors", ".bin"))]:
+        return (
+            f"{folder} holds shards ({shards[0]}, ...) without their index; fetch the file *.index.json beside them too"
+        )
+    return f"{folder} has no weights; {PLAIN} is needed"

@@ -1,0 +1,55 @@
+"""Files that hold weights alone: whose they are by the names in them, and where to go from there."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Collection
+from pathlib import Path
+
+KINDS: tuple[tuple[str, tuple[str, ...]], ...] = (
+    ("LoRA", ("lora_A.", "lora_B.", "lora_up.", "lora_down.", "lora.up", "lora.down")),
+    ("ADM", ("time_embed.0.weight", "input_blocks.0.0.weight")),
+    ("Stable Diffusion", ("model.diffusion_model.",)),
+    ("diffusers", ("conv_in.weight", "time_embedding.linear_1.weight")),
+)
+"""Kinds of weights by names that theirs contain, the surest first."""
+
+
+def kind_of(names: Collection[str]) -> str:
+    """The kind of network that weights of these names are for; empty where they show nothing."""
+    for kind, signs in KINDS:
+        matches = all if kind in ("ADM", "diffusers") else any
+        if matches(any(sign in name for name in names) for sign in signs):
+            return kind
+    return ""
+
+
+def without_network(path: Path, names: Collection[str]) -> str:
+    """What to do with a file of weights that does not say which network they are for."""
+    kind, folder = kind_of(names), path.absolute().parent
+    if (folder / "teacher.json").is_file():
+        return f"{path} holds the weights of a teacher folder: name the folder, {shlex.quote(str(folder))}"
+    if kind == "LoRA":
+        return f"{path} holds a LoRA and no whole network: fuse it into its model (fuse_lora), and save that"
+    if kind == "ADM":
+        return (
+            f"{path} holds weights of OpenAI's guided-diffusion code (ADM), whose layout is not read. The ADM teacher "
+            "that is read is EDM's edm-imagenet64; a model that diffusers has converted is read as its folder"
+        )
+    if kind == "Stable Diffusion":
+        return (
+            f"{path} holds a whole Stable Diffusion checkpoint, a latent text model; pixel models of class UNet2DModel "
+            "and EDM's networks are read"
+        )
+    if kind == "diffusers":
+        where = folder if (folder / "config.json").is_file() else None
+        name = (
+            "name its folder, " + shlex.quote(str(where.parent if where.name == "unet" else where))
+            if where
+            else ("its config.json is needed too: name a folder that has both")
+        )
+        return f"{path} holds the weights of a diffusers model: {name}"
+    return (
+        f"{path} holds weights but not the arguments of their network. Say whose network they are for: "
+        f"distillkit teachers convert {shlex.quote(str(path))} --like edm-cifar10-cond (or a teacher folder)"
+    )
