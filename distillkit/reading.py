@@ -231,10 +231,12 @@ def first_problem(error: ValidationError) -> str:
     """'schedule.sigma_min: Input should be greater than 0 (it is -1.0)', and how many more there are."""
     problems = error.errors(include_url=False)
     first = problems[0]
-    place = ".".join(map(str, first["loc"])) or "the whole"
-    holds = "" if first["type"] == "missing" else f" (it is {short(first['input'])})"
+    place = "".join(f"{part}." for part in first["loc"])[:-1]
+    place += ": " if place else ""
+    is_plain = not isinstance(first["input"], dict | BaseModel) or first["type"].endswith("_type")
+    holds = f" (it is {short(first['input'])})" if first["type"] != "missing" and is_plain else ""
     more = f"; {len(problems) - 1} more problems" if len(problems) > 1 else ""
-    return printable(f"{place}: {first['msg'].removeprefix('Value error, ')}{holds}{more}")
+    return printable(f"{place}{first['msg'].removeprefix('Value error, ')}{holds}{more}")
 
 
 _OTHERS = (
@@ -312,7 +314,7 @@ def _spelt(way: Any) -> str:
     while way is not None:
         way, key = way
         keys.append(str(key)[:80])
-    return printable(".".join(reversed(keys))) or "the whole"
+    return printable(".".join(reversed(keys))) or "its value"
 
 
 _NUMBER = re.compile(r"[-+0-9.]")
@@ -323,7 +325,7 @@ def _check_events(events: Iterable[yaml.Event], where: str) -> None:
     counts, names = [0], [""]  # of the open collections, the document first
     anchored: dict[str, int] = {}
     for event in events:
-        line = event.start_mark.line + 1
+        line = event.start_mark.line + 1 if event.start_mark else 0
         if isinstance(event, yaml.CollectionStartEvent):
             if len(counts) > DEEPEST:
                 raise Unreadable(f"{where}:{line}: it is nested deeper than {DEEPEST} levels")
@@ -344,7 +346,7 @@ def _check_events(events: Iterable[yaml.Event], where: str) -> None:
         elif isinstance(event, yaml.AliasEvent):
             if event.anchor in names:
                 raise Unreadable(f"{where}:{line}: the alias *{event.anchor[:40]} stands within what it repeats")
-            counts[-1] += anchored.get(event.anchor, 1)
+            counts[-1] += anchored.get(event.anchor or "", 1)
         if sum(counts) > MOST_YAML_VALUES:
             raise Unreadable(
                 f"{where}:{line}: it holds more than {MOST_YAML_VALUES:,} values, what its aliases repeat included"

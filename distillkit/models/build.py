@@ -84,8 +84,7 @@ def check_kinds(
     labels = network.get("label_dim", network.get("num_class_embeds"))
     if isinstance(conditioner, ClassLabels) and labels and conditioner.classes > int(labels):
         raise DistillkitError(f"the network {kind} knows {labels} classes, and its conditioner {conditioner.classes}")
-    dimensions = {"images": 3, "video": 4}.get(codec.content) if codec else None
-    if codec and dimensions and len(codec.decoded_shape(tuple(shape))) != dimensions:
+    if codec and len(codec.decoded_shape(tuple(shape))) != {"images": 3, "video": 4, "points": 1}[codec.content]:
         raise DistillkitError(f"samples {_by(shape)} are no {codec.content}, which the codec makes of them")
 
 

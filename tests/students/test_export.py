@@ -21,7 +21,8 @@ from distillkit import (
     load_student,
 )
 from distillkit.diffusion import ConsistencySampler, EulerSampler, RenoisingSampler
-from distillkit.students.export import export, push
+from distillkit.students.export import export
+from distillkit.students.push import push
 from tests.students.parts import PACKAGE, Backwards, Halves, Inverted, TinyAutoencoder, Twice
 
 UNET = {

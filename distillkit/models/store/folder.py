@@ -14,7 +14,7 @@ from distillkit.contracts.teacher import Teacher, TeacherSpec
 from distillkit.errors import DistillkitError
 from distillkit.files import replacing, sha256, write_json
 from distillkit.models.build import build_denoiser, check_kinds, check_size
-from distillkit.reading import Missing, Unreadable, read_model
+from distillkit.reading import Missing, Unreadable, check_format, read_mapping, validated
 from distillkit.registry import registry
 from distillkit.tensors import read_tensors
 
@@ -32,7 +32,9 @@ def read_spec(path: Path) -> TeacherSpec:
         DistillkitError: when it is damaged.
     """
     try:
-        return read_model(path, TeacherSpec)
+        values = read_mapping(path)
+        check_format({"format": values.pop("format", 1)}, 1, str(path))
+        return validated(TeacherSpec, values, str(path))
     except Missing:
         raise
     except Unreadable as error:
@@ -52,7 +54,10 @@ def read_teacher(spec_path: Path, weights_path: Path) -> Teacher:
     state = read_tensors(weights_path)
     if sha256(weights_path) != spec.weights_sha256:
         raise DistillkitError(f"{weights_path} does not match the sha256 recorded in {spec_path.name}")
-    return teacher_with(spec, denoiser_with(spec, state, str(weights_path)))
+    try:
+        return teacher_with(spec, denoiser_with(spec, state, str(weights_path)))
+    except DistillkitError as error:
+        raise type(error)(f"{spec_path}: {error}") from error
 
 
 def teacher_with(spec: TeacherSpec, denoiser: Denoiser) -> Teacher:
