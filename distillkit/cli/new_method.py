@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -25,7 +26,8 @@ def new_method(
     for path in written:
         out.print(str(path), markup=False, highlight=False, soft_wrap=True)
     out.print(
-        f"next: pip install -e {folder} && distillkit run {names.method} && distillkit check {names.method}\n"
+        f"next: pip install -e {shlex.quote(str(folder))} && distillkit run {names.method} "
+        f"&& distillkit check {names.method}\n"
         f"then write your own loss in {folder / names.package / 'objective.py'}",
         markup=False, highlight=False, soft_wrap=True,
     )  # fmt: skip

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -18,6 +17,7 @@ from torch import Tensor
 from distillkit.errors import DistillkitError
 from distillkit.files import canonical_json, write_bytes, write_json
 from distillkit.models.hashes import content_hash
+from distillkit.reading import Missing, Unreadable, parse_json, read_json
 
 log = logging.getLogger(__name__)
 
@@ -25,7 +25,7 @@ MANIFEST = "manifest.json"
 FORMAT = 2
 
 DTYPES = {"F32": torch.float32, "I64": torch.int64}
-LARGEST_HEADER = 2**16
+LARGEST_HEADER, LARGEST_MANIFEST = 2**16, 64 * 2**20
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ class Shards:
         try:
             with path.open("rb") as file:
                 length = int.from_bytes(file.read(8), "little")
-                header = json.loads(file.read(min(length, LARGEST_HEADER)))
+                header = parse_json(file.read(min(length, LARGEST_HEADER)), str(path))
             storage: Any = torch.UntypedStorage.from_file(str(path), False, path.stat().st_size)
             data = torch.empty(0, dtype=torch.uint8).set_(storage)[8 + length :]
             return {
@@ -105,6 +105,8 @@ class Shards:
                 for name, place in header.items()
                 if name != "__metadata__"
             }
+        except DistillkitError:
+            raise
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
             raise DistillkitError(f"cannot read {path}: {error}") from error
 
@@ -135,11 +137,11 @@ class Shards:
         """The manifest's entries; none where it is absent, damaged or of another form."""
         path = self.folder / MANIFEST
         try:
-            shards = json.loads(path.read_bytes())["shards"]
+            shards = read_json(path, most=LARGEST_MANIFEST)["shards"]
             return {int(number): Entry(**entry) for number, entry in shards.items()}
-        except FileNotFoundError:
+        except Missing:
             return {}
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        except (Unreadable, ValueError, KeyError, TypeError, AttributeError) as error:
             log.warning("%s cannot be read (%s); the files that it lists are verified again", path, error)
             return {}
 

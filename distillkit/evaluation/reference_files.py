@@ -5,6 +5,7 @@ The hash of reference numbers is recorded once, by the user who trusts it, in `l
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -39,7 +40,7 @@ def reference_of(chosen: ProtocolPreset) -> Reference:
         how = (
             f"`distillkit protocols fetch {chosen.name}`, or place {wanted.url} at {path}"
             if wanted.url
-            else f"`distillkit reference make --protocol {chosen.name} --data IMAGES --output {path}`"
+            else f"`distillkit reference make --protocol {chosen.name} --data IMAGES --output {shlex.quote(str(path))}`"
         )
         raise DistillkitError(f"the reference statistics of {chosen.name} are not here. Get them by {how}")
     reference = _read(path, chosen)

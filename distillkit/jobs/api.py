@@ -6,6 +6,7 @@ record = distillkit.evaluate(run, samples=10_000)
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
@@ -129,7 +130,7 @@ def planned(
     at_hand = teacher if isinstance(teacher, Teacher) else None
     if teacher is not None:
         options["teacher"] = at_hand.spec.name if at_hand else str(teacher)
-    command = f"distillkit run {method if isinstance(method, str | Path) else offer.name}"
+    command = f"distillkit run {shlex.quote(str(method)) if isinstance(method, str | Path) else offer.name}"
     file = RunFolder(Path(resume), command).saved_config() if resume else _file(config)
     known_as = at_hand.spec.name if at_hand else None
     resolved, preset = resolve(offer.value, teacher_name=known_as, file=file, options=options)
@@ -137,7 +138,8 @@ def planned(
     finished = Run(folder.path).config.training.duration if resume and folder.finished else 0
     if resume and folder.finished and resolved.training.duration <= finished:
         raise UsageError(
-            f"{folder.path} is finished; there is nothing to resume. Sample from it: distillkit sample {folder.path}, "
+            f"{folder.path} is finished; there is nothing to resume. Sample from it: "
+            f"distillkit sample {shlex.quote(str(folder.path))}, "
             "or go on for longer: --duration"
         )
     with job_context(

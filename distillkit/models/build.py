@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from distillkit.contracts.codec import Codec
 from distillkit.contracts.conditioner import ClassLabels, Conditioner
@@ -14,7 +15,7 @@ from distillkit.errors import DistillkitError, UsageError
 from distillkit.registry import BUILT_IN, blaming, registry
 from distillkit.text import short
 
-MOST_PARAMETERS = 50_000_000_000
+MOST_PARAMETERS = 20_000_000_000
 
 
 def build_denoiser(description: Mapping[str, Any]) -> Denoiser:
@@ -42,8 +43,9 @@ def build_denoiser(description: Mapping[str, Any]) -> Denoiser:
     return denoiser
 
 
-def check_size(description: Mapping[str, Any]) -> None:
-    """Refuse a network that a description makes larger than any machine here could hold, before memory is asked for.
+def described_weights(description: Mapping[str, Any]) -> dict[str, Tensor] | None:
+    """Names and shapes of the weights of a network before memory is asked for them, on the device "meta"; None where a
+    plugin's network may need real memory to be built.
 
     Raises:
         UsageError, DistillkitError: as `build_denoiser`, and for too many parameters.
@@ -56,12 +58,13 @@ def check_size(description: Mapping[str, Any]) -> None:
     except DistillkitError:
         if str(description.get("kind", "")).startswith(f"{BUILT_IN}:"):
             raise
-        return  # a plugin's network may need real memory to be built
+        return None
     if (count := sum(p.numel() for p in denoiser.parameters())) > MOST_PARAMETERS:
         raise DistillkitError(
             f"the network {description.get('kind')} is described with {count:,} parameters; at most "
             f"{MOST_PARAMETERS:,} are built"
         )
+    return dict(denoiser.state_dict())
 
 
 def check_kinds(

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from distillkit.errors import DistillkitError
+from distillkit.tensors import read_tensors
 
 REPOSITORY, FILE, REVISION = "timm/vgg16.tv_in1k", "model.safetensors", "b8d8aa2dd860af9233c8c67385a8097fd6c35d3f"
 """torchvision's ImageNet weights of VGG-16 on the hub, the names of the convolutions unchanged."""
@@ -60,13 +61,11 @@ class LPIPS(nn.Module):
         Raises:
             DistillkitError: when they are neither at hand nor to be had.
         """
-        from safetensors.torch import load_file
-
         path = os.environ.get("DISTILLKIT_VGG16")
         try:
             if not path:
                 path = download()
-            return cls(load_file(Path(path)))
+            return cls(read_tensors(Path(path)))
         except Exception as error:  # the hub's client raises many kinds
             raise DistillkitError(
                 f"the distance lpips, the default from {FROM} pixels on, needs VGG-16 weights that are not "

@@ -18,7 +18,7 @@ from distillkit.contracts.random import SampleRNG
 from distillkit.contracts.student import StudentGenerator
 from distillkit.errors import DistillkitError, UsageError
 from distillkit.files import sha256, write_bytes, write_json
-from distillkit.models.build import build_denoiser, check_kinds, check_size
+from distillkit.models.build import build_denoiser, check_kinds, described_weights
 from distillkit.models.store.folder import check_fit
 from distillkit.reading import read_json
 from distillkit.registry import registry
@@ -209,11 +209,14 @@ def built(weights: Weights) -> Student:
         conditioner = known.build("conditioners", description.conditioner)
         codec = known.build("codecs", description.codec)
         check_kinds(description.network, description.shape, conditioner, codec)
-        check_size(description.network)
+        expected = described_weights(description.network)
+        if expected is not None:
+            check_fit(expected, weights.state, weights.origin)
         denoiser = build_denoiser(description.network)
     except DistillkitError as error:
         raise type(error)(f"cannot load the student in {weights.folder}: {error}") from error
-    check_fit(denoiser.state_dict(), weights.state, weights.origin)
+    if expected is None:
+        check_fit(denoiser.state_dict(), weights.state, weights.origin)
     denoiser.load_state_dict(weights.state)
     generator = StudentGenerator(denoiser, sampler, description.shape)
     return Student(generator, conditioner, codec, description, weights.folder)

@@ -13,7 +13,7 @@ from distillkit.contracts.denoiser import Denoiser
 from distillkit.contracts.teacher import Teacher, TeacherSpec
 from distillkit.errors import DistillkitError
 from distillkit.files import replacing, sha256, write_json
-from distillkit.models.build import build_denoiser, check_kinds, check_size
+from distillkit.models.build import build_denoiser, check_kinds, described_weights
 from distillkit.reading import Missing, Unreadable, check_format, read_mapping, validated
 from distillkit.registry import registry
 from distillkit.tensors import read_tensors
@@ -79,7 +79,7 @@ def fresh_teacher(spec: TeacherSpec, seed: int) -> Teacher:
     Raises:
         UsageError, DistillkitError: as `teacher_with`, and for a network that cannot be built.
     """
-    check_size(spec.network)
+    described_weights(spec.network)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         denoiser = build_denoiser(spec.network)
