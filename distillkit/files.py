@@ -134,7 +134,7 @@ def read_recorded(path: Path, kind: type[Any]) -> dict[str, Any]:
     except Missing:
         return {}
     except Unreadable as error:
-        raise DistillkitError(f"the recorded hashes cannot be read: {error}; repair or remove it") from error
+        raise DistillkitError(f"cannot read the recorded hashes: {error}; repair or remove it") from error
 
 
 def sync_folder(folder: Path) -> None:
