@@ -84,6 +84,13 @@ def _head(path: Path, most: int = 512) -> tuple[bytes, int]:
 
 def _check_header(found: tuple[bytes, int], where: str) -> None:
     head, size = found
+    length = int.from_bytes(head[:8], "little")
+    if head[8:9] == b"{" and length <= size - 8:
+        if length > LARGEST_HEADER:
+            raise Unreadable(
+                f"cannot read {where}: its header has {length:,} bytes; at most {LARGEST_HEADER:,} are read"
+            )
+        return
     if what := unlike(head):
         raise Unreadable(f"cannot read {where}: {what}")
     if head[:2] == b"PK" or head[:1] == b"\x80":
@@ -91,11 +98,7 @@ def _check_header(found: tuple[bytes, int], where: str) -> None:
             f"cannot read {where}: it is a file of torch.save or a pickle and not safetensors; `distillkit teachers "
             "convert` turns such files into a teacher, and executes nothing in them"
         )
-    length = int.from_bytes(head[:8], "little")
-    if head[8:9] != b"{" or length > size - 8:
-        raise Unreadable(f"cannot read {where}: it is not safetensors, or was cut short ({size:,} bytes)")
-    if length > LARGEST_HEADER:
-        raise Unreadable(f"cannot read {where}: its header has {length:,} bytes; at most {LARGEST_HEADER:,} are read")
+    raise Unreadable(f"cannot read {where}: it is not safetensors, or was cut short ({size:,} bytes)")
 
 
 def _first_line(error: Exception) -> str:
