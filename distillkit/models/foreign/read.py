@@ -11,7 +11,7 @@ from distillkit.errors import UsageError
 from distillkit.models.foreign.pickles import Budget, read_pickle
 from distillkit.models.foreign.records import Refused
 from distillkit.models.foreign.torch_files import LEGACY_MAGIC, read_archive, read_legacy, read_nested
-from distillkit.reading import unlike
+from distillkit.reading import Unreadable, unlike
 from distillkit.tensors import head_of, read_with_metadata
 
 
@@ -38,12 +38,15 @@ def read_foreign(path: Path) -> Foreign:
         raise UsageError(f"{path} is not a file")
     head, size = head_of(path), path.stat().st_size
     if what := unlike(head):
-        raise Refused(f"cannot read {path}: {what}")
+        raise Refused(f"{path}: refused: {what}. Nothing in the file was run.")
     try:
         if head[:4] == b"PK\x03\x04":
             return Foreign(read_archive(path), size, {})
         if head[8:9] == b"{" and int.from_bytes(head[:8], "little") < size:
-            tensors, metadata = read_with_metadata(path)
+            try:
+                tensors, metadata = read_with_metadata(path)
+            except Unreadable as error:
+                raise Refused(str(error).removeprefix(f"cannot read {path}: ")) from error
             return Foreign(tensors, size, dict(metadata))
         if head[:1] == b"\x80":
             return Foreign(_pickle(path), size, {})
