@@ -80,6 +80,7 @@ class Live:
 
     @contextmanager
     def task(self, title: str, total: int, unit: str, done: int = 0) -> Iterator[Task]:
+        title = printable(title)
         if self._progress is not None:
             # A terminal has one live display: a job within a job is one more bar of it.
             bar = self._progress.add_task(title, total=total, completed=done, unit=unit, remark="")

@@ -57,7 +57,7 @@ def read_bytes(path: Path, most: int = MOST_BYTES) -> bytes:
         # A pipe would wait here for somebody to write.
         handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
     except FileNotFoundError as error:
-        raise Missing(f"{path}: there is no such file") from error
+        raise Missing(f"{path}: No such file") from error
     except (OSError, ValueError) as error:
         raise Unreadable(f"cannot read {path}: {_reason(error)}") from error
     try:

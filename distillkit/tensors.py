@@ -77,7 +77,7 @@ def _head(path: Path, most: int = 512) -> tuple[bytes, int]:
                 raise Unreadable(f"cannot read {path}: it is no regular file")
             return file.read(most), state.st_size
     except FileNotFoundError as error:
-        raise Missing(f"{path}: there is no such file") from error
+        raise Missing(f"{path}: No such file") from error
     except (OSError, ValueError) as error:
         raise Unreadable(f"cannot read {path}: {_first_line(error)}") from error
 

@@ -14,7 +14,7 @@ from distillkit.evaluation.digits import with_error
 from distillkit.evaluation.frechet import jackknife_error
 from distillkit.evaluation.protocol import Protocol
 from distillkit.files import canonical_json, write_json
-from distillkit.reading import Missing, adapted, check_format, read_json
+from distillkit.reading import Missing, Unreadable, adapted, check_format, read_json
 
 
 class _Part(BaseModel):
@@ -139,7 +139,10 @@ def read_record(path: Path) -> Record | Quoted:
     except Missing as error:
         raise UsageError(f"{path}: no such record") from error
     check_format(body, FORMAT, str(path))
-    record = adapted(_ADAPTER, body, f"{path} as a record")
+    try:
+        record = adapted(_ADAPTER, body, str(path))
+    except Unreadable as error:
+        raise Unreadable(f"{path} is not a record: {str(error).partition(': ')[2]}") from error
     if isinstance(record, Quoted):
         return record
     if record.protocol.id != record.protocol_id or record.protocol.label != record.label:

@@ -110,7 +110,7 @@ def test_records_round_trip_and_any_edit_is_noticed(tmp_path):
             read_record(path)
     for text in ("", "{", "[]", "null", '{"format": 2}'):
         path.write_text(text)
-        with pytest.raises(DistillkitError, match="is not a record"):
+        with pytest.raises(DistillkitError, match="record"):
             read_record(path)
     with pytest.raises(UsageError, match="no such record"):
         read_record(tmp_path / "absent.json")
