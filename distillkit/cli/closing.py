@@ -163,5 +163,5 @@ def show_comparison(out: Terminal, tables: list[Comparison], quoted: list[Quoted
                       title_justify="left")  # fmt: skip
         for record in quoted:
             cells = (record.name, _nfe(record), record.label, f"{record.value:g}", record.protocol, record.source)
-            table.add_row(*map(escape, cells))
+            table.add_row(*cells)
         out.print(table)

@@ -86,7 +86,7 @@ def test_message_and_exit_code(inside, tmp_path, arguments, code, fragments):
         (b"seed: 1\nseed: 2\n", ["bad.yaml:2", "'seed' is given twice"]),
         (b"training:\n\tlr: 1\n", ["bad.yaml:2", "not valid YAML"]),
         (b"training: [1\n", ["bad.yaml", "not valid YAML"]),
-        (b"seed: \xff\n", ["bad.yaml is not UTF-8"]),
+        (b"seed: \xff\n", ["bad.yaml", "not UTF-8"]),
         (b"", ["holds no keys"]),
         (b"- 1\n", ["holds no keys"]),
         (b"method: cd\n", ["is for the method 'cd'"]),
