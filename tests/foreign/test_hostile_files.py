@@ -276,7 +276,9 @@ def test_damaged_network_pickles(tmp_path_factory, real, data):
 
 PLAIN = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**100), 2**100) | st.floats(allow_nan=False) | st.text() | st.binary(),
-    lambda inner: st.lists(inner) | st.tuples(inner, inner) | st.dictionaries(st.text() | st.integers(-(2**59), 2**59), inner),
+    lambda inner: (
+        st.lists(inner) | st.tuples(inner, inner) | st.dictionaries(st.text() | st.integers(-(2**59), 2**59), inner)
+    ),
     max_leaves=20,
 )
 
