@@ -29,7 +29,7 @@ class DataConfig(SourceConfig):
     """Real images, where the method needs them."""
 
     path: str | None = Field(
-        None, json_schema_extra={"flag": "data"},
+        None, min_length=1, json_schema_extra={"flag": "data"},
         description="zip file, folder, parquet or .npz file or hf:ORG/NAME[:SPLIT]; what comes with the teacher if "
         "none",
     )  # fmt: skip

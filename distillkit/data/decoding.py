@@ -118,7 +118,7 @@ class Decoder:
             Damaged: when it is no image of a format in `FORMATS`, damaged, or larger than `max_pixels`.
             UsageError: when it is transparent and there is no background.
         """
-        return _guarded(lambda: self._pixels(data, name), name)
+        return _guarded(lambda: self._pixels(data, name), name, data)
 
     def header(self, data: bytes, name: str, *, whole: bool = True) -> Header | None:
         """What an image file says of itself; None where `data` is its beginning alone and does not hold that.
@@ -127,11 +127,16 @@ class Decoder:
             Damaged: as a call, as far as can be known without decoding.
         """
         try:
-            return _guarded(lambda: self._header(data, name, whole=whole), name)
+            return _guarded(lambda: self._header(data, name, whole=whole), name, data)
         except Damaged:
             if whole:
                 raise
             return None
+
+    @property
+    def _coloured(self) -> bool:
+        """Whether the background has a colour."""
+        return self.background is not None and len(set(ImageColor.getrgb(self.background)[:3])) > 1
 
     def _open(self, data: bytes, name: str) -> Image.Image:
         # TGA files have no signature: other files could pass for one.
@@ -160,8 +165,9 @@ class Decoder:
             size = (tags[256], tags[257]) if image.format == "TIFF" else image.size
             width, height = size[::-1] if orientation in range(5, 9) else size
             _require_known_range(image, name)
+            alpha = image.mode in ALPHA or "transparency" in image.info
             return Header(
-                width, height, image.mode in GREY, image.mode in ALPHA or "transparency" in image.info,
+                width, height, image.mode in GREY and not (alpha and self._coloured), alpha,
                 image.mode in SIXTEEN_BITS, image.format != "MPO" and getattr(image, "n_frames", 1) > 1,
                 orientation in range(2, 9),
             )  # fmt: skip
@@ -197,9 +203,9 @@ class Decoder:
                     f"the image {name} has transparent parts: choose the colour behind them by --data-background, such "
                     "as white, black or '#808080'"
                 )
-            colour = ImageColor.getrgb(self.background)[:3]
-            grey = grey and len(set(colour)) == 1
-            whole = Image.alpha_composite(Image.new("RGBA", whole.size, (*colour, 255)), whole)
+            grey = grey and not self._coloured
+            colour = (*ImageColor.getrgb(self.background)[:3], 255)
+            whole = Image.alpha_composite(Image.new("RGBA", whole.size, colour), whole)
         return whole.getchannel("R") if grey else whole.convert("RGB")
 
 
@@ -212,7 +218,7 @@ def decode(data: bytes, name: str, **options: Any) -> PixelArray:
     return Decoder(**options)(data, name)
 
 
-def _guarded(read: Callable[[], Any], name: str) -> Any:
+def _guarded(read: Callable[[], Any], name: str, data: bytes) -> Any:
     try:
         return read()
     except DistillkitError:
@@ -220,12 +226,21 @@ def _guarded(read: Callable[[], Any], name: str) -> Any:
     except Image.DecompressionBombError as error:
         raise Damaged(f"the image {name} has more pixels than --data-max-pixels: {error}") from error
     except UnidentifiedImageError as error:
-        raise Damaged(
-            f"cannot read the image {name}: it is none of {', '.join(formats())}, or it is damaged"
-        ) from error
+        raise Damaged(f"cannot read the image {name}: {_instead(data)}") from error
     except Exception as error:  # Pillow's many plugins raise many kinds for damaged files
         reason = (str(error).splitlines() or [""])[0][:200] or type(error).__name__
         raise Damaged(f"cannot read the image {name}: {reason}") from error
+
+
+def _instead(data: bytes) -> str:
+    """What a file is that is no image."""
+    if not data:
+        return "it is empty"
+    if data.startswith(b"version https://git-lfs"):
+        return "it is a pointer of Git LFS; `git lfs pull` fetches the file"
+    if data[:512].lstrip().lower().startswith((b"<!doctype html", b"<html")):
+        return "it is an HTML page, as a failed download leaves"
+    return f"it is none of {', '.join(formats())}, or it is damaged"
 
 
 def _require_known_range(image: Image.Image, name: str) -> None:

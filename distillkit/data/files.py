@@ -112,7 +112,9 @@ def _opened(path: str, image_column: str | None, label_column: str | None) -> Im
     kind = kind_of(place)
     if kind not in ("file", "folder"):
         told = f"it is a {kind}" if kind else "there is nothing"
-        raise UsageError(f"no images at {path}: {told}; name a folder, a zip, parquet or .npz file or hf:ORG/NAME")
+        raise UsageError(
+            f"no images at {shown(path)}: {told}; name a folder, a zip, parquet or .npz file or hf:ORG/NAME"
+        )
     if kind == "file" and place.suffix.lower() == ".parquet":
         return hub.from_parquet([place], str(place), columns)
     if kind == "folder" and (found := hub.saved_in(place, columns)):

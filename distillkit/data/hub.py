@@ -146,8 +146,15 @@ class HubImages(ImageFiles):
 
 
 def from_hub(name: str, columns: Columns) -> HubImages:
-    """`ORG/NAME[:SPLIT]` from the hub or its cache, the split `train` by default."""
+    """`ORG/NAME[:SPLIT]` from the hub or its cache, the split `train` by default.
+
+    Raises:
+        UsageError: for what is no such name.
+        DistillkitError: when it cannot be had.
+    """
     repository, _, split = name.partition(":")
+    if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", repository):
+        raise UsageError(f"--data hf:{shown(name)}: write it as hf:ORG/NAME or hf:ORG/NAME:SPLIT")
     return HubImages(_datasets("load_dataset", repository, split=split or "train"), f"hf:{name}", columns)
 
 

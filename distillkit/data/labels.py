@@ -69,7 +69,7 @@ def label_files(
         return Labelling(notes=[note])
     if beside:
         return Labelling(
-            notes=[f"no classes: {len(beside):,} images lie beside the folders, such as {shown(beside[0])}"]
+            notes=[f"no classes, as images lie beside the folders: {len(beside):,}, such as {shown(beside[0])}"]
         )
     if all(EDM_NAME.fullmatch(name[len(around) :]) for name in names):
         return Labelling(notes=[f"no classes: there is no {LABELS}"])
@@ -109,8 +109,7 @@ def read_labels(text: bytes, names: Sequence[str], where: str) -> Labelling:
         return Labelling(notes=[f"no classes: {LABELS} holds none"])
     if missing := [name for name in names if name not in by_name]:
         raise DistillkitError(
-            f"{where} has no label for {shown(missing[0])} ({len(missing):,} images are without): add them, or "
-            "remove the images"
+            f"{where} has no label for {shown(missing[0])} ({len(missing):,} without): add them, or remove the images"
         )
     labels = check_labels([by_name[name] for name in names], names, where)
     if len(by_name) > len(names):

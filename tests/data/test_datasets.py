@@ -130,6 +130,12 @@ def test_a_folder_of_parquet_files(tmp_path):
         open_images(str(tmp_path))
 
 
+@pytest.mark.parametrize("name", ["hf:", "hf:a/b/c", "hf:../x", "hf: "])
+def test_what_cannot_be_a_name_on_the_hub_is_refused(name):
+    with pytest.raises(UsageError, match="hf:ORG/NAME"):
+        open_images(name)
+
+
 def test_what_is_no_data_set_is_one_message(tmp_path):
     with pytest.raises(UsageError, match=r"columns: text"):
         open_images(parquet(tmp_path / "a.parquet", {"text": ["x"]}))

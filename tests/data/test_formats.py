@@ -159,9 +159,11 @@ def test_opaque_alpha_is_dropped_and_said(tmp_path):
     assert np.array_equal(reader.pixels(0), np.asarray(picture(1))) and "opaque" in reader.summary
 
 
-def test_grey_over_a_grey_background_stays_grey(tmp_path):
+def test_grey_over_grey_stays_grey_and_over_a_colour_does_not(tmp_path):
     path = unfolded(tmp_path / "x", {"a.png": encoded(transparent("LA"))})
     assert ImageReader(DataConfig(path=path, background="black")).shape == (1, 8, 8)
+    red = ImageReader(DataConfig(path=path, background="red"))
+    assert red.shape == (3, 8, 8) and red.pixels(0)[0, 0].tolist() == [255, 0, 0]
 
 
 @pytest.mark.parametrize("order", [("L", "RGB"), ("RGB", "L")])
@@ -217,6 +219,15 @@ def test_pixels_are_bounded_before_decoding_by_an_option(tmp_path):
     with pytest.raises(DistillkitError, match="20 x 20"):
         Decoder(max_pixels=399)(small, "x.png")
     assert Decoder(max_pixels=400)(small, "x.png").shape == (20, 20, 3) and MOST_PIXELS < 2**27
+
+
+@pytest.mark.parametrize(
+    ("data", "what"),
+    [(b"", "empty"), (b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull"), (b"\n<!DOCTYPE HTML>", "HTML")],
+)
+def test_what_stands_in_the_place_of_an_image_is_named(data, what):
+    with pytest.raises(DistillkitError, match=rf"a\.png.*{what}"):
+        decode(data, "a.png")
 
 
 def lying_tiff():
