@@ -153,7 +153,7 @@ def from_hub(name: str, columns: Columns) -> HubImages:
         DistillkitError: when it cannot be had.
     """
     repository, _, split = name.partition(":")
-    if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", repository):
+    if not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", repository):
         raise UsageError(f"--data hf:{shown(name)}: write it as hf:ORG/NAME or hf:ORG/NAME:SPLIT")
     return HubImages(_datasets("load_dataset", repository, split=split or "train"), f"hf:{name}", columns)
 
