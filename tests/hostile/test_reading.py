@@ -77,7 +77,7 @@ PLAIN = st.recursive(
 
 
 @given(PLAIN)
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60, deadline=None)
 def test_plain_json_is_read_as_it_is(value):
     assert parse_json(json.dumps(value).encode(), "x") == value
 
@@ -86,7 +86,7 @@ def test_plain_json_is_read_as_it_is(value):
     st.binary(max_size=200)
     | st.text("[]{}:,\"'&*!-? \n\t0123456789.eEnaNul<|>%@`#~\0\x85", max_size=80).map(str.encode)
 )
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 def test_any_bytes_are_values_or_one_message(data):
     for read in (
         lambda: parse_json(data, "file"),
@@ -249,7 +249,7 @@ def test_recorded_hashes_that_are_damaged_name_their_file(text, tmp_path):
 
 
 @given(st.text(max_size=60))
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_text_becomes_a_file_name_and_a_printable_line(text):
     made = slug(text)
     assert made and "/" not in made and "\\" not in made and not made.startswith((".", "-")) and len(made) <= 100
