@@ -25,6 +25,30 @@ def tests(session: nox.Session) -> None:
     session.run("pytest", *(session.posargs or ["-n", "2", "--dist", "loadfile"]), env=SURROUNDINGS)
 
 
+SHORT = (
+    "tests/cli/test_help.py",
+    "tests/cli/test_run.py::test_a_finished_run_is_compared_by_its_folder",
+    "tests/cli/test_run.py::test_saved_configuration_runs_again_to_the_same_result",
+    "tests/cli/test_run.py::test_an_interrupted_run_is_sampled_measured_exported_and_started_from",
+    "tests/cli/test_run.py::test_levels_of_a_student_are_chosen_for_every_method_that_has_some",
+    "tests/engine/test_checkpoints.py::test_interrupted_and_resumed_equals_uninterrupted",
+    "tests/engine/test_precision.py",
+    "tests/evaluation",
+    "tests/parts/test_distances.py",
+    "tests/students/test_export.py",
+    "tests/test_pictures.py",
+)
+"""A run of each method, resume, precision, evaluation, LPIPS, charts and export."""
+
+
+@nox.session(python="3.11")
+def minimum(session: nox.Session) -> None:
+    """A short choice of tests on the oldest Python and the oldest releases that pyproject.toml allows."""
+    needed = nox.project.dependency_groups(PROJECT, "minimum")
+    session.install("--resolution", "lowest-direct", "-e", ".", *needed)
+    session.run("pytest", *(session.posargs or SHORT), env=SURROUNDINGS)
+
+
 @nox.session
 def coverage(session: nox.Session) -> None:
     """All tests with coverage, which slows them."""

@@ -37,6 +37,15 @@ def test_the_first_blocks_of_the_guide_are_a_file_that_runs(inside, tmp_path, ti
     assert load_student(tmp_path / "run").description.settings == {"distance": "l1", "weight": 1.0}
 
 
+def test_the_home_pages_method_runs(inside, tmp_path, tiny_teacher_folder):
+    [code] = blocks("index")
+    (tmp_path / "my_method.py").write_text(code)
+    short = ["--duration", "32", "--batch", "16", "--pairs-count", "16", "--protocol", "none", "--quiet"]
+    done = inside("run", "./my_method.py", "--teacher", tiny_teacher_folder, *short, "--output-dir", "run")
+    assert done.returncode == 0, done.stderr
+    assert load_student(tmp_path / "run").nfe == 1
+
+
 SHORTER = {'"64k"': "128, evaluation_samples=100", '"1k"': "16", "10_000": "60", "digits": "{teacher}"}
 
 

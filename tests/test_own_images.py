@@ -50,7 +50,7 @@ def test_the_page_on_own_images_runs(weights, inside, tmp_path, monkeypatch):
     assert all(long in PAGE for long in SHORTER)
     ran = []
     for kind, block in BLOCKS:
-        text = block
+        text = block.replace("\\\n   ", "")
         for long, short in SHORTER.items():
             text = text.replace(long, short)
         if kind == "python":
