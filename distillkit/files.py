@@ -8,10 +8,11 @@ import json
 import logging
 import os
 import re
+import secrets
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,50 @@ from distillkit.text import short
 log = logging.getLogger(__name__)
 
 RETRY_SECONDS = (0.1, 0.5, 2.0)
+
+PASSING = frozenset(
+    {errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.EAGAIN, errno.EBUSY, errno.EINTR, errno.ETIMEDOUT, errno.ESTALE,
+     errno.EMFILE, errno.ENFILE}
+)  # fmt: skip
+"""Errors of a write that may be gone at the next try; of all others the cause is named at once."""
+FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+IN_THE_WAY = frozenset({errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.ENOTEMPTY})
+FORBIDDEN = frozenset({errno.EROFS, errno.EACCES, errno.EPERM})
+"""Of a write into a folder that this user may only read."""
+
+
+class WriteError(DistillkitError):
+    """A file could not be written.
+
+    Attributes:
+        read_only: whether the place is one that this user may only read.
+    """
+
+    def __init__(self, message: str, *, read_only: bool = False) -> None:
+        super().__init__(message)
+        self.read_only = read_only
+
+
+def _mode() -> int:
+    """Of a new file, as this process' mask has it; asking for the mask sets it."""
+    mask = os.umask(0)
+    os.umask(mask)
+    return 0o666 & ~mask
+
+
+MODE = _mode()
+
+
+def unwritable(folder: Path) -> str:
+    """Why nothing can be written into a folder, which is made if it is not there; empty where it can."""
+    probe = folder / f".probe.{os.getpid()}.{secrets.token_hex(3)}.tmp"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        return error.strerror or str(error)
+    return ""
 
 
 def cache_folder() -> Path:
@@ -48,23 +93,65 @@ def slug(text: str) -> str:
 
 
 def retried(action: Callable[[], None], path: Path) -> None:
-    """Run a write; try again after transient errors, and say what is missing when it stays impossible.
+    """Run a write; try again after errors that may pass, and say what is missing when it stays impossible.
 
     Raises:
-        DistillkitError: naming the path, the reason and the free space.
+        WriteError: naming the path, the reason and what to do.
     """
     for pause in (*RETRY_SECONDS, None):
         try:
             return action()
         except OSError as error:
-            if pause is None or error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
-                free = shutil.disk_usage(existing_parent(path)).free
-                raise DistillkitError(
-                    f"cannot write {path}: {error.strerror or error} ({free / 2**20:,.0f} MiB free). "
-                    "Nothing that was complete is lost; make room or choose another --output-dir, then --resume."
-                ) from error
+            passing = error.errno in PASSING or (error.errno == errno.ENOENT and path.parent.is_dir())
+            if pause is None or not passing:
+                raise write_error(error, path) from error
             log.warning("writing %s failed (%s); trying again in %g s", path, error.strerror or error, pause)
             time.sleep(pause)
+
+
+def write_error(error: OSError, path: Path) -> WriteError:
+    """A write's failure for people: what could not be written, why, and what to do."""
+    reason = error.strerror or str(error)
+    if error.errno in IN_THE_WAY:
+        return WriteError(f"cannot write {path}: {_in_the_way(path) or reason}. Move it away and try again.")
+    if error.errno in FORBIDDEN:
+        return WriteError(f"cannot write {path}: {reason}; this user may not write there", read_only=True)
+    try:
+        free = f" ({shutil.disk_usage(existing_parent(path)).free / 2**20:,.0f} MiB free)"
+    except OSError:
+        free = ""
+    remedy = " Make room there." if error.errno in FULL else ""
+    return WriteError(f"cannot write {path}: {reason}{free}. What was complete before is kept.{remedy}")
+
+
+def io_error(error: OSError, path: Path) -> WriteError:
+    """As `write_error` where the reason is the disk's; another failure of the system is told as it is."""
+    if error.errno in FULL | IN_THE_WAY | FORBIDDEN:
+        return write_error(error, path)
+    return WriteError(f"{path}: {error.strerror or error}.")
+
+
+def _in_the_way(path: Path) -> str:
+    """What has a name that a file or folder is due under."""
+    for place in reversed((path, *path.parents)):
+        if place != path and os.path.lexists(place) and not place.is_dir():
+            return f"{place} is a file, and a folder is due there"
+    if path.is_dir():
+        return f"{path} is a folder, and a file is due there"
+    return f"{path} is a file, and a folder is due there" if os.path.lexists(path) else ""
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Errors of writing into `path` in this context as one message.
+
+    Raises:
+        WriteError: naming the path, the reason and what to do.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise write_error(error, Path(error.filename) if isinstance(error.filename, str) else path) from error
 
 
 def require_space(folder: Path, needed: int, what: str) -> None:
@@ -95,11 +182,15 @@ def replacing(path: Path) -> Iterator[Path]:
     Readers see the old file or the new one, never a torn one.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    # Processes in several containers may have one number.
+    aside = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(3)}.tmp")
     try:
         yield aside
         with aside.open("rb+") as file:
             os.fsync(file.fileno())
+        if os.name == "posix":
+            # Some libraries write what only its owner can read; caches and folders of runs are shared.
+            aside.chmod(MODE)
         aside.replace(path)
         sync_folder(path.parent)
     finally:
@@ -114,6 +205,57 @@ def write_bytes(path: Path, data: bytes) -> None:
             aside.write_bytes(data)
 
     retried(write, path)
+
+
+def append_bytes(path: Path, data: bytes) -> None:
+    """Append to a file, whole or not at all, trying again after errors that may pass.
+
+    Raises:
+        WriteError: when it stays impossible; the file is as it was.
+    """
+
+    def append() -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("ab", buffering=0) as file:
+            before = file.tell()
+            try:
+                if (written := file.write(data)) != len(data):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC) + f" after {written} of {len(data)} bytes")
+            except OSError:
+                file.truncate(before)
+                raise
+
+    retried(append, path)
+
+
+def remove_leftovers(folder: Path, *, ours: bool = False) -> None:
+    """Remove the files that writes left behind whose process was killed.
+
+    Args:
+        ours: whether nobody else writes below the folder, so that all are left over. Otherwise those count whose
+            process is gone from this machine, or which are a day old.
+    """
+    for path in folder.rglob(".*.tmp") if ours else folder.glob(".*.tmp"):
+        found = LEFTOVER.fullmatch(path.name)
+        with suppress(OSError):
+            if found and (ours or not _at_work(int(found[1])) or time.time() - path.stat().st_mtime > DAY):
+                path.unlink()
+
+
+LEFTOVER, DAY = re.compile(r"\..+\.(\d+)(?:\.[0-9a-f]{6})?\.tmp"), 86_400.0
+
+
+def _at_work(process: int) -> bool:
+    """Whether another process of this number exists here."""
+    if process == os.getpid() or os.name != "posix":
+        return process != os.getpid()
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:

@@ -170,7 +170,9 @@ class Bench:
         work = Distillation(job.config, folder, self.context, job.method, self.teacher)
         work.prepare()
         begun = (folder / CONFIG).is_file()
-        launch(folder, work.config, self.context, lambda: work.run(resume=begun), resume=begun)
+        launch(
+            folder, work.config, self.context, lambda: work.run(resume=begun), resume=begun, inputs=work.inputs
+        )  # fmt: skip
         return folder.path
 
     def _measure_teacher(self) -> None:

@@ -18,7 +18,7 @@ from distillkit.benchmark.suite import Suite, chosen, default_suite, load_suite
 from distillkit.benchmark.verdicts import findings, paired, table_decimals
 from distillkit.errors import DistillkitError
 from distillkit.evaluation.digits import with_error
-from distillkit.jobs.context import Context, job_context
+from distillkit.jobs.context import TIMEOUT, Context, job_context
 from distillkit.models.store.resolve import resolve
 from distillkit.runs.folder import RunFolder
 
@@ -99,6 +99,7 @@ def bench(
     output_dir: str | Path | None = None,
     device: str = "auto",
     quiet: bool = False,
+    timeout: float = TIMEOUT,
 ) -> BenchResult:
     """Compare methods at one cost, from one teacher, under one protocol; what `distillkit bench` does.
 
@@ -113,6 +114,7 @@ def bench(
         output_dir: folder of results and runs; bench/SUITE by default.
         device: "auto", "cpu", "cuda" or "mps".
         quiet: no progress.
+        timeout: seconds for which one of several processes may keep the others waiting.
 
     Raises:
         UsageError: for a suite, method or number that does not fit; says which.
@@ -121,7 +123,7 @@ def bench(
     """
     asked = _asked(suite, methods, seeds, budget, data)
     folder = _folder(asked, output_dir)
-    with _context(asked, folder, device, quiet=quiet) as context:
+    with _context(asked, folder, device, quiet=quiet, timeout=timeout) as context:
         teacher = resolve(asked.teacher).load(context.reporter, context.stopped)
         with RunFolder(folder, "distillkit bench").locked(main=context.main):
             Bench(asked, folder, teacher, context).run()
@@ -209,7 +211,7 @@ def _folder(suite: Suite, output_dir: str | Path | None) -> Path:
 
 
 @contextmanager
-def _context(suite: Suite, folder: Path, device: str, *, quiet: bool) -> Iterator[Context]:
+def _context(suite: Suite, folder: Path, device: str, *, quiet: bool, timeout: float = TIMEOUT) -> Iterator[Context]:
     precision = str(suite.training.get("precision", "fp32"))
-    with job_context(precision=precision, device=device, folder=str(folder), quiet=quiet) as context:
+    with job_context(precision=precision, device=device, folder=str(folder), quiet=quiet, timeout=timeout) as context:
         yield context

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
+import os
 import signal
 import sys
 import traceback
@@ -115,8 +116,9 @@ def main() -> None:
     except DistillkitError as error:
         if isinstance(error, Interrupted):
             # A second signal that comes while the process ends must not change its exit code.
-            signal.signal(signal.SIGINT, signal.SIG_IGN)
-            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+            for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+                if hasattr(signal, name):
+                    signal.signal(getattr(signal, name), signal.SIG_IGN)
         fail(str(error) + memory_advice(error.__cause__), error.exit_code, arguments)
     except KeyboardInterrupt:
         fail("interrupted", 130, arguments)
@@ -130,9 +132,11 @@ def main() -> None:
             hint = advice(getattr(error, "option_name", None))
             fail(f"{message()}{hint}", getattr(error, "exit_code", 2), arguments)
         if hint := memory_advice(error):
-            fail(f"out of memory: {str(error).splitlines()[0]}{hint}", 1, arguments)
-        if isinstance(error, OSError) and error.filename:
-            fail(f"{error.filename}: {error.strerror}", 1, arguments)
+            what = next(iter(str(error).splitlines()), "")
+            fail(f"out of memory{f': {what}' if what else ''}{hint}", 1, arguments)
+        if isinstance(error, OSError) and error.errno:
+            where = f"{error.filename}: " if error.filename else ""
+            fail(f"{where}{error.strerror or error}", 1, arguments)
         fail(
             f"{type(error).__name__}: {error}\nThis is a fault of distillkit or of a plugin. "
             "Run again with `distillkit --debug ...` for the traceback.",
@@ -156,5 +160,15 @@ def memory_advice(error: BaseException | None) -> str:
 def fail(message: str, code: int, arguments: list[str]) -> None:
     if "--debug" in arguments:
         traceback.print_exc()
-    print(f"distillkit: {printable(redacted(message))}", file=sys.stderr)  # noqa: T201
+    if _speaks():
+        print(f"distillkit: {printable(redacted(message))}", file=sys.stderr)  # noqa: T201
     sys.exit(code)
+
+
+def _speaks() -> bool:
+    """Whether this process says why the job failed: one of several does, the first to fail."""
+    if os.environ.get("WORLD_SIZE", "1") == "1" or "RANK" not in os.environ:
+        return True
+    from distillkit.engine.watch import first_to_fail
+
+    return first_to_fail()

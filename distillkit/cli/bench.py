@@ -35,6 +35,12 @@ def bench(
         bool, typer.Option("--report-only", help="Write the report anew from the folder's results; run nothing.")
     ] = False,
     device: Annotated[Device, typer.Option(help="Where to compute.")] = Device.AUTO,
+    timeout: Annotated[
+        float | None,
+        typer.Option(
+            min=1, help="Seconds after which a process that keeps others waiting counts as stuck.  [default: 600]"
+        ),
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", "-n", help="Show the plan; write nothing.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress; the closing table alone.")] = False,
 ) -> None:
@@ -47,7 +53,7 @@ def bench(
     from distillkit.benchmark import run
     from distillkit.benchmark.suite import default_suite, load_suite
     from distillkit.cli.bench_tables import show_bench, show_bench_plan
-    from distillkit.jobs.context import is_first_process
+    from distillkit.jobs.context import TIMEOUT, is_first_process
 
     if report_only:
         result = run.BenchResult(output_dir or Path("bench") / load_suite(suite or default_suite()).name)
@@ -64,7 +70,7 @@ def bench(
         return
     result = run.bench(
         suite, methods=names, seeds=seeds, budget=spent, data=data, output_dir=output_dir, device=device.value,
-        quiet=quiet,
+        quiet=quiet, timeout=timeout or TIMEOUT,
     )  # fmt: skip
     if is_first_process():
         show_bench(result)

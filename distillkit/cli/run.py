@@ -92,6 +92,12 @@ def common_options(
     report_to: Annotated[
         str, typer.Option("--report-to", help="Tracker beside metrics.jsonl: none, tensorboard, wandb, trackio, ...")
     ] = "none",
+    timeout: Annotated[
+        float | None,
+        typer.Option(
+            min=1, help="Seconds after which a process that keeps others waiting counts as stuck.  \\[default: 600]"
+        ),
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", "-n", help="Show the plan; write nothing.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress; the closing table alone.")] = False,
 ) -> None:

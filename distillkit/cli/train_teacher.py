@@ -69,6 +69,12 @@ def common_options(
     licence: Annotated[str | None, typer.Option(help="Licence of the weights, recorded with every student.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
     report_to: Annotated[str, typer.Option("--report-to", help="Tracker beside metrics.jsonl.")] = "none",
+    timeout: Annotated[
+        float | None,
+        typer.Option(
+            min=1, help="Seconds after which a process that keeps others waiting counts as stuck.  \\[default: 600]"
+        ),
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", "-n", help="Show the plan; write nothing.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
 ) -> None:
@@ -80,7 +86,7 @@ def train(values: dict[str, Any]) -> None:
     from distillkit.cli.closing import console, show_plan, suggest_run
     from distillkit.cli.option_models import typed_values
     from distillkit.errors import UsageError
-    from distillkit.jobs.context import job_context, launch
+    from distillkit.jobs.context import TIMEOUT, job_context, launch
     from distillkit.jobs.plan import plan_teacher
     from distillkit.jobs.train_teacher import TeacherTraining, new_teacher, resolve_teacher
     from distillkit.runs.config import merge, read_config, set_values
@@ -88,7 +94,7 @@ def train(values: dict[str, Any]) -> None:
     from distillkit.runs.options import nested
 
     run = {name: values.pop(name) for name in ("output_dir", "resume", "config", "set_", "device", "report_to")}
-    dry_run, quiet = values.pop("dry_run"), values.pop("quiet")
+    dry_run, quiet, timeout = values.pop("dry_run"), values.pop("quiet"), values.pop("timeout")
     typed = typed_values(values)
     top: dict[str, Any] = {
         str(key): typed.pop(key) for key in ("name", "seed", "conditional", "licence") if key in typed
@@ -103,13 +109,15 @@ def train(values: dict[str, Any]) -> None:
     folder = RunFolder(where, f"distillkit teachers train {config.name}")
     with job_context(
         precision=config.training.precision, device=run["device"], report_to=run["report_to"], folder=str(where),
-        quiet=quiet,
+        quiet=quiet, timeout=timeout or TIMEOUT,
     ) as context:  # fmt: skip
         if dry_run:
             show_plan(config, plan_teacher(config, context, folder))
             return
         work = TeacherTraining(config, *new_teacher(config, context.device, context.reporter.say), folder, context)
-        trained = launch(folder, config, context, lambda: work.run(resume=bool(resume)), resume=bool(resume))
+        trained = launch(
+            folder, config, context, lambda: work.run(resume=bool(resume)), resume=bool(resume), inputs=work.inputs
+        )
         if not context.main:
             return
     out = console()

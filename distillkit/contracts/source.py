@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 import torch
@@ -74,6 +75,7 @@ class SourceJob:
         should_stop: a signal's number once one has come, else 0: stop at the next safe place by `interrupted`.
         interrupted: makes the exception to raise then, from what was kept.
         barrier: waits for all processes.
+        folder: of the run, for what belongs to this run alone.
     """
 
     device: torch.device
@@ -84,6 +86,7 @@ class SourceJob:
     should_stop: Callable[[], int] = lambda: 0
     interrupted: Callable[[str], Exception] = RuntimeError
     barrier: Callable[[], None] = lambda: None
+    folder: Path | None = None
 
 
 class Source(ABC, Generic[Batch]):

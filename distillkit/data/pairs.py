@@ -23,7 +23,7 @@ from distillkit.data.shards import Shards, identity_hash
 from distillkit.data.synthetic import SyntheticPairs
 from distillkit.diffusion.solvers import SolverName, solver_evaluations
 from distillkit.errors import DistillkitError, UsageError
-from distillkit.files import cache_folder, existing_parent
+from distillkit.files import cache_folder, existing_parent, remove_leftovers, unwritable
 from distillkit.progress import Quiet
 
 SHARD_PAIRS = 256
@@ -102,6 +102,7 @@ class PairStore:
         Raises:
             DistillkitError: when they cannot be written, or the teacher's samples are not finite.
         """
+        remove_leftovers(self.folder)
         try:
             for number in range(rank, self._shards_of(count), world):
                 if not self.shards.is_whole(number):
@@ -199,14 +200,15 @@ class PairSource(Source[Pairs]):
         return PairStore(self.teacher, steps=config.steps, solver=config.solver, guidance=config.guidance)
 
     def open(self, job: SourceJob) -> Batches[Pairs]:
-        store, count = self.store, self.config.count
+        count = self.config.count
+        store = self._store_for(job)
         mine = store.missing(count, rank=job.rank, world=job.world)
         if mine:
-            self._make(job, len(mine))
+            self._make(job, store, len(mine))
         else:
             job.say(f"using {count:,} noise-image pairs from {store.folder}")
         # Every process stops here or none: one that went on would wait for the others at the barrier.
-        self._stop_if_asked(job)
+        self._stop_if_asked(job, store)
         # In turn, so that no process writes over what another has just recorded.
         for turn in range(job.world):
             job.barrier()
@@ -215,20 +217,34 @@ class PairSource(Source[Pairs]):
         job.barrier()
         return store.open(count, job.device)
 
-    def _make(self, job: SourceJob, mine: int) -> None:
-        store, count = self.store, self.config.count
+    def _store_for(self, job: SourceJob) -> PairStore:
+        """The shared store, or one in the run's folder where that one lacks something and cannot be written."""
+        store, folder = self.store, job.folder
+        reason = unwritable(store.folder)
+        if not reason or not store.missing(self.config.count) or folder is None:
+            return store
+        job.say(
+            f"note: {store.folder} cannot be written ({reason}), so the noise-image pairs are made in {folder} for "
+            "this run alone; DISTILLKIT_CACHE names another cache"
+        )
+        return PairStore(
+            self.teacher, steps=store.steps, solver=store.solver, guidance=store.guidance, root=folder / "pairs"
+        )
+
+    def _make(self, job: SourceJob, store: PairStore, mine: int) -> None:
+        count = self.config.count
         total = min(mine * job.world * store.shard, -(-count // store.shard) * store.shard)
         with (job.task or Quiet().task)("making noise-image pairs", total, "pairs") as bar:
 
             def advance(made: int) -> None:
                 bar.advance(min(made * job.world, total))
-                self._stop_if_asked(job)
+                self._stop_if_asked(job, store)
 
             store.make(count, job.device, rank=job.rank, world=job.world, advance=advance)
 
-    def _stop_if_asked(self, job: SourceJob) -> None:
+    def _stop_if_asked(self, job: SourceJob, store: PairStore) -> None:
         if job.should_stop():
-            raise job.interrupted(f"stopped while making noise-image pairs; complete ones stay in {self.store.folder}")
+            raise job.interrupted(f"stopped while making noise-image pairs; complete ones stay in {store.folder}")
 
     def check(self) -> None:
         """Refuse guidance that the teacher cannot have, and pairs that the disk cannot hold."""

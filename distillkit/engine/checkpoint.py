@@ -48,7 +48,11 @@ class Checkpoints:
         self.folder, self.keep = folder, keep
 
     def clean(self) -> None:
-        """Remove what an interrupted save left behind."""
+        """Remove what an interrupted save left behind; a best checkpoint that was put aside and not replaced yet comes
+        back."""
+        former = self.folder / ".best-former"
+        if former.is_dir() and not (self.folder / "best").exists():
+            former.rename(self.folder / "best")
         for leftover in (*self.folder.glob(".step-*"), *self.folder.glob(".best*")):
             shutil.rmtree(leftover, ignore_errors=True)
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from distillkit.contracts.health import Diagnostic, Health
 from distillkit.contracts.hooks import Tracker
-from distillkit.files import write_bytes
+from distillkit.files import append_bytes, write_bytes
 from distillkit.registry import registry
 
 log = logging.getLogger(__name__)
@@ -43,6 +43,25 @@ class Means:
             stacked = accelerator.reduce(stacked, "mean")
         self.__init__()  # type: ignore[misc]
         return dict(zip(names, stacked.tolist(), strict=True))
+
+    def state(self, accelerator: Accelerator) -> dict[str, Tensor]:
+        """The present interval so far: (P, 2) float64, sum and weight by process, for each name; called by all."""
+        if not self._sums:
+            return {}
+        names = sorted(self._sums)
+        rows = torch.stack(
+            [torch.stack([self._sums[name].double(), self._sums[name].new_tensor(self._weights[name]).double()])
+             for name in names]
+        )  # fmt: skip
+        rows = rows[None] if accelerator.num_processes == 1 else accelerator.gather(rows[None])
+        return dict(zip(names, rows.cpu().unbind(1), strict=True))
+
+    def load_state(self, saved: Mapping[str, Tensor], accelerator: Accelerator) -> None:
+        """The inverse of `state`; where another number of processes goes on, each takes the mean over them."""
+        for name, rows in saved.items():
+            own = rows[accelerator.process_index] if len(rows) == accelerator.num_processes else rows.mean(0)
+            self._sums[name] = own[0].float().to(accelerator.device)
+            self._weights[name] = own[1].item()
 
 
 def judge(metrics: Mapping[str, float], diagnostics: Sequence[Diagnostic]) -> dict[str, Health]:
@@ -78,8 +97,12 @@ class MetricsFile:
         write_bytes(self.path, b"".join(line + b"\n" for line in lines if kept(line)))
 
     def append(self, entry: Mapping[str, Any]) -> None:
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(_plain(entry), allow_nan=False) + "\n")
+        """Add an entry, whole or not at all.
+
+        Raises:
+            DistillkitError: when the disk refuses it for good.
+        """
+        append_bytes(self.path, (json.dumps(_plain(entry), allow_nan=False) + "\n").encode())
 
 
 def _plain(value: Any) -> Any:

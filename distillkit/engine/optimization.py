@@ -105,7 +105,7 @@ class Updater:
         """Tensors and plain values of the optimiser and the loss scaler."""
         state = self.optimizer.state_dict()["state"]
         tensors = {f"{index}.{key}": value for index, entry in state.items() for key, value in entry.items()}
-        return tensors, {"scaler": self.scaler.state_dict()}
+        return tensors, {"scaler": self.scaler.state_dict(), "skipped": self._skipped}
 
     @torch.no_grad()
     def load_state(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
@@ -119,6 +119,7 @@ class Updater:
         groups = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict({"state": state, "param_groups": groups})
         self.scaler.load_state_dict(values["scaler"])
+        self._skipped = values.get("skipped", 0)
 
 
 class MovingAverage:

@@ -15,6 +15,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from distillkit.contracts.denoiser import Denoiser
+from distillkit.contracts.health import Health
 from distillkit.contracts.learner import OptimizerConfig
 from distillkit.contracts.random import SampleRNG
 from distillkit.contracts.recipe import Recipe
@@ -24,14 +25,14 @@ from distillkit.contracts.teacher import Teacher
 from distillkit.engine.checkpoint import Checkpoint
 from distillkit.engine.config import INTERVALS, TrainingConfig
 from distillkit.engine.cost import CostMeter
-from distillkit.engine.interrupt import agreed
+from distillkit.engine.interrupt import Agreement
 from distillkit.engine.metrics import Means
 from distillkit.engine.networks import Networks
 from distillkit.engine.optimization import MovingAverage, Updater, learning_rate_factor, merged
 from distillkit.engine.outputs import Outputs, Selection
 from distillkit.engine.passes import Passes
 from distillkit.engine.preparation import choose_channels_last, lay_out, prepare_networks
-from distillkit.engine.state import collect, generators, own_draws, restore, restore_generators
+from distillkit.engine.state import collect, generators, own_draws, require_finite, restore, restore_generators
 from distillkit.errors import UsageError
 
 
@@ -94,12 +95,20 @@ class Trainer:
             Step, student=self.student, conditioner=teacher.conditioner, rng=self.rng, device=device,
             needs=recipe.needs, sources=sources or {},
         )  # fmt: skip
-        self._means, self._selection, self._to_evaluate = Means(), Selection(), False
+        self._means, self._selection = Means(), Selection()
+        # What is due at the present step and follows its checkpoint: it is done on resuming where it was not.
+        self._to_evaluate = self._to_preview = False
+        self._began, self._seconds_before = time.monotonic(), 0.0
         self._passes = Passes(recipe, accelerator, self._means)
         self._bounds = config.divided([stage.share for stage in recipe.stages])
         self._trained = self.networks.trained
         self._stage = -1
         self._updaters: dict[str, Updater] = {}
+
+    @property
+    def seconds(self) -> float:
+        """Since the trainer was made, and of the trainings that were saved and resumed before."""
+        return self._seconds_before + time.monotonic() - self._began
 
     @property
     def selection(self) -> dict[str, Any]:
@@ -117,12 +126,15 @@ class Trainer:
         every = {kind: config.interval(kind) for kind in INTERVALS}
         last: dict[str, float] = {}
         self.prepare()
+        agreed = Agreement(self.accelerator)
         if self.step == 0:
             # The engine draws nothing from the global generator, but dropout and plugins may. Checkpoints hold it.
             torch.manual_seed(self.rng.seed + self.accelerator.process_index)
             self._preview(outputs)
         if self._to_evaluate:
             self._evaluate(outputs)
+        if self._to_preview:
+            self._preview(outputs)
         logged_at, logged_step = time.monotonic(), self.step
         with outputs.reporter.task("training", total * config.batch, "images", self.step * config.batch) as task:
             while self.step < total:
@@ -130,11 +142,14 @@ class Trainer:
                 with self.cost.watch(self.roles(), self.accelerator.num_processes):
                     self.train_step()
                 task.advance(config.batch)
-                step, stop = self.step, agreed(should_stop, self.step, self.accelerator)
+                step, stop = self.step, agreed(should_stop)
                 due = {kind: step == total or step % interval == 0 for kind, interval in every.items()}
                 # The checkpoint is there before the evaluation, which a signal may end.
-                self._to_evaluate, saving = due["evaluate"], stop or due["checkpoint"] or due["evaluate"]
-                if saving or due["log"]:
+                self._to_evaluate, self._to_preview = due["evaluate"], due["sample"]
+                closing = due["log"] or due["checkpoint"] or due["evaluate"]
+                saving = stop or due["checkpoint"] or due["evaluate"]
+                # Not because of a signal: a run that was stopped logs what one that was not stopped logs.
+                if closing:
                     speed = (step - logged_step) * config.batch / max(time.monotonic() - logged_at, 1e-9)
                     last |= self._interval(outputs, speed)
                 if saving:
@@ -145,7 +160,7 @@ class Trainer:
                     self._evaluate(outputs)
                 if due["sample"] and not stop:
                     self._preview(outputs)
-                if saving or due["log"]:
+                if closing:
                     task.note(outputs.remark(step, last))
                     logged_at, logged_step = time.monotonic(), step
 
@@ -264,15 +279,23 @@ class Trainer:
             outputs.preview(self.ema, self.step)
 
     def save(self, outputs: Outputs) -> None:
-        """Write everything that the future depends on; the first process alone writes."""
-        random = generators(self.accelerator)
+        """Write everything that the future depends on; the first process alone writes.
+
+        Raises:
+            DistillkitError: when something is not finite, or the disk refuses it; older checkpoints are untouched.
+        """
+        tensors, values = collect(self.networks.changed, self._updaters, self.cost)
+        require_finite(tensors, self.step)
+        tensors["generators"] = generators(self.accelerator)
+        if means := self._means.state(self.accelerator):
+            tensors["means"] = means
         if outputs.main:
-            tensors, values = collect(self.networks.changed, self._updaters, self.cost)
-            values |= {"channels_last": self.channels_last, "selection": self.selection}
-            values["to_evaluate"] = self._to_evaluate
+            values |= {"channels_last": self.channels_last, "selection": self.selection, "seconds": self.seconds}
+            values |= {"to_evaluate": self._to_evaluate, "to_preview": self._to_preview}
+            values["health"] = {name: str(state) for name, state in outputs.health.items()}
             if outputs.describe_student is not None:
                 values["student"] = outputs.describe_student(self.ema.sampler, self.step * self.config.batch)
-            outputs.checkpoints.save(self.step, {**tensors, "generators": random}, values)
+            outputs.checkpoints.save(self.step, tensors, values)
         self.accelerator.wait_for_everyone()
 
     def restore(self, checkpoint: Checkpoint) -> None:
@@ -283,6 +306,9 @@ class Trainer:
         self._enter_stage(max(self.step - 1, 0), resuming=True)
         self._selection = Selection(**checkpoint.values["selection"])
         self._to_evaluate = checkpoint.values["to_evaluate"]
+        self._to_preview = checkpoint.values.get("to_preview", False)
+        self._seconds_before = checkpoint.values.get("seconds", 0.0)
+        self._means.load_state(checkpoint.tensors.get("means", {}), self.accelerator)
         restore(checkpoint, self.networks.changed, self._updaters, self.cost)
         restore_generators(checkpoint.tensors["generators"], self.accelerator)
 
@@ -296,7 +322,9 @@ class Trainer:
         if outputs.main:
             checkpoints.clean()
         if checkpoints.steps:
-            self.restore(checkpoints.load())
+            checkpoint = checkpoints.load()
+            self.restore(checkpoint)
+            outputs.health = {name: Health(state) for name, state in checkpoint.values.get("health", {}).items()}
             outputs.reporter.say(f"resuming at step {self.step:,} of {self.config.steps:,}")
         else:
             outputs.reporter.say("no checkpoint was written yet: starting at step 0")

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+import json
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,6 +14,7 @@ from torch import Tensor
 
 from distillkit.contracts.random import SampleRNG
 from distillkit.evaluation.moments import BLOCK, Moments
+from distillkit.files import write_json, writing
 
 GROUPS = 10
 """Of the jackknife."""
@@ -40,16 +43,18 @@ class FeatureFile:
         with self.path.open("rb+") as file:
             file.truncate(4 * self.dim * count)
 
-    def add(self, features: Tensor) -> None:
-        """Append features (B, dim).
+    def add(self, features: Tensor) -> bytes:
+        """Append features (B, dim); returns what was written.
 
         Raises:
             ValueError: when a feature is not finite.
         """
         if not torch.isfinite(features).all():
             raise ValueError("features are not finite: the images hold NaN or infinity")
+        data: bytes = features.detach().to("cpu", torch.float32).contiguous().numpy().astype("<f4").tobytes()
         with self.path.open("ab") as file:
-            file.write(features.detach().to("cpu", torch.float32).contiguous().numpy().astype("<f4").tobytes())
+            file.write(data)
+        return data
 
     def blocks(self, size: int = BLOCK) -> Iterator[Tensor]:
         """All rows in order, (size, dim) float32 at a time."""
@@ -86,18 +91,31 @@ def moments_of(features: FeatureFile, dim: int, chosen: Tensor | None = None) ->
 class Kept:
     """What is kept of every sample: its features, and the hash of what was decoded, in files that outlive the process.
 
+    What was there before counts as far as it was sealed and its hash is right: a power loss may leave zeros, which are
+    features like any others.
+
     Args:
         folder: where the files are.
         dim: features of a sample. row: numbers kept of it, class probabilities included.
+
+    Attributes:
+        notes: what was sealed with the samples; empty where there are none.
+        damaged: whether what was there was not what had been sealed, and was dropped.
     """
 
     def __init__(self, folder: Path, dim: int, row: int) -> None:
         self.folder, self.dim = folder, dim
         self.rows = FeatureFile(folder / "features.f32", row)
-        self._hashes = folder / "samples.sha256"
+        self._hashes, self._seal = folder / "samples.sha256", folder / "seal.json"
         self._hashes.touch()
-        # An interruption between the two files counts as far as both have it.
-        self.cut(min(len(self.rows), self._hashes.stat().st_size // 32))
+        count, sha256, self.notes = self._sealed()
+        there = min(len(self.rows), self._hashes.stat().st_size // 32)
+        self.cut(min(count, there))
+        self.damaged = count > 0 and (there < count or self.sha256 != sha256)
+        if self.damaged:
+            self.cut(0)
+        if not len(self):
+            self.notes = {}
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -107,17 +125,42 @@ class Kept:
         self.rows.cut(count)
         with self._hashes.open("rb+") as file:
             file.truncate(32 * count)
+        self._digests = [hashlib.sha256(), hashlib.sha256()]
+        for digest, path in zip(self._digests, (self.rows.path, self._hashes), strict=True):
+            with path.open("rb") as file:
+                while part := file.read(2**20):
+                    digest.update(part)
 
     def add(self, rows: Tensor, decoded: Tensor) -> None:
         """Append rows (B, row) and the hashes of the decoded samples (B, ...) that they were made from.
 
         Raises:
             ValueError: when a feature is not finite.
+            WriteError: when the disk refuses them.
         """
-        self.rows.add(rows)
         samples = decoded.cpu().contiguous().numpy()
-        with self._hashes.open("ab") as file:
-            file.write(b"".join(hashlib.sha256(sample.tobytes()).digest() for sample in samples))
+        hashes = b"".join(hashlib.sha256(sample.tobytes()).digest() for sample in samples)
+        with writing(self.folder):
+            self._digests[0].update(self.rows.add(rows))
+            with self._hashes.open("ab") as file:
+                file.write(hashes)
+        self._digests[1].update(hashes)
+
+    @property
+    def sha256(self) -> str:
+        """Hash of all that is kept."""
+        return hashlib.sha256(b"".join(digest.digest() for digest in self._digests)).hexdigest()
+
+    def seal(self, notes: Mapping[str, Any]) -> None:
+        """Vouch for what is kept, so that another process counts on it; with notes for that process."""
+        write_json(self._seal, {"count": len(self), "sha256": self.sha256, "notes": dict(notes)})
+
+    def _sealed(self) -> tuple[int, str, dict[str, Any]]:
+        try:
+            body = json.loads(self._seal.read_text(encoding="utf-8"))
+            return max(0, int(body["count"])), str(body["sha256"]), dict(body["notes"])
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
+            return 0, "", {}
 
     def parts(self) -> tuple[bytes, bytes]:
         """The files' contents, for another process."""

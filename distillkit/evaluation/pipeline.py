@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import logging
 import shutil
 import tempfile
 import time
@@ -29,9 +30,10 @@ from distillkit.evaluation.generator import Candidate
 from distillkit.evaluation.measure import Measure
 from distillkit.evaluation.record import Record, Selection
 from distillkit.evaluation.sampling import Tally
-from distillkit.files import canonical_json, write_json
+from distillkit.files import canonical_json, unwritable
 from distillkit.progress import Quiet, Reporter
-from distillkit.reading import Unreadable, read_mapping
+
+log = logging.getLogger(__name__)
 
 SELECTION_SEED = 1_000_000
 """Evaluations during training use seeds from here on; the closing one uses seeds from 0, which no choice has seen."""
@@ -82,12 +84,12 @@ def measure(
     metrics = tuple(metrics) or measure.metrics[:1]
     row, began, reporter = measure.row(metrics), time.monotonic(), reporter or Quiet()
     work_folder = folder / _key(candidate, measure, row, world) if folder else None
-    with _work_folder(work_folder, rank) as work:
-        tally = _keep(
+    with _work_folder(work_folder, rank, reporter, stop) as work:
+        kept, tally = _keep(
             candidate, measure, row, work, device, batch or measure.batch, rank, world, reporter, title, stop, save,
-            resumable=folder is not None,
+            resumable=work == work_folder,
         )  # fmt: skip
-        whole, parts = _gathered(work, measure.extractor.spec.dim, row, tally, rank, world)
+        whole, parts = _gathered(kept, work, row, tally, rank, world)
         made: list[Record | None] = [None]
         if rank == 0:
             try:
@@ -161,15 +163,18 @@ def extract(
 def _keep(
     candidate: Candidate, measure: Measure, row: int, work: Path, device: torch.device, batch: int, rank: int,
     world: int, reporter: Reporter, title: str, stop: Callable[[], int], save: Save | None, *, resumable: bool,
-) -> Tally:  # fmt: skip
+) -> tuple[Kept, Tally]:  # fmt: skip
     """Make this process's share of the samples and keep their features; what is there already is not made again."""
     count = measure.protocol.samples.count
     mine = range(count * rank // world, count * (rank + 1) // world)
-    kept, tally = Kept(work / f"part-{rank}", measure.extractor.spec.dim, row), _read_tally(work, rank)
-    # The tally is written after the features: what it counts is there. Samples to be saved are all made anew.
-    if save or tally.samples > len(kept):
+    kept = Kept(work / f"part-{rank}", measure.extractor.spec.dim, row)
+    tally = _tally(kept)
+    # Samples to be saved are all made anew.
+    if save or tally.samples != len(kept):
         tally = Tally()
-    kept.cut(tally.samples)
+        kept.cut(0)
+    if kept.damaged:
+        reporter.say(f"what was measured before is damaged in {kept.folder}, so it is measured anew")
     if len(kept):
         reporter.say(f"continuing with {len(kept):,} of {len(mine):,} samples that were measured before")
     first = mine.start + len(kept)
@@ -181,22 +186,21 @@ def _keep(
             if save:
                 save(decoded, mine.start + len(kept) - len(decoded))
             if resumable:
-                write_json(work / f"tally-{rank}.json", asdict(tally))
+                kept.seal(asdict(tally))
             if signum := stop():
                 remark = "; what was measured is kept and the same command resumes it" if resumable else ""
                 raise Interrupted(f"stopped while measuring{remark}", signum)
-    return tally
+    return kept, tally
 
 
-def _gathered(work: Path, dim: int, row: int, tally: Tally, rank: int, world: int) -> tuple[Kept, list[Tally]]:
+def _gathered(mine: Kept, work: Path, row: int, tally: Tally, rank: int, world: int) -> tuple[Kept, list[Tally]]:
     """All processes' features, on the first one, and tallies."""
-    mine = Kept(work / f"part-{rank}", dim, row)
     if world == 1:
         return mine, [tally]
     parts = gather_object([(mine.parts(), tally)])
     if rank:
         return mine, []
-    whole = Kept(work / "whole", dim, row)
+    whole = Kept(work / "whole", mine.dim, row)
     whole.cut(0)
     for part, _ in parts:
         whole.append(part)
@@ -204,35 +208,51 @@ def _gathered(work: Path, dim: int, row: int, tally: Tally, rank: int, world: in
 
 
 @contextlib.contextmanager
-def _work_folder(folder: Path | None, rank: int) -> Iterator[Path]:
+def _work_folder(folder: Path | None, rank: int, reporter: Reporter, stop: Callable[[], int]) -> Iterator[Path]:
     """A folder for features, removed at the end; one that was given is held against others, and stays after an error.
 
     Raises:
-        UsageError: when another process measures in it.
+        Interrupted: after a signal, while another process measures in it.
     """
+    if folder is not None and (reason := unwritable(folder.parent)):
+        log.warning(
+            "%s cannot be written (%s); going on without it, so an interruption loses what was measured",
+            folder.parent, reason,
+        )  # fmt: skip
+        folder = None
     if folder is None:
         with tempfile.TemporaryDirectory(prefix="distillkit-") as temporary:
             yield Path(temporary)
         return
-    folder.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder.with_suffix(f".{rank}.lock"))
-    try:
-        lock.acquire(timeout=0)
-    except Timeout as error:
-        raise UsageError("another process is measuring the same under the same protocol; wait for it") from error
+    _acquire(lock, reporter, stop)
     try:
         yield folder
         for part in (f"part-{rank}", *(("whole",) if rank == 0 else ())):
             shutil.rmtree(folder / part, ignore_errors=True)
-        (folder / f"tally-{rank}.json").unlink(missing_ok=True)
         with contextlib.suppress(OSError):
             folder.rmdir()
     finally:
         lock.release()
 
 
-def _read_tally(folder: Path, rank: int) -> Tally:
+def _acquire(lock: FileLock, reporter: Reporter, stop: Callable[[], int]) -> None:
+    """Take a lock, saying so where another process has it."""
+    waited = False
+    while True:
+        try:
+            lock.acquire(timeout=0 if not waited else 1)
+            return
+        except Timeout:
+            if not waited:
+                reporter.say("another process is measuring the same under the same protocol; waiting for it")
+            waited = True
+            if signum := stop():
+                raise Interrupted("stopped while waiting for another process", signum) from None
+
+
+def _tally(kept: Kept) -> Tally:
     try:
-        return TypeAdapter(Tally).validate_python(read_mapping(folder / f"tally-{rank}.json"))
-    except (Unreadable, ValidationError):
+        return TypeAdapter(Tally).validate_python(kept.notes)
+    except ValidationError:
         return Tally()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -20,8 +21,10 @@ from distillkit.evaluation.measure import Measure
 from distillkit.evaluation.pipeline import fitted, measure
 from distillkit.evaluation.record import Record, read_record, write_record
 from distillkit.evaluation.sampling import inputs
-from distillkit.files import cache_folder, canonical_json
+from distillkit.files import WriteError, cache_folder, canonical_json
 from distillkit.progress import Reporter
+
+log = logging.getLogger(__name__)
 
 TIMED = 256
 """Samples whose generation is timed where a figure is not measured anew."""
@@ -60,7 +63,13 @@ def teacher_record(
         generator, protocol, device=device, batch=batch, rank=rank, world=world, reporter=reporter,
         stop=stop, folder=cache_folder() / "evaluations",
     )  # fmt: skip
-    return write_record(_path(key), record) if rank == 0 else record
+    if rank:
+        return record
+    try:
+        return write_record(_path(key), record)
+    except WriteError as error:
+        log.warning("the teacher's record is not kept for other runs: %s", error)
+        return record.sealed()
 
 
 def record_key(generator: Generator, protocol: Measure) -> str:

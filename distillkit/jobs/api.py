@@ -21,7 +21,7 @@ from distillkit.evaluation.compare import Table
 from distillkit.evaluation.compare import compare as compare_records
 from distillkit.evaluation.record import Record, read_record
 from distillkit.files import slug
-from distillkit.jobs.context import Context, job_context, launch
+from distillkit.jobs.context import TIMEOUT, Context, job_context, launch
 from distillkit.jobs.distil import Distillation
 from distillkit.jobs.evaluate import evaluate_subject
 from distillkit.jobs.run import Run
@@ -48,6 +48,7 @@ def distil(
     device: str = "auto",
     report_to: str | Tracker = "none",
     quiet: bool = False,
+    timeout: float = TIMEOUT,
     values: Mapping[str, Any] | None = None,
     **settings: Any,
 ) -> Run:
@@ -62,6 +63,7 @@ def distil(
         device: "auto", "cpu", "cuda" or "mps".
         report_to: a tracker beside metrics.jsonl: its name, or an object with `log(values, images)` and `close()`.
         quiet: no progress.
+        timeout: seconds for which one of several processes may keep the others waiting.
         values: settings nested as in a configuration file, below `settings`.
         settings: any setting by the name of its option: lr=1e-3, duration="100k", pairs_count=1024, data="folder",
             protocol="edm-cifar10", student="runs/other@best", start_ratio=2.5, kl_weight=0.5, seed=1.
@@ -73,12 +75,12 @@ def distil(
     """
     with planned(
         method, teacher, output_dir=output_dir, resume=resume, config=config, device=device, report_to=report_to,
-        quiet=quiet, values=values, **settings,
+        quiet=quiet, timeout=timeout, values=values, **settings,
     ) as plan:  # fmt: skip
         job = plan.job()
         job.prepare()
         launch(plan.folder, job.config, plan.context, lambda: job.run(resume=plan.resuming), resume=plan.resuming,
-               remark=plan.remark)  # fmt: skip
+               remark=plan.remark, inputs=job.inputs)  # fmt: skip
     return Run(plan.folder.path)
 
 
@@ -119,6 +121,7 @@ def planned(
     device: str = "auto",
     report_to: str | Tracker = "none",
     quiet: bool = False,
+    timeout: float = TIMEOUT,
     values: Mapping[str, Any] | None = None,
     **settings: Any,
 ) -> Iterator[Plan]:
@@ -143,8 +146,9 @@ def planned(
             "or go on for longer: --duration"
         )
     with job_context(
-        precision=resolved.training.precision, device=device, report_to=report_to, folder=str(folder.path), quiet=quiet
-    ) as context:
+        precision=resolved.training.precision, device=device, report_to=report_to, folder=str(folder.path), quiet=quiet,
+        timeout=timeout,
+    ) as context:  # fmt: skip
         yield Plan(resolved, preset, folder, context, offer, at_hand, resuming=bool(resume))
 
 

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from datetime import timedelta
+from pathlib import Path
+from types import MappingProxyType
 from typing import TypeVar
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, InitProcessGroupKwargs
 from pydantic import BaseModel
 
 from distillkit.contracts.hooks import Tracker
 from distillkit.contracts.source import SourceJob
 from distillkit.engine.interrupt import StopRequest, stop_on_signal
-from distillkit.errors import Interrupted, UsageError
+from distillkit.engine.watch import Progress, lost_another, watched
+from distillkit.errors import DistillkitError, Interrupted, UsageError
+from distillkit.files import WriteError, io_error
 from distillkit.progress import Quiet, Reporter, reporter_for
 from distillkit.registry import registry
 from distillkit.runs.folder import RunFolder
@@ -23,7 +28,14 @@ from distillkit.runs.folder import RunFolder
 TRACKERS = ("none", "tensorboard", "wandb", "trackio", "mlflow", "comet_ml", "aim", "clearml", "swanlab")
 
 
-def make_accelerator(precision: str, device: str, report_to: str, logging_folder: str) -> Accelerator:
+TIMEOUT = 600.0
+"""Seconds for which one process may keep the others waiting."""
+MOST_TIMEOUT = 7 * 86_400.0
+
+
+def make_accelerator(
+    precision: str, device: str, report_to: str, logging_folder: str, timeout: float = TIMEOUT
+) -> Accelerator:
     """An Accelerator for "auto", "cpu", "cuda" or "mps"; reads RANK, WORLD_SIZE, LOCAL_RANK where launchers set them.
 
     Args:
@@ -48,6 +60,8 @@ def make_accelerator(precision: str, device: str, report_to: str, logging_folder
         mixed_precision={"fp32": "no"}.get(precision, precision),
         log_with=report_to if report_to in TRACKERS[1:] else None,
         project_dir=logging_folder,
+        # Later than our own limit, which says which process it is.
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(seconds=2 * timeout + 60))],
     )
 
 
@@ -76,12 +90,14 @@ class Context:
 
     Args:
         report_to: a tracker's name, a tracker, or "none".
+        progress: what the job's other processes hear of this one.
     """
 
     accelerator: Accelerator
     reporter: Reporter
     stop: StopRequest
     report_to: str | Tracker = "none"
+    progress: Progress = field(default_factory=Progress)
 
     @property
     def device(self) -> torch.device:
@@ -101,19 +117,29 @@ class Context:
         return int(self.accelerator.num_processes)
 
     def stopped(self) -> int:
-        """The number of the signal that has come, else 0."""
+        """The number of the signal that has come, else 0. Long work asks at times, which shows that it goes on."""
+        self.progress.mark()
         return self.stop.signum or 0
 
     def interrupted(self, what: str) -> Interrupted:
         """The exception to end with after a signal."""
         return Interrupted(what, self.stop.signum or 2)
 
-    def source_job(self, go_on: str) -> SourceJob:
-        """What sources work for; `go_on` is the command that continues after an interruption."""
+    def stop_if_asked(self, where: str) -> None:
+        """End here after a signal.
+
+        Raises:
+            Interrupted: saying where.
+        """
+        if self.stop:
+            raise self.interrupted(f"stopped {where}")
+
+    def source_job(self, folder: Path) -> SourceJob:
+        """What sources work for; `folder` is the run's."""
         return SourceJob(
             device=self.device, rank=self.rank, world=self.world, say=self.reporter.say, task=self.reporter.task,
-            should_stop=self.stopped, interrupted=lambda what: self.interrupted(f"{what}. Continue with: {go_on}"),
-            barrier=self.accelerator.wait_for_everyone,
+            should_stop=self.stopped, interrupted=self.interrupted, barrier=self.accelerator.wait_for_everyone,
+            folder=folder,
         )  # fmt: skip
 
 
@@ -125,37 +151,89 @@ def job_context(
     report_to: str | Tracker = "none",
     folder: str = ".",
     quiet: bool = False,
+    timeout: float = TIMEOUT,
 ) -> Iterator[Context]:
-    """A job's context; while it lasts, the first SIGINT or SIGTERM asks the job to stop at a safe place.
+    """A job's context; while it lasts, the first SIGINT, SIGTERM or SIGHUP asks the job to stop at a safe place.
+
+    Args:
+        timeout: seconds for which one of several processes may keep the others waiting.
 
     Raises:
         UsageError: for a device, precision or tracker that is not there.
+        DistillkitError: where another process of the job has ended.
     """
+    if not 1 <= timeout <= MOST_TIMEOUT:
+        raise UsageError(f"--timeout {timeout:g}: from 1 second to {MOST_TIMEOUT:,.0f}")
     named = report_to if isinstance(report_to, str) else "none"
     require_tracker(named)
-    accelerator = make_accelerator(precision, device, named, folder)
+    accelerator = make_accelerator(precision, device, named, folder, timeout)
     reporter = reporter_for(quiet=quiet) if accelerator.is_main_process else Quiet()
     with stop_on_signal() as stop:
-        yield Context(accelerator, reporter, stop, report_to)
+        context = Context(accelerator, reporter, stop, report_to)
+        with watched(context.progress, context.rank, context.world, timeout), _others_ending(context):
+            yield context
+
+
+@contextmanager
+def _others_ending(context: Context) -> Iterator[None]:
+    """A collective operation that fails because another process has ended, as a message."""
+    try:
+        yield
+    except RuntimeError as error:
+        if context.world == 1 or not lost_another(error):
+            raise
+        go_on = f" Continue with: {context.progress.go_on}" if context.progress.go_on else ""
+        if context.stop:
+            raise context.interrupted(f"stopped.{go_on}") from error
+        raise DistillkitError(
+            f"another process of this job has ended, perhaps killed by the system, after step "
+            f"{context.progress.step:,}; so all end.{go_on}"
+        ) from error
 
 
 def launch(
-    folder: RunFolder, config: BaseModel, context: Context, work: Callable[[], Made], *, resume: bool, remark: str = ""
+    folder: RunFolder,
+    config: BaseModel,
+    context: Context,
+    work: Callable[[], Made],
+    *,
+    resume: bool,
+    remark: str = "",
+    inputs: Mapping[str, str] = MappingProxyType({}),
 ) -> Made:
     """Lock the folder, begin the run in it or check that it is the same one, and do the work.
 
     Args:
         remark: said before the work begins.
+        inputs: what the run reads beside its configuration, by what it is; the same is due on resuming.
 
     Raises:
-        UsageError: when the folder is in use, holds something else, or was begun with another configuration.
+        UsageError: when the folder is in use, holds something else, or was begun with another configuration or inputs.
+        Interrupted, WriteError: from the work, with the command that continues.
     """
     with folder.locked(main=context.main):
+        context.progress.go_on = folder.resume_command
         if context.main and resume:
-            folder.resume(config, context.reporter.say)
+            folder.resume(config, context.reporter.say, inputs)
         elif context.main:
-            folder.begin(config)
+            folder.begin(config, inputs)
         context.accelerator.wait_for_everyone()
         if remark:
             context.reporter.say(remark)
-        return work()
+        with _resumable(folder):
+            return work()
+
+
+@contextmanager
+def _resumable(folder: RunFolder) -> Iterator[None]:
+    """What ends a job that can be resumed says how."""
+    go_on = f"ontinue with: {folder.resume_command}"
+    try:
+        yield
+    except Interrupted as stopped:
+        raise Interrupted(f"{stopped}. C{go_on}", stopped.exit_code - 128) from stopped
+    except WriteError as error:
+        raise WriteError(f"{error} Then c{go_on}", read_only=error.read_only) from error
+    except OSError as error:
+        where = Path(error.filename) if isinstance(error.filename, str) else folder.path
+        raise WriteError(f"{io_error(error, where)} Then c{go_on}") from error

@@ -16,6 +16,8 @@ from distillkit.contracts.sampler import Sampler
 from distillkit.contracts.source import Pairs, Source, batch_types
 from distillkit.contracts.student import StudentGenerator
 from distillkit.contracts.teacher import Teacher
+from distillkit.data.identity import teacher_identity
+from distillkit.data.shards import identity_hash
 from distillkit.engine.checkpoint import Checkpoints
 from distillkit.engine.cost import CostMeter
 from distillkit.engine.metrics import MetricsFile, Trackers
@@ -43,6 +45,7 @@ from distillkit.students.card import write_card
 from distillkit.students.description import StudentDescription, describe_student
 
 DISTILLED = "student, distilled"
+MEASURING = "after the last step, while measuring; nothing is trained again"
 
 HIGH_RATIO = 100.0
 """Above this noise level a prediction of noise, rounded to bf16, says little of the sample."""
@@ -153,6 +156,15 @@ class Distillation:
         }
 
     @property
+    def inputs(self) -> dict[str, str]:
+        """The teacher and the files of data by what they are, for a resumption to compare."""
+        spec, identity = self.teacher.spec, identity_hash(teacher_identity(self.teacher))
+        weights = f", weights {spec.weights_sha256[:16]}" if spec.weights_sha256 else ""
+        found = {source.name: source.fingerprint for source in self.sources.values() if source.fingerprint}
+        files = {name: f"fingerprint {fingerprint[:16]}" for name, fingerprint in found.items()}
+        return {"teacher": f"{spec.name}{weights}, in all {identity}", **files}
+
+    @property
     def sources_cost(self) -> int:
         """Teacher evaluations that the data cost which the recipe reads."""
         return sum(source.cost for source in self.sources.values())
@@ -211,23 +223,28 @@ class Distillation:
         """
         began, context = time.monotonic(), self.context
         self.prepare()
-        job = context.source_job(self.folder.resume_command)
+        job = context.source_job(self.folder.path)
         opened = {kind: source.open(job) for kind, source in self.sources.items()}
         cost = CostMeter()
         for source in self.sources.values():
             # Data of the teacher's are a cost of the method whether they were made now or found.
             cost.add(source.name, source.cost)
-        untrained = self._untrained()
+        untrained, prepared = self._untrained(), time.monotonic() - began
+        context.stop_if_asked("before the first step")
         trainer = Trainer(
             self.recipe, self.teacher, self.config.training, accelerator=context.accelerator, seed=self.config.seed,
             sources=opened, cost=cost, say=context.reporter.say,
         )  # fmt: skip
         outputs = self._outputs()
         train(trainer, outputs, self.folder, context, resume=resume)
-        rows = [*self._teacher_row(), untrained, self._student_row(trainer.ema, trainer.selection)]
+        context.stop_if_asked(MEASURING)
+        rows = [*self._teacher_row(), untrained]
+        context.stop_if_asked(MEASURING)
+        rows.append(self._student_row(trainer.ema, trainer.selection))
+        context.stop_if_asked(MEASURING)
         result = Result(
             self.folder.path, rows, {k: str(v) for k, v in outputs.health.items()}, dict(trainer.selection),
-            time.monotonic() - began, dict(trainer.cost.counts),
+            prepared + trainer.seconds, dict(trainer.cost.counts),
         )  # fmt: skip
         if context.main:
             self._save(trainer, result)

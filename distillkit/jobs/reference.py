@@ -73,6 +73,8 @@ def make_reference(
     }
     key = hashlib.sha256(canonical_json(identity).encode()).hexdigest()[:16]
     kept = Kept(cache_folder() / "evaluations" / f"reference-{key}", dim, dim)
+    if kept.damaged:
+        reporter.say(f"what was extracted before is damaged in {kept.folder}, so it is extracted anew")
     if len(kept):
         reporter.say(f"continuing with {len(kept):,} of {len(files):,} images")
     batches = (range(k, min(k + batch, len(files))) for k in range(len(kept), len(files), batch))
@@ -81,6 +83,7 @@ def make_reference(
         for _ in extract(extractor.to(device), on_device, kept, task.advance):
             for line in reader.said():
                 reporter.say(line)
+            kept.seal({})
             if stop:
                 raise Interrupted("stopped; the same command resumes", stop.signum or 2)
     moments = moments_of(kept.rows, dim)

@@ -145,6 +145,12 @@ class TeacherTraining:
         self.measures = measures_for(teacher, config.evaluation)
         context.reporter.say(self.measures.summary)
 
+    @property
+    def inputs(self) -> dict[str, str]:
+        """The images by what they are, for a resumption to compare."""
+        images = self.images
+        return {"data": f"fingerprint {images.files.fingerprint[:16]}"} if isinstance(images, ImageStream) else {}
+
     def run(self, *, resume: bool = False) -> TrainedTeacher:
         """Train from scratch, or from the newest checkpoint, and write the teacher's folder.
 

@@ -19,17 +19,22 @@ def train(trainer: Trainer, outputs: Outputs, folder: RunFolder, context: Contex
     """Train to the end, from the newest checkpoint where `resume`.
 
     Raises:
-        Interrupted: after a signal, with everything saved and the command that continues.
+        Interrupted: after a signal, with everything saved.
         DistillkitError: where the disk has no room for the checkpoints; before the first step.
         Unfit, UsageError: for an image that cannot be used, after saving.
     """
+
+    def asked() -> bool:
+        context.progress.mark(trainer.step)
+        return bool(context.stop)
+
     try:
         if context.main:
             copies = trainer.config.checkpoint_copies
             require_space(folder.path, copies * trainer.networks.checkpoint_bytes(), f"{copies} checkpoints")
         if resume:
             trainer.resume(outputs)
-        trainer.run(outputs, should_stop=lambda: bool(context.stop))
+        trainer.run(outputs, should_stop=asked)
     except (Unfit, UsageError) as error:
         # One image among many: what was trained before it was met is not lost. Other processes wait in the middle of
         # the step, so that several cannot save.
@@ -40,9 +45,7 @@ def train(trainer: Trainer, outputs: Outputs, folder: RunFolder, context: Contex
         go_on = f"{folder.resume_command} --skip-damaged 10" if isinstance(error, Damaged) else folder.resume_command
         raise type(error)(f"{error}\nSaved at step {trainer.step:,}. Continue with: {go_on}") from error
     except Stopped as stopped:
-        raise context.interrupted(
-            f"stopped and saved at step {stopped.step:,}. Continue with: {folder.resume_command}"
-        ) from stopped
+        raise context.interrupted(f"stopped and saved at step {stopped.step:,}") from stopped
     finally:
         outputs.trackers.close()
 

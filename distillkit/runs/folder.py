@@ -5,21 +5,24 @@ from __future__ import annotations
 import os
 import shlex
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 from filelock import FileLock, Timeout
 from pydantic import BaseModel
 
 from distillkit.environment import environment
-from distillkit.errors import UsageError
-from distillkit.files import retried, write_bytes, write_json
-from distillkit.reading import Unreadable, read_mapping
+from distillkit.errors import DistillkitError, UsageError
+from distillkit.files import LEFTOVER, remove_leftovers, retried, write_bytes, write_error, write_json
+from distillkit.reading import Missing, Unreadable, read_mapping
 from distillkit.runs.config import ConfigFile, differences, read_config, to_yaml
 from distillkit.text import short
 
 CONFIG, LOCK, OWNER = "config.yaml", ".lock", ".owner.json"
+CIRCUMSTANCES, INPUTS = "environment.json", "inputs.json"
 
 
 class RunFolder:
@@ -39,7 +42,14 @@ class RunFolder:
 
     @property
     def finished(self) -> bool:
-        return (self / "record.json").is_file()
+        """Whether there is a record, and of the whole: not one from before the run was extended."""
+        try:
+            recorded = read_mapping(self / "record.json").get("config")
+        except Missing:
+            return False
+        except Unreadable:
+            return True
+        return not _extends(recorded, read_config(self / CONFIG).values if (self / CONFIG).is_file() else {})
 
     def saved_config(self) -> ConfigFile:
         """The configuration that the run was started with.
@@ -50,17 +60,31 @@ class RunFolder:
         if not (self / CONFIG).is_file():
             if not self.path.is_dir():
                 raise UsageError(f"nothing to resume: the folder {self.path} does not exist")
-            found = ", ".join(sorted(p.name for p in self.path.iterdir())[:8]) or "nothing"
+            found = self._held()
+            if not found and any(self.path.iterdir()):
+                raise UsageError(
+                    f"nothing to resume: the run in {self.path} was stopped before it began. Give its first command "
+                    "again, without --resume"
+                )
+            found = ", ".join(sorted(found)[:8]) or "nothing"
             raise UsageError(f"nothing to resume: {self.path} has no {CONFIG} (found: {found})")
         return read_config(self / CONFIG)
 
-    def begin(self, config: BaseModel) -> None:
-        """Claim an empty or new folder for a run and write its configuration and circumstances.
+    def _held(self) -> list[str]:
+        """The names in the folder, but for those of a run that was stopped before it wrote its configuration."""
+        own = {LOCK, OWNER, CIRCUMSTANCES, INPUTS}
+        return [p.name for p in self.path.iterdir() if p.name not in own and not LEFTOVER.fullmatch(p.name)]
+
+    def begin(self, config: BaseModel, inputs: Mapping[str, str] = MappingProxyType({})) -> None:
+        """Claim an empty or new folder for a run and write its circumstances and, last, its configuration.
+
+        Args:
+            inputs: as `resume` takes them.
 
         Raises:
             UsageError: when the folder already holds something.
         """
-        occupied = [p.name for p in self.path.iterdir() if p.name not in (LOCK, OWNER)] if self.path.is_dir() else []
+        occupied = self._held() if self.path.is_dir() else []
         if CONFIG in occupied:
             raise UsageError(
                 f"{self.path} already holds a run. Go on with it by `{self.resume_command}`, "
@@ -70,18 +94,25 @@ class RunFolder:
             raise UsageError(
                 f"{self.path} is not empty ({', '.join(sorted(occupied)[:5])}); choose another --output-dir"
             )
+        write_json(self / CIRCUMSTANCES, environment())
+        write_json(self / INPUTS, dict(inputs))
         write_bytes(self / CONFIG, to_yaml(config).encode())
-        write_json(self / "environment.json", environment())
 
-    def resume(self, config: BaseModel, say: Callable[[str], None]) -> None:
-        """Refuse to go on with a configuration that would change the result; a longer training is an extension.
+    def resume(
+        self, config: BaseModel, say: Callable[[str], None], inputs: Mapping[str, str] = MappingProxyType({})
+    ) -> None:
+        """Refuse to go on with a configuration or inputs that would change the result; a longer training is an
+        extension.
+
+        Args:
+            inputs: what the run reads beside its configuration, such as the teacher: its identity by what it is.
 
         Raises:
-            UsageError: listing the keys that differ.
+            UsageError: listing the keys or the inputs that differ.
         """
         asked, saved = config.model_dump(mode="json"), self.saved_config().values
-        before, now = saved.get("training", {}).get("duration"), asked.get("training", {}).get("duration")
-        extended = isinstance(before, int) and isinstance(now, int) and now > before
+        self._require_same(inputs, say)
+        extended = _extends(saved, asked)
         if found := differences(saved, asked, ignoring={"training.duration"} if extended else frozenset()):
             raise UsageError(
                 f"{self.path} was started with another configuration:\n  "
@@ -89,8 +120,33 @@ class RunFolder:
                 + "\nDrop these options to resume it, or choose another --output-dir for a new run."
             )
         if extended:
+            before, now = (values["training"]["duration"] for values in (saved, asked))
             say(f"extended from {before:,} to {now:,} images; schedules and stages now span the whole")
             write_bytes(self / CONFIG, to_yaml(config).encode())
+
+    def _require_same(self, inputs: Mapping[str, str], say: Callable[[str], None]) -> None:
+        path = self / INPUTS
+        try:
+            saved = {name: short(value) for name, value in read_mapping(path).items()}
+        except Missing:
+            say(f"{path} is not there: whether teacher and data are those that the run was begun with is not checked")
+            write_json(path, dict(inputs))
+            return
+        except Unreadable as error:
+            raise DistillkitError(
+                f"{error}. Whether teacher and data are those that the run was begun with cannot "
+                "be checked; remove the file to go on without"
+            ) from error
+        changed = [
+            f"{name}: {saved.get(name, 'none')} when the run began, {inputs.get(name, 'none')} now"
+            for name in sorted({*saved, *inputs})
+            if saved.get(name) != inputs.get(name)
+        ]
+        if changed:
+            raise UsageError(
+                f"{self.path} was begun with something else:\n  " + "\n  ".join(changed) + "\nPut back what it was "
+                "begun with to resume it, or start a new run in another --output-dir."
+            )
 
     @contextmanager
     def locked(self, *, main: bool = True) -> Iterator[None]:
@@ -111,7 +167,10 @@ class RunFolder:
             lock.acquire(timeout=0)
         except Timeout as error:
             raise UsageError(f"another process is at work in {self.path}{self._owner()}") from error
+        except OSError as error:
+            raise write_error(error, self / LOCK) from error
         try:
+            remove_leftovers(self.path, ours=True)
             write_json(self / OWNER, {"pid": os.getpid(), "host": socket.gethostname()})
             yield
         finally:
@@ -125,3 +184,14 @@ class RunFolder:
             return f" ({process}); wait for it or choose another --output-dir"
         except (Unreadable, KeyError):
             return "; wait for it or choose another --output-dir"
+
+
+def _extends(before: Any, now: Any) -> bool:
+    """Whether one configuration's training is longer than the other's."""
+    lengths = [_duration(values) for values in (before, now)]
+    return all(isinstance(length, int) for length in lengths) and lengths[1] > lengths[0]
+
+
+def _duration(values: Any) -> Any:
+    training = values.get("training") if isinstance(values, Mapping) else None
+    return training.get("duration") if isinstance(training, Mapping) else None
