@@ -207,6 +207,29 @@ def write_bytes(path: Path, data: bytes) -> None:
     retried(write, path)
 
 
+def write_tensors(path: Path, tensors: Mapping[str, Any], metadata: Mapping[str, str]) -> None:
+    """Write a safetensors file, whole or not at all, trying again after errors that may pass.
+
+    Raises:
+        WriteError: when it stays impossible.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    def write() -> None:
+        with replacing(path) as aside:
+            try:
+                save_file(dict(tensors), aside, metadata=dict(metadata))
+            except SafetensorError as error:
+                # The library says only in words what the system answered.
+                number = re.search(r"os error (\d+)", str(error))
+                if number is None:
+                    raise
+                raise OSError(int(number[1]), os.strerror(int(number[1]))) from error
+
+    retried(write, path)
+
+
 def append_bytes(path: Path, data: bytes) -> None:
     """Append to a file, whole or not at all, trying again after errors that may pass.
 

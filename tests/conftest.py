@@ -34,6 +34,24 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         yield
 
 
+def global_state() -> tuple[Any, ...]:
+    """What torch keeps for the whole process and a context may leave changed behind."""
+    return (
+        torch.is_autocast_enabled("cpu"), torch.get_autocast_dtype("cpu"), torch.is_autocast_cache_enabled(),
+        torch.is_grad_enabled(), torch.is_inference_mode_enabled(), torch.get_default_dtype(),
+        torch._C._len_torch_dispatch_stack(), torch._C._len_torch_function_stack(),
+        torch.are_deterministic_algorithms_enabled(),
+    )  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def _no_state_left_behind() -> Iterator[None]:
+    """Half precision that stays on after a test would change what every later one computes."""
+    before = global_state()
+    yield
+    assert global_state() == before, "the test left torch's global state changed"
+
+
 @dataclass(frozen=True)
 class Golden:
     """Tensors and description computed by a reference implementation."""

@@ -17,7 +17,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from distillkit.errors import DistillkitError, UsageError
-from distillkit.files import canonical_json, retried, sync_folder, write_bytes
+from distillkit.files import WriteError, canonical_json, retried, sync_folder, write_bytes
 from distillkit.reading import Unreadable
 from distillkit.students.checkpoints import read_part, read_state
 
@@ -49,7 +49,14 @@ class Checkpoints:
 
     def clean(self) -> None:
         """Remove what an interrupted save left behind; a best checkpoint that was put aside and not replaced yet comes
-        back."""
+        back.
+
+        Raises:
+            WriteError: naming a file where a checkpoint's folder is due.
+        """
+        for path in self.folder.glob("step-*"):
+            if not path.is_dir():
+                raise WriteError(f"{path} is a file, and the folder of a checkpoint is due there. Move it away.")
         former = self.folder / ".best-former"
         if former.is_dir() and not (self.folder / "best").exists():
             former.rename(self.folder / "best")
@@ -122,10 +129,21 @@ class Checkpoints:
                 raise
 
         retried(write, final)
-        write_bytes(self.folder / "latest", f"{final.name}\n".encode())
+        self.settle(step)
+        return final
+
+    def settle(self, step: int) -> None:
+        """Name the checkpoint of this step as the newest, and drop the oldest: the end of `save`, which a kill may have
+        prevented.
+
+        Raises:
+            WriteError: when the disk refuses it for good.
+        """
+        latest, name = self.folder / "latest", f"{self._named(step).name}\n".encode()
+        if not latest.is_file() or latest.read_bytes() != name:
+            write_bytes(latest, name)
         for old in self._present()[self.keep :]:
             shutil.rmtree(old, ignore_errors=True)
-        return final
 
     def update(self, step: int, values: Mapping[str, Any]) -> None:
         """Change some values of a checkpoint, whole or not at all.

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -88,7 +89,7 @@ class Agreement:
 
     def __init__(self, accelerator: Accelerator) -> None:
         self.several = accelerator.num_processes > 1
-        self.group = None
+        self.group: Any = None
         if self.several and dist.get_backend() != "gloo":
             self.group = dist.new_group(backend="gloo")
 

@@ -116,6 +116,8 @@ class Outputs:
         shown = {name.removeprefix("loss/"): value for name, value in last.items() if name.startswith("loss/")}
         if self.figure:
             shown[self.figure.label] = self.figure.value
+        if skipped := last.get("skipped_steps"):
+            shown["updates skipped for overflow"] = skipped
         worst = [f"{name}: {state}" for name, state in self.health.items() if state is not Health.OK]
         parts = [f"{name} {value:.4g}" for name, value in shown.items()]
         return f"step {step:,}  " + "  ".join(parts + (worst or ["healthy"] * bool(self.health)))

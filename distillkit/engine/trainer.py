@@ -329,6 +329,8 @@ class Trainer:
         else:
             outputs.reporter.say("no checkpoint was written yet: starting at step 0")
         if outputs.main:
+            if checkpoints.steps:
+                checkpoints.settle(self.step)
             outputs.metrics.cut_back(self.step, evaluated=not self._to_evaluate)
             best = self._selection.best_step
             if best in checkpoints.steps and best != checkpoints.best_step:

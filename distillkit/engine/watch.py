@@ -181,4 +181,4 @@ def _store() -> Any:
     """The key-value store of the process group, which its launcher keeps; None where there is no group."""
     if not (dist.is_available() and dist.is_initialized()):
         return None
-    return dist.PrefixStore("distillkit", dist.distributed_c10d._get_default_store())
+    return dist.distributed_c10d.PrefixStore("distillkit", dist.distributed_c10d._get_default_store())

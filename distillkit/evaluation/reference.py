@@ -13,13 +13,12 @@ from typing import Any
 import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, Field
-from safetensors.torch import save_file
 from torch import Tensor
 
 from distillkit.errors import DistillkitError, UsageError
 from distillkit.evaluation.frechet import matrix_sqrt
 from distillkit.evaluation.protocol import ExtractorSpec, ImagePreparation, ReferenceSpec
-from distillkit.files import replacing
+from distillkit.files import write_tensors
 from distillkit.models.foreign.read import read_foreign
 from distillkit.models.foreign.records import Array
 from distillkit.reading import Unreadable, parse_json, unlike, validated
@@ -89,8 +88,7 @@ def save_reference(path: Path, reference: Reference) -> None:
     metadata = {"id": reference.id, "count": str(reference.count)}
     if reference.making is not None:
         metadata["making"] = reference.making.model_dump_json()
-    with replacing(path) as aside:
-        save_file(tensors, aside, metadata=metadata)
+    write_tensors(path, tensors, metadata)
 
 
 def load_reference(path: Path, *, name: str = "", count: int = 0, key: str = "fid") -> Reference:

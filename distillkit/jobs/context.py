@@ -234,6 +234,9 @@ def _resumable(folder: RunFolder) -> Iterator[None]:
         raise Interrupted(f"{stopped}. C{go_on}", stopped.exit_code - 128) from stopped
     except WriteError as error:
         raise WriteError(f"{error} Then c{go_on}", read_only=error.read_only) from error
+    except BrokenPipeError:
+        # Whoever read the output is gone; there is nobody to tell.
+        raise
     except OSError as error:
         where = Path(error.filename) if isinstance(error.filename, str) else folder.path
         raise WriteError(f"{io_error(error, where)} Then c{go_on}") from error

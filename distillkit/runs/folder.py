@@ -60,13 +60,13 @@ class RunFolder:
         if not (self / CONFIG).is_file():
             if not self.path.is_dir():
                 raise UsageError(f"nothing to resume: the folder {self.path} does not exist")
-            found = self._held()
-            if not found and any(self.path.iterdir()):
+            held = self._held()
+            if not held and any(self.path.iterdir()):
                 raise UsageError(
                     f"nothing to resume: the run in {self.path} was stopped before it began. Give its first command "
                     "again, without --resume"
                 )
-            found = ", ".join(sorted(found)[:8]) or "nothing"
+            found = ", ".join(sorted(held)[:8]) or "nothing"
             raise UsageError(f"nothing to resume: {self.path} has no {CONFIG} (found: {found})")
         return read_config(self / CONFIG)
 
@@ -127,7 +127,8 @@ class RunFolder:
     def _require_same(self, inputs: Mapping[str, str], say: Callable[[str], None]) -> None:
         path = self / INPUTS
         try:
-            saved = {name: short(value) for name, value in read_mapping(path).items()}
+            held = read_mapping(path)
+            saved = {name: value if isinstance(value, str) else short(value) for name, value in held.items()}
         except Missing:
             say(f"{path} is not there: whether teacher and data are those that the run was begun with is not checked")
             write_json(path, dict(inputs))

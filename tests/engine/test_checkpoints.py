@@ -4,6 +4,7 @@ import copy
 import errno
 import json
 import logging
+import math
 import os
 
 import pytest
@@ -11,11 +12,22 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from distillkit import DistillkitError, Objective, OneStep, Recipe, Samples, Stage, StudentGenerator, UsageError
+from distillkit import (
+    Diagnostic,
+    DistillkitError,
+    Objective,
+    OneStep,
+    Recipe,
+    Samples,
+    Stage,
+    StudentGenerator,
+    UsageError,
+)
 from distillkit.engine import checkpoint as checkpoint_module
 from distillkit.engine.checkpoint import Checkpoints
 from distillkit.engine.trainer import Stopped
-from tests.engine.conftest import assert_equal_weights, weights
+from distillkit.files import WriteError
+from tests.engine.conftest import Toy, assert_equal_weights, weights
 
 SETTINGS = [{}, {"fake_updates": 2}, {"kl_weight": 0.0}]
 
@@ -193,3 +205,76 @@ def test_checkpoints_hold_tensors_and_json_only(bench):
             "generators.safetensors"} == names  # fmt: skip
     body = json.loads((bench.folder / "run" / "checkpoints" / "step-000000006" / "state.json").read_text())
     assert body["step"] == 6
+
+
+class Watched(Toy):
+    """Logs a value that is judged, early in the training alone."""
+
+    diagnostics = (Diagnostic("level", ok=(0, 1), watch=(0, 10), meaning="-"),)
+
+    def __call__(self, step):
+        if step.index < 2:
+            step.log("level", torch.tensor(5.0 + step.index))
+        return super().__call__(step)
+
+
+@pytest.mark.parametrize("stop_at", [1, 3, 4])
+def test_a_stop_leaves_no_trace_in_log_health_and_pictures(bench, stop_at):
+    def run(name, stop=lambda trainer: False, resume=False):
+        trainer, seen = bench.trainer(bench.toy(Watched()), log_every=48, sample_every=16), []
+        outputs = bench.outputs(name, preview=lambda student, step: seen.append(step))
+        if resume:
+            trainer.resume(outputs)
+        try:
+            trainer.run(outputs, should_stop=lambda: stop(trainer))
+        except Stopped:
+            assert not resume
+        path = bench.folder / name / "metrics.jsonl"
+        log = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+        return [{**entry, "images_per_second": None} for entry in log], outputs.health, seen
+
+    log, health, pictures = run("whole")
+    assert health == {"level": "watch"} and [entry["step"] for entry in log] == [2, 3, 4, 6]
+    _, _, before = run("parts", lambda trainer: trainer.step == stop_at)
+    again, resumed, after = run("parts", resume=True)
+    assert (again, resumed) == (log, health)
+    assert before + after == pictures == [0, 1, 2, 3, 4, 5, 6], "each once: a stop leaves its step's to the next run"
+
+
+def test_weights_that_are_not_finite_are_not_saved_though_the_loss_is(bench):
+    class Poison(Toy):
+        def after_step(self, step):
+            if step.index == 3:
+                next(trainer.student.parameters()).data.fill_(math.nan)
+
+    trainer, outputs = bench.trainer(bench.toy(Poison())), bench.outputs()
+    with pytest.raises(DistillkitError, match=r"student: .* holds NaN or infinity after step 4"):
+        trainer.run(outputs)
+    assert outputs.checkpoints.steps == [2]
+
+
+def test_what_a_kill_prevented_after_a_save_is_made_up_for(tmp_path):
+    for step in (1, 2, 3):
+        checkpoints = save(tmp_path, step)
+    checkpoints.keep_best(3)
+    (tmp_path / "step-000000003").rename(tmp_path / "kept")
+    save(tmp_path, 1)
+    (tmp_path / "kept").rename(tmp_path / "step-000000003")
+    (tmp_path / "best").rename(tmp_path / ".best-former")
+    checkpoints.clean()
+    checkpoints.settle(3)
+    assert (checkpoints.steps, checkpoints.best_step) == ([2, 3], 3)
+    assert (tmp_path / "latest").read_text() == "step-000000003\n"
+
+
+def test_a_file_where_a_checkpoint_is_due_is_named_at_once(tmp_path, monkeypatch):
+    monkeypatch.setattr("distillkit.files.time.sleep", lambda seconds: pytest.fail("tried again"))
+    (tmp_path / "step-000000001").write_text("x")
+    with pytest.raises(WriteError, match=r"step-000000001 is a file, and a folder is due there"):
+        save(tmp_path)
+    with pytest.raises(WriteError, match="step-000000001"):
+        Checkpoints(tmp_path).clean()
+    (tmp_path / "latest").mkdir()
+    (tmp_path / "step-000000001").unlink()
+    with pytest.raises(WriteError, match=r"latest is a folder, and a file is due there"):
+        save(tmp_path)

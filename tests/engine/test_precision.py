@@ -11,6 +11,7 @@ from torch import nn
 
 from distillkit import DistillkitError, OptimizerConfig
 from distillkit.engine.optimization import SMALLEST_SCALE, Updater
+from tests.conftest import global_state
 from tests.engine.conftest import Toy, weights
 
 
@@ -32,15 +33,6 @@ def bfloat16(bench):
         yield
     finally:
         AcceleratorState._reset_state()
-
-
-def global_state():
-    return (
-        torch.is_autocast_enabled("cpu"), torch.get_autocast_dtype("cpu"), torch.is_autocast_cache_enabled(),
-        torch.is_grad_enabled(), torch.is_inference_mode_enabled(), torch.get_default_dtype(),
-        torch._C._len_torch_dispatch_stack(), torch._C._len_torch_function_stack(),
-        torch.are_deterministic_algorithms_enabled(),
-    )  # fmt: skip
 
 
 def test_an_exception_in_a_half_precision_step_leaves_no_state_behind(bench):
@@ -102,3 +94,4 @@ def test_a_run_survives_overflows_and_logs_them(bench):
     entries = [json.loads(x) for x in (bench.folder / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [entry["skipped_steps"] for entry in entries] == [0, 1, 0, 0, 1, 0]
     assert ["grad_norm/student" in entry for entry in entries] == [True, False, True, True, False, True]
+    assert "updates skipped for overflow 1" in bench.outputs().remark(2, entries[1])

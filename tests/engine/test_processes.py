@@ -1,6 +1,7 @@
 """Several processes compute what one computes, keep what they work with, and end together."""
 
 import json
+import os
 import socket
 import subprocess
 import sys
@@ -85,3 +86,50 @@ def test_a_process_that_dies_ends_the_whole_job(small_run, tmp_path):
     done = launch([str(script), *small_run, "--output-dir", str(tmp_path / "run")], tmp_path, 2)
     assert done.returncode != 0 and "exitcode  : 7" in done.stderr
     assert [entry["step"] for entry in log_of(tmp_path / "run")] == [2, 4]
+    assert done.stderr.count("distillkit:") <= 1 and "fault of distillkit" not in done.stderr
+
+
+STUCK = """
+import os, signal, sys, torch
+from distillkit.errors import DistillkitError
+from distillkit.jobs.context import job_context
+try:
+    with job_context(device="cpu", timeout=1.5) as context:
+        context.progress.go_on = "the command"
+        context.progress.mark(7)
+        context.accelerator.wait_for_everyone()
+        if context.rank:
+            context.accelerator.wait_for_everyone()
+            os.kill(os.getpid(), getattr(signal, sys.argv[1]))
+        else:
+            context.accelerator.wait_for_everyone()
+            context.accelerator.wait_for_everyone()
+except DistillkitError as error:
+    print(f"distillkit: {error}", file=sys.stderr)
+    sys.exit(error.exit_code)
+"""
+
+
+@pytest.mark.skipif(os.name != "posix", reason="POSIX signals")
+@pytest.mark.parametrize("name", ["SIGSTOP", "SIGKILL"])
+def test_a_process_that_is_stuck_or_gone_is_told_with_the_last_step_and_how_to_go_on(tmp_path, name):
+    (tmp_path / "stuck.py").write_text(STUCK)
+    joined = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2"}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, str(tmp_path / "stuck.py"), name],
+            stderr=subprocess.PIPE,
+            text=True,
+            env=environment({**joined, "RANK": str(rank), "LOCAL_RANK": str(rank)}),
+        )
+        for rank in range(2)
+    ]
+    try:
+        _, said = processes[0].communicate(timeout=HANG)
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+    assert processes[0].returncode == 1 and said.count("distillkit:") == 1, said
+    assert "the command" in said and "step" in said and " 7" in said
+    assert name == "SIGKILL" or f"process 1 of 2 (pid {processes[1].pid}" in said

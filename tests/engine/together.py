@@ -12,6 +12,7 @@ from distillkit import Denoiser, Objective, Points, Recipe, Samples, StudentGene
 from distillkit.diffusion import EDMSchedule
 from distillkit.engine.checkpoint import Checkpoints
 from distillkit.engine.config import TrainingConfig
+from distillkit.engine.interrupt import Agreement
 from distillkit.engine.metrics import MetricsFile, Trackers
 from distillkit.engine.outputs import Evaluation, Outputs
 from distillkit.engine.trainer import Trainer
@@ -85,6 +86,9 @@ def main():
     assert whole.selection == resumed.selection
     draws = accelerator.gather(torch.rand(1))
     assert draws[0] != draws[1], "both processes draw the same"
+    agreed = Agreement(accelerator)
+    assert agreed(lambda: accelerator.process_index == 1), "what one process is asked, all hear in the same step"
+    assert not agreed(lambda: False)
     trackers.close()
     trackers.close()
     assert tracker.finished == int(accelerator.is_main_process)

@@ -4,6 +4,7 @@ import dataclasses
 
 import pytest
 import torch
+from filelock import FileLock
 
 from distillkit import DistillkitError, StudentGenerator, Unconditional, UsageError
 from distillkit.contracts.codec import Pixels
@@ -14,6 +15,7 @@ from distillkit.evaluation.measure import FrechetMeasure
 from distillkit.evaluation.pipeline import measure
 from distillkit.evaluation.presets import load_measure, prompts_sha256
 from distillkit.evaluation.record import Selection, Subject
+from distillkit.progress import Quiet
 
 CPU = torch.device("cpu")
 SUBJECT = Subject(kind="student", name="student")
@@ -63,6 +65,42 @@ def test_an_interrupted_measurement_goes_on_to_the_same_record(generator, digits
     whole = measure(generator, digits8, device=CPU, batch=20)
     assert record.figures == whole.figures and record.samples_sha256 == whole.samples_sha256
     assert not [path for path in (tmp_path / "work").rglob("*") if path.suffix != ".lock"], "nothing is left behind"
+
+
+def test_what_was_measured_before_is_verified(generator, digits8, tmp_path):
+    arguments = {"device": CPU, "batch": 20, "folder": tmp_path / "work"}
+    whole, calls = measure(generator, digits8, device=CPU, batch=20), []
+    with pytest.raises(Interrupted):
+        measure(generator, digits8, **arguments, stop=lambda: len(calls.append(1) or calls) // 3)
+    (features,) = (tmp_path / "work").rglob("features.f32")
+    data = features.read_bytes()
+    features.write_bytes(data[: len(data) // 2] + bytes(len(data) - len(data) // 2))
+    record = measure(generator, digits8, **arguments)
+    assert record.figures == whole.figures and record.nfe == 1.0
+
+
+def test_a_cache_that_cannot_be_written_is_done_without(generator, digits8, tmp_path, caplog):
+    (tmp_path / "file").touch()
+    record = measure(generator, digits8.with_samples(count=20), device=CPU, folder=tmp_path / "file" / "work")
+    assert record.figure.value > 0 and str(tmp_path / "file") in caplog.text
+
+
+def test_another_process_that_measures_the_same_is_waited_for(generator, digits8, tmp_path):
+    few, said = digits8.with_samples(count=20), []
+    with pytest.raises(Interrupted):
+        measure(generator, few, device=CPU, batch=10, folder=tmp_path, stop=lambda: 15)
+    (held,) = tmp_path.glob("*.lock")
+    lock = FileLock(held)
+    lock.acquire()
+
+    class Reporter(Quiet):
+        def say(self, message):
+            said.append(message)
+
+    record = measure(
+        generator, few, device=CPU, folder=tmp_path, reporter=Reporter(), stop=lambda: lock.release() or 0
+    )  # fmt: skip
+    assert record.figure.value > 0 and "waiting for it" in said[0]
 
 
 def test_saved_samples_are_all_made(generator, digits8, tmp_path):

@@ -6,13 +6,12 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from distillkit.contracts.denoiser import Denoiser
 from distillkit.contracts.teacher import Teacher, TeacherSpec
 from distillkit.errors import DistillkitError
-from distillkit.files import replacing, sha256, write_json
+from distillkit.files import sha256, write_json, write_tensors
 from distillkit.models.build import build_denoiser, check_kinds, described_weights
 from distillkit.reading import Missing, Unreadable, check_format, read_mapping, validated
 from distillkit.registry import registry
@@ -89,8 +88,7 @@ def fresh_teacher(spec: TeacherSpec, seed: int) -> Teacher:
 def write_teacher(folder: Path, weights: Mapping[str, Tensor], spec: TeacherSpec) -> TeacherSpec:
     """Write both files, the description last; returns the spec with the weights' hash."""
     state = {name: value.detach().cpu().contiguous() for name, value in weights.items()}
-    with replacing(folder / WEIGHTS) as aside:
-        save_file(state, aside, metadata={"format": "pt"})
+    write_tensors(folder / WEIGHTS, state, {"format": "pt"})
     complete = spec.model_copy(update={"weights_sha256": sha256(folder / WEIGHTS)})
     write_json(folder / SPEC, complete.model_dump(mode="json"))
     return complete
