@@ -261,14 +261,14 @@ def remove_leftovers(folder: Path, *, ours: bool = False) -> None:
     for path in folder.rglob(".*.tmp") if ours else folder.glob(".*.tmp"):
         found = LEFTOVER.fullmatch(path.name)
         with suppress(OSError):
-            if found and (ours or not _at_work(int(found[1])) or time.time() - path.stat().st_mtime > DAY):
+            if found and (ours or not at_work(int(found[1])) or time.time() - path.stat().st_mtime > DAY):
                 path.unlink()
 
 
 LEFTOVER, DAY = re.compile(r"\..+\.(\d+)(?:\.[0-9a-f]{6})?\.tmp"), 86_400.0
 
 
-def _at_work(process: int) -> bool:
+def at_work(process: int) -> bool:
     """Whether another process of this number exists here."""
     if process == os.getpid() or os.name != "posix":
         return process != os.getpid()

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import logging
+import os
 import shutil
 import tempfile
 import time
@@ -30,10 +31,12 @@ from distillkit.evaluation.generator import Candidate
 from distillkit.evaluation.measure import Measure
 from distillkit.evaluation.record import Record, Selection
 from distillkit.evaluation.sampling import Tally
-from distillkit.files import canonical_json, unwritable
+from distillkit.files import at_work, canonical_json, unwritable
 from distillkit.progress import Quiet, Reporter
 
 log = logging.getLogger(__name__)
+
+TEMPORARY = "distillkit-features"
 
 SELECTION_SEED = 1_000_000
 """Evaluations during training use seeds from here on; the closing one uses seeds from 0, which no choice has seen."""
@@ -221,7 +224,8 @@ def _work_folder(folder: Path | None, rank: int, reporter: Reporter, stop: Calla
         )  # fmt: skip
         folder = None
     if folder is None:
-        with tempfile.TemporaryDirectory(prefix="distillkit-") as temporary:
+        _remove_abandoned()
+        with tempfile.TemporaryDirectory(prefix=f"{TEMPORARY}-{os.getpid()}-") as temporary:
             yield Path(temporary)
         return
     lock = FileLock(folder.with_suffix(f".{rank}.lock"))
@@ -234,6 +238,14 @@ def _work_folder(folder: Path | None, rank: int, reporter: Reporter, stop: Calla
             folder.rmdir()
     finally:
         lock.release()
+
+
+def _remove_abandoned() -> None:
+    """Remove the temporary folders of processes that were killed."""
+    for folder in Path(tempfile.gettempdir()).glob(f"{TEMPORARY}-*-*"):
+        process = folder.name.split("-")[2]
+        if process.isdecimal() and int(process) != os.getpid() and not at_work(int(process)):
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _acquire(lock: FileLock, reporter: Reporter, stop: Callable[[], int]) -> None:

@@ -1,6 +1,7 @@
 """The one pipeline: figures that depend on nothing but subject and protocol, and resume after an interruption."""
 
 import dataclasses
+import os
 
 import pytest
 import torch
@@ -77,6 +78,14 @@ def test_what_was_measured_before_is_verified(generator, digits8, tmp_path):
     features.write_bytes(data[: len(data) // 2] + bytes(len(data) - len(data) // 2))
     record = measure(generator, digits8, **arguments)
     assert record.figures == whole.figures and record.nfe == 1.0
+
+
+def test_temporary_files_of_killed_processes_are_removed(generator, digits8, tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    for process in (2**22 - 3, os.getppid()):
+        (tmp_path / f"distillkit-features-{process}-abc").mkdir()
+    measure(generator, digits8.with_samples(count=20), device=CPU)
+    assert [path.name for path in tmp_path.iterdir()] == [f"distillkit-features-{os.getppid()}-abc"]
 
 
 def test_a_cache_that_cannot_be_written_is_done_without(generator, digits8, tmp_path, caplog):
