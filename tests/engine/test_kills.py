@@ -15,7 +15,6 @@ pytestmark = pytest.mark.skipif(
     os.name != "posix" or sys.platform == "darwin", reason="forks a process that uses torch"
 )
 
-NEVER = 10**9
 TIMES = ("images_per_second", "seconds")
 
 
@@ -58,11 +57,8 @@ def test_a_run_killed_at_any_change_of_its_folder_resumes_to_the_same(work, tmp_
     # In this process first: what it imports, the children need not.
     work("whole", method)
     whole = made(tmp_path / "whole")
-    changes = killed(lambda: work("counted", method), tmp_path / "counted", NEVER)
-    assert changes > 100
-    # The first ones, before there is a checkpoint; then all along.
-    points = [3, 30, changes // 2, changes - 25] if method == "dmd" else [changes * 2 // 3]
-    for at in points:
+    # Before the configuration is there, before the first checkpoint, in the middle, after the last step.
+    for at in (3, 30, 104, 185) if method == "dmd" else (130,):
         folder = tmp_path / f"at-{at}"
         assert killed(lambda name=folder.name: work(name, method), folder, at) == at - 1
         begun = (folder / "config.yaml").exists()

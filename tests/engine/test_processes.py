@@ -94,7 +94,7 @@ import os, signal, sys, torch
 from distillkit.errors import DistillkitError
 from distillkit.jobs.context import job_context
 try:
-    with job_context(device="cpu", timeout=1.5) as context:
+    with job_context(device="cpu", timeout=4) as context:
         context.progress.go_on = "the command"
         context.progress.mark(7)
         context.accelerator.wait_for_everyone()
