@@ -86,7 +86,7 @@ class _Watch(threading.Thread):
         said = 0
         # The store goes with the launcher: without it there is nobody left to tell.
         with suppress(RuntimeError):
-            while not self.over.wait(self.every):
+            while said == 0 or not self.over.wait(self.every):
                 said += 1
                 waiting = self._waiting()
                 words = {"said": said, "step": self.progress.step, "marks": self.progress.marks,
@@ -128,11 +128,15 @@ class _Watch(threading.Thread):
                 found[other] = "makes no progress"
         return found
 
+    def _step_of(self, other: int) -> int:
+        """The last that it spoke of. All end a step together, so it is not before this process' own."""
+        return int(self.others[other].words.get("step", 0))
+
     def _end(self, stuck: dict[int, str]) -> None:
         if first_to_fail():
             lines = [
                 f"process {other} of {self.world}{_where(self.others[other].words)} {what} since {self.timeout:g} s or "
-                f"more (--timeout); its last step was {self.others[other].words.get('step', 0):,}."
+                f"more (--timeout); its last step was {max(self.progress.step, self._step_of(other)):,}."
                 for other, what in stuck.items()
             ]
             go_on = f" Continue with: {self.progress.go_on}" if self.progress.go_on else ""
