@@ -80,11 +80,11 @@ class EvaluationOptions:
             value = getattr(self, name)
             if value is not None and value < low:
                 raise UsageError(f"--{name.replace('_', '-')} {value}: at least {low}")
-        self.images_at("")
+        self.images_at(None)
         if small := [nfe for nfe in self.nfe if nfe < 1]:
             raise UsageError(f"--nfe {small[0]}: at least 1")
 
-    def images_at(self, path: str) -> DataConfig:
+    def images_at(self, path: str | None) -> DataConfig:
         """How given images are read.
 
         Raises:
