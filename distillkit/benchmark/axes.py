@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-NEAR = math.log(1.5)
+NEAR = math.log(2)
 """A step between neighbours up to this never ends an axis."""
 
 

@@ -27,6 +27,7 @@ from distillkit.benchmark.verdicts import (
     how_sure,
     paired,
     sample_time,
+    seeds_of,
     table_decimals,
 )  # fmt: skip
 from distillkit.evaluation.digits import decimals, fixed, with_error
@@ -61,12 +62,12 @@ def _values(folder: Path, results: Results, board: Leaderboard) -> dict[str, Any
         "suite": results.suite,
         "board": board,
         "created": results.created.replace("T", " "),
-        "seeds": f"{results.suite.seeds} training {'seed' if results.suite.seeds == 1 else 'seeds'}",
+        "seeds": f"{seeds_of(board)} training {'seed' if seeds_of(board) == 1 else 'seeds'}",
         "answers": answers(board),
         "beside": list(beside(results, board)),
         "findings": list(findings(results, board)),
-        "how_sure": how_sure(results, board),
-        "errors_are": errors_are(results, board),
+        "how_sure": how_sure(board),
+        "errors_are": errors_are(board),
         "tables": [Table.of(nfe, rows, results) for nfe, rows in board.tables.items()],
         "teachers": TeacherTable.of(board.teachers) if board.teachers else None,
         "ablations": board.ablations(results),

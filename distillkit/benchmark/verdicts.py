@@ -69,9 +69,9 @@ def beside(results: Results, board: Leaderboard) -> Iterator[str]:
         yield f"{run.entry}, seed {run.seed}, failed: {run.reason.splitlines()[0]}"
 
 
-def how_sure(results: Results, board: Leaderboard) -> str:
+def how_sure(board: Leaderboard) -> str:
     """What the standard errors hold, and what few seeds leave open."""
-    seeds, samples = results.suite.seeds, _of_samples(board)
+    seeds, samples = seeds_of(board), _of_samples(board)
     if seeds == 1:
         held = "the evaluation's samples alone" if samples else "nothing: the figure is computed without sampling error"
         return (
@@ -88,13 +88,13 @@ def how_sure(results: Results, board: Leaderboard) -> str:
     return text
 
 
-def errors_are(results: Results, board: Leaderboard) -> str:
+def errors_are(board: Leaderboard) -> str:
     """How the columns of the tables are made."""
     parts = []
     if _of_samples(board):
         parts.append("of the evaluation's samples by a delete-a-group jackknife")
-    if results.suite.seeds > 1:
-        parts.append(f"of the {results.suite.seeds} training seeds")
+    if seeds_of(board) > 1:
+        parts.append(f"of the {seeds_of(board)} training seeds")
     text = f"± is a standard error: {' and '.join(parts)}. " if parts else ""
     text += "Differences to the best are paired: all generators start from the same noise. "
     if any(row.corrected is not None for rows in board.tables.values() for row in rows):
@@ -174,6 +174,11 @@ def _cost(best: Standing, board: Leaderboard) -> str:
 
 def _duration(seconds: float) -> str:
     return f"{seconds:.0f} s" if seconds < 60 else f"{clock(seconds)} {'min' if seconds < 3600 else 'h'}"
+
+
+def seeds_of(board: Leaderboard) -> int:
+    """Trainings that every student has: fewer than the suite's where some failed or are still to do."""
+    return min((len(row.runs) for row in board.students), default=0)
 
 
 def _of_samples(board: Leaderboard) -> bool:

@@ -35,7 +35,7 @@ def show_bench(result: BenchResult) -> None:
     for finding in result.findings:
         out.print(f"- {finding}", markup=False, highlight=False)
     suite = result.results.suite
-    out.print(how_sure(result.results, board), markup=False, highlight=False)
+    out.print(how_sure(board), markup=False, highlight=False)
     out.print(f"protocol {board.protocol_id}; {suite.budget:,} forward-equivalents a training", markup=False,
               highlight=False)  # fmt: skip
     page, text = result.folder / HTML, result.folder / MARKDOWN
