@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field
 
 _UNITS = {"": 1, "k": 1_000, "m": 1_000_000, "b": 1_000_000_000}
 
@@ -14,6 +14,19 @@ def parse_count(value: Any) -> Any:
     """'200k' -> 200000, '1.5M' -> 1500000; other values pass through to pydantic."""
     if isinstance(value, str) and (match := re.fullmatch(r"\s*([0-9][0-9_]*\.?[0-9]*)\s*([kKmMbB]?)\s*", value)):
         return round(float(match[1].replace("_", "")) * _UNITS[match[2].lower()])
+    return value
+
+
+def images_of(value: int | str, duration: float) -> float:
+    """A number of images as it is, or a share such as '5%' of a duration."""
+    return duration * float(value[:-1]) / 100 if isinstance(value, str) else value
+
+
+def _count_or_share(value: int | str) -> int | str:
+    if isinstance(value, str) and not re.fullmatch(r"(100|[0-9]{1,2}(\.[0-9]+)?)%", value):
+        raise ValueError("write images, such as 200k, or a share of the duration, such as 5%")
+    if isinstance(value, int) and value < 0:
+        raise ValueError("write images from 0, such as 200k, or a share of the duration, such as 5%")
     return value
 
 
@@ -26,6 +39,9 @@ def parse_numbers(value: Any) -> Any:
 
 Count = Annotated[int, BeforeValidator(parse_count)]
 """A number of images or samples; text such as '200k' or '1.5M' is understood."""
+
+CountOrShare = Annotated[int | str, BeforeValidator(parse_count), AfterValidator(_count_or_share)]
+"""A number of images, or a share of the training's duration such as '5%'."""
 
 Numbers = Annotated[tuple[Annotated[float, Field(ge=0)], ...], BeforeValidator(parse_numbers)]
 """Numbers; text such as '80,10,1' is understood."""

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import os
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,9 +28,78 @@ MOST_FAILURES = 5
 TEMPORARY = frozenset({408, 425, 429, 500, 502, 503, 504})
 
 
+HUB_SWITCH = "HF_HUB_OFFLINE"
+
+
+class DownloadNeeded(DistillkitError):
+    """A plan got to something that only the run may download."""
+
+
+@dataclass
+class Needed:
+    """What a plan found that the run would download."""
+
+    names: list[str] = field(default_factory=list)
+
+
+_plan: ContextVar[Needed | None] = ContextVar("plan", default=None)
+
+
+@contextmanager
+def nothing_downloaded() -> Iterator[Needed]:
+    """Nothing is downloaded while this lasts, by plugins through the hub's client neither; what would be is collected.
+
+    Where the user has forbidden the network, the run would fail and so does the plan: nothing is collected then.
+    """
+    needed, was = Needed(), os.environ.get(HUB_SWITCH)
+    if offline():
+        yield needed
+        return
+    token = _plan.set(needed)
+    os.environ[HUB_SWITCH] = "1"
+    _tell_hub(offline=True)
+    try:
+        yield needed
+    finally:
+        _plan.reset(token)
+        if was is None:
+            del os.environ[HUB_SWITCH]
+        else:
+            os.environ[HUB_SWITCH] = was
+        _tell_hub(offline=False)
+
+
+def only_planned(what: str) -> bool:
+    """Whether this is a plan: `what`, which is about to be downloaded, is noted and must not be."""
+    needed = _plan.get()
+    if needed is None:
+        return False
+    if what not in needed.names:
+        needed.names.append(what)
+    return True
+
+
+def is_for_a_download(error: BaseException | None) -> bool:
+    """Whether a plan failed only for lack of a download that it may not make."""
+    if _plan.get() is None:
+        return False
+    while error is not None:
+        if type(error).__name__ in ("DownloadNeeded", "OfflineModeIsEnabled", "LocalEntryNotFoundError"):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def _tell_hub(*, offline: bool) -> None:
+    """The hub's libraries read the switch once, when they are imported."""
+    for module, name in (("huggingface_hub.constants", HUB_SWITCH), ("datasets.config", HUB_SWITCH)):
+        if module in sys.modules:
+            setattr(sys.modules[module], name, offline)
+
+
 def offline() -> bool:
     """Whether the user asked for no network, by the hub's own switch."""
-    return os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}
+    return os.environ.get(HUB_SWITCH, "").upper() in {"1", "ON", "YES", "TRUE"}
 
 
 def download(

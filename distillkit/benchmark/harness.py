@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,6 +19,7 @@ from distillkit.contracts.teacher import Teacher
 from distillkit.environment import environment
 from distillkit.errors import DistillkitError, Interrupted, UsageError
 from distillkit.evaluation.generator import Generator, teacher_generator
+from distillkit.evaluation.measure import Measure
 from distillkit.evaluation.pipeline import fitted, measure
 from distillkit.evaluation.presets import default_protocol, load_measure
 from distillkit.evaluation.record import read_record, write_record
@@ -60,16 +61,9 @@ class Bench:
     def __init__(self, suite: Suite, folder: Path, teacher: Teacher, context: Context) -> None:
         self.suite, self.folder, self.context = suite, folder, context
         self.teacher = teacher.to(context.device)
-        protocol = suite.protocol or default_protocol(teacher)
-        if protocol is None:
-            raise UsageError(
-                f"no protocol is known for the teacher {teacher.spec.name}: name one in the suite (protocol: NAME, see "
-                "`distillkit protocols`, or protocol: FILE, made of images by `distillkit reference make`)"
-            )
-        self.protocol = protocol
         self._frame: float | None = None
-        shape = self.teacher.codec.decoded_shape(teacher.spec.shape)
-        self.measure = load_measure(protocol, count=suite.samples, shape=shape)
+        self.measure = measure_of(suite, teacher)
+        self.protocol = self.measure.protocol.name
         self.results = Results(
             suite=suite, environment=environment(), created=datetime.now(UTC).isoformat(timespec="seconds")
         )
@@ -107,8 +101,9 @@ class Bench:
         say = self.context.reporter.say
         try:
             jobs = self.plan()
-            if all(job.problem for job in jobs):
-                raise DistillkitError("none of the entries can be run:\n" + "\n".join(_problems(jobs)))
+            require_some(jobs)
+            for problem in _problems(jobs):
+                say(f"cannot run: {problem}")
             self.results = self.results.model_copy(update={"measured": self._known()})
             self._measure_teacher()
             for number, job in enumerate(jobs, 1):
@@ -236,6 +231,33 @@ class Bench:
         self.results = self.results.model_copy(update={"grid": {**self.results.grid, name: str(path)}})
 
 
+def measure_of(suite: Suite, teacher: Teacher) -> Measure:
+    """The protocol of a suite, ready to measure.
+
+    Raises:
+        UsageError: where no protocol is known for the teacher and the suite names none.
+        DistillkitError: when the protocol's files are missing.
+    """
+    protocol = suite.protocol or default_protocol(teacher)
+    if protocol is None:
+        raise UsageError(
+            f"no protocol is known for the teacher {teacher.spec.name}: name one in the suite (protocol: NAME, see "
+            "`distillkit protocols`, or protocol: FILE, made of images by `distillkit reference make`)"
+        )
+    shape = teacher.codec.decoded_shape(teacher.spec.shape)
+    return load_measure(protocol, count=suite.samples, shape=shape)
+
+
+def require_some(jobs: Sequence[Job]) -> None:
+    """Refuse a benchmark of which nothing can be run.
+
+    Raises:
+        DistillkitError: with every entry's reason.
+    """
+    if all(job.problem for job in jobs):
+        raise DistillkitError("none of the entries can be run:\n  " + "\n  ".join(_problems(jobs)))
+
+
 def _otherwise(student: Student, evaluations: tuple[int, ...]) -> Iterator[Student]:
     """The student with other numbers of evaluations, those that its sampler can do."""
     for nfe in sorted({*evaluations} - {round(student.nfe)}):
@@ -252,8 +274,8 @@ def _whole(path: Path) -> bool:
         return False
 
 
-def _problems(jobs: list[Job]) -> Iterator[str]:
-    return (f"  {job.entry}: {job.problem}" for job in jobs if job.seed == 0)
+def _problems(jobs: Sequence[Job]) -> Iterator[str]:
+    return (f"{job.entry}: {job.problem}" for job in jobs if job.seed == 0 and job.problem)
 
 
 def curve(run: Path) -> Iterator[Point]:

@@ -21,6 +21,7 @@ from distillkit.files import canonical_json
 from distillkit.jobs.api import method_offer
 from distillkit.jobs.context import Context
 from distillkit.jobs.distil import Distillation
+from distillkit.jobs.launcher import launcher_settings
 from distillkit.jobs.trial import forward_equivalents
 from distillkit.models.hashes import content_hash
 from distillkit.progress import Quiet
@@ -118,23 +119,36 @@ def distillation(method: Installed, config: RunConfig, teacher: Teacher, context
     return planned
 
 
+def precision_of(suite: Suite) -> str:
+    """Of every training of the suite: its own, or what the launcher asks for."""
+    return str(suite.training.get("precision") or launcher_settings().precision or "fp32")
+
+
 def configuration(suite: Suite, entry: str, method: Installed, length: dict[str, Any] | None = None) -> RunConfig:
     """An entry's run: the method's preset, then what the suite says for all, then for the entry, then its length.
 
     Raises:
-        UsageError: for bad values; says in which entry.
+        UsageError: for bad values, a precision of the entry's own, or a launcher that asks for other settings; says in
+            which entry.
     """
-    own = suite.methods[entry]
+    own, precision = suite.methods[entry], precision_of(suite)
     options = {
         "teacher": suite.teacher,
         "settings": own.settings,
-        "training": merge(suite.training, own.training, length or {}),
+        "training": merge({"precision": precision}, suite.training, own.training, length or {}),
         "student": own.student,
         "sources": merge(suite.sources, own.sources),
         "evaluation": {"protocol": suite.protocol or None, "samples": suite.samples},
     }
     try:
-        return resolve(method.value, options=options)[0]
+        config = resolve(method.value, options=options)[0]
+        if config.training.precision != precision:
+            raise UsageError(
+                f"precision {config.training.precision}, and all trainings of this suite are in {precision}: set it "
+                "for the whole suite (training: {precision: ...})"
+            )
+        training, _ = launcher_settings().training(config.training, merge(suite.training, own.training))
+        return config.model_copy(update={"training": training})
     except UsageError as error:
         raise UsageError(f"entry {entry}: {error}") from error
 

@@ -9,16 +9,18 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from distillkit.benchmark.harness import Bench, State
-from distillkit.benchmark.jobs import Job
+from distillkit.benchmark.harness import Bench, State, measure_of, require_some
+from distillkit.benchmark.jobs import Job, precision_of
 from distillkit.benchmark.leaderboard import Leaderboard, leaderboard
 from distillkit.benchmark.report import write_report
 from distillkit.benchmark.results import Results, Run, read_results
 from distillkit.benchmark.suite import Suite, chosen, default_suite, load_suite
 from distillkit.benchmark.verdicts import findings, paired, table_decimals
+from distillkit.downloads import nothing_downloaded
 from distillkit.errors import DistillkitError
 from distillkit.evaluation.digits import with_error
 from distillkit.jobs.context import TIMEOUT, Context, job_context
+from distillkit.jobs.launcher import TRAINING
 from distillkit.models.store.resolve import resolve
 from distillkit.runs.folder import RunFolder
 
@@ -96,6 +98,7 @@ def bench(
     seeds: int | None = None,
     budget: int | None = None,
     data: str | Path | None = None,
+    protocol: str | Path | None = None,
     output_dir: str | Path | None = None,
     device: str = "auto",
     quiet: bool = False,
@@ -111,6 +114,7 @@ def bench(
         seeds: trainings of each; the suite's number by default.
         budget: forward-equivalents of each training; the suite's by default.
         data: real images, for methods that need them and teachers without their own.
+        protocol: of all figures: a name, or a file of `reference make`; the suite's by default.
         output_dir: folder of results and runs; bench/SUITE by default.
         device: "auto", "cpu", "cuda" or "mps".
         quiet: no progress.
@@ -121,10 +125,15 @@ def bench(
         DistillkitError: when nothing could be compared; a method that fails does not stop the others.
         Interrupted: after SIGINT or SIGTERM, with everything kept.
     """
-    asked = _asked(suite, methods, seeds, budget, data)
+    asked = _asked(suite, methods, seeds, budget, data, protocol)
     folder = _folder(asked, output_dir)
-    with _context(asked, folder, device, quiet=quiet, timeout=timeout) as context:
-        teacher = resolve(asked.teacher).load(context.reporter, context.stopped)
+    with _context(asked, device, quiet=quiet, timeout=timeout) as context:
+        reference = resolve(asked.teacher)
+        reference.check()
+        if not reference.available:
+            # What cannot be measured is not worth a download.
+            measure_of(asked, reference.fresh(0))
+        teacher = reference.load(context.reporter, context.stopped)
         with RunFolder(folder, "distillkit bench").locked(main=context.main):
             Bench(asked, folder, teacher, context).run()
             context.accelerator.wait_for_everyone()
@@ -152,6 +161,7 @@ class BenchPlan:
     protocol: str
     device: str
     jobs: list[PlannedJob]
+    downloads: tuple[str, ...] = ()
 
     @property
     def seconds(self) -> float:
@@ -166,6 +176,7 @@ def plan(
     seeds: int | None = None,
     budget: int | None = None,
     data: str | Path | None = None,
+    protocol: str | Path | None = None,
     output_dir: str | Path | None = None,
     device: str = "auto",
 ) -> BenchPlan:
@@ -173,12 +184,16 @@ def plan(
     or downloaded: a teacher that is not there is stood in for by one with random weights.
 
     Raises:
-        UsageError: as `bench`.
+        UsageError, DistillkitError: as `bench`.
     """
-    asked = _asked(suite, methods, seeds, budget, data)
+    asked = _asked(suite, methods, seeds, budget, data, protocol)
     folder = _folder(asked, output_dir)
-    with _context(asked, folder, device, quiet=True) as context:
-        teacher = resolve(asked.teacher).skeleton(context.reporter)
+    reference = resolve(asked.teacher)
+    reference.check()
+    with _context(asked, device, quiet=True) as context, nothing_downloaded() as needed:
+        if not reference.available:
+            needed.names.append(f"the teacher {reference.name}")
+        teacher = reference.skeleton(context.reporter)
         work = Bench(asked, folder, teacher, context)
         times: dict[str, float | None] = {}
         jobs = []
@@ -186,7 +201,8 @@ def plan(
             if job.entry not in times:
                 times[job.entry] = _seconds(work, job)
             jobs.append(PlannedJob(job, work.state(job), times[job.entry]))
-        return BenchPlan(asked, folder, work.protocol, str(context.device), jobs)
+        require_some([planned.job for planned in jobs])
+        return BenchPlan(asked, folder, work.protocol, str(context.device), jobs, tuple(needed.names))
 
 
 def _seconds(work: Bench, job: Job) -> float | None:
@@ -200,10 +216,10 @@ def _seconds(work: Bench, job: Job) -> float | None:
 
 def _asked(
     suite: str | Path | Suite | None, methods: Sequence[str], seeds: int | None, budget: int | None,
-    data: str | Path | None,
+    data: str | Path | None, protocol: str | Path | None,
 ) -> Suite:  # fmt: skip
     whole = suite if isinstance(suite, Suite) else load_suite(suite or default_suite())
-    return chosen(whole, methods=methods, seeds=seeds, budget=budget, data=data)
+    return chosen(whole, methods=methods, seeds=seeds, budget=budget, data=data, protocol=protocol)
 
 
 def _folder(suite: Suite, output_dir: str | Path | None) -> Path:
@@ -211,7 +227,8 @@ def _folder(suite: Suite, output_dir: str | Path | None) -> Path:
 
 
 @contextmanager
-def _context(suite: Suite, folder: Path, device: str, *, quiet: bool, timeout: float = TIMEOUT) -> Iterator[Context]:
-    precision = str(suite.training.get("precision", "fp32"))
-    with job_context(precision=precision, device=device, folder=str(folder), quiet=quiet, timeout=timeout) as context:
+def _context(suite: Suite, device: str, *, quiet: bool, timeout: float = TIMEOUT) -> Iterator[Context]:
+    with job_context(
+        precision=precision_of(suite), device=device, quiet=quiet, timeout=timeout, settled=TRAINING
+    ) as context:
         yield context

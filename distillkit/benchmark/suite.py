@@ -127,18 +127,21 @@ def _check_entries(suite: Suite, where: str) -> None:
 
 def chosen(
     suite: Suite, *, methods: Sequence[str] = (), seeds: int | None = None, budget: int | None = None,
-    data: str | Path | None = None,
+    data: str | Path | None = None, protocol: str | Path | None = None,
 ) -> Suite:  # fmt: skip
     """The suite with some of its entries, or with other methods under their presets, and other numbers.
 
     Args:
         methods: entries, installed methods, or Python files that define one.
         data: real images, for the methods that read them.
+        protocol: of all figures: a name, or a file of `reference make`.
 
     Raises:
         UsageError: for a name that is none of these, or a number out of bounds.
     """
     changes: dict[str, Any] = {"seeds": seeds, "budget": budget}
+    if protocol is not None:
+        changes["protocol"] = str(protocol)
     if data is not None:
         changes["sources"] = {**suite.sources, "data": {**suite.sources.get("data", {}), "path": str(data)}}
     if methods:

@@ -89,6 +89,7 @@ def options(
     logging.basicConfig(level=logging.DEBUG if debug else logging.WARNING, stream=sys.stderr)
     for handler in logging.getLogger().handlers:
         handler.setFormatter(_Printable("%(levelname)s: %(message)s"))
+        handler.addFilter(_unsaid)
     if debug:
         logging.getLogger("distillkit").setLevel(logging.DEBUG)
     for file in plugin or ():
@@ -102,6 +103,16 @@ class _Printable(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         return printable(redacted(super().format(record)))
+
+
+def _unsaid(record: logging.LogRecord) -> bool:
+    """Whether no library has a handler of its own for this message, which would then be shown twice."""
+    logger: logging.Logger | None = logging.getLogger(record.name)
+    while logger is not None and logger.parent is not None:
+        if logger.handlers:
+            return False
+        logger = logger.parent if logger.propagate else None
+    return True
 
 
 def main() -> None:

@@ -7,19 +7,23 @@ from typing import Annotated
 
 import typer
 
-from distillkit.cli.run import Device
-
-SUITES = sorted(path.stem for path in (Path(__file__).parents[1] / "benchmark" / "suites").glob("*.yaml"))
+from distillkit.cli.choices import SUITES, DeviceOption, offered, suites
+from distillkit.cli.choices import methods as completed_methods
 
 
 def bench(
     suite: Annotated[
         str | None,
-        typer.Option(help=f"{', '.join(SUITES)}, or a YAML file.  [default: the embedded teacher's]"),
+        typer.Option(
+            help=f"{', '.join(SUITES)}, or a YAML file.  [default: the embedded teacher's]", autocompletion=suites
+        ),
     ] = None,
     methods: Annotated[
         str,
-        typer.Option(help="Entries of the suite, installed methods or Python files: dmd,./mine.py.  [default: all]"),
+        typer.Option(
+            help="Entries of the suite, installed methods or Python files: dmd,./mine.py.  [default: all]",
+            autocompletion=completed_methods,
+        ),
     ] = "",
     seeds: Annotated[int | None, typer.Option(min=1, help="Trainings of each.  [default: the suite's]")] = None,
     budget: Annotated[
@@ -28,13 +32,20 @@ def bench(
     data: Annotated[
         str | None, typer.Option(help="Real images, for methods that need them and teachers without their own.")
     ] = None,
+    protocol: Annotated[
+        str | None,
+        typer.Option(
+            help="Protocol by name, or a file of `reference make`.  [default: the suite's]",
+            autocompletion=offered("protocols"),
+        ),
+    ] = None,
     output_dir: Annotated[
         Path | None, typer.Option("--output-dir", "-o", help="Folder of results and runs.  [default: bench/SUITE]")
     ] = None,
     report_only: Annotated[
         bool, typer.Option("--report-only", help="Write the report anew from the folder's results; run nothing.")
     ] = False,
-    device: Annotated[Device, typer.Option(help="Where to compute.")] = Device.AUTO,
+    device: DeviceOption = "auto",
     timeout: Annotated[
         float | None,
         typer.Option(
@@ -64,13 +75,15 @@ def bench(
     spent = _count(budget)
     if dry_run:
         show_bench_plan(
-            run.plan(suite, methods=names, seeds=seeds, budget=spent, data=data, output_dir=output_dir,
-                     device=device.value)
+            run.plan(
+                suite, methods=names, seeds=seeds, budget=spent, data=data, protocol=protocol, output_dir=output_dir,
+                device=device,
+            )
         )  # fmt: skip
         return
     result = run.bench(
-        suite, methods=names, seeds=seeds, budget=spent, data=data, output_dir=output_dir, device=device.value,
-        quiet=quiet, timeout=timeout or TIMEOUT,
+        suite, methods=names, seeds=seeds, budget=spent, data=data, protocol=protocol, output_dir=output_dir,
+        device=device, quiet=quiet, timeout=timeout or TIMEOUT,
     )  # fmt: skip
     if is_first_process():
         show_bench(result)

@@ -42,7 +42,7 @@ def show_bench(result: BenchResult) -> None:
     out.print(f"report: {page}, {text}", markup=False, highlight=False, soft_wrap=True)
     records = shlex.quote(f"{result.folder}/records")
     out.print(
-        f"next: open {shlex.quote(str(page))}, or compare with your own: distillkit compare {records} RECORD...",
+        f"next: open {shlex.quote(str(page))}, or compare with your own: distillkit compare {records} RECORD",
         soft_wrap=True,
     )
 
@@ -67,6 +67,8 @@ def show_bench_plan(plan: BenchPlan) -> None:
             "not known" if planned.seconds is None else f"about {clock(planned.seconds)}", planned.state,
         )  # fmt: skip
     out.print(table)
+    for name in plan.downloads:
+        out.print(f"to be downloaded: {name}", highlight=False, markup=False)
     out.print(
         f"about {clock(plan.seconds)} for the trainings that are to do, on {plan.device}; evaluations come on top\n"
         f"nothing was written to {plan.folder}",

@@ -41,7 +41,10 @@ def figures_table(title: str, name: str, *columns: str) -> Table:
 def suggest_run(out: Terminal, teacher: str) -> None:
     """The command that distils this teacher, and the methods there are."""
     methods = ", ".join(sorted(registry().named("methods"))) or "none is installed"
-    out.print(f"next: distillkit run METHOD --teacher {teacher}   (METHOD: {methods})", highlight=False, soft_wrap=True)
+    out.print(
+        f"next: distillkit run METHOD --teacher {shlex.quote(teacher)}   (METHOD: {methods})", highlight=False,
+        soft_wrap=True, markup=False,
+    )  # fmt: skip
 
 
 def show_plan(config: BaseModel, rows: list[tuple[str, str]]) -> None:
@@ -91,7 +94,7 @@ def show_result(run: Run) -> None:
     out.print(f"took {clock(summary['seconds'])}; everything is in {run.folder}", highlight=False, soft_wrap=True,
               markup=False)  # fmt: skip
     out.print(
-        f"next: distillkit sample {shlex.quote(str(run.folder))} --num 64 --seed 0 --output grid.png", highlight=False,
+        f"next: distillkit sample {shlex.quote(str(run.folder))} --seed 0 --output grid.png", highlight=False,
         soft_wrap=True, markup=False,
     )  # fmt: skip
 
@@ -111,7 +114,7 @@ def show_records(out: Terminal, made: list[tuple[Record, Path]]) -> None:
         out.print(f"note: {remark}", markup=False, highlight=False)
     for _, path in made:
         out.print(f"record in {path}", markup=False, highlight=False, soft_wrap=True)
-    out.print("next: distillkit compare " + shlex.join(str(path) for _, path in made) + " OTHER...", markup=False,
+    out.print("next: distillkit compare " + shlex.join(str(path) for _, path in made) + " OTHER", markup=False,
               highlight=False, soft_wrap=True)  # fmt: skip
 
 

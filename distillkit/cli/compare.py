@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -26,9 +27,11 @@ def compare(
     paths: list[Path] = []
     for path in records:
         inside = path / "records" if (path / "records").is_dir() else path
-        found = sorted(inside.glob("*.json")) if inside.is_dir() else [path]
+        found = [path]
+        if inside.is_dir():
+            found = sorted(inside.glob("*.json"))
         if not found:
-            raise UsageError(f"{path} holds no records; make one with `distillkit evaluate`")
+            raise UsageError(f"{path} holds no records; make one: distillkit evaluate {shlex.quote(str(path))}")
         paths += found
     tables, quoted = compared([read_record(path) for path in paths], group=group)
     show_comparison(console(), tables, quoted)

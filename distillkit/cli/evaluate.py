@@ -7,14 +7,22 @@ from typing import Annotated
 
 import typer
 
+from distillkit.cli.choices import DeviceOption, offered, subjects
+
 
 def evaluate(
     subject: Annotated[
-        str, typer.Argument(help="Run, RUN@best or student folder, teacher (name, folder, file), or images.")
+        str,
+        typer.Argument(
+            help="Run, RUN@best or student folder, teacher (name, folder, file), or images.", autocompletion=subjects
+        ),
     ],
     protocol: Annotated[
         str | None,
-        typer.Option(help="Protocol by name, or a file of `reference make`.  [default: the run's or the teacher's]"),
+        typer.Option(
+            help="Protocol by name, or a file of `reference make`.  [default: the run's or the teacher's]",
+            autocompletion=offered("protocols"),
+        ),
     ] = None,
     samples: Annotated[
         int | None, typer.Option(min=2, help="Another number of samples, which is another protocol.")
@@ -33,12 +41,17 @@ def evaluate(
         Path | None, typer.Option(help="Own reference statistics, from `distillkit reference make`.")
     ] = None,
     extractor: Annotated[
-        str | None, typer.Option(help="Feature extractor by name, or a TorchScript file (a program: trust it first).")
+        str | None,
+        typer.Option(
+            help="Feature extractor by name, or a TorchScript file (a program: trust it first).",
+            autocompletion=offered("extractors"),
+        ),
     ] = None,
     guidance: Annotated[float, typer.Option(min=0, help="Guidance weight, for teachers.")] = 1.0,
     precision: Annotated[
-        str, typer.Option(help="Of the generator: fp32, bf16 or fp16. Features are in fp32.")
-    ] = "fp32",
+        str | None,
+        typer.Option(help="Of the generator: fp32, bf16 or fp16. Features are in fp32.  [default: fp32]"),
+    ] = None,
     batch: Annotated[
         int | None, typer.Option(min=1, help="Samples in one pass; does not change which they are.  [default: by size]")
     ] = None,
@@ -62,7 +75,7 @@ def evaluate(
         int,
         typer.Option("--skip-damaged", min=0, help="So many given images may be damaged."),
     ] = 0,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
+    device: DeviceOption = "auto",
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
 ) -> None:
     """Measure a student, a teacher or images.

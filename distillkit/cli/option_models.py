@@ -28,7 +28,8 @@ def parameters(sections: Iterable[Section]) -> list[inspect.Parameter]:
             if name in section.preset and parse_count(section.preset[name]) != default:
                 shown = f"{section.preset_name}: {_show(section.preset[name])}; {shown}"
             declared = f"--{flag}/--no-{flag}" if kind is bool else f"--{flag}"
-            option = typer.Option(declared, help=_help(info, shown), rich_help_panel=section.title, show_default=False)
+            text = _help(info, shown).replace("\\[", "[")
+            option = typer.Option(declared, help=text, rich_help_panel=section.title, show_default=False)
             out.append(
                 inspect.Parameter(
                     flag.replace("-", "_"),

@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from distillkit.cli.choices import DeviceOption
+
 app = typer.Typer(
     rich_markup_mode=None,
     no_args_is_help=True,
@@ -49,7 +51,7 @@ def make(
         bool, typer.Option("--keep-features", help="Also keep the features, for kid, prdc and memorisation.")
     ] = False,
     batch: Annotated[int, typer.Option(min=1, help="Images in one pass.")] = 256,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
+    device: DeviceOption = "auto",
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
 ) -> None:
     """Extract the features of all images and write their moments, with the hash that protocols name."""
@@ -90,6 +92,7 @@ def make(
         out.print(f"next: distillkit protocols pin {chosen.name} --sha256 {reference.spec.sha256}", highlight=False)
     else:
         out.print(
-            f"the file is a protocol: distillkit evaluate SUBJECT --protocol {shlex.quote(str(output))}; run and "
-            "bench take it too", highlight=False, soft_wrap=True,
+            "the file is a protocol; run and bench take it too\n"
+            f"next: distillkit evaluate SUBJECT --protocol {shlex.quote(str(output))}",
+            highlight=False, soft_wrap=True, markup=False,
         )  # fmt: skip

@@ -2,28 +2,23 @@
 
 from __future__ import annotations
 
-import enum
-import inspect
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
-
-class Device(enum.StrEnum):
-    """Where to compute."""
-
-    AUTO = "auto"
-    CPU = "cpu"
-    CUDA = "cuda"
-    MPS = "mps"
+from distillkit.cli.choices import DeviceOption, light_parameters, offered, run_folders, trackers
+from distillkit.cli.help import made_command
+from distillkit.cli.names import completing, names
 
 
 class MethodGroup(TyperGroup):
     """One sub-command for each installed method and any Python file that defines one; made when it is asked for."""
 
     def list_commands(self, ctx: Any) -> list[str]:
+        if completing():
+            return names("methods")
         from distillkit.registry import registry
 
         return sorted(registry().named("methods"))
@@ -47,6 +42,8 @@ def _run() -> None: ...
 
 def method_command(name: str) -> Any:
     """The command for one method, its options taken from the run's and the method's configuration."""
+    if completing():
+        return made_command(name, light_parameters(name), common_options, lambda values: None, "")
     from distillkit.cli.option_models import parameters
     from distillkit.jobs.api import method_offer
     from distillkit.runs.config import RunConfig
@@ -56,46 +53,56 @@ def method_command(name: str) -> Any:
     teacher = RunConfig.model_fields["teacher"].get_default(call_default_factory=True)
     sections = sections_of(method, method.preset_for(teacher))
 
-    def command(**values: Any) -> None:
-        run_method(name, values)
-
-    common = list(inspect.signature(common_options, eval_str=True).parameters.values())
-    made = [*common, *parameters(sections)]
-    command.__signature__ = inspect.Signature(made)  # type: ignore[attr-defined]
-    command.__annotations__ = {p.name: p.annotation for p in made}
-    command.__doc__ = method.summary()
-    single = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich")
-    single.command(name)(command)
-    return typer.main.get_command(single)
+    return made_command(
+        name, parameters(sections), common_options, lambda values: run_method(name, values), method.summary()
+    )
 
 
 def common_options(
     *,
     teacher: Annotated[
         str | None,
-        typer.Option(help="Name, folder, EDM .pkl, diffusers model or hf:ORG/REPO.  \\[default: the embedded one]"),
+        typer.Option(
+            help="Name, folder, EDM .pkl, diffusers model or hf:ORG/REPO.  [default: the embedded one]",
+            autocompletion=offered("teachers"),
+        ),
     ] = None,
     output_dir: Annotated[
         Path | None,
-        typer.Option("--output-dir", "-o", help="Folder of the run.  \\[default: runs/METHOD-TEACHER-TIME]"),
+        typer.Option("--output-dir", "-o", help="Folder of the run.  [default: runs/METHOD-TEACHER-TIME]"),
     ] = None,
     resume: Annotated[
         Path | None,
-        typer.Option("--resume", help="Continue the run in this folder; with a longer --duration a finished one too."),
+        typer.Option(
+            "--resume",
+            help="Continue the run in this folder; with a longer --duration a finished one too.",
+            autocompletion=run_folders,
+        ),
     ] = None,
     config: Annotated[Path | None, typer.Option("--config", help="YAML file with settings; options win.")] = None,
     set_: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any setting by its path: training.lr=1e-4.")
     ] = None,
-    seed: Annotated[int | None, typer.Option(help="Seed of every random draw.  \\[default: 0]")] = None,
-    device: Annotated[Device, typer.Option(help="Where to compute.")] = Device.AUTO,
+    seed: Annotated[int | None, typer.Option(help="Seed of every random draw.  [default: 0]")] = None,
+    device: DeviceOption = "auto",
     report_to: Annotated[
-        str, typer.Option("--report-to", help="Tracker beside metrics.jsonl: none, tensorboard, wandb, trackio, ...")
+        str,
+        typer.Option(
+            "--report-to",
+            help="Tracker beside metrics.jsonl: none, tensorboard, wandb, trackio, ...",
+            autocompletion=trackers,
+        ),
     ] = "none",
+    tracker_project: Annotated[
+        str | None,
+        typer.Option(
+            "--tracker-project", help="Project of the tracker.  [default: WANDB_PROJECT and the like, or distillkit]"
+        ),
+    ] = None,
     timeout: Annotated[
         float | None,
         typer.Option(
-            min=1, help="Seconds after which a process that keeps others waiting counts as stuck.  \\[default: 600]"
+            min=1, help="Seconds after which a process that keeps others waiting counts as stuck.  [default: 600]"
         ),
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", "-n", help="Show the plan; write nothing.")] = False,
@@ -113,13 +120,12 @@ def run_method(name: str, values: dict[str, Any]) -> None:
     from distillkit.jobs.plan import plan_rows
     from distillkit.runs.config import set_values
 
-    dry_run, device = values.pop("dry_run"), values.pop("device").value
+    dry_run, device = values.pop("dry_run"), values.pop("device")
     arguments = typed_values(values) | {"values": set_values(values["set_"] or []), "device": device}
     arguments.pop("set_", None)
     if dry_run:
         with planned(name, **arguments) as plan:
-            job, rows = plan_rows(plan)
-            show_plan(job.config, rows)
+            show_plan(*plan_rows(plan))
         return
     run = distil(name, **arguments)
     if is_first_process():

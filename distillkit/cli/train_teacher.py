@@ -2,32 +2,25 @@
 
 from __future__ import annotations
 
-import inspect
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from distillkit.cli.choices import DeviceOption, light_parameters, run_folders, trackers
+from distillkit.cli.help import made_command
+from distillkit.cli.names import completing
+
 
 def train_command() -> Any:
     """The command, its options taken from the configuration of data, network, loss and training."""
+    about = "Train a teacher on real images by denoising score matching (EDM), or one that brings its data, anew."
+    if completing():
+        return made_command("train", light_parameters("teachers train"), common_options, lambda values: None, about)
     from distillkit.cli.option_models import parameters
 
-    sections = teacher_sections()
-
-    def command(**values: Any) -> None:
-        train(values)
-
-    made = [*inspect.signature(common_options, eval_str=True).parameters.values(), *parameters(sections)]
-    command.__signature__ = inspect.Signature(made)  # type: ignore[attr-defined]
-    command.__annotations__ = {p.name: p.annotation for p in made}
-    command.__doc__ = (
-        "Train a teacher on real images by denoising score matching (EDM), or one that brings its data, anew."
-    )
-    single = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich")
-    single.command("train")(command)
-    return typer.main.get_command(single)
+    return made_command("train", parameters(teacher_sections()), common_options, train, about)
 
 
 def teacher_sections() -> list[Any]:
@@ -54,25 +47,35 @@ def common_options(
         typer.Argument(help="Name of the teacher; without --data, one that brings its own.", show_default=False),
     ] = None,
     output_dir: Annotated[
-        Path | None, typer.Option("--output-dir", "-o", help="Folder.  \\[default: runs/teacher-NAME-TIME]")
+        Path | None, typer.Option("--output-dir", "-o", help="Folder.  [default: runs/teacher-NAME-TIME]")
     ] = None,
-    resume: Annotated[Path | None, typer.Option("--resume", help="Go on with the run in this folder.")] = None,
+    resume: Annotated[
+        Path | None, typer.Option("--resume", help="Go on with the run in this folder.", autocompletion=run_folders)
+    ] = None,
     config: Annotated[Path | None, typer.Option("--config", help="YAML file with settings; options win.")] = None,
     set_: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any setting by its path: training.lr=1e-4.")
     ] = None,
-    seed: Annotated[int | None, typer.Option(help="Seed of weights and draws.  \\[default: 0]")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of weights and draws.  [default: 0]")] = None,
     conditional: Annotated[
         bool | None,
-        typer.Option("--conditional/--unconditional", help="Use the labels, if there are any.  \\[default: yes]"),
+        typer.Option("--conditional/--unconditional", help="Use the labels, if there are any.  [default: yes]"),
     ] = None,
     licence: Annotated[str | None, typer.Option(help="Licence of the weights, recorded with every student.")] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
-    report_to: Annotated[str, typer.Option("--report-to", help="Tracker beside metrics.jsonl.")] = "none",
+    device: DeviceOption = "auto",
+    report_to: Annotated[
+        str, typer.Option("--report-to", help="Tracker beside metrics.jsonl.", autocompletion=trackers)
+    ] = "none",
+    tracker_project: Annotated[
+        str | None,
+        typer.Option(
+            "--tracker-project", help="Project of the tracker.  [default: WANDB_PROJECT and the like, or distillkit]"
+        ),
+    ] = None,
     timeout: Annotated[
         float | None,
         typer.Option(
-            min=1, help="Seconds after which a process that keeps others waiting counts as stuck.  \\[default: 600]"
+            min=1, help="Seconds after which a process that keeps others waiting counts as stuck.  [default: 600]"
         ),
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", "-n", help="Show the plan; write nothing.")] = False,
@@ -87,13 +90,17 @@ def train(values: dict[str, Any]) -> None:
     from distillkit.cli.option_models import typed_values
     from distillkit.errors import UsageError
     from distillkit.jobs.context import TIMEOUT, job_context, launch
+    from distillkit.jobs.launcher import TRAINING, launcher_settings
     from distillkit.jobs.plan import plan_teacher
     from distillkit.jobs.train_teacher import TeacherTraining, new_teacher, resolve_teacher
     from distillkit.runs.config import merge, read_config, set_values
     from distillkit.runs.folder import RunFolder
     from distillkit.runs.options import nested
 
-    run = {name: values.pop(name) for name in ("output_dir", "resume", "config", "set_", "device", "report_to")}
+    run = {
+        name: values.pop(name)
+        for name in ("output_dir", "resume", "config", "set_", "device", "report_to", "tracker_project")
+    }
     dry_run, quiet, timeout = values.pop("dry_run"), values.pop("quiet"), values.pop("timeout")
     typed = typed_values(values)
     top: dict[str, Any] = {
@@ -105,14 +112,18 @@ def train(values: dict[str, Any]) -> None:
         raise UsageError("--resume takes the configuration and the folder from the run; drop --config and --output-dir")
     saved = RunFolder(resume, "").saved_config() if resume else read_config(run["config"]) if run["config"] else None
     config = resolve_teacher(options, saved)
+    written = merge(saved.values if saved else {}, options).get("training") or {}
+    training, remarks = launcher_settings().training(config.training, written)
+    config = config.model_copy(update={"training": training})
     where = resume or run["output_dir"] or Path("runs") / f"teacher-{config.name}-{datetime.now():%Y%m%d-%H%M%S}"
     folder = RunFolder(where, f"distillkit teachers train {config.name}")
     with job_context(
-        precision=config.training.precision, device=run["device"], report_to=run["report_to"], folder=str(where),
-        quiet=quiet, timeout=timeout or TIMEOUT,
+        precision=config.training.precision, device=run["device"], report_to=run["report_to"],
+        tracker_project=run["tracker_project"], quiet=quiet, timeout=timeout or TIMEOUT,
+        settled=TRAINING, remarks=remarks,
     ) as context:  # fmt: skip
         if dry_run:
-            show_plan(config, plan_teacher(config, context, folder))
+            show_plan(config, plan_teacher(config, context, folder, resume=bool(resume)))
             return
         work = TeacherTraining(config, *new_teacher(config, context.device, context.reporter.say), folder, context)
         trained = launch(

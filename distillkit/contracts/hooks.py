@@ -51,13 +51,17 @@ hookimpl = pluggy.HookimplMarker(GROUP)
 
 
 class Tracker(Protocol):
-    """An experiment tracker. What it raises is a warning, and the run goes on without it."""
+    """An experiment tracker. What it raises is a warning, and the run goes on without it.
+
+    It may also have `log_picture(title, path, images)`, called with every grid of samples, and
+    `log_table(title, columns, rows, images)`, called with the closing table.
+    """
 
     def log(self, values: Mapping[str, float], images: int) -> None:
         """Means of a logging interval, or figures, by name, after so many images."""
 
     def close(self) -> None:
-        """The training has ended, or was stopped."""
+        """The run has ended, or was stopped."""
 
 
 @hookspec
@@ -108,7 +112,8 @@ def distillkit_protocols() -> Mapping[str, Mapping[str, Any] | Callable[[], Meas
 
 @hookspec
 def distillkit_trackers() -> Mapping[str, Callable[[str, Mapping[str, Any]], Tracker]]:  # type: ignore[empty-body]
-    """Trackers by name, made from the run's name and configuration; `--report-to NAME`."""
+    """Trackers by name, made from the run's name and its configuration in one level, {"training.lr": 1e-3}, with
+    "project", "folder" and "resumed" beside it; `--report-to NAME`."""
 
 
 @hookspec

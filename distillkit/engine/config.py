@@ -9,12 +9,16 @@ from typing import Literal
 from pydantic import Field
 
 from distillkit.contracts.learner import OptimizerConfig
-from distillkit.counts import Count
+from distillkit.counts import Count, CountOrShare, images_of
 
 Interval = Literal["log", "checkpoint", "sample", "evaluate"]
 
 INTERVALS: Mapping[Interval, int] = {"log": 50, "checkpoint": 16, "sample": 8, "evaluate": 8}
 """How often each happens in a training where its interval is not given."""
+
+
+FEWEST_STEPS = 20
+"""Fewer are a try of the machinery, and nothing is learnt."""
 
 
 class TrainingConfig(OptimizerConfig):
@@ -28,7 +32,9 @@ class TrainingConfig(OptimizerConfig):
     lr_schedule: Literal["constant", "linear", "cosine"] = Field(
         "constant", description="course of the learning rate after warm-up: constant, or falling to zero"
     )
-    warmup: Count = Field(0, ge=0, description="images over which the learning rate rises from zero")
+    warmup: CountOrShare = Field(
+        0, description="images over which the learning rate rises from zero, or a share of the duration: 5%"
+    )
     ema_halflife: Count = Field(50_000, ge=0, description="half-life of the weights' moving average, in images")
     ema_rampup: float = Field(
         0.05, gt=0, le=1, description="the half-life is at most this share of the images seen so far"
@@ -58,6 +64,22 @@ class TrainingConfig(OptimizerConfig):
     def steps(self) -> int:
         """Number of optimisation steps, rounded up."""
         return -(-self.duration // self.batch)
+
+    @property
+    def doubts(self) -> list[str]:
+        """Why a training with these settings can hardly learn, a line each."""
+        found, warmup = [], images_of(self.warmup, self.duration)
+        if warmup >= self.duration:
+            found.append(
+                f"the warm-up of {warmup:,.0f} images is as long as the training of {self.duration:,}: the learning "
+                f"rate ends at {self.lr * self.duration / warmup:.2g} of {self.lr:.2g}; --warmup 5% is usual"
+            )
+        if self.steps < FEWEST_STEPS:
+            found.append(
+                f"{self.duration:,} images are {self.steps} {'step' if self.steps == 1 else 'steps'} of "
+                f"{self.batch}, which is hardly a training; use a longer --duration or a smaller --batch"
+            )
+        return found
 
     @property
     def checkpoint_copies(self) -> int:

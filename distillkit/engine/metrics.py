@@ -1,9 +1,8 @@
-"""What a run logs: means over logging intervals, judged, written to metrics.jsonl and to trackers."""
+"""What a run logs: means over logging intervals, judged, written to metrics.jsonl."""
 
 from __future__ import annotations
 
 import json
-import logging
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,11 +13,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from distillkit.contracts.health import Diagnostic, Health
-from distillkit.contracts.hooks import Tracker
 from distillkit.files import append_bytes, write_bytes
-from distillkit.registry import registry
-
-log = logging.getLogger(__name__)
 
 
 class Means:
@@ -110,63 +105,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {key: _plain(inner) for key, inner in value.items()}
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value
-
-
-class Trackers:
-    """An experiment tracker: by accelerate's name, a plugin's, or an object at hand.
-
-    Its failures are warnings: local files are the record.
-
-    Plugins' trackers log on the first process alone.
-    """
-
-    def __init__(self, accelerator: Accelerator, name: str | Tracker, project: str, config: Mapping[str, Any]) -> None:
-        self.accelerator = accelerator
-        self.active = False
-        self.own: Tracker | None = None
-        if not isinstance(name, str):
-            self.own, self.active = name, accelerator.is_main_process
-            return
-        offered = registry().named("trackers").get(name)
-        if name == "none" or (offered and not accelerator.is_main_process):
-            return
-        try:
-            plain = {k: v for k, v in config.items() if isinstance(v, str | int | float | bool)}
-            if offered:
-                self.own = offered.value(project, plain)
-            else:
-                accelerator.init_trackers(project, config=plain)
-                if accelerator.is_main_process and not accelerator.trackers:
-                    # accelerate leaves out what is not installed without an error.
-                    raise RuntimeError("it is not installed")
-            self.active = True
-        except Exception as error:  # any tracker may fail in any way; the run goes on
-            log.warning("tracker %s is not available (%s); the run goes on with metrics.jsonl alone", name, error)
-
-    def log(self, values: Mapping[str, float], step: int) -> None:
-        if not self.active:
-            return
-        try:
-            if self.own is not None:
-                self.own.log(dict(values), step)
-            else:
-                self.accelerator.log(dict(values), step=step)
-        except Exception as error:
-            self.active = False
-            log.warning("the tracker failed (%s); the run goes on with metrics.jsonl alone", error)
-
-    def close(self) -> None:
-        """Close the trackers, and nothing else: `Accelerator.end_training` would end the process group too, which the
-        figures after the training need."""
-        if not self.active:
-            return
-        self.active = False
-        try:
-            if self.own is not None:
-                self.own.close()
-            else:
-                for tracker in self.accelerator.trackers:
-                    tracker.finish()
-                self.accelerator.trackers = []
-        except Exception as error:
-            log.warning("the tracker failed at the end (%s)", error)

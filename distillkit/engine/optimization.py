@@ -11,6 +11,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from distillkit.contracts.learner import OptimizerConfig
+from distillkit.counts import images_of
 from distillkit.engine.config import TrainingConfig
 from distillkit.errors import DistillkitError
 
@@ -27,7 +28,8 @@ def merged(run: OptimizerConfig, own: OptimizerConfig | None) -> OptimizerConfig
 
 def learning_rate_factor(config: TrainingConfig, images: float, duration: float) -> float:
     """Warm-up from zero, then the schedule's course; 1 is the full learning rate."""
-    rise = min(1.0, images / config.warmup) if config.warmup else 1.0
+    warmup = images_of(config.warmup, duration)
+    rise = min(1.0, images / warmup) if warmup else 1.0
     left = max(0.0, 1 - images / duration)
     fall = {"constant": 1.0, "linear": left, "cosine": 0.5 - 0.5 * math.cos(math.pi * left)}[config.lr_schedule]
     return rise * fall

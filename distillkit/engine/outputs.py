@@ -5,13 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 from distillkit.contracts.health import Diagnostic, Health
 from distillkit.contracts.sampler import Sampler
 from distillkit.contracts.student import StudentGenerator
 from distillkit.engine.checkpoint import Checkpoints
-from distillkit.engine.metrics import MetricsFile, Trackers, judge
+from distillkit.engine.metrics import MetricsFile, judge
+from distillkit.engine.trackers import Trackers
 from distillkit.errors import DistillkitError
 from distillkit.progress import Reporter
 
@@ -61,7 +63,7 @@ class Outputs:
 
     Args:
         main: whether this process writes; the others only call.
-        preview: (student, step) -> None, writes pictures.
+        preview: (student, step) -> the picture that it wrote, where it wrote one.
         evaluate: student -> its figure, the same on all processes; None where nothing is measured.
         describe_student: (sampler, images seen) -> the student's description, kept in every checkpoint, so that its
             moving average alone can be loaded as a student.
@@ -72,7 +74,7 @@ class Outputs:
     trackers: Trackers
     reporter: Reporter
     main: bool = True
-    preview: Callable[[StudentGenerator, int], None] = lambda student, step: None
+    preview: Callable[[StudentGenerator, int], Path | None] = lambda student, step: None
     evaluate: Callable[[StudentGenerator], Evaluation | None] = lambda student: None
     describe_student: Callable[[Sampler, int], Mapping[str, Any]] | None = None
     health: dict[str, Health] = field(default_factory=dict)
@@ -110,6 +112,10 @@ class Outputs:
             self.metrics.append({"step": step, "images": images, "cost": cost, "evaluation": asdict(figure)})
         self.trackers.log({figure.label: figure.value}, images)
         return figure
+
+    def show(self, step: int, images: int, student: StudentGenerator) -> None:
+        """Draw what the student makes, for people here and at the tracker."""
+        self.trackers.show("samples", self.preview(student, step), images)
 
     def remark(self, step: int, last: Mapping[str, float]) -> str:
         """What is shown beside the progress bar: step, losses, the last figure, health."""

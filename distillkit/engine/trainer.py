@@ -276,7 +276,7 @@ class Trainer:
 
     def _preview(self, outputs: Outputs) -> None:
         with own_draws(self.accelerator):
-            outputs.preview(self.ema, self.step)
+            outputs.show(self.step, self.step * self.config.batch, self.ema)
 
     def save(self, outputs: Outputs) -> None:
         """Write everything that the future depends on; the first process alone writes.

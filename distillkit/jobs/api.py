@@ -24,6 +24,7 @@ from distillkit.files import slug
 from distillkit.jobs.context import TIMEOUT, Context, job_context, launch
 from distillkit.jobs.distil import Distillation
 from distillkit.jobs.evaluate import evaluate_subject
+from distillkit.jobs.launcher import TRAINING, launcher_settings
 from distillkit.jobs.run import Run
 from distillkit.jobs.subjects import EvaluationOptions
 from distillkit.models.store.resolve import preset_name
@@ -47,6 +48,7 @@ def distil(
     config: str | Path | RunConfig | None = None,
     device: str = "auto",
     report_to: str | Tracker = "none",
+    tracker_project: str | None = None,
     quiet: bool = False,
     timeout: float = TIMEOUT,
     values: Mapping[str, Any] | None = None,
@@ -62,6 +64,7 @@ def distil(
         config: a YAML file of settings, or a whole configuration; `settings` win.
         device: "auto", "cpu", "cuda" or "mps".
         report_to: a tracker beside metrics.jsonl: its name, or an object with `log(values, images)` and `close()`.
+        tracker_project: its project; by its own variable such as WANDB_PROJECT, or "distillkit" by default.
         quiet: no progress.
         timeout: seconds for which one of several processes may keep the others waiting.
         values: settings nested as in a configuration file, below `settings`.
@@ -75,7 +78,7 @@ def distil(
     """
     with planned(
         method, teacher, output_dir=output_dir, resume=resume, config=config, device=device, report_to=report_to,
-        quiet=quiet, timeout=timeout, values=values, **settings,
+        tracker_project=tracker_project, quiet=quiet, timeout=timeout, values=values, **settings,
     ) as plan:  # fmt: skip
         job = plan.job()
         job.prepare()
@@ -120,6 +123,7 @@ def planned(
     config: str | Path | RunConfig | None = None,
     device: str = "auto",
     report_to: str | Tracker = "none",
+    tracker_project: str | None = None,
     quiet: bool = False,
     timeout: float = TIMEOUT,
     values: Mapping[str, Any] | None = None,
@@ -137,17 +141,19 @@ def planned(
     file = RunFolder(Path(resume), command).saved_config() if resume else _file(config)
     known_as = at_hand.spec.name if at_hand else None
     resolved, preset = resolve(offer.value, teacher_name=known_as, file=file, options=options)
+    written = merge(file.values if file else {}, options).get("training") or {}
+    training, remarks = launcher_settings().training(resolved.training, written)
+    resolved = resolved.model_copy(update={"training": training})
     folder = RunFolder(_folder(output_dir, resume, offer.name, resolved.teacher), command)
     finished = Run(folder.path).config.training.duration if resume and folder.finished else 0
     if resume and folder.finished and resolved.training.duration <= finished:
         raise UsageError(
             f"{folder.path} is finished; there is nothing to resume. Sample from it: "
-            f"distillkit sample {shlex.quote(str(folder.path))}, "
-            "or go on for longer: --duration"
+            f"distillkit sample {shlex.quote(str(folder.path))}; or go on for longer: --duration {2 * finished}"
         )
     with job_context(
-        precision=resolved.training.precision, device=device, report_to=report_to, folder=str(folder.path), quiet=quiet,
-        timeout=timeout,
+        precision=resolved.training.precision, device=device, report_to=report_to,
+        tracker_project=tracker_project, quiet=quiet, timeout=timeout, settled=TRAINING, remarks=remarks,
     ) as context:  # fmt: skip
         yield Plan(resolved, preset, folder, context, offer, at_hand, resuming=bool(resume))
 
@@ -224,9 +230,12 @@ def evaluate_all(
 ) -> Sequence[tuple[Record, Path]]:
     """As `evaluate`, for several numbers of evaluations (`nfe=(1, 2, 4)`): every record and where it was written; none
     on other processes than the first."""
-    asked = EvaluationOptions(protocol=protocol, **options)
+    precision, remarks = launcher_settings().taken_precision(options.pop("precision", None))
+    asked = EvaluationOptions(protocol=protocol, precision=precision, **options)
     measured = subject.folder if isinstance(subject, Run) else subject
-    with job_context(precision=asked.precision, device=device, quiet=quiet) as context:
+    with job_context(
+        precision=asked.precision, device=device, quiet=quiet, settled=("precision",), remarks=remarks
+    ) as context:
         return [(made.record, made.path) for made in evaluate_subject(measured, asked, context)]
 
 

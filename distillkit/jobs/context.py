@@ -3,29 +3,31 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
 from types import MappingProxyType
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator, InitProcessGroupKwargs
+from accelerate.state import AcceleratorState
 from pydantic import BaseModel
 
 from distillkit.contracts.hooks import Tracker
 from distillkit.contracts.source import SourceJob
 from distillkit.engine.interrupt import StopRequest, stop_on_signal
+from distillkit.engine.trackers import TrackedRun, Trackers, project_of, require_tracker
 from distillkit.engine.watch import Progress, lost_another, watched
 from distillkit.errors import DistillkitError, Interrupted, UsageError
 from distillkit.files import WriteError, io_error
+from distillkit.jobs.launcher import contradiction, launcher_settings, own_environment
 from distillkit.progress import Quiet, Reporter, reporter_for
-from distillkit.registry import registry
 from distillkit.runs.folder import RunFolder
 
-TRACKERS = ("none", "tensorboard", "wandb", "trackio", "mlflow", "comet_ml", "aim", "clearml", "swanlab")
+DEVICES = ("auto", "cpu", "cuda", "mps")
 
 
 TIMEOUT = 600.0
@@ -33,47 +35,57 @@ TIMEOUT = 600.0
 MOST_TIMEOUT = 7 * 86_400.0
 
 
-def make_accelerator(
-    precision: str, device: str, report_to: str, logging_folder: str, timeout: float = TIMEOUT
-) -> Accelerator:
-    """An Accelerator for "auto", "cpu", "cuda" or "mps"; reads RANK, WORLD_SIZE, LOCAL_RANK where launchers set them.
-
-    Args:
-        report_to: a tracker that accelerate knows, a plugin's, or "none".
+def require_device(device: str) -> None:
+    """Refuse a device that is none, or that this machine does not have.
 
     Raises:
-        UsageError: when the device is not there or does not know the precision.
+        UsageError: naming those that are possible here.
     """
     there = {"auto": True, "cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if device not in there:
-        raise UsageError(f"--device {device}: unknown; known: {', '.join(there)}")
-    if not there[device]:
-        raise UsageError(f"--device {device}: this machine has none that torch can use; try --device cpu")
-    cpu = device == "cpu" or (device == "auto" and not (there["cuda"] or there["mps"]))
-    if precision == "fp16" and cpu:
-        raise UsageError("--precision fp16 needs a GPU; on the CPU use fp32 or bf16")
-    if cpu:
-        # Spare accelerate's launcher questions: torchrun on a machine without GPU means gloo.
-        os.environ.setdefault("ACCELERATE_USE_CPU", "true")
-    return Accelerator(
-        cpu=cpu,
-        mixed_precision={"fp32": "no"}.get(precision, precision),
-        log_with=report_to if report_to in TRACKERS[1:] else None,
-        project_dir=logging_folder,
-        # Later than our own limit, which says which process it is.
-        kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(seconds=2 * timeout + 60))],
-    )
+    if there.get(device):
+        return
+    here = f"possible on this machine: {', '.join(name for name in DEVICES if there[name])}"
+    if device in there:
+        raise UsageError(f"--device {device}: this machine has none that torch can use; {here}")
+    kind, _, number = device.partition(":")
+    hint = ""
+    if kind in ("cuda", "gpu") and number:
+        hint = f"; one of several GPUs is chosen by CUDA_VISIBLE_DEVICES={number} and --device cuda"
+    elif kind in ("gpu", "nvidia", "rocm"):
+        hint = "; a GPU is called cuda"
+    raise UsageError(f"--device {device}: unknown; {here}{hint}")
 
 
-def require_tracker(name: str) -> None:
-    """Refuse a tracker that neither accelerate nor a plugin has.
+def make_accelerator(precision: str, device: str, timeout: float = TIMEOUT) -> Accelerator:
+    """An Accelerator for "auto", "cpu", "cuda" or "mps"; reads RANK, WORLD_SIZE, LOCAL_RANK where launchers set them.
 
     Raises:
-        UsageError: naming those there are.
+        UsageError: when the device is not there, does not know the precision, or the launcher asks for something else.
     """
-    known = [*TRACKERS, *registry().named("trackers")]
-    if name not in known:
-        raise UsageError(f"--report-to {name}: unknown tracker; known: {', '.join(known)}")
+    require_device(device)
+    launcher = launcher_settings()
+    device = launcher.for_device(device)
+    require_device(device)
+    cpu = device == "cpu" or (device == "auto" and not (torch.cuda.is_available() or torch.backends.mps.is_available()))
+    if precision == "fp16" and cpu:
+        raise UsageError("--precision fp16 needs a GPU; on the CPU use fp32 or bf16")
+    mixed = {"fp32": "no"}.get(precision, precision)
+    _forget_other(mixed, cpu=cpu)
+    with own_environment(cpu=cpu):
+        return Accelerator(
+            cpu=cpu, mixed_precision=mixed,
+            # Later than our own limit, which says which process it is.
+            kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(seconds=2 * timeout + 60))],
+        )  # fmt: skip
+
+
+def _forget_other(mixed_precision: str, *, cpu: bool) -> None:
+    """Let a notebook's next job have another device or precision: accelerate keeps one of each for a process."""
+    state = AcceleratorState
+    if not state._shared_state or torch.distributed.is_initialized():
+        return
+    if state().mixed_precision != mixed_precision or (state().device.type == "cpu") != cpu:
+        state._reset_state(reset_partial_state=True)
 
 
 def is_first_process() -> bool:
@@ -91,6 +103,7 @@ class Context:
     Args:
         report_to: a tracker's name, a tracker, or "none".
         progress: what the job's other processes hear of this one.
+        project: of the tracker.
     """
 
     accelerator: Accelerator
@@ -98,6 +111,7 @@ class Context:
     stop: StopRequest
     report_to: str | Tracker = "none"
     progress: Progress = field(default_factory=Progress)
+    project: str | None = None
 
     @property
     def device(self) -> torch.device:
@@ -115,6 +129,12 @@ class Context:
     @property
     def world(self) -> int:
         return int(self.accelerator.num_processes)
+
+    def trackers(self, folder: RunFolder, config: Mapping[str, Any], *, resumed: bool) -> Trackers:
+        """The tracker of the run in `folder`."""
+        named = self.report_to if isinstance(self.report_to, str) else ""
+        run = TrackedRun(folder.path.resolve().name, project_of(named, self.project), config, folder.path, resumed)
+        return Trackers(self.report_to, run, self.accelerator)
 
     def stopped(self) -> int:
         """The number of the signal that has come, else 0. Long work asks at times, which shows that it goes on."""
@@ -149,27 +169,37 @@ def job_context(
     precision: str = "fp32",
     device: str = "auto",
     report_to: str | Tracker = "none",
-    folder: str = ".",
+    tracker_project: str | None = None,
     quiet: bool = False,
     timeout: float = TIMEOUT,
+    settled: Collection[str] = (),
+    remarks: Sequence[str] = (),
 ) -> Iterator[Context]:
     """A job's context; while it lasts, the first SIGINT, SIGTERM or SIGHUP asks the job to stop at a safe place.
 
     Args:
         timeout: seconds for which one of several processes may keep the others waiting.
 
+    Args:
+        settled: the launcher's settings that the job has taken over, by their names.
+        remarks: said before anything else.
+
     Raises:
-        UsageError: for a device, precision or tracker that is not there.
+        UsageError: for a device, precision or tracker that is not there, or a launcher that asks for something else.
         DistillkitError: where another process of the job has ended.
     """
     if not 1 <= timeout <= MOST_TIMEOUT:
         raise UsageError(f"--timeout {timeout:g}: from 1 second to {MOST_TIMEOUT:,.0f}")
-    named = report_to if isinstance(report_to, str) else "none"
-    require_tracker(named)
-    accelerator = make_accelerator(precision, device, named, folder, timeout)
+    require_tracker(report_to if isinstance(report_to, str) else "none")
+    launcher = launcher_settings()
+    if "precision" in settled and launcher.precision not in (None, precision):
+        raise UsageError(contradiction(f"--precision {precision}", launcher.asked["precision"]))
+    accelerator = make_accelerator(precision, device, timeout)
     reporter = reporter_for(quiet=quiet) if accelerator.is_main_process else Quiet()
+    for line in (*remarks, *launcher.unused(settled)):
+        reporter.say(line)
     with stop_on_signal() as stop:
-        context = Context(accelerator, reporter, stop, report_to)
+        context = Context(accelerator, reporter, stop, report_to, project=tracker_project)
         with watched(context.progress, context.rank, context.world, timeout), _others_ending(context):
             yield context
 
@@ -189,6 +219,18 @@ def _others_ending(context: Context) -> Iterator[None]:
             f"another process of this job has ended, perhaps killed by the system, after step "
             f"{context.progress.step:,}; so all end.{go_on}"
         ) from error
+
+
+def check_launch(folder: RunFolder, config: BaseModel, *, resume: bool) -> None:
+    """What `launch` would refuse, for plans; nothing is written.
+
+    Raises:
+        UsageError: as `launch`, but for a folder in use.
+    """
+    if resume:
+        folder.check_same(config)
+    else:
+        folder.check_empty()
 
 
 def launch(

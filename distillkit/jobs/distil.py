@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -20,7 +21,7 @@ from distillkit.data.identity import teacher_identity
 from distillkit.data.shards import identity_hash
 from distillkit.engine.checkpoint import Checkpoints
 from distillkit.engine.cost import CostMeter
-from distillkit.engine.metrics import MetricsFile, Trackers
+from distillkit.engine.metrics import MetricsFile
 from distillkit.engine.outputs import Evaluation, Outputs
 from distillkit.engine.trainer import Trainer
 from distillkit.environment import environment
@@ -203,6 +204,8 @@ class Distillation:
     def _say_what_is_measured(self) -> None:
         say, ratio = self.context.reporter.say, self._start_ratio()
         say(self.measures.summary)
+        for doubt in self.config.training.doubts:
+            say(f"warning: {doubt}")
         if ratio > HIGH_RATIO and self.config.training.precision != "fp32":
             say(
                 f"note: the student starts at sigma / alpha = {ratio:,.0f}, where half precision rounds a sample by "
@@ -235,19 +238,21 @@ class Distillation:
             self.recipe, self.teacher, self.config.training, accelerator=context.accelerator, seed=self.config.seed,
             sources=opened, cost=cost, say=context.reporter.say,
         )  # fmt: skip
-        outputs = self._outputs()
-        train(trainer, outputs, self.folder, context, resume=resume)
-        context.stop_if_asked(MEASURING)
-        rows = [*self._teacher_row(), untrained]
-        context.stop_if_asked(MEASURING)
-        rows.append(self._student_row(trainer.ema, trainer.selection))
-        context.stop_if_asked(MEASURING)
-        result = Result(
-            self.folder.path, rows, {k: str(v) for k, v in outputs.health.items()}, dict(trainer.selection),
-            prepared + trainer.seconds, dict(trainer.cost.counts),
-        )  # fmt: skip
-        if context.main:
-            self._save(trainer, result)
+        outputs = self._outputs(resumed=resume)
+        with closing(outputs.trackers):
+            train(trainer, outputs, self.folder, context, resume=resume)
+            context.stop_if_asked(MEASURING)
+            rows = [*self._teacher_row(), untrained]
+            context.stop_if_asked(MEASURING)
+            rows.append(self._student_row(trainer.ema, trainer.selection))
+            context.stop_if_asked(MEASURING)
+            result = Result(
+                self.folder.path, rows, {k: str(v) for k, v in outputs.health.items()}, dict(trainer.selection),
+                prepared + trainer.seconds, dict(trainer.cost.counts),
+            )  # fmt: skip
+            if context.main:
+                self._save(trainer, result)
+            outputs.trackers.table("results", *table_of(rows), trainer.step * self.config.training.batch)
         return result
 
     def describe(self, sampler: Sampler, images_seen: int) -> StudentDescription:
@@ -277,19 +282,16 @@ class Distillation:
         """What belongs beside the student's figures."""
         return tuple(objective.remark for objective in self.recipe.objectives if objective.remark)
 
-    def _outputs(self) -> Outputs:
+    def _outputs(self, *, resumed: bool) -> Outputs:
         folder, context = self.folder, self.context
         previews = None
         if context.main:
             previews = Previews(folder / "samples", self.teacher, self.recipe.objectives, self.config.seed)
-        config = {"method": self.config.method, "teacher": self.teacher.spec.name, "seed": self.config.seed}
+        config = {**self.config.model_dump(mode="json"), "teacher": self.teacher.spec.name}
         return Outputs(
             Checkpoints(folder / "checkpoints", self.config.training.keep_checkpoints),
             MetricsFile(folder / "metrics.jsonl"),
-            Trackers(
-                context.accelerator, context.report_to, folder.path.name,
-                {**config, **self.config.training.model_dump(), **self.config.settings},
-            ),
+            context.trackers(folder, config, resumed=resumed),
             context.reporter,
             main=context.main,
             preview=previews or (lambda student, step: None),
@@ -385,6 +387,16 @@ class Distillation:
         )
         record = row.record.model_copy(update={"subject": subject})
         return replace(row, record=write_record(self.folder / "records" / record_name(record), record))
+
+
+def table_of(rows: Sequence[Row]) -> tuple[list[str], list[list[str | float]]]:
+    """Columns and lines of the closing table."""
+    label = next((row.record.label for row in rows if row.record), "figure")
+    lines: list[list[str | float]] = [
+        [row.name, row.record.figures[row.record.label].value if row.record else "-", row.nfe, row.images_per_second]
+        for row in rows
+    ]
+    return ["generator", label, "NFE", "samples/s"], lines
 
 
 def row_json(row: Row) -> dict[str, Any]:

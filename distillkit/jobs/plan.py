@@ -7,42 +7,62 @@ import shutil
 from collections.abc import Sized
 
 from accelerate import Accelerator
+from pydantic import BaseModel
 
 from distillkit.contracts.recipe import Recipe
 from distillkit.contracts.teacher import Teacher
+from distillkit.downloads import is_for_a_download, nothing_downloaded, offline
 from distillkit.engine.config import TrainingConfig
-from distillkit.errors import DistillkitError
+from distillkit.errors import DistillkitError, UsageError
 from distillkit.files import existing_parent
 from distillkit.jobs.api import Plan
-from distillkit.jobs.context import Context
+from distillkit.jobs.context import Context, check_launch
 from distillkit.jobs.distil import Distillation
+from distillkit.jobs.measures import measures_for
 from distillkit.jobs.teacher_recipe import teacher_recipe
 from distillkit.jobs.train_teacher import TeacherRunConfig, new_teacher
+from distillkit.jobs.training import require_checkpoint_space
 from distillkit.jobs.trial import Trial, try_training
 from distillkit.models.store.resolve import resolve
 from distillkit.progress import clock
 from distillkit.runs.folder import RunFolder
 
 Rows = list[tuple[str, str]]
+HUB = "hf:"
+"""Data sets that have to be downloaded before anything is known of them begin with this."""
 
 
-def plan_rows(plan: Plan) -> tuple[Distillation, Rows]:
-    """The plan of a distillation, and its job with all settings completed.
+def plan_rows(plan: Plan) -> tuple[BaseModel, Rows]:
+    """The plan of a distillation, and its configuration with all settings completed.
 
     A teacher that would have to be downloaded is replaced by one with random weights.
 
     Raises:
         UsageError, DistillkitError: what the run would be refused with.
     """
-    teacher, remark = plan.teacher, ""
-    if teacher is None:
-        reference = resolve(plan.config.teacher)
-        if not reference.available:
-            size = "" if reference.download_bytes is None else f" {_bytes(reference.download_bytes)}"
-            teacher = reference.fresh(0)
-            remark = f"to be downloaded:{size}, {teacher.spec.licence.partition(':')[0] or 'licence not recorded'}"
-    job = plan.job(teacher)
-    job.prepare()
+    check_launch(plan.folder, plan.config, resume=plan.resuming)
+    reference = None if plan.teacher else resolve(plan.config.teacher)
+    if reference:
+        reference.check()
+    with nothing_downloaded() as needed:
+        try:
+            teacher, remark = plan.teacher, ""
+            if reference and not reference.available:
+                size = "" if reference.download_bytes is None else f" {_bytes(reference.download_bytes)}"
+                teacher = reference.fresh(0)
+                remark = f"to be downloaded:{size}, {teacher.spec.licence.partition(':')[0] or 'licence not recorded'}"
+            job = plan.job(teacher)
+            job.prepare()
+            config: BaseModel = job.config
+            rows = _distillation_rows(plan, job, remark)
+        except DistillkitError as error:
+            if not is_for_a_download(error):
+                raise
+            config, rows = plan.config, [("not known yet", str(error)), _folder_row(plan.folder)]
+    return config, rows + [("to be downloaded", name) for name in needed.names]
+
+
+def _distillation_rows(plan: Plan, job: Distillation, remark: str) -> Rows:
     recipe, training, context = job.recipe, job.config.training, plan.context
     parameters = sum(p.numel() for p in recipe.student.parameters())
     shape = " x ".join(map(str, job.teacher.spec.shape))
@@ -66,28 +86,42 @@ def plan_rows(plan: Plan) -> tuple[Distillation, Rows]:
         made = f" ({found.evaluations:,} teacher evaluations, {_bytes(found.disk_bytes)} of disk{took})"
         rows.append((source.name, found.summary + (made if found.evaluations else "")))
         disk, memory = disk + found.disk_bytes, memory + found.memory_bytes
-    rows += _costs(trial, reason, training, context.accelerator, plan.folder, disk, memory)
-    return job, rows
+    return rows + _costs(trial, reason, training, context.accelerator, plan.folder, disk, memory)
 
 
-def plan_teacher(config: TeacherRunConfig, context: Context, folder: RunFolder) -> Rows:
-    """The plan of a teacher's training."""
-    teacher, images = new_teacher(config, context.device)
-    parameters = sum(p.numel() for p in teacher.denoiser.parameters())
-    count = f"{len(images):,}" if isinstance(images, Sized) else "the data set's"
-    shape = " x ".join(map(str, teacher.spec.shape))
-    rows = [
-        (
-            "images",
-            f"{count} images {shape}, conditions: {teacher.conditioner.summary()}, "
-            f"from {config.data.path or config.name}",
-        ),
-        ("network", f"{teacher.spec.network['kind']}, {parameters:,} parameters"),
-        ("training", _training(config.training, context.accelerator)),
-    ]
-    recipe = teacher_recipe(teacher.to(context.device), config.loss)
-    trial, reason = _tried(recipe, teacher, config.training, context.accelerator)
-    return rows + _costs(trial, reason, config.training, context.accelerator, folder, 0.0, 0.0)
+def plan_teacher(config: TeacherRunConfig, context: Context, folder: RunFolder, *, resume: bool = False) -> Rows:
+    """The plan of a teacher's training.
+
+    Raises:
+        UsageError, DistillkitError: what the training would be refused with.
+    """
+    check_launch(folder, config, resume=resume)
+    path = str(config.data.path or "")
+    if path.startswith(HUB) and not offline():
+        return [
+            ("images", f"{path}, loaded and checked when the run starts"),
+            ("network", "its size follows from that of the images"),
+            ("training", _training(config.training, context.accelerator)),
+            _folder_row(folder),
+        ]
+    with nothing_downloaded():
+        teacher, images = new_teacher(config, context.device)
+        measures = measures_for(teacher, config.evaluation)
+        parameters = sum(p.numel() for p in teacher.denoiser.parameters())
+        count = f"{len(images):,}" if isinstance(images, Sized) else "the data set's"
+        shape = " x ".join(map(str, teacher.spec.shape))
+        for doubt in config.training.doubts:
+            context.reporter.say(f"warning: {doubt}")
+        rows = [
+            ("images", f"{count} images {shape}, conditions: {teacher.conditioner.summary()}, "
+             f"from {path or f'the data that come with the teacher {config.name}'}"),
+            ("network", f"{teacher.spec.network['kind']}, {parameters:,} parameters"),
+            ("training", _training(config.training, context.accelerator)),
+            ("figures", measures.summary.removeprefix("figures: ")),
+        ]  # fmt: skip
+        recipe = teacher_recipe(teacher.to(context.device), config.loss)
+        trial, reason = _tried(recipe, teacher, config.training, context.accelerator)
+        return rows + _costs(trial, reason, config.training, context.accelerator, folder, 0.0, 0.0)
 
 
 def _sampler(recipe: Recipe) -> str:
@@ -102,6 +136,8 @@ def _tried(
 ) -> tuple[Trial | None, str]:
     try:
         return try_training(recipe, teacher.to(accelerator.device), training, accelerator), ""
+    except UsageError:  # settings that the training would be refused for
+        raise
     except (DistillkitError, RuntimeError, MemoryError) as error:
         return None, str(error).splitlines()[0]
 
@@ -117,7 +153,8 @@ def _costs(
 ) -> Rows:
     """Memory, operations, disk and time by the trial, or why there was none."""
     if trial is None:
-        return [("memory, time", f"not estimated: {reason}"), ("folder", f"{folder.path} (nothing was written)")]
+        return [("memory, time", f"not estimated: {reason}"), _folder_row(folder)]
+    require_checkpoint_space(folder, training, trial.checkpoint_bytes)
     local = training.batch // accelerator.num_processes
     in_pass = min(training.batch_per_device or local, local)
     memory = trial.memory(in_pass) + data_memory
@@ -147,8 +184,12 @@ def _costs(
             f"{trial.batch} {'sample' if trial.batch == 1 else 'samples'} a pass; evaluations and pictures "
             "come on top)",
         ),
-        ("folder", f"{folder.path} (nothing was written)"),
+        _folder_row(folder),
     ]
+
+
+def _folder_row(folder: RunFolder) -> tuple[str, str]:
+    return "folder", f"{folder.path} (nothing was written)"
 
 
 def _flops(an_image: float | None, batch: int) -> str:

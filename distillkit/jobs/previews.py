@@ -40,7 +40,8 @@ class Previews:
         self._teacher_row: Tensor | None = None
 
     @torch.inference_mode()
-    def __call__(self, student: StudentGenerator, step: int) -> None:
+    def __call__(self, student: StudentGenerator, step: int) -> Path:
+        """The picture's path."""
         noise, condition = self._noise("previews", self.rows), self._condition(self.rows)
         if self._teacher_row is None:
             self._teacher_row = self.teacher.codec.decode(self.teacher.sample(noise, condition))
@@ -50,11 +51,11 @@ class Previews:
             for name, predicted in objective.previews(samples, condition, self.rng).items():
                 made[name] = self.teacher.codec.decode(predicted)
         content = self.teacher.codec.content
-        save_grid(
-            self.folder / f"step-{step:09d}.png", torch.cat([tiles(row, content) for row in made.values()]), COLUMNS
-        )
+        path = self.folder / f"step-{step:09d}.png"
+        save_grid(path, torch.cat([tiles(row, content) for row in made.values()]), COLUMNS)
         order = "from left to right" if content == "points" else "rows from top to bottom"
         write_bytes(self.folder / "README.txt", f"{order}: {', '.join(made)}\nfixed noise and conditions\n".encode())
+        return path
 
     @torch.inference_mode()
     def grid(self, path: Path, student: StudentGenerator) -> None:

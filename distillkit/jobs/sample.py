@@ -14,6 +14,7 @@ from distillkit.contracts.random import SampleRNG
 from distillkit.contracts.teacher import Teacher
 from distillkit.errors import UsageError
 from distillkit.jobs.context import Context
+from distillkit.jobs.previews import POINTS
 from distillkit.jobs.subjects import is_student, solver_steps
 from distillkit.models.counting import count_evaluations
 from distillkit.models.diffusers.folder import is_diffusers_folder
@@ -33,7 +34,7 @@ class Made:
 
 def make_samples(
     name: str,
-    count: int,
+    count: int | None,
     context: Context,
     *,
     seed: int = 0,
@@ -47,6 +48,7 @@ def make_samples(
 
     Args:
         name: run, checkpoint or student; or a teacher.
+        count: of samples; `default_count` by default.
         classes: numbers or names of classes, in turn; all in turn by default.
         nfe: network evaluations of a sample; its own number by default.
         guidance: weight of a teacher.
@@ -62,13 +64,19 @@ def make_samples(
         if (place := Path(name).expanduser()).is_dir() and not (is_teacher_folder(place) or is_diffusers_folder(place)):
             raise UsageError(f"no student in {name}, and no teacher either; name a run, a student or a teacher")
         teacher = reference.load(context.reporter, context.stopped).to(context.device)
+        count = count or default_count(teacher.codec.content)
         return _of_teacher(teacher, count, seed, classes, nfe, guidance, batch, context)
     if guidance != 1.0:
         raise UsageError("--guidance is for teachers; a student has learnt in what it has")
     student = load_student(name, say=context.reporter.say).to(context.device)
     student = student if nfe is None else student.with_nfe(nfe)
-    made = student(count, seed=seed, classes=classes, batch=batch)
+    made = student(count or default_count(student.codec.content), seed=seed, classes=classes, batch=batch)
     return Made(made, student.codec.content, student.nfe)
+
+
+def default_count(content: Content) -> int:
+    """Samples that make a picture: of points it takes many to see their density."""
+    return POINTS if content == "points" else 64
 
 
 @torch.inference_mode()

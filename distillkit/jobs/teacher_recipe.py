@@ -25,7 +25,7 @@ EDM_TRAINING: Mapping[str, Any] = {
     "duration": "200M",
     "batch": 512,
     "lr": 1e-3,
-    "warmup": "10M",
+    "warmup": "5%",
     "optimizer": "adam",
     "weight_decay": 0.0,
     "ema_halflife": "500k",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,12 +15,13 @@ from distillkit.contracts.conditioner import ClassLabels, Conditioner, Unconditi
 from distillkit.contracts.source import Batches, Images
 from distillkit.contracts.student import StudentGenerator
 from distillkit.contracts.teacher import Teacher, TeacherSpec
+from distillkit.counts import parse_count
 from distillkit.data.config import DataConfig
 from distillkit.data.files import ImageFiles
 from distillkit.data.stream import ImageStream, open_reader
 from distillkit.engine.checkpoint import Checkpoints
 from distillkit.engine.config import TrainingConfig
-from distillkit.engine.metrics import MetricsFile, Trackers
+from distillkit.engine.metrics import MetricsFile
 from distillkit.engine.outputs import Evaluation, Outputs
 from distillkit.engine.trainer import Trainer
 from distillkit.errors import UsageError
@@ -72,8 +74,16 @@ def resolve_teacher(options: Mapping[str, Any], file: ConfigFile | None = None) 
             raise UsageError(
                 f"{name}: what is this teacher to learn? Give its images: --data FILE.zip, FOLDER or hf:ORG/NAME"
             )
-        defaults = {"training": dict(card.training)}
+        # Repeated as it was, the training is the same to the bit; of another length, it keeps its proportions.
+        other = "duration" in dict(asked.get("training") or {})
+        defaults = {"training": _for_any_duration(card.training) if other else dict(card.training)}
     return validated(TeacherRunConfig, merge(defaults, asked), file, options)
+
+
+def _for_any_duration(training: Mapping[str, Any]) -> dict[str, Any]:
+    """A catalogue's training with its warm-up as the share of the duration that it is, for shorter ones as well."""
+    share = 100 * parse_count(training.get("warmup", 0)) / parse_count(training["duration"])
+    return {**training, "warmup": f"{share:.4f}%"}
 
 
 def new_teacher(
@@ -144,6 +154,8 @@ class TeacherTraining:
         self.teacher = teacher
         self.measures = measures_for(teacher, config.evaluation)
         context.reporter.say(self.measures.summary)
+        for doubt in config.training.doubts:
+            context.reporter.say(f"warning: {doubt}")
 
     @property
     def inputs(self) -> dict[str, str]:
@@ -164,9 +176,13 @@ class TeacherTraining:
         )  # fmt: skip
         # Dropout: the average that is sampled from and written stays in evaluation mode.
         trainer.student.train()
-        outputs = self._outputs()
-        train(trainer, outputs, folder, context, resume=resume)
-        record = self._measured(trainer.ema, self.measures.closing, "measuring the teacher")
+        outputs = self._outputs(resumed=resume)
+        with closing(outputs.trackers):
+            train(trainer, outputs, folder, context, resume=resume)
+            record = self._measured(trainer.ema, self.measures.closing, "measuring the teacher")
+            if record:
+                figures = [[label, figure.value] for label, figure in record.figures.items()]
+                outputs.trackers.table("results", ["figure", "value"], figures, trainer.step * trainer.config.batch)
         spec = self.teacher.spec
         if context.main:
             spec = write_teacher(folder / "teacher", trainer.ema.denoiser.state_dict(), spec)
@@ -184,7 +200,7 @@ class TeacherTraining:
         batch = self.config.evaluation.batch
         return measured(teacher_generator(self._of(student)), how, self.context, batch=batch, title=title)
 
-    def _outputs(self) -> Outputs:
+    def _outputs(self, *, resumed: bool) -> Outputs:
         config, context, folder = self.config, self.context, self.folder
 
         def evaluate(student: StudentGenerator) -> Evaluation | None:
@@ -192,13 +208,14 @@ class TeacherTraining:
             record = self._measured(student, self.measures.selecting, "")
             return None if record is None else evaluation_of(record)
 
-        def preview(student: StudentGenerator, step: int) -> None:
-            if context.main:
-                Previews(folder / "samples", self._of(student), (), config.seed)(student, step)
+        def preview(student: StudentGenerator, step: int) -> Path | None:
+            if not context.main:
+                return None
+            return Previews(folder / "samples", self._of(student), (), config.seed)(student, step)
 
         return Outputs(
             Checkpoints(folder / "checkpoints", config.training.keep_checkpoints),
             MetricsFile(folder / "metrics.jsonl"),
-            Trackers(context.accelerator, context.report_to, folder.path.name, config.training.model_dump()),
+            context.trackers(folder, config.model_dump(mode="json"), resumed=resumed),
             context.reporter, main=context.main, preview=preview, evaluate=evaluate,
         )  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from distillkit.data.decoding import Damaged, Unfit
+from distillkit.engine.config import TrainingConfig
 from distillkit.engine.outputs import Evaluation, Outputs
 from distillkit.engine.trainer import Stopped, Trainer
 from distillkit.errors import UsageError
@@ -30,8 +31,7 @@ def train(trainer: Trainer, outputs: Outputs, folder: RunFolder, context: Contex
 
     try:
         if context.main:
-            copies = trainer.config.checkpoint_copies
-            require_space(folder.path, copies * trainer.networks.checkpoint_bytes(), f"{copies} checkpoints")
+            require_checkpoint_space(folder, trainer.config, trainer.networks.checkpoint_bytes())
         if resume:
             trainer.resume(outputs)
         trainer.run(outputs, should_stop=asked)
@@ -46,8 +46,16 @@ def train(trainer: Trainer, outputs: Outputs, folder: RunFolder, context: Contex
         raise type(error)(f"{error}\nSaved at step {trainer.step:,}. Continue with: {go_on}") from error
     except Stopped as stopped:
         raise context.interrupted(f"stopped and saved at step {stopped.step:,}") from stopped
-    finally:
-        outputs.trackers.close()
+
+
+def require_checkpoint_space(folder: RunFolder, training: TrainingConfig, one: int) -> None:
+    """Refuse a training whose checkpoints, of `one` size in bytes, the disk cannot hold.
+
+    Raises:
+        DistillkitError: naming the needed and the free space.
+    """
+    copies = training.checkpoint_copies
+    require_space(folder.path, copies * one, f"{copies} checkpoints")
 
 
 def measured(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import statistics
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -25,7 +26,8 @@ from distillkit.engine.trainer import Trainer
 from distillkit.registry import registry
 
 ENOUGH_SECONDS = 3.0
-"""Batches are doubled until a step takes so long, or is as large as the training's own passes."""
+"""Batches grow until a step takes so long or is as large as the training's own passes, and are repeated for as long."""
+GROWTH, REPEATS = 4, 25
 
 
 @dataclass(frozen=True)
@@ -102,8 +104,13 @@ def _period(recipe: Recipe) -> int:
     return math.lcm(recipe.student_every, *(learner.every for learner in recipe.learners))
 
 
-def try_training(recipe: Recipe, teacher: Teacher, training: TrainingConfig, accelerator: Accelerator) -> Trial:
+def try_training(
+    recipe: Recipe, teacher: Teacher, training: TrainingConfig, accelerator: Accelerator, *, enough: float | None = None
+) -> Trial:
     """Take a few steps with this recipe, whose networks are changed by it; its objectives must have been prepared.
+
+    Args:
+        enough: seconds to measure for; `ENOUGH_SECONDS` if none.
 
     Raises:
         DistillkitError: when a loss fails or is not finite.
@@ -112,9 +119,7 @@ def try_training(recipe: Recipe, teacher: Teacher, training: TrainingConfig, acc
     local = training.batch // accelerator.num_processes
     most = min(training.batch_per_device or local, local) * accelerator.num_processes
     cost, batch = CostMeter(), accelerator.num_processes
-    layout = "off" if training.channels_last == "auto" else training.channels_last
-    changes = {"batch": batch, "batch_per_device": None, "compile": False, "channels_last": layout}
-    short = training.model_copy(update=changes)
+    short = training.model_copy(update={"batch": batch, "batch_per_device": None, "compile": False})
     trainer = _trainer(recipe, teacher, short, accelerator, cost)
     period = _period(recipe)
     kept = _Saved(trainer)
@@ -124,12 +129,7 @@ def try_training(recipe: Recipe, teacher: Teacher, training: TrainingConfig, acc
                 trainer.train_step()
     evaluations = {role: count / (period * batch) for role, count in cost.counts.items()}
     flops = _flops(trainer, period, period * batch)
-    seconds = _timed(trainer, period, device)
-    while batch < most and seconds < ENOUGH_SECONDS:
-        batch = min(2 * batch, most)
-        trainer.config = trainer.config.model_copy(update={"batch": batch})
-        _timed(trainer, 1, device)
-        seconds = _timed(trainer, period, device)
+    batch, seconds = _speed(trainer, batch, most, period, ENOUGH_SECONDS if enough is None else enough)
     weights, trained = trainer.networks.weight_bytes()
     return Trial(
         batch=batch,
@@ -143,6 +143,25 @@ def try_training(recipe: Recipe, teacher: Teacher, training: TrainingConfig, acc
         checkpoint_bytes=trainer.networks.checkpoint_bytes(),
         seconds=time.monotonic() - began,
     )
+
+
+def _speed(trainer: Trainer, batch: int, most: int, period: int, enough: float) -> tuple[int, float]:
+    """(samples of a pass, seconds of a step with them), on passes as large as the training's where time allows.
+
+    What the first steps take besides, such as the choice of kernels, is left out: each size is tried once before it is
+    timed, and the median is taken, as a machine has other things to do.
+    """
+    device = trainer.accelerator.device
+    seconds = _timed(trainer, period, device)
+    while batch < most and seconds < enough:
+        batch = min(GROWTH * batch, most)
+        trainer.config = trainer.config.model_copy(update={"batch": batch})
+        _timed(trainer, 1, device)
+        seconds = _timed(trainer, period, device)
+    times = [seconds]
+    while sum(times) * period < enough and len(times) < REPEATS:
+        times.append(_timed(trainer, period, device))
+    return batch, statistics.median(times)
 
 
 def _flops(trainer: Trainer, steps: int, images: int) -> float | None:

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from distillkit.downloads import only_planned
 from distillkit.errors import DistillkitError
 from distillkit.tensors import read_tensors
 
@@ -28,10 +29,11 @@ class LPIPS(nn.Module):
     Always computed in float32: in bfloat16 single samples are several per cent off.
 
     Args:
-        backbone: parameters of torchvision's VGG-16, `features.{i}.weight` and `features.{i}.bias`.
+        backbone: parameters of torchvision's VGG-16, `features.{i}.weight` and `features.{i}.bias`; None for random
+            ones, which is enough for a plan.
     """
 
-    def __init__(self, backbone: Mapping[str, Tensor]) -> None:
+    def __init__(self, backbone: Mapping[str, Tensor] | None) -> None:
         super().__init__()
         import lpips
 
@@ -40,6 +42,8 @@ class LPIPS(nn.Module):
             warnings.simplefilter("ignore")
             self.net = lpips.LPIPS(net="vgg", pnet_rand=True, verbose=False)
         for name, parameter in self.net.net.named_parameters():
+            if backbone is None:
+                break
             # "slice2.5.weight" is the layer that torchvision calls "features.5.weight".
             _, layer, kind = name.split(".")
             with torch.no_grad():
@@ -63,9 +67,10 @@ class LPIPS(nn.Module):
         """
         path = os.environ.get("DISTILLKIT_VGG16")
         try:
-            if not path:
-                path = download()
-            return cls(read_tensors(Path(path)))
+            path = path or cached()
+            if path is None and only_planned("VGG-16 for the distance lpips, 528 MB"):
+                return cls(None)
+            return cls(read_tensors(Path(path or download())))
         except Exception as error:  # the hub's client raises many kinds
             raise DistillkitError(
                 f"the distance lpips, the default from {FROM} pixels on, needs VGG-16 weights that are not "
@@ -75,18 +80,33 @@ class LPIPS(nn.Module):
             ) from error
 
 
+def cached() -> str | None:
+    """The backbone's file in the hub's cache; None where it would be downloaded."""
+    from huggingface_hub import try_to_load_from_cache
+
+    found = try_to_load_from_cache(REPOSITORY, FILE, revision=REVISION)
+    return verified(found) if isinstance(found, str) else None
+
+
 def download() -> str:
-    """The backbone's file from the hub or its cache, at a fixed revision.
+    """The backbone's file from the hub, at a fixed revision.
 
     Raises:
-        ValueError: when the file does not match the sha256 that the revision records for it.
+        ValueError: as `verified`.
     """
-    from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url, try_to_load_from_cache
+    from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url
 
-    if not isinstance(try_to_load_from_cache(REPOSITORY, FILE, revision=REVISION), str):
-        # One question first: without a network the hub's client would try for half a minute, with a warning each time.
-        get_hf_file_metadata(hf_hub_url(REPOSITORY, FILE, revision=REVISION), timeout=10)
-    path = hf_hub_download(REPOSITORY, FILE, revision=REVISION)
+    # One question first: without a network the hub's client would try for half a minute, with a warning each time.
+    get_hf_file_metadata(hf_hub_url(REPOSITORY, FILE, revision=REVISION), timeout=10)
+    return verified(hf_hub_download(REPOSITORY, FILE, revision=REVISION))
+
+
+def verified(path: str) -> str:
+    """The path of a file in the hub's cache.
+
+    Raises:
+        ValueError: when it does not match the sha256 that its revision records for it.
+    """
     # The hub's cache names a large file by the sha256 in the repository, which the revision fixes.
     recorded = Path(path).resolve().name
     with Path(path).open("rb") as file:

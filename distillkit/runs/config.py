@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -224,8 +224,12 @@ def explain(
         else:
             where = ".".join(place)
         if problem["type"] == "extra_forbidden":
+            if typed_in(typed, setting):
+                # Options are made from the known keys, so an unknown one came by --set.
+                where = f"--set {'.'.join(place)}"
             known = _fields_at(model, problem["loc"][:-1])
-            near = difflib.get_close_matches(place[-1], known, n=1)
+            deeper = [".".join(path) for path in _paths(model) if path[-1] == place[-1]] if place == setting[:1] else []
+            near = deeper[:1] or difflib.get_close_matches(place[-1], known, n=1)
             what = "unknown key." + (f" Did you mean {near[0]!r}?" if near else "") + f" Known: {', '.join(known)}."
         else:
             what = f"{problem['msg']} (got {short(problem['input'])})"
@@ -254,6 +258,14 @@ def _fields_at(model: type[BaseModel], place: Sequence[Any]) -> list[str]:
         else:
             return []
     return sorted(found.model_fields) if isinstance(found, type) and issubclass(found, BaseModel) else []
+
+
+def _paths(model: type[BaseModel]) -> Iterator[tuple[str, ...]]:
+    """All keys of nested models."""
+    for name, info in model.model_fields.items():
+        yield (name,)
+        if isinstance(info.annotation, type) and issubclass(info.annotation, BaseModel):
+            yield from ((name, *path) for path in _paths(info.annotation))
 
 
 def differences(

@@ -16,7 +16,7 @@ from pydantic import BaseModel
 
 from distillkit.environment import environment
 from distillkit.errors import DistillkitError, UsageError
-from distillkit.files import LEFTOVER, remove_leftovers, retried, write_bytes, write_error, write_json
+from distillkit.files import LEFTOVER, existing_parent, remove_leftovers, retried, write_bytes, write_error, write_json
 from distillkit.reading import Missing, Unreadable, read_mapping
 from distillkit.runs.config import ConfigFile, differences, read_config, to_yaml
 from distillkit.text import short
@@ -75,15 +75,17 @@ class RunFolder:
         own = {LOCK, OWNER, CIRCUMSTANCES, INPUTS}
         return [p.name for p in self.path.iterdir() if p.name not in own and not LEFTOVER.fullmatch(p.name)]
 
-    def begin(self, config: BaseModel, inputs: Mapping[str, str] = MappingProxyType({})) -> None:
-        """Claim an empty or new folder for a run and write its circumstances and, last, its configuration.
+    def _check_place(self) -> None:
+        if not (there := existing_parent(self.path)).is_dir():
+            raise UsageError(f"{there} is a file, not a folder; choose another --output-dir")
 
-        Args:
-            inputs: as `resume` takes them.
+    def check_empty(self) -> None:
+        """Refuse a folder in which no run can begin.
 
         Raises:
-            UsageError: when the folder already holds something.
+            UsageError: when the folder already holds something, or is none.
         """
+        self._check_place()
         occupied = self._held() if self.path.is_dir() else []
         if CONFIG in occupied:
             raise UsageError(
@@ -94,24 +96,31 @@ class RunFolder:
             raise UsageError(
                 f"{self.path} is not empty ({', '.join(sorted(occupied)[:5])}); choose another --output-dir"
             )
+
+    def begin(self, config: BaseModel, inputs: Mapping[str, str] = MappingProxyType({})) -> None:
+        """Claim an empty or new folder for a run and write its circumstances and, last, its configuration.
+
+        Args:
+            inputs: as `resume` takes them.
+
+        Raises:
+            UsageError: as `check_empty`.
+        """
+        self.check_empty()
         write_json(self / CIRCUMSTANCES, environment())
         write_json(self / INPUTS, dict(inputs))
         write_bytes(self / CONFIG, to_yaml(config).encode())
 
-    def resume(
-        self, config: BaseModel, say: Callable[[str], None], inputs: Mapping[str, str] = MappingProxyType({})
-    ) -> None:
-        """Refuse to go on with a configuration or inputs that would change the result; a longer training is an
-        extension.
+    def check_same(self, config: BaseModel) -> tuple[int, int] | None:
+        """Refuse to go on with a configuration that would change the result; a longer training is an extension.
 
-        Args:
-            inputs: what the run reads beside its configuration, such as the teacher: its identity by what it is.
+        Returns:
+            The images before and now, where it is one.
 
         Raises:
-            UsageError: listing the keys or the inputs that differ.
+            UsageError: listing the keys that differ.
         """
         asked, saved = config.model_dump(mode="json"), self.saved_config().values
-        self._require_same(inputs, say)
         extended = _extends(saved, asked)
         if found := differences(saved, asked, ignoring={"training.duration"} if extended else frozenset()):
             raise UsageError(
@@ -119,8 +128,22 @@ class RunFolder:
                 + "\n  ".join(found)
                 + "\nDrop these options to resume it, or choose another --output-dir for a new run."
             )
-        if extended:
-            before, now = (values["training"]["duration"] for values in (saved, asked))
+        return (saved["training"]["duration"], asked["training"]["duration"]) if extended else None
+
+    def resume(
+        self, config: BaseModel, say: Callable[[str], None], inputs: Mapping[str, str] = MappingProxyType({})
+    ) -> None:
+        """Go on with a run under the same configuration, or a longer one, which is written then, and the same inputs.
+
+        Args:
+            inputs: what the run reads beside its configuration, such as the teacher: its identity by what it is.
+
+        Raises:
+            UsageError: as `check_same`, or listing the inputs that differ.
+        """
+        self._require_same(inputs, say)
+        if extended := self.check_same(config):
+            before, now = extended
             say(f"extended from {before:,} to {now:,} images; schedules and stages now span the whole")
             write_bytes(self / CONFIG, to_yaml(config).encode())
 
@@ -162,6 +185,7 @@ class RunFolder:
         if not main:
             yield
             return
+        self._check_place()
         retried(lambda: self.path.mkdir(parents=True, exist_ok=True), self.path)
         lock = FileLock(self / LOCK)
         try:

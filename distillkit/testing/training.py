@@ -14,8 +14,9 @@ from distillkit.contracts.method import Method
 from distillkit.contracts.teacher import Teacher
 from distillkit.engine.checkpoint import Checkpoints
 from distillkit.engine.config import TrainingConfig
-from distillkit.engine.metrics import MetricsFile, Trackers
+from distillkit.engine.metrics import MetricsFile
 from distillkit.engine.outputs import Outputs
+from distillkit.engine.trackers import Trackers
 from distillkit.engine.trainer import Trainer
 from distillkit.progress import Quiet
 from distillkit.testing.setup import BATCH, Settings, recipe_of, synthetic_sources
@@ -51,7 +52,7 @@ def outputs_in(folder: Path, accelerator: Accelerator) -> Outputs:
     folder.mkdir(parents=True, exist_ok=True)
     return Outputs(
         Checkpoints(folder / "checkpoints"), MetricsFile(folder / "metrics.jsonl"),
-        Trackers(accelerator, "none", "check", {}), Quiet(),
+        Trackers(), Quiet(),
     )  # fmt: skip
 
 

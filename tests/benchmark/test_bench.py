@@ -148,10 +148,16 @@ def test_names_of_others_are_text_in_the_report(done, tmp_path):
     assert "<script" not in page and "<img src=x" not in page and page.count("&lt;script&gt;") > 10
 
 
-def test_a_plan_is_shown_and_nothing_written(inside, suite, tmp_path):
-    planned = inside("bench", "--suite", suite, "--methods", "too-many-pairs", "--dry-run")
+def test_a_plan_is_shown_and_nothing_written(inside, suite, tmp_path, monkeypatch):
+    monkeypatch.setattr("distillkit.jobs.trial.ENOUGH_SECONDS", 0.0)
+    planned = inside("bench", "--suite", suite, "--methods", "kd,too-many-pairs", "--dry-run")
     assert planned.returncode == 0 and "too-many-pairs" in planned.stdout and "30,000" in planned.stdout
     assert not (tmp_path / "bench").exists()
+
+
+def test_a_plan_is_refused_where_the_benchmark_would_be(inside, suite):
+    refused = inside("bench", "--suite", suite, "--methods", "too-many-pairs", "--dry-run")
+    assert refused.returncode == 1 and "too-many-pairs" in refused.stderr
 
 
 def test_where_nothing_can_be_run_nothing_is_measured(inside, suite, tmp_path):

@@ -3,7 +3,11 @@
 import subprocess
 import sys
 
+import pytest
+import typer
+
 from distillkit import __version__
+from distillkit.cli import app
 from tests.conftest import environment
 
 
@@ -37,6 +41,20 @@ def test_a_methods_help_has_its_own_options_with_bounds_and_presets(inside, monk
     assert "dmd" in inside("run", "--help").stdout
 
 
+@pytest.mark.parametrize("command", [("run", "dmd"), ("run", "consistency"), ("teachers", "train"), ("bench",)])
+@pytest.mark.parametrize("columns", ["60", "80"])
+def test_names_of_options_are_whole_on_narrow_terminals(inside, monkeypatch, command, columns):
+    monkeypatch.setenv("COLUMNS", columns)
+    group = typer.main.get_command(app)
+    for word in command:
+        group = group.get_command(group.make_context("distillkit", [], resilient_parsing=True), word)
+    lines = inside(*command, "--help").stdout.splitlines()
+    words = {word.strip(",") for line in lines for word in line.replace(" / ", " ").split()}
+    names = {name for parameter in group.params for name in (*parameter.opts, *parameter.secondary_opts)}
+    assert {name for name in names if name.startswith("--")} <= words
+    assert max(map(len, lines)) <= int(columns) and "…" not in "".join(lines)
+
+
 def test_listings(inside):
     assert "dmd" in inside("methods").stdout
     shown = inside("methods", "show", "dmd", "--teacher", "edm-imagenet64").stdout
@@ -54,6 +72,51 @@ def test_completion_script(cli):
     assert done.returncode == 0 and "_DISTILLKIT_COMPLETE" in done.stdout
     completed = cli(env={"_DISTILLKIT_COMPLETE": "complete_bash", "COMP_WORDS": "distillkit meth", "COMP_CWORD": "1"})
     assert "methods" in completed.stdout
+
+
+@pytest.mark.parametrize(
+    ("typed", "offered"),
+    [
+        ("run d", {"dmd", "dmd2"}), ("run dmd --kl", {"--kl-weight"}), ("run dmd --optimizer rad", {"radam"}),
+        ("run dmd --teacher mix", {"mixture"}), ("run dmd --protocol dig", {"digits8"}),
+        ("run dmd --device mp", {"mps"}),
+        ("run dmd --report-to tens", {"tensorboard"}), ("run dmd --resume ", {"runs/mine"}),
+        ("bench --suite dig", {"digits"}), ("bench --methods kd,dmd2", {"kd,dmd2"}), ("sample runs/", {"runs/mine"}),
+        ("evaluate --protocol dig", {"digits8"}), ("teachers train --arc", {"--arch"}),
+    ],
+)  # fmt: skip
+def test_completion_offers_names_and_runs(tmp_path, monkeypatch, capsys, typed, offered):
+    (tmp_path / "runs" / "mine").mkdir(parents=True)
+    (tmp_path / "runs" / "mine" / "config.yaml").touch()
+    monkeypatch.chdir(tmp_path)
+    words = f"distillkit {typed}"
+    monkeypatch.setenv("_DISTILLKIT_COMPLETE", "complete_bash")
+    monkeypatch.setenv("COMP_WORDS", words)
+    monkeypatch.setenv("COMP_CWORD", str(len(words.split()) - (not words.endswith(" "))))
+    with pytest.raises(SystemExit):
+        app(args=[], prog_name="distillkit", standalone_mode=False)
+    assert set(capsys.readouterr().out.split()) == offered
+
+
+def test_a_second_completion_loads_no_torch(tmp_path):
+    code = "import os, sys\nfrom distillkit.cli import names\nnames.known()\nassert 'torch' in sys.modules\n"
+    own = {"DISTILLKIT_CACHE": str(tmp_path)}
+    subprocess.run([sys.executable, "-c", code], env=environment(own), check=True, capture_output=True)
+    code = (
+        "import sys; sys.argv = ['distillkit']\n"
+        "from distillkit.cli import main\n"
+        "try: main()\n"
+        "finally: assert not {'torch', 'numpy', 'pydantic', 'accelerate'} & set(sys.modules)"
+    )
+    asked = {
+        "_DISTILLKIT_COMPLETE": "complete_bash",
+        "COMP_WORDS": "distillkit run dmd --teacher dig",
+        "COMP_CWORD": "4",
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment(own | asked), check=True, capture_output=True, text=True
+    )
+    assert done.stdout.split() == ["digits"]
 
 
 def test_python_dash_m(cli):

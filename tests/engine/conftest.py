@@ -15,8 +15,9 @@ from distillkit.contracts.source import Pairs
 from distillkit.data.pairs import PairSource
 from distillkit.engine.checkpoint import Checkpoints
 from distillkit.engine.config import TrainingConfig
-from distillkit.engine.metrics import MetricsFile, Trackers
+from distillkit.engine.metrics import MetricsFile
 from distillkit.engine.outputs import Outputs
+from distillkit.engine.trackers import Trackers
 from distillkit.engine.trainer import Trainer
 from distillkit.progress import Quiet
 from distillkit_dmd.method import DMD, DMDConfig
@@ -64,7 +65,7 @@ class Bench:
         folder.mkdir(exist_ok=True)
         return Outputs(
             Checkpoints(folder / "checkpoints"), MetricsFile(folder / "metrics.jsonl"),
-            Trackers(self.accelerator, "none", "test", {}), Quiet(), **parts,
+            Trackers(), Quiet(), **parts,
         )  # fmt: skip
 
 

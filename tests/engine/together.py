@@ -5,7 +5,6 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from accelerate.tracking import GeneralTracker
 from torch import nn
 
 from distillkit import Denoiser, Objective, Points, Recipe, Samples, StudentGenerator, Teacher, TeacherSpec
@@ -13,28 +12,23 @@ from distillkit.diffusion import EDMSchedule
 from distillkit.engine.checkpoint import Checkpoints
 from distillkit.engine.config import TrainingConfig
 from distillkit.engine.interrupt import Agreement
-from distillkit.engine.metrics import MetricsFile, Trackers
+from distillkit.engine.metrics import MetricsFile
 from distillkit.engine.outputs import Evaluation, Outputs
+from distillkit.engine.trackers import Trackers
 from distillkit.engine.trainer import Trainer
 from distillkit.progress import Quiet
 
 
-class Kept(GeneralTracker):
+class Kept:
     """A tracker that counts how often it is closed."""
 
-    name, requires_logging_directory, tracker = "kept", False, None
-
     def __init__(self):
-        super().__init__()
         self.finished = 0
 
-    def store_init_configuration(self, values):
+    def log(self, values, images):
         pass
 
-    def log(self, values, step=None, **rest):
-        pass
-
-    def finish(self):
+    def close(self):
         self.finished += 1
 
 
@@ -74,8 +68,8 @@ def outputs(accelerator, folder, trackers):
 
 def main():
     tracker = Kept()
-    accelerator, folder = Accelerator(cpu=True, log_with=[tracker]), Path(sys.argv[1])
-    trackers = Trackers(accelerator, "kept", "run", {})
+    accelerator, folder = Accelerator(cpu=True), Path(sys.argv[1])
+    trackers = Trackers(tracker, accelerator=accelerator)
     whole, resumed = trainer(accelerator), trainer(accelerator)
     written = outputs(accelerator, folder, trackers)
     whole.run(written)

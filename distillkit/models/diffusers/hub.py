@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from distillkit.downloads import DownloadNeeded, only_planned
 from distillkit.errors import DistillkitError, UsageError
 from distillkit.models.diffusers.folder import CONFIGURATION
 from distillkit.models.diffusers.weights import WHOLE, Found, chosen
@@ -28,6 +29,8 @@ def snapshot(name: str, *, weights: bool = True) -> Path:
     from huggingface_hub import snapshot_download
 
     repository, revision = parts(name)
+    if cached(name) is None and only_planned(name):
+        raise DownloadNeeded(f"what {name} is made of is known only when it has been downloaded")
     try:
         patterns = [*CONFIGURATION, *(_weights_of(repository, revision) if weights else ())]
         return Path(snapshot_download(repository, revision=revision, allow_patterns=patterns))

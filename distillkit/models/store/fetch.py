@@ -40,6 +40,24 @@ def fetched(card: Card) -> Path | None:
     return folder if is_teacher_folder(folder) else None
 
 
+def original_of(card: Card) -> Path:
+    """Where a published file lies while it is converted, and where it may be put by hand."""
+    return cache_folder() / "downloads" / Path(urlsplit(card.url).path).name
+
+
+def check_offline(card: Card) -> None:
+    """Refuse what would have to be downloaded where the user has forbidden the network.
+
+    Raises:
+        DistillkitError: naming the file and its place.
+    """
+    if offline() and not (fetched(card) or os.environ.get(MIRROR) or original_of(card).is_file()):
+        raise DistillkitError(
+            f"the teacher {card.name} is not in the cache and HF_HUB_OFFLINE forbids to download it. "
+            f"Fetch {card.url} elsewhere and place it at {original_of(card)}, or unset HF_HUB_OFFLINE."
+        )
+
+
 def fetch(card: Card, reporter: Reporter, should_stop: Callable[[], int] = lambda: 0) -> Path:
     """The teacher's folder, after downloading and converting it where that has not been done.
 
@@ -57,7 +75,7 @@ def fetch(card: Card, reporter: Reporter, should_stop: Callable[[], int] = lambd
     with FileLock(teachers_folder() / f".{card.name}.lock"):
         if fetched(card):
             return folder
-        original = cache_folder() / "downloads" / Path(urlsplit(card.url).path).name
+        original = original_of(card)
         reporter.say(f"{card.name}: {card.title}\nlicence: {card.spec.licence}")
         known = card.sha256 or _recorded(card)
         placed = original.is_file()
@@ -101,11 +119,7 @@ def _get(card: Card, target: Path, known: str, reporter: Reporter, should_stop: 
         address = f"{mirror.rstrip('/')}{urlsplit(card.url).path}"
         if "://" not in mirror:
             return _copied(Path(address).expanduser(), target, known)
-    if offline():
-        raise DistillkitError(
-            f"the teacher {card.name} is not in the cache and HF_HUB_OFFLINE forbids to download it. "
-            f"Fetch {card.url} elsewhere and place it at {target}, or unset HF_HUB_OFFLINE."
-        )
+    check_offline(card)
     recorded = "" if card.sha256 else f"{lock_file()} (entry {card.name!r})"
     return download(
         address, target, reporter=reporter, expected_sha256=known, recorded=recorded, should_stop=should_stop

@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 
 from distillkit.contracts.teacher import Teacher, TeacherSpec
+from distillkit.downloads import offline
 from distillkit.errors import DistillkitError, UsageError
 from distillkit.files import sha256
 from distillkit.models.diffusers import folder as diffusers_folder
@@ -55,6 +56,13 @@ class Reference(ABC):
     def download_bytes(self) -> int | None:
         """About how much there is to download; None where that is not known before."""
         return 0
+
+    def check(self) -> None:  # noqa: B027 - most are at hand
+        """Refuse a teacher that is not there and that the user has forbidden to download.
+
+        Raises:
+            DistillkitError: as `load`, before anything is read.
+        """
 
     @abstractmethod
     def load(self, reporter: Reporter, should_stop: Callable[[], int] = lambda: 0) -> Teacher:
@@ -108,6 +116,10 @@ class Offered(Reference):
     @property
     def download_bytes(self) -> int:
         return 0 if self.available or not self.card else 4 * self.card.parameters
+
+    def check(self) -> None:
+        if self.card and self.card.url:
+            fetch.check_offline(self.card)
 
     def fresh(self, seed: int) -> Teacher:
         offer = self.offer.value
@@ -215,6 +227,10 @@ class Repository(Reference):
 
     def load(self, reporter: Reporter, should_stop: Callable[[], int] = lambda: 0) -> Teacher:
         return Folder(self.name, hub.snapshot(self.name)).load(reporter, should_stop)
+
+    def check(self) -> None:
+        if offline() and not self.available:
+            hub.snapshot(self.name)
 
     def fresh(self, seed: int) -> Teacher:
         """As ever, from the few kilobytes of the repository that describe it."""

@@ -1,0 +1,98 @@
+"""Options that several commands share, and what completion offers for them; nothing here imports torch."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from distillkit.cli import names
+
+DEVICES = ("auto", "cpu", "cuda", "mps")
+SUITES = sorted(path.stem for path in (Path(__file__).parents[1] / "benchmark" / "suites").glob("*.yaml"))
+CONFIG = "config.yaml"
+
+
+def offered(*kinds: str) -> Callable[[str], list[str]]:
+    """Completion by the names of some kinds, and by files and folders."""
+
+    def complete(incomplete: str) -> list[str]:
+        found = [name for kind in kinds for name in names.names(kind) if name.startswith(incomplete)]
+        return found or list(_paths(incomplete))
+
+    return complete
+
+
+def suites(incomplete: str) -> list[str]:
+    """Completion by the shipped suites, and by files."""
+    return [name for name in SUITES if name.startswith(incomplete)] or list(_paths(incomplete))
+
+
+def run_folders(incomplete: str) -> list[str]:
+    """Completion by runs in ./runs and below the folder that is being typed, and by folders."""
+    start = Path(incomplete).parent if "/" in incomplete else Path("runs")
+    runs = [str(path.parent) for path in sorted(start.glob(f"*/{CONFIG}"))]
+    return [run for run in runs if run.startswith(incomplete)] or list(_paths(incomplete))
+
+
+def subjects(incomplete: str) -> list[str]:
+    """Completion by runs and teachers."""
+    teachers = [name for name in names.names("teachers") if name.startswith(incomplete)]
+    return [*run_folders(incomplete), *teachers]
+
+
+def methods(incomplete: str) -> list[str]:
+    """Completion of a list of methods such as dmd,kd."""
+    done, comma, last = incomplete.rpartition(",")
+    return [f"{done}{comma}{name}" for name in names.names("methods") if name.startswith(last)]
+
+
+def devices() -> list[str]:
+    """Completion by kinds of devices."""
+    return list(DEVICES)
+
+
+def trackers() -> list[str]:
+    """Completion by trackers."""
+    return ["none", "tensorboard", "wandb", "trackio", "mlflow", *names.names("trackers")]
+
+
+def _paths(incomplete: str) -> Iterator[str]:
+    path = Path(incomplete)
+    folder, start = (path, "") if incomplete.endswith("/") else (path.parent, path.name)
+    if folder.is_dir():
+        for found in sorted(folder.iterdir()):
+            if found.name.startswith(start) and (start or not found.name.startswith(".")):
+                yield f"{found}/" if found.is_dir() else str(found)
+
+
+def light_parameters(command: str) -> list[inspect.Parameter]:
+    """A method's options as far as completion needs them, from the kept names."""
+    made = []
+    for declared, flag, choices in names.options_of(command):
+        complete = (
+            offered("protocols") if declared == "--protocol" else run_folders if declared == "--student" else None
+        )
+        if choices:
+            complete = _one_of(choices)
+        option = typer.Option(declared, autocompletion=complete)
+        kind: Any = bool if flag else str
+        made.append(
+            inspect.Parameter(
+                declared.partition("/")[0].lstrip("-").replace("-", "_"), inspect.Parameter.KEYWORD_ONLY, default=None,
+                annotation=Annotated[kind | None, option],
+            )
+        )  # fmt: skip
+    return made
+
+
+def _one_of(choices: list[str]) -> Callable[[str], list[str]]:
+    return lambda incomplete: [choice for choice in choices if choice.startswith(incomplete)]
+
+
+DeviceOption = Annotated[
+    str, typer.Option("--device", help="Where to compute: auto, cpu, cuda or mps.", autocompletion=devices)
+]
