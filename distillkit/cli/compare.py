@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from distillkit.cli.choices import CONFIG
+
 
 def compare(
     records: Annotated[list[Path], typer.Argument(help="Records, or folders that hold records.")],
@@ -26,9 +28,10 @@ def compare(
 
     paths: list[Path] = []
     for path in records:
-        inside = path / "records" if (path / "records").is_dir() else path
+        is_run = (path / "records").is_dir() or (path / CONFIG).is_file()
+        inside = path / "records" if is_run else path
         found = [path]
-        if inside.is_dir():
+        if is_run or inside.is_dir():
             found = sorted(inside.glob("*.json"))
         if not found:
             raise UsageError(f"{path} holds no records; make one: distillkit evaluate {shlex.quote(str(path))}")

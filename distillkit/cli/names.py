@@ -16,8 +16,6 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
-from distillkit.files import cache_folder, write_json
-
 GROUP = "distillkit"
 LISTED = ("teachers", "protocols", "extractors", "trackers", "exporters")
 SWITCH = "_DISTILLKIT_COMPLETE"
@@ -41,6 +39,8 @@ def options_of(command: str) -> list[tuple[str, bool, list[str]]]:
 
 def known() -> dict[str, Any]:
     """All names, from the cache where nothing has changed."""
+    from distillkit.files import cache_folder, write_json
+
     path, key = cache_folder() / "completion.json", _key()
     try:
         kept = json.loads(path.read_text(encoding="utf-8"))

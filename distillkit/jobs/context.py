@@ -28,8 +28,6 @@ from distillkit.progress import Quiet, Reporter, reporter_for
 from distillkit.runs.folder import RunFolder
 
 DEVICES = ("auto", "cpu", "cuda", "mps")
-
-
 TIMEOUT = 600.0
 """Seconds for which one process may keep the others waiting."""
 MOST_TIMEOUT = 7 * 86_400.0
@@ -179,8 +177,6 @@ def job_context(
 
     Args:
         timeout: seconds for which one of several processes may keep the others waiting.
-
-    Args:
         settled: the launcher's settings that the job has taken over, by their names.
         remarks: said before anything else.
 
