@@ -33,7 +33,7 @@ def suites(incomplete: str) -> list[str]:
 
 def run_folders(incomplete: str) -> list[str]:
     """Completion by runs in ./runs and below the folder that is being typed, and by folders."""
-    start = Path(incomplete).parent if "/" in incomplete else Path("runs")
+    start = Path(incomplete.rpartition("/")[0] or "/") if "/" in incomplete else Path("runs")
     runs = [str(path.parent) for path in sorted(start.glob(f"*/{CONFIG}"))]
     return [run for run in runs if run.startswith(incomplete)] or list(_paths(incomplete))
 
