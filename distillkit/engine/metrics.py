@@ -44,11 +44,12 @@ class Means:
         if not self._sums:
             return {}
         names = sorted(self._sums)
-        rows = torch.stack(
-            [torch.stack([self._sums[name].double(), self._sums[name].new_tensor(self._weights[name]).double()])
-             for name in names]
-        )  # fmt: skip
-        rows = rows[None] if accelerator.num_processes == 1 else accelerator.gather(rows[None])
+        # In double precision on the CPU: MPS has none.
+        sums = torch.stack([self._sums[name] for name in names]).cpu().double()
+        weights = torch.tensor([self._weights[name] for name in names], dtype=torch.float64)
+        rows = torch.stack([sums, weights], 1)[None]
+        if accelerator.num_processes > 1:
+            rows = accelerator.gather(rows.to(accelerator.device))
         return dict(zip(names, rows.cpu().unbind(1), strict=True))
 
     def load_state(self, saved: Mapping[str, Tensor], accelerator: Accelerator) -> None:

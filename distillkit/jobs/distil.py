@@ -3,29 +3,24 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from distillkit.contracts.recipe import Recipe
 from distillkit.contracts.sampler import Sampler
-from distillkit.contracts.source import Pairs, Source, batch_types
+from distillkit.contracts.source import Pairs
 from distillkit.contracts.student import StudentGenerator
 from distillkit.contracts.teacher import Teacher
-from distillkit.data.identity import teacher_identity
-from distillkit.data.shards import identity_hash
 from distillkit.engine.checkpoint import Checkpoints
 from distillkit.engine.cost import CostMeter
 from distillkit.engine.metrics import MetricsFile
 from distillkit.engine.outputs import Evaluation, Outputs
 from distillkit.engine.trainer import Trainer
 from distillkit.environment import environment
-from distillkit.errors import DistillkitError, UsageError
 from distillkit.evaluation.generator import Generator, student_generator, teacher_generator
 from distillkit.evaluation.measure import Measure
 from distillkit.evaluation.record import Record, Selection, Subject, write_record
@@ -35,10 +30,11 @@ from distillkit.jobs.context import Context
 from distillkit.jobs.evaluate import record_name
 from distillkit.jobs.measures import Measures, measures_for
 from distillkit.jobs.previews import Previews
+from distillkit.jobs.recipe import inputs_of, recipe_of, sources_of
+from distillkit.jobs.rows import Result, Row, read_row, row_json, table_of
 from distillkit.jobs.timing import timed
 from distillkit.jobs.training import evaluation_of, measured, train
-from distillkit.reading import Unreadable, read_mapping
-from distillkit.registry import Installed, blaming, registry
+from distillkit.registry import Installed, blaming
 from distillkit.runs.config import RunConfig
 from distillkit.runs.folder import RunFolder
 from distillkit.students.artifact import initial_weights, save_student
@@ -50,33 +46,6 @@ MEASURING = "after the last step, while measuring; nothing is trained again"
 
 HIGH_RATIO = 100.0
 """Above this noise level a prediction of noise, rounded to bf16, says little of the sample."""
-
-
-@dataclass(frozen=True)
-class Row:
-    """One generator in the closing table; `record` is None where there is no protocol."""
-
-    name: str
-    nfe: float
-    images_per_second: float
-    record: Record | None
-
-    @classmethod
-    def measured(cls, name: str, record: Record) -> Row:
-        """The row of what a record measured."""
-        return cls(name, record.nfe or 0.0, record.images_per_second or 0.0, record)
-
-
-@dataclass(frozen=True)
-class Result:
-    """What a run made."""
-
-    folder: Path
-    rows: list[Row]
-    health: dict[str, str]
-    selection: dict[str, Any]
-    seconds: float
-    cost: dict[str, float]
 
 
 class Distillation:
@@ -99,71 +68,18 @@ class Distillation:
     ) -> None:
         self.folder, self.context, self.method = folder, context, method
         self.teacher = teacher.to(context.device)
-        self.config = config
-        self.recipe = self._recipe()
-        self.sources = self._sources()
+        self.recipe = recipe_of(config, method, self.teacher)
+        self.sources = sources_of(config, method, self.teacher, self.recipe)
         self.config = config.model_copy(
             update={"sources": {s.name: s.config.model_dump(mode="json") for s in self.sources.values()}}
         )
         self._prepared = False
         self._described: dict[Sampler, StudentDescription] = {}
 
-    def _recipe(self) -> Recipe:
-        config, method = self.config, self.method.value()
-        blamed = blaming(f"method {config.method}", self.method.origin, "cannot make its recipe")
-        with blamed, torch.random.fork_rng(devices=[]):
-            # A recipe may hold fresh networks: their weights are the seed's, on every process.
-            torch.manual_seed(config.seed)
-            recipe = method.recipe(self.teacher, method.Config.model_validate(config.settings))
-        student, stages = config.student, list(recipe.stages)
-        if student.levels or student.start_ratio:
-            recipe.student.sampler = self._at_levels(recipe.student.sampler)
-            recipe.stages = [
-                stage if stage.sampler is None else stage.at(self._at_levels(stage.sampler)) for stage in stages
-            ]
-        return recipe
-
-    def _at_levels(self, sampler: Sampler) -> Sampler:
-        """The sampler with the levels that were asked for.
-
-        Raises:
-            UsageError: where the method fixes them.
-        """
-        student, schedule = self.config.student, self.teacher.schedule
-        ratios = torch.tensor(student.levels or (student.start_ratio,), dtype=torch.float64)
-        levels: Sequence[float] = schedule.at(ratios).tolist()
-        if not student.levels:
-            levels = schedule.levels(len(sampler.times(schedule)), levels[0])
-        try:
-            return sampler.with_levels(levels)
-        except ValueError as error:
-            option = "--student-levels" if student.levels else "--start-ratio"
-            raise UsageError(f"{option}: {error}") from error
-
-    def _sources(self) -> dict[type, Source[Any]]:
-        """The sources that the recipe reads, by the type of their batches."""
-        offered, wanted = registry().sources(), batch_types(self.recipe.needs)
-        if strange := [need for need in wanted if need not in offered]:
-            known = ", ".join(sorted(kind.__name__ for kind in offered))
-            raise DistillkitError(
-                f"method {self.config.method} ({self.method.origin}) needs {strange[0].__name__}, which no source "
-                f"serves; there are sources of {known}. Offer one by the hook distillkit_sources"
-            )
-        return {
-            kind: offered[kind](
-                self.teacher, offered[kind].Config.model_validate(self.config.sources.get(offered[kind].name, {}))
-            )
-            for kind in sorted(wanted, key=lambda kind: kind.__name__)
-        }
-
     @property
     def inputs(self) -> dict[str, str]:
         """The teacher and the files of data by what they are, for a resumption to compare."""
-        spec, identity = self.teacher.spec, identity_hash(teacher_identity(self.teacher))
-        weights = f", weights {spec.weights_sha256[:16]}" if spec.weights_sha256 else ""
-        found = {source.name: source.fingerprint for source in self.sources.values() if source.fingerprint}
-        files = {name: f"fingerprint {fingerprint[:16]}" for name, fingerprint in found.items()}
-        return {"teacher": f"{spec.name}{weights}, in all {identity}", **files}
+        return inputs_of(self.teacher, self.sources)
 
     @property
     def sources_cost(self) -> int:
@@ -387,41 +303,3 @@ class Distillation:
         )
         record = row.record.model_copy(update={"subject": subject})
         return replace(row, record=write_record(self.folder / "records" / record_name(record), record))
-
-
-def table_of(rows: Sequence[Row]) -> tuple[list[str], list[list[str | float]]]:
-    """Columns and lines of the closing table."""
-    label = next((row.record.label for row in rows if row.record), "figure")
-    lines: list[list[str | float]] = [
-        [row.name, row.record.figures[row.record.label].value if row.record else "-", row.nfe, row.images_per_second]
-        for row in rows
-    ]
-    return ["generator", label, "NFE", "samples/s"], lines
-
-
-def row_json(row: Row) -> dict[str, Any]:
-    """A row as it is kept in record.json."""
-    return {
-        "name": row.name,
-        "nfe": row.nfe,
-        "images_per_second": row.images_per_second,
-        "record": None if row.record is None else row.record.model_dump(mode="json"),
-    }
-
-
-def row_of(value: Mapping[str, Any]) -> Row:
-    """The inverse of `row_json`.
-
-    Raises:
-        ValueError, KeyError, TypeError: when it is something else.
-    """
-    record = None if value["record"] is None else Record.model_validate(value["record"])
-    return Row(str(value["name"]), float(value["nfe"]), float(value["images_per_second"]), record)
-
-
-def read_row(path: Path) -> Row | None:
-    """A row that was kept; None where it cannot be read and must be measured anew."""
-    try:
-        return row_of(read_mapping(path))
-    except (Unreadable, ValueError, KeyError, TypeError):
-        return None

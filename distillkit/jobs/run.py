@@ -11,7 +11,7 @@ from pydantic import BaseModel, Field
 
 from distillkit.errors import DistillkitError, UsageError
 from distillkit.evaluation.record import Record
-from distillkit.jobs.distil import Row, row_of
+from distillkit.jobs.rows import Row, row_of
 from distillkit.reading import Missing, check_format, read_mapping, validated
 from distillkit.runs.config import RunConfig, read_config
 from distillkit.runs.config import validated as validated_config

@@ -132,12 +132,15 @@ def found_subjects(
     Raises:
         UsageError: when it is none of these, or cannot be sampled as asked.
     """
+    if isinstance(subject, Student | Teacher):
+        options.require_no_images("the generator")
     if isinstance(subject, Student):
         return _students(subject, _student_name(subject), _records(subject.folder), options, context)
     if isinstance(subject, Teacher):
         return _teachers(subject, _records(None), options, context)
     name, path = str(subject), Path(subject).expanduser()
     if is_student(name):
+        options.require_no_images(name)
         student, (folder, selector) = load_student(name, say=context.reporter.say), split_selector(name)
         run = folder.resolve().parent if folder.name == "student" else folder
         title = f"{run.name}@{selector}" if selector else run.name

@@ -169,7 +169,8 @@ class RunFolder:
         if changed:
             raise UsageError(
                 f"{self.path} was begun with something else:\n  " + "\n  ".join(changed) + "\nPut back what it was "
-                "begun with to resume it, or start a new run in another --output-dir."
+                f"begun with to resume it, or start a new run in another --output-dir. Without {path} this "
+                "is not checked."
             )
 
     @contextmanager

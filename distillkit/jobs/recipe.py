@@ -1,0 +1,87 @@
+"""What a run trains and from which data, by its method, teacher and settings."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from distillkit.contracts.recipe import Recipe
+from distillkit.contracts.sampler import Sampler
+from distillkit.contracts.source import Source, batch_types
+from distillkit.contracts.teacher import Teacher
+from distillkit.data.identity import teacher_identity
+from distillkit.data.shards import identity_hash
+from distillkit.errors import DistillkitError, UsageError
+from distillkit.registry import Installed, blaming, registry
+from distillkit.runs.config import RunConfig, StudentConfig
+
+
+def recipe_of(config: RunConfig, method: Installed, teacher: Teacher) -> Recipe:
+    """The method's recipe, with the student's noise levels that were asked for.
+
+    Raises:
+        UsageError: for settings that the recipe cannot follow.
+        DistillkitError: when the method fails, blaming its package.
+    """
+    made = method.value()
+    blamed = blaming(f"method {config.method}", method.origin, "cannot make its recipe")
+    with blamed, torch.random.fork_rng(devices=[]):
+        # A recipe may hold fresh networks: their weights are the seed's, on every process.
+        torch.manual_seed(config.seed)
+        recipe: Recipe = made.recipe(teacher, made.Config.model_validate(config.settings))
+    student = config.student
+    if student.levels or student.start_ratio:
+        recipe.student.sampler = _at_levels(recipe.student.sampler, student, teacher)
+        recipe.stages = [
+            stage if stage.sampler is None else stage.at(_at_levels(stage.sampler, student, teacher))
+            for stage in recipe.stages
+        ]
+    return recipe
+
+
+def _at_levels(sampler: Sampler, student: StudentConfig, teacher: Teacher) -> Sampler:
+    """The sampler with the levels that were asked for.
+
+    Raises:
+        UsageError: where the method fixes them.
+    """
+    schedule = teacher.schedule
+    ratios = torch.tensor(student.levels or (student.start_ratio,), dtype=torch.float64)
+    levels: Sequence[float] = schedule.at(ratios).tolist()
+    if not student.levels:
+        levels = schedule.levels(len(sampler.times(schedule)), levels[0])
+    try:
+        return sampler.with_levels(levels)
+    except ValueError as error:
+        option = "--student-levels" if student.levels else "--start-ratio"
+        raise UsageError(f"{option}: {error}") from error
+
+
+def sources_of(config: RunConfig, method: Installed, teacher: Teacher, recipe: Recipe) -> dict[type, Source[Any]]:
+    """The sources that the recipe reads, by the type of their batches.
+
+    Raises:
+        DistillkitError: for a type that nothing offers.
+    """
+    offered, wanted = registry().sources(), batch_types(recipe.needs)
+    if strange := [need for need in wanted if need not in offered]:
+        known = ", ".join(sorted(kind.__name__ for kind in offered))
+        raise DistillkitError(
+            f"method {config.method} ({method.origin}) needs {strange[0].__name__}, which no source "
+            f"serves; there are sources of {known}. Offer one by the hook distillkit_sources"
+        )
+    return {
+        kind: offered[kind](teacher, offered[kind].Config.model_validate(config.sources.get(offered[kind].name, {})))
+        for kind in sorted(wanted, key=lambda kind: kind.__name__)
+    }
+
+
+def inputs_of(teacher: Teacher, sources: Mapping[type, Source[Any]]) -> dict[str, str]:
+    """The teacher and the files of data by what they are, for a resumption to compare."""
+    spec, identity = teacher.spec, identity_hash(teacher_identity(teacher))
+    weights = f", weights {spec.weights_sha256[:16]}" if spec.weights_sha256 else ""
+    found = {source.name: source.fingerprint for source in sources.values() if source.fingerprint}
+    files = {name: f"fingerprint {fingerprint[:16]}" for name, fingerprint in found.items()}
+    return {"teacher": f"{spec.name}{weights}, identity {identity}", **files}
