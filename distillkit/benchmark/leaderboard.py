@@ -22,7 +22,7 @@ class Difference:
     """a - b with its standard error, where one is known.
 
     Args:
-        seeds: that the error is estimated from; 0 where it holds the evaluation's samples alone.
+        seeds: that the error is estimated from; 0 where it covers the evaluation's samples alone.
     """
 
     value: float

@@ -70,18 +70,18 @@ def beside(results: Results, board: Leaderboard) -> Iterator[str]:
 
 
 def how_sure(board: Leaderboard) -> str:
-    """What the standard errors hold, and what few seeds leave open."""
+    """What the standard errors cover, and what few seeds leave open."""
     seeds, samples = seeds_of(board), _of_samples(board)
     if seeds == 1:
         held = "the evaluation's samples alone" if samples else "nothing: the figure is computed without sampling error"
         return (
-            f"SE: standard error, which holds {held}. With one training seed, the spread between trainings is not "
+            f"SE: standard error, which covers {held}. With one training seed, the spread between trainings is not "
             "known: this ranks these trainings, not yet the methods."
         )
     held = f"the evaluation's samples and the {seeds} training seeds" if samples else (
         f"the {seeds} training seeds (the figure itself is computed without sampling error)"
     )  # fmt: skip
-    text = f"SE: standard error, which holds {held}."
+    text = f"SE: standard error, which covers {held}."
     needed = min((row.to_best.needed for rows in board.tables.values() for row in rows if row.to_best), default=2.0)
     if needed > 2:
         text += f" {seeds} seeds are few: for 95 % certainty a difference needs {needed:.1f} SE, not 2."
@@ -182,7 +182,7 @@ def seeds_of(board: Leaderboard) -> int:
 
 
 def _of_samples(board: Leaderboard) -> bool:
-    """Whether the errors hold the evaluation's samples."""
+    """Whether the errors cover the evaluation's samples."""
     return all(f.leave_one_out for rows in board.tables.values() for row in rows for f in row.figures)
 
 

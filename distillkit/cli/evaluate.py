@@ -62,18 +62,17 @@ def evaluate(
         Path | None, typer.Option("--save-images", help="Also keep the images: a folder of PNG, or a .npz file.")
     ] = None,
     data_background: Annotated[
-        str | None, typer.Option("--data-background", help="Of given images: colour behind transparent ones.")
+        str | None, typer.Option("--data-background", help="Of images: colour behind transparent parts.")
     ] = None,
-    data_grey: Annotated[bool, typer.Option("--data-grey", help="Of given images: convert them to grey.")] = False,
+    data_grey: Annotated[bool, typer.Option("--data-grey", help="Of images: convert them to grey.")] = False,
     data_image_column: Annotated[
-        str | None, typer.Option("--data-image-column", help="Of a data set: column of the images.")
+        str | None, typer.Option("--data-image-column", help="Of images: their column, where there are several.")
     ] = None,
     data_max_pixels: Annotated[
-        str | None, typer.Option("--data-max-pixels", help="Larger images are refused.  [default: 67M]")
+        str | None, typer.Option("--data-max-pixels", help="Of images: refuse those with more pixels.  [default: 67M]")
     ] = None,
     skip_damaged: Annotated[
-        int,
-        typer.Option("--skip-damaged", min=0, help="So many given images may be damaged."),
+        int, typer.Option("--skip-damaged", min=0, help="Of images: replace up to so many damaged ones by others.")
     ] = 0,
     device: DeviceOption = "auto",
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,

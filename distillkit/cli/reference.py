@@ -42,10 +42,10 @@ def make(
         str | None, typer.Option("--data-image-column", help="Column of the images, where there are several.")
     ] = None,
     data_max_pixels: Annotated[
-        str | None, typer.Option("--data-max-pixels", help="Larger images are refused.  [default: 67M]")
+        str | None, typer.Option("--data-max-pixels", help="Refuse images with more pixels.  [default: 67M]")
     ] = None,
     skip_damaged: Annotated[
-        int, typer.Option("--skip-damaged", min=0, help="So many images may be damaged; others are read for them.")
+        int, typer.Option("--skip-damaged", min=0, help="Replace up to so many damaged images by others.")
     ] = 0,
     keep_features: Annotated[
         bool, typer.Option("--keep-features", help="Also keep the features, for kid, prdc and memorisation.")

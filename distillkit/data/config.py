@@ -52,7 +52,7 @@ class DataConfig(SourceConfig):
     )
     skip_damaged: Count = Field(
         0, ge=0, json_schema_extra={"flag": "skip-damaged"},
-        description="so many images may be damaged: each is named, and the next of its class is read in its place",
+        description="how many images may be damaged: each is named, and the next of its class is read in its place",
     )  # fmt: skip
     workers: int = Field(1, ge=0, le=64, description="threads that decode ahead, more for large images; 0: none")
 

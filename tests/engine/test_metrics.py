@@ -74,13 +74,24 @@ def test_numbers_that_are_not_finite_are_text_at_any_depth(log):
     assert json.loads(log.path.read_text()) == {"step": 1, "a": "nan", "evaluation": {"value": "inf", "error": None}}
 
 
-def test_means_are_weighted_by_the_share_of_a_micro_batch():
-    class Alone:
-        num_processes = 1
+class Alone:
+    num_processes, process_index, device = 1, 0, torch.device("cpu")
 
+
+def test_means_are_weighted_by_the_share_of_a_micro_batch():
     means = Means()
     means.add("loss", torch.tensor(1.0), 0.25)
     means.add("loss", torch.tensor(3.0), 0.75)
     means.add("norm", torch.tensor(2.0))
     assert means.read(Alone()) == {"loss": 2.5, "norm": 2.0}
     assert means.read(Alone()) == {}
+
+
+def test_an_interval_that_is_saved_half_way_ends_with_the_same_means():
+    whole, first, second = Means(), Means(), Means()
+    for means in (whole, first):
+        means.add("loss", torch.tensor(1.0), 0.25)
+    second.load_state(first.state(Alone()), Alone())
+    for means in (whole, second):
+        means.add("loss", torch.tensor(3.0), 0.75)
+    assert second.read(Alone()) == whole.read(Alone())

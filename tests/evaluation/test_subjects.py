@@ -142,6 +142,9 @@ def test_values_that_cannot_be_are_refused(options, named):
 def test_what_does_not_fit_the_subject_is_refused(evaluate, student_folder, teacher_folder):
     with pytest.raises(UsageError, match="--guidance"):
         evaluate(str(student_folder), guidance=2.0)
+    for subject in (str(student_folder), load_teacher(str(teacher_folder))):
+        with pytest.raises(UsageError, match="--data-grey"):
+            evaluate(subject, data_grey=True)
     with pytest.raises(UsageError, match="7 evaluations"):
         evaluate(str(student_folder), nfe=(7,))
     with pytest.raises(UsageError, match="--nfe 2"):
