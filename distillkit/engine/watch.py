@@ -123,9 +123,9 @@ class _Watch(threading.Thread):
         found = {}
         for other, seen in self.others.items():
             if now - seen.heard > silence:
-                found[other] = "does not answer"
+                found[other] = "has not answered"
             elif now - seen.moved > self.timeout:
-                found[other] = "makes no progress"
+                found[other] = "has made no progress"
         return found
 
     def _step_of(self, other: int) -> int:
@@ -135,7 +135,7 @@ class _Watch(threading.Thread):
     def _end(self, stuck: dict[int, str]) -> None:
         if first_to_fail():
             lines = [
-                f"process {other} of {self.world}{_where(self.others[other].words)} {what} since {self.timeout:g} s or "
+                f"process {other} of {self.world}{_where(self.others[other].words)} {what} for {self.timeout:g} s or "
                 f"more (--timeout); its last step was {max(self.progress.step, self._step_of(other)):,}."
                 for other, what in stuck.items()
             ]
