@@ -286,4 +286,4 @@ def curve(run: Path) -> Iterator[Point]:
                 figure = {key: found.get(key) for key in ("value", "error", "nfe")}
                 yield Point(cost=entry["cost"], images=entry["images"], **figure)
             except (AttributeError, KeyError, ValueError):
-                log.warning("%s: an evaluation that is none was passed over", run / "metrics.jsonl")
+                log.warning("%s: a malformed evaluation was skipped", run / "metrics.jsonl")

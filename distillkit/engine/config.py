@@ -77,7 +77,7 @@ class TrainingConfig(OptimizerConfig):
         if self.steps < FEWEST_STEPS:
             found.append(
                 f"{self.duration:,} images are {self.steps} {'step' if self.steps == 1 else 'steps'} of "
-                f"{self.batch}, which is hardly a training; use a longer --duration or a smaller --batch"
+                f"{self.batch}, too few to learn from; use a longer --duration or a smaller --batch"
             )
         return found
 

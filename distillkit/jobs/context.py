@@ -213,7 +213,7 @@ def _others_ending(context: Context) -> Iterator[None]:
             raise context.interrupted(f"stopped.{go_on}") from error
         raise DistillkitError(
             f"another process of this job has ended, perhaps killed by the system, after step "
-            f"{context.progress.step:,}; so all end.{go_on}"
+            f"{context.progress.step:,}; so this one ends too.{go_on}"
         ) from error
 
 

@@ -105,7 +105,7 @@ def plan_teacher(config: TeacherRunConfig, context: Context, folder: RunFolder, 
             _folder_row(folder),
         ]
     with nothing_downloaded():
-        teacher, images = new_teacher(config, context.device)
+        teacher, images = new_teacher(config, context.device, context.reporter.say)
         measures = measures_for(teacher, config.evaluation)
         parameters = sum(p.numel() for p in teacher.denoiser.parameters())
         count = f"{len(images):,}" if isinstance(images, Sized) else "the data set's"

@@ -106,7 +106,7 @@ class EvaluationOptions:
         plain = EvaluationOptions()
         for option in ("data_background", "data_grey", "data_image_column", "data_max_pixels", "skip_damaged"):
             if getattr(self, option) != getattr(plain, option):
-                raise UsageError(f"--{option.replace('_', '-')} is for images of your own, and {name} is none of them")
+                raise UsageError(f"--{option.replace('_', '-')} is for images, and {name} is a generator")
 
 
 @dataclass(frozen=True)
@@ -133,7 +133,7 @@ def found_subjects(
         UsageError: when it is none of these, or cannot be sampled as asked.
     """
     if isinstance(subject, Student | Teacher):
-        options.require_no_images("the generator")
+        options.require_no_images("the subject")
     if isinstance(subject, Student):
         return _students(subject, _student_name(subject), _records(subject.folder), options, context)
     if isinstance(subject, Teacher):

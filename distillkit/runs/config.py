@@ -271,12 +271,17 @@ def _paths(model: type[BaseModel]) -> Iterator[tuple[str, ...]]:
 def differences(
     saved: Mapping[str, Any], asked: Mapping[str, Any], above: str = "", ignoring: Set[str] = frozenset()
 ) -> list[str]:
-    """'training.lr: 0.001 in the run, 0.002 asked' for every key that differs and matters."""
+    """'training.lr: 0.001 in the run, 0.002 asked' for every key that differs and matters.
+
+    A key that is not saved is that of a later version; what it asks for was off or empty before.
+    """
     found = []
     for key in sorted({*saved, *asked}):
         place, old, new = f"{above}{key}", saved.get(key), asked.get(key)
         if isinstance(old, Mapping) and isinstance(new, Mapping):
             found += differences(old, new, f"{place}.", ignoring)
+        elif key not in saved and not new:
+            continue
         elif old != new and place not in SAFE_TO_CHANGE | ignoring:
             found.append(f"{place}: {old!r} in the run, {new!r} asked")
     return found

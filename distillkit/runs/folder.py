@@ -18,7 +18,7 @@ from distillkit.environment import environment
 from distillkit.errors import DistillkitError, UsageError
 from distillkit.files import LEFTOVER, existing_parent, remove_leftovers, retried, write_bytes, write_error, write_json
 from distillkit.reading import Missing, Unreadable, read_mapping
-from distillkit.runs.config import ConfigFile, differences, read_config, to_yaml
+from distillkit.runs.config import ConfigFile, differences, read_config, to_yaml, validated
 from distillkit.text import short
 
 CONFIG, LOCK, OWNER = "config.yaml", ".lock", ".owner.json"
@@ -120,7 +120,10 @@ class RunFolder:
         Raises:
             UsageError: listing the keys that differ.
         """
-        asked, saved = config.model_dump(mode="json"), self.saved_config().values
+        file = self.saved_config()
+        # Settings that have come since the run began have their defaults.
+        saved = validated(type(config), file.values, file, {}).model_dump(mode="json")
+        asked = config.model_dump(mode="json")
         extended = _extends(saved, asked)
         if found := differences(saved, asked, ignoring={"training.duration"} if extended else frozenset()):
             raise UsageError(

@@ -8,13 +8,15 @@ import signal
 
 import numpy as np
 import pytest
+import yaml
 from PIL import Image
 
 import distillkit
 from distillkit.errors import Interrupted, UsageError
 from distillkit.files import WriteError
 from distillkit.jobs import distil as distil_module
-from distillkit.runs.folder import INPUTS
+from distillkit.runs.config import RunConfig
+from distillkit.runs.folder import CONFIG, INPUTS, RunFolder
 
 FEW = {"distance": "l2", "duration": 32, "batch": 16, "pairs_count": 32, "lr": 1e-3, "protocol": "none"}
 
@@ -129,3 +131,16 @@ def test_pairs_are_kept_in_the_run_where_the_cache_cannot_be_written(teacher, tm
     monkeypatch.setenv("DISTILLKIT_CACHE", str(tmp_path / "file" / "cache"))
     run = begin(teacher, tmp_path / "run", protocol="digits8", evaluation_samples=30, evaluate_samples=30)
     assert run.record is not None and list((tmp_path / "run" / "pairs").rglob("shard-*"))
+
+
+def test_a_run_of_before_a_setting_was_there_resumes_where_that_is_off(tmp_path):
+    folder = RunFolder(tmp_path / "run", "distillkit run dmd2")
+    config = RunConfig(method="dmd2", sources={"data": {"path": "photos", "grey": False}})
+    folder.begin(config)
+    older = config.model_dump(mode="json")
+    del older["sources"]["data"]["grey"], older["training"]["channels_last"]
+    (folder / CONFIG).write_text(yaml.safe_dump(older))
+    assert folder.check_same(config) is None
+    grey = config.model_copy(update={"sources": {"data": {"path": "photos", "grey": True}}})
+    with pytest.raises(UsageError, match=r"sources\.data\.grey"):
+        folder.check_same(grey)
