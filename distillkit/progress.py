@@ -12,6 +12,7 @@ from typing import Any, Protocol
 from rich.console import Console, RenderableType
 from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Task as RichTask
+from rich.table import Column
 from rich.text import Text
 
 from distillkit.text import printable
@@ -61,6 +62,27 @@ class _Rate(ProgressColumn):
         return Text(done + (f"  {task.speed:,.0f}/s" if task.speed else ""), style="progress.data.speed")
 
 
+class _Bars(Progress):
+    """Bars, and what is noted of each below them: beside a bar it would be cut in a narrow window."""
+
+    def get_renderables(self) -> Iterator[RenderableType]:
+        yield self.make_tasks_table(self.tasks)
+        for task in self.tasks:
+            if remark := task.fields["remark"]:
+                yield Text("\n".join(packed(remark, self.console.width - 1)), style="dim")
+
+
+def packed(remark: str, width: int) -> list[str]:
+    """The items of a remark, which two spaces separate, in lines of at most `width`; no name leaves its value."""
+    lines: list[str] = []
+    for item in remark.split("  "):
+        if lines and len(lines[-1]) + 2 + len(item) <= width:
+            lines[-1] += f"  {item}"
+        else:
+            lines.append(item)
+    return lines
+
+
 class Terminal(Console):
     """Prints text as it is: square brackets and colons in names are no markup, and no name can steer the terminal."""
 
@@ -87,22 +109,23 @@ class Live:
             yield _Bar(self._progress, bar)
             self._progress.remove_task(bar)
             return
+        whole = Column(no_wrap=True)
         columns = (
             TextColumn("{task.description}", markup=False),
-            BarColumn(bar_width=20),
-            _Rate(),
-            TimeRemainingColumn(elapsed_when_finished=True),
-            TextColumn("{task.fields[remark]}", style="dim", markup=False),
+            BarColumn(bar_width=20 if self.console.width >= 100 else 10, table_column=whole),
+            _Rate(table_column=whole.copy()),
+            TimeRemainingColumn(elapsed_when_finished=True, table_column=whole.copy()),
         )
         try:
-            with Progress(*columns, console=self.console, speed_estimate_period=60) as self._progress:
+            with _Bars(*columns, console=self.console, speed_estimate_period=60) as self._progress:
                 bar = self._progress.add_task(title, total=total, completed=done, unit=unit, remark="")
                 yield _Bar(self._progress, bar)
         finally:
             self._progress = None
 
     def say(self, message: str) -> None:
-        self.console.print(message, soft_wrap=True)
+        # Words stay whole in a narrow window, and a command stays one line, to be copied.
+        self.console.print(message, soft_wrap="distillkit " in message)
 
     def show(self, renderable: RenderableType) -> None:
         self.console.print(renderable)

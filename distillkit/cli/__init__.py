@@ -7,6 +7,7 @@ import logging
 import os
 import signal
 import sys
+import threading
 import traceback
 from typing import Annotated, Any
 
@@ -42,6 +43,9 @@ class Commands(TyperGroup):
         names = super().list_commands(ctx)
         return sorted(names, key=lambda name: order.index(name) if name in order else len(order))
 
+
+PATIENCE = 3.0
+"""Seconds of silence before a command says that it is still loading."""
 
 app = typer.Typer(
     name="distillkit",
@@ -122,6 +126,9 @@ def main() -> None:
         # A terminal that cannot show a letter shows a question mark; it does not end a run.
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
+    loading = threading.Timer(PATIENCE, _say_what_loads)
+    loading.daemon = True
+    loading.start()
     try:
         code: Any = app(standalone_mode=False)
     except DistillkitError as error:
@@ -155,6 +162,13 @@ def main() -> None:
             arguments,
         )
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _say_what_loads() -> None:
+    """Nothing can be shown before PyTorch is there, which takes long from a cold or busy disk."""
+    spec = getattr(sys.modules.get("torch"), "__spec__", None)
+    if getattr(spec, "_initializing", False) and sys.stderr.isatty():
+        print("distillkit: loading PyTorch, which takes longest the first time", file=sys.stderr)  # noqa: T201
 
 
 def memory_advice(error: BaseException | None) -> str:

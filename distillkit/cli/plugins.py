@@ -17,11 +17,14 @@ def plugins() -> None:
     from distillkit.registry import registry
 
     out, found = console(), registry()
-    table = Table("plugin", "from", "module", "offers")
+    # The module stands below its package: three columns leave room for the longest name in 80 columns.
+    table = Table()
+    for name in ("plugin", "from", "offers"):
+        table.add_column(name, overflow="fold")
     for plugin in found.plugins:
         offers = [f"{kind}: {', '.join(named)}" for kind, named in plugin.offers.items() if named]
         said = f"broken: {plugin.reason}" if plugin.reason else "\n".join(offers) or "nothing"
-        table.add_row(plugin.name, plugin.origin, plugin.module, said)
+        table.add_row(plugin.name, f"{plugin.origin}\n{plugin.module}", said)
     out.print(table)
     for reason in found.refused.values():
         out.print(f"refused: {reason}", markup=False, highlight=False)

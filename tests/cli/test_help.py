@@ -4,10 +4,13 @@ import subprocess
 import sys
 
 import pytest
+import torch
 import typer
 
 from distillkit import __version__
-from distillkit.cli import app
+from distillkit.cli import _say_what_loads, app
+from distillkit.cli.plugins import plugins
+from distillkit.progress import Terminal
 from tests.conftest import environment
 
 
@@ -124,3 +127,18 @@ def test_python_dash_m(cli):
         [sys.executable, "-m", "distillkit", "--version"], capture_output=True, text=True, env=environment(), check=True
     )
     assert done.stdout == f"distillkit {__version__}\n"
+
+
+def test_a_slow_start_says_what_it_waits_for_on_a_terminal_alone(monkeypatch, capsys):
+    for terminal, initializing, said in ((True, True, True), (False, True, False), (True, False, False)):
+        monkeypatch.setattr("sys.stderr.isatty", lambda terminal=terminal: terminal)
+        monkeypatch.setattr(torch.__spec__, "_initializing", initializing)
+        _say_what_loads()
+        assert ("PyTorch" in capsys.readouterr().err) is said
+
+
+def test_no_offer_of_a_plugin_is_cut_in_80_columns(monkeypatch, capsys):
+    monkeypatch.setattr("distillkit.cli.closing.console", lambda: Terminal(width=80))
+    plugins()
+    shown = capsys.readouterr().out
+    assert "…" not in shown and "edm-cifar10-uncond-ve" in shown and "distillkit_consistency" in shown
