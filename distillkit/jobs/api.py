@@ -110,7 +110,16 @@ class Plan:
         loaded = teacher or self.teacher
         if loaded is None:
             loaded = resolve_teacher(self.config.teacher).load(context.reporter, context.stopped)
-        return Distillation(self.config, self.folder, context, self.method, loaded)
+        job = Distillation(self.config, self.folder, context, self.method, loaded)
+        suggested = {"pairs": dict(self.preset.pairs)} if self.preset else {}
+        for name, values in self.config.sources.items():
+            # A preset's numbers for a source that this recipe leaves out are nobody's mistake.
+            if values and name not in job.config.sources and values != suggested.get(name):
+                context.reporter.say(
+                    f"warning: {self.config.method} with these settings reads no {name}: "
+                    f"{', '.join(f'sources.{name}.{key}' for key in values)} have no effect"
+                )
+        return job
 
 
 @contextmanager
