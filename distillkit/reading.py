@@ -266,7 +266,7 @@ def unlike(head: bytes) -> str:
 
 def _decoded(data: bytes, where: str) -> str:
     try:
-        return data.decode("utf-8")
+        return data.decode("utf-8-sig")  # some editors begin UTF-8 with a mark
     except UnicodeDecodeError as error:
         what = unlike(data[:512]) or f"it is not UTF-8 text (byte {error.start:,})"
         raise Unreadable(f"cannot read {where}: {what}") from error

@@ -5,6 +5,9 @@ from __future__ import annotations
 import re
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+_MARKUP = re.compile(r"([\\`*\[\]|]|(?<![^\W_])_|_(?![^\W_])|^[#>+=-])")
+"""What Markdown makes something of. A "_" within a word is nothing, and addresses are full of them."""
+_ENTITY = re.compile(r"&(?=#?\w+;)")
 _CREDENTIALS = re.compile(r"(\w+://)[^/\s@]+@")
 _QUERY = re.compile(r"(\w+://[^\s?#]*)[?#][^\s'\"]*")
 
@@ -13,6 +16,12 @@ def printable(text: str) -> str:
     """The text with what could steer a terminal spelt out: escapes, other control characters, changes of direction.
     Line breaks and tabs stay."""
     return _CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", text)
+
+
+def markdown(text: str) -> str:
+    """The text in one line, for Markdown that shows it as it is: no links, pictures, tables, headings or HTML."""
+    line = _MARKUP.sub(r"\\\1", printable(" ".join(text.split())))
+    return _ENTITY.sub("&amp;", line).replace("<", "&lt;")
 
 
 def redacted(text: str) -> str:

@@ -1,11 +1,13 @@
 """The page on own images runs as it is printed, with shorter trainings; a reference is a protocol by itself."""
 
+import json
 import re
 import shlex
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from distillkit import DistillkitError, UsageError
@@ -15,6 +17,7 @@ from distillkit.embedded.rgb32.classifier import Rgb32CNN
 from distillkit.evaluation.presets import load_measure
 from distillkit.evaluation.record import read_record
 from distillkit.evaluation.reference import load_reference
+from distillkit.files import sha256
 
 PAGE = (Path(__file__).parents[1] / "docs" / "own-images.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```(console|python|yaml)\n(.*?)```", PAGE, re.DOTALL)
@@ -116,6 +119,23 @@ def test_another_extractor_than_the_references_is_refused(references):
         next(weights.parameters()).add_(1)
     weights.save(str(references / "small.pt"))
     with pytest.raises(DistillkitError, match="weights_sha256"):
+        load_measure(None, reference=path, extractor=str(references / "small.pt"), shape=(3, 16, 16))
+
+
+def test_a_program_that_a_reference_names_is_said_and_checked_before_it_is_loaded(references, monkeypatch, caplog):
+    path, program = references / "own.safetensors", references / "small.pt"
+    load_measure(str(path), shape=(3, 16, 16))
+    assert str(program) in caplog.text
+    monkeypatch.setattr(torch.jit, "load", lambda *a, **k: pytest.fail("it was loaded"))
+    program.write_bytes(program.read_bytes() + b"another")
+    with pytest.raises(DistillkitError, match=r"small\.pt.*\n.*sha256"):
+        load_measure(str(path), shape=(3, 16, 16))
+    monkeypatch.chdir(references)
+    with safe_open(path, "pt") as file:
+        making = json.loads(file.metadata()["making"])
+    making |= {"extractor": "small.pt", "spec": making["spec"] | {"weights_sha256": sha256(program)}}
+    save_file(load_file(path), path, metadata={"id": "x", "count": "8", "making": json.dumps(making)})
+    with pytest.raises(DistillkitError, match=r"small\.pt"):
         load_measure(str(path), shape=(3, 16, 16))
 
 

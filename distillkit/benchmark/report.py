@@ -33,6 +33,7 @@ from distillkit.benchmark.verdicts import (
 from distillkit.evaluation.digits import decimals, fixed, with_error
 from distillkit.files import write_bytes
 from distillkit.progress import clock
+from distillkit.text import markdown
 
 HTML, MARKDOWN = "report.html", "report.md"
 
@@ -50,6 +51,7 @@ def pages(folder: Path, results: Results, board: Leaderboard) -> dict[str, str]:
     """The report's files by name: their text."""
     loader, escape = PackageLoader("distillkit.benchmark"), select_autoescape(["html.j2"])
     templates = Environment(loader=loader, undefined=StrictUndefined, autoescape=escape)
+    templates.filters["markdown"] = markdown
     values = _values(folder, results, board)
     return {name: templates.get_template(f"{name}.j2").render(**values) for name in (HTML, MARKDOWN)}
 

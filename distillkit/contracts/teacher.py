@@ -53,7 +53,7 @@ class TeacherSpec(BaseModel):
     codec: dict[str, Any] = Field(default_factory=dict, description="kind and fields of the codec")
     solver: Literal["heun", "euler"] = Field("heun", description="deterministic sampler of its probability-flow ODE")
     solver_steps: int = Field(18, ge=1, le=10_000, description="steps of that sampler")
-    weights_sha256: str = Field("", description="sha256 of the weight file")
+    weights_sha256: str = Field("", pattern="^([0-9a-f]{64})?$", description="sha256 of the weight file")
     licence: str = Field("", max_length=10_000, description="licence of the weights")
     source: str = Field("", max_length=10_000, description="where the weights come from")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -13,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from distillkit.errors import DistillkitError, UsageError
+from distillkit.reading import parse_json
 
 LABELS = "dataset.json"
 
@@ -121,9 +121,10 @@ def read_labels(text: bytes, names: Sequence[str], where: str) -> Labelling:
 def _listed(text: bytes, where: str) -> tuple[dict[str, Any] | None, list[str]]:
     """Label by name, None where there are none."""
     try:
-        listed = json.loads(text, object_pairs_hook=_once)["labels"]
+        # Their number is bounded by the file's size where it is read.
+        listed = parse_json(text, where, values=len(text))["labels"]
         entries = None if listed is None else [(name, label) for name, label in listed]
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         reason = f"{error} is missing" if isinstance(error, KeyError) else str(error).splitlines()[0]
         raise DistillkitError(
             f'{where} is not a list of labels, {{"labels": [["name.png", 0], ...]}}: {reason[:200]}'
@@ -144,13 +145,6 @@ def _listed(text: bytes, where: str) -> tuple[dict[str, Any] | None, list[str]]:
                 )
         by_name[name] = label
     return by_name, [f"{LABELS} names {twice:,} images twice, with one label"] if twice else []
-
-
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        raise ValueError("a key is given twice")
-    return found
 
 
 def check_labels(values: Any, names: Sequence[str], where: str) -> Labels:

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
@@ -18,6 +17,7 @@ from distillkit.errors import DistillkitError
 from distillkit.files import canonical_json, write_bytes, write_json
 from distillkit.models.hashes import content_hash
 from distillkit.reading import Missing, Unreadable, parse_json, read_json
+from distillkit.tensors import read_with_metadata
 
 log = logging.getLogger(__name__)
 
@@ -148,12 +148,11 @@ class Shards:
     def _read_hash(self, path: Path) -> str | None:
         """The hash of a file's contents where it is the one recorded in it, with this identity."""
         try:
-            with safe_open(path, framework="pt") as file:
-                metadata = file.metadata() or {}
-                sha256 = content_hash({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
-        except (SafetensorError, OSError, ValueError) as error:
+            tensors, metadata = read_with_metadata(path)
+        except Unreadable as error:
             log.warning("%s is damaged (%s); it will be made again", path, error)
             return None
+        sha256 = content_hash(tensors)
         if metadata.get("id") != self.id or metadata.get("sha256") != sha256:
             log.warning("%s does not match its recorded hash; it will be made again", path)
             return None

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from distillkit.contracts.health import Diagnostic, Health
 from distillkit.files import append_bytes, write_bytes
+from distillkit.reading import Unreadable, parse_json
 
 
 class Means:
@@ -84,9 +85,9 @@ class MetricsFile:
 
         def kept(line: bytes) -> bool:
             try:
-                entry = json.loads(line)
+                entry = parse_json(line, str(self.path))
                 return bool(entry["step"] <= step and (evaluated or entry["step"] < step or "evaluation" not in entry))
-            except (ValueError, KeyError, TypeError):
+            except (Unreadable, KeyError, TypeError):
                 return False
 
         lines = self.path.read_bytes().split(b"\n")

@@ -177,13 +177,24 @@ class ModuleExtractor(FeatureExtractor):
         return self.network(pixels.float()).flatten(1).float()
 
 
-def torchscript_extractor(path: Path, shape: tuple[int, ...]) -> ModuleExtractor:
+def torchscript_extractor(path: Path, shape: tuple[int, ...], expected_sha256: str = "") -> ModuleExtractor:
     """A TorchScript file as an extractor. TorchScript is a program: load only what you trust.
 
+    Args:
+        expected_sha256: what the file must be, which is checked before it is loaded; empty to take any.
+
     Raises:
-        UsageError: when it is not TorchScript.
-        DistillkitError: when it does not take images of this shape.
+        UsageError: when it is not there, or not TorchScript.
+        DistillkitError: when it is another file than expected, or does not take images of this shape.
     """
+    if not path.is_file():
+        raise UsageError(f"{path}: there is no TorchScript file there")
+    found = sha256(path)
+    if expected_sha256 and found != expected_sha256:
+        raise DistillkitError(
+            f"{path} is not the file that was expected:\n  expected sha256 {expected_sha256}\n  found sha256 {found}\n"
+            "It was not loaded."
+        )
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)
@@ -191,7 +202,7 @@ def torchscript_extractor(path: Path, shape: tuple[int, ...]) -> ModuleExtractor
     except (RuntimeError, OSError, ValueError) as error:
         raise UsageError(f"{path} is not a TorchScript file: {str(error).splitlines()[0]}") from error
     try:
-        return ModuleExtractor(network, f"{path.stem}/output", shape, sha256(path))
+        return ModuleExtractor(network, f"{path.stem}/output", shape, found)
     except RuntimeError as error:
         raise DistillkitError(
             f"{path} does not take images {shape} in 0..255: {str(error).splitlines()[-1]}"

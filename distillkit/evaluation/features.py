@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from torch import Tensor
 from distillkit.contracts.random import SampleRNG
 from distillkit.evaluation.moments import BLOCK, Moments
 from distillkit.files import write_json, writing
+from distillkit.reading import Unreadable, read_mapping
 
 GROUPS = 10
 """Of the jackknife."""
@@ -157,9 +157,9 @@ class Kept:
 
     def _sealed(self) -> tuple[int, str, dict[str, Any]]:
         try:
-            body = json.loads(self._seal.read_text(encoding="utf-8"))
+            body = read_mapping(self._seal)
             return max(0, int(body["count"])), str(body["sha256"]), dict(body["notes"])
-        except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        except (Unreadable, ValueError, KeyError, TypeError):
             return 0, "", {}
 
     def parts(self) -> tuple[bytes, bytes]:

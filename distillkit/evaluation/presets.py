@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Callable, Mapping
 from fnmatch import fnmatch
 from functools import cache
@@ -18,11 +19,13 @@ from distillkit.errors import DistillkitError, UsageError
 from distillkit.evaluation.extractor import FeatureExtractor, evaluation_folder, torchscript_extractor
 from distillkit.evaluation.measure import FrechetMeasure, Measure
 from distillkit.evaluation.protocol import ImagePreparation, Protocol, SampleSpec
-from distillkit.evaluation.reference import SUFFIX, Reference, load_reference
+from distillkit.evaluation.reference import SUFFIX, Making, Reference, load_reference
 from distillkit.evaluation.reference_files import reference_of
 from distillkit.files import slug
 from distillkit.reading import Unreadable, first_problem, read_text
 from distillkit.registry import Installed, Registry, blaming, registry
+
+log = logging.getLogger(__name__)
 
 COMMAND = "distillkit protocols"
 LARGEST_PROMPTS = 64 * 2**20
@@ -198,7 +201,7 @@ def load_measure(
     extractor = load_extractor(extractor, shape) if isinstance(extractor, str) else extractor
     own = reference is not None or extractor is not None
     if reference is not None and reference.making is not None:
-        extractor = extractor or load_extractor(reference.making.extractor, shape)
+        extractor = extractor or _recorded_extractor(reference, reference.making, shape)
         _same_extractor(extractor, reference)
     if chosen is not None:
         reference, extractor = reference or reference_of(chosen), extractor or load_extractor(chosen.extractor, shape)
@@ -224,6 +227,27 @@ def load_measure(
     title = chosen.name if chosen and not own else slug(f"{reference.id}-{extractor.spec.id}")
     protocol = Protocol(name=title, extractor=extractor.spec, samples=samples, reference=reference.spec)
     return FrechetMeasure(protocol, extractor, reference, preparation=images, prompts=prompts)
+
+
+def _recorded_extractor(reference: Reference, making: Making, shape: tuple[int, ...]) -> FeatureExtractor:
+    """The extractor that a reference names.
+
+    A TorchScript file is a program, and its path comes out of a file that may have been downloaded: it is said which
+    one is loaded, and it is not before its sha256 was found to be the recorded one.
+
+    Raises:
+        UsageError, DistillkitError: as `load_extractor`, and for another file than the recorded one.
+    """
+    if not is_torchscript(making.extractor):
+        return load_extractor(making.extractor, shape)
+    path = Path(making.extractor)
+    if not path.is_absolute():
+        raise DistillkitError(
+            f"the reference {reference.id} names the TorchScript file {making.extractor} without its folder, so it is "
+            "not loaded; name the file by --reference and --extractor"
+        )
+    log.warning("the reference %s names the TorchScript program %s, which is loaded", reference.id, path)
+    return torchscript_extractor(path, shape, making.spec.weights_sha256)
 
 
 def _same_extractor(extractor: FeatureExtractor, reference: Reference) -> None:

@@ -39,7 +39,7 @@ class ExtractorSpec(_Part):
 class ImagePreparation(_Part):
     """What is done to given images and to the reference's, before the extractor."""
 
-    resolution: int = Field(ge=1)
+    resolution: int = Field(ge=1, le=4096)
     filter: Filter
 
     def __str__(self) -> str:

@@ -21,11 +21,13 @@ from distillkit.evaluation.protocol import ExtractorSpec, ImagePreparation, Refe
 from distillkit.files import write_tensors
 from distillkit.models.foreign.read import read_foreign
 from distillkit.models.foreign.records import Array
+from distillkit.names import name_from
 from distillkit.reading import Unreadable, parse_json, unlike, validated
 from distillkit.tensors import head_of, read_with_metadata
 
 LARGEST_ARRAY = 2**30
 """Bytes of a covariance; that of 8,192 features takes half."""
+MOST_IMAGES = 10**12
 
 SUFFIX = ".safetensors"
 """Of the statistics that `distillkit reference make` writes. They say how they were made, so a file is a protocol."""
@@ -111,12 +113,12 @@ def load_reference(path: Path, *, name: str = "", count: int = 0, key: str = "fi
         if path.suffix == SUFFIX:
             tensors, metadata = read_with_metadata(path)
             mean, covariance, features = tensors["mean"], tensors["covariance"], tensors.get("features")
-            name, count = metadata.get("id", name), int(metadata.get("count", count))
+            name, count = name_from(metadata.get("id", name or path.stem)), int(metadata.get("count", count))
             where = f"how {path} was made"
             said = parse_json(metadata["making"].encode(), where) if "making" in metadata else None
             making = None if said is None else validated(Making, said, where)
         else:
-            mean, covariance = (torch.from_numpy(np.asarray(v, dtype=np.float64)) for v in _moments(path, key))
+            mean, covariance = (torch.from_numpy(np.array(v, dtype=np.float64)) for v in _moments(path, key))
             features = None
     except DistillkitError:
         raise
@@ -178,6 +180,8 @@ def checked(reference: Reference, path: Path) -> Reference:
         raise DistillkitError(f"{path}: the reference statistics hold NaN or infinity")
     if (covariance - covariance.T).abs().max() > 1e-6 * covariance.abs().max() or (covariance.diagonal() < 0).any():
         raise DistillkitError(f"{path}: the covariance is not symmetric and positive")
+    if reference.count > MOST_IMAGES:
+        raise DistillkitError(f"{path} says that it is of more than {MOST_IMAGES:,} images")
     if reference.count < 2:
         raise DistillkitError(f"{path} does not say of how many images it is; give their number")
     return reference

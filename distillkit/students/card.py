@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -11,6 +12,7 @@ from distillkit.contracts.codec import Codec
 from distillkit.files import write_bytes
 from distillkit.registry import registry
 from distillkit.students.description import StudentDescription
+from distillkit.text import markdown
 
 CARD, PICTURE = "README.md", "samples.png"
 BEGIN, END = "<!-- usage -->", "<!-- end of usage -->"
@@ -30,17 +32,18 @@ def card(description: StudentDescription, record: Mapping[str, Any] | None = Non
     """
     codec = registry().build("codecs", description.codec)
     conditioner = registry().build("conditioners", description.conditioner)
-    teacher = description.teacher
+    teacher, method = description.teacher, markdown(description.method)
+    name = markdown(teacher.name)
     shape = codec.decoded_shape(description.shape)
     kind = str(codec.dtype).removeprefix("torch.")
-    conditions = f", conditioned on {conditioner.summary()}" if conditioner.count else ""
+    conditions = f", conditioned on {markdown(conditioner.summary())}" if conditioner.count else ""
     measured = "\n".join(_measured(record)) if record else "No figure of this student is recorded."
     return f"""---
 library_name: distillkit
-tags: [diffusion, distillation, {description.method}]
+tags: [diffusion, distillation, {json.dumps(description.method)}]
 license: other
 ---
-# {teacher.name}, distilled by {description.method}
+# {name}, distilled by {method}
 
 A generator of {_content(codec, shape)}, {description.nfe:g} network evaluation(s) a sample{conditions}.
 {f"{chr(10)}![samples]({PICTURE}){chr(10)}" if picture else ""}
@@ -55,10 +58,10 @@ samples = student(64, seed=0)  # {(64, *shape)} {kind}
 
 {measured}
 
-- Teacher: {teacher.name} (sha256 `{teacher.weights_sha256[:16] or "not recorded"}`), \
-{teacher.source or "source not recorded"}.
-- Teacher's licence, which may bind this student too: {teacher.licence or "not recorded"}.
-- Method: {description.method} from {description.method_package}, distillkit {description.distillkit}; \
+- Teacher: {name} (sha256 `{teacher.weights_sha256[:16] or "not recorded"}`), \
+{markdown(teacher.source) or "source not recorded"}.
+- Teacher's licence, which may bind this student too: {markdown(teacher.licence) or "not recorded"}.
+- Method: {method} from {markdown(description.method_package)}, distillkit {markdown(description.distillkit)}; \
 {description.images_seen:,} images seen; settings in student.json.
 - Guidance weight learnt in: {description.guidance:g}. Sampler: {description.sampler["kind"]}.
 {"".join(f"- {line}{chr(10)}" for line in _notes(description, record))}"""
@@ -100,7 +103,7 @@ def _row(row: Mapping[str, Any]) -> str:
     nfe = "" if row.get("nfe") is None else f"{row['nfe']:g}"
     record = row.get("record")
     figure = _figure(record["figures"][record["label"]]) if record else "not measured"
-    return f"| {row['name']} | {figure} | {nfe} | {speed} |"
+    return f"| {markdown(row['name'])} | {figure} | {nfe} | {speed} |"
 
 
 def _figure(figure: Mapping[str, Any]) -> str:
@@ -121,7 +124,7 @@ def _kind(label: str) -> str:
 
 
 def _notes(description: StudentDescription, record: Mapping[str, Any] | None) -> Iterator[str]:
-    yield from description.remarks
+    yield from map(markdown, description.remarks)
     if not record:
         return
     if (selection := record.get("selection") or {}).get("evaluated"):

@@ -29,6 +29,7 @@ def test_cut_back_keeps_what_was_before_and_drops_what_is_no_entry(log):
             b'{"no": 1}',
             b"",
             b'{"step": 1',
+            b"[" * 100_000,
         ):
             file.write(strange + b"\n")
     log.append({"step": 2, "text": "line\u2028separator"})

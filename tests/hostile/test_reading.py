@@ -13,7 +13,9 @@ from hypothesis import strategies as st
 from pydantic import BaseModel, Field
 from safetensors.torch import save
 
+from distillkit.data.labels import read_labels
 from distillkit.errors import DistillkitError
+from distillkit.evaluation.features import Kept
 from distillkit.files import read_recorded, slug
 from distillkit.names import name_from, plain_name
 from distillkit.reading import (
@@ -26,6 +28,8 @@ from distillkit.reading import (
     parse_json,
     parse_yaml,
     read_bytes,
+    read_mapping,
+    read_text,
     typed_values,
     validated,
 )
@@ -231,6 +235,27 @@ def test_formats_of_other_versions_are_refused_by_number(found, remedy):
     assert "2" in str(refused.value) and "9.9" in str(refused.value)
     check_format({"format": 2}, 2, "student.json")
     check_format({}, 2, "student.json")
+
+
+def test_the_mark_that_some_editors_begin_utf8_with_is_no_text(tmp_path):
+    path = tmp_path / "a.json"
+    path.write_bytes(b'\xef\xbb\xbf{"a": 1}')
+    assert read_mapping(path) == {"a": 1} and read_text(path).startswith("{")
+    assert read_labels(b'\xef\xbb\xbf{"labels": [["a.png", 2]]}', ["a.png"], "dataset.json").labels.tolist() == [2]
+
+
+@pytest.mark.parametrize("text", ["[", "{", "x", "[" * 100_000, '{"labels": 1}', '{"labels": [["a"]]}', "[1]", *PAGES])
+def test_damaged_labels_are_one_message(text):
+    data = text if isinstance(text, bytes) else text.encode()
+    with pytest.raises(DistillkitError, match=r"dataset\.json"):
+        read_labels(data, ["a.png"], "x/dataset.json")
+
+
+@pytest.mark.parametrize("seal", ["{", '{"count": Infinity, "sha256": "", "notes": {}}', "[" * 10_000, "[1]", "\xff"])
+def test_a_damaged_seal_of_features_counts_for_nothing(tmp_path, seal):
+    (tmp_path / "seal.json").write_bytes(seal.encode("latin-1"))
+    kept = Kept(tmp_path, 2, 2)
+    assert len(kept) == 0 and kept.notes == {}
 
 
 def test_damaged_lines_are_passed_over_and_counted(tmp_path):

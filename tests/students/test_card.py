@@ -1,6 +1,7 @@
 """What a student's card says."""
 
 import pytest
+import yaml
 
 from distillkit import Pixels, Points
 from distillkit.students.card import card, with_usage, write_card
@@ -73,3 +74,16 @@ def test_another_usage_takes_the_place_of_the_first(teacher_of, student_of):
     assert "load_student" not in other and "use it so \\1" in other and "library_name: other" in other
     assert with_usage(with_usage(text, "once", library="a"), "use it so \\1", library="other") == other
     assert with_usage("# bare", "use it so", library="other").startswith("# bare\n\nuse it so")
+
+
+def test_text_of_a_teachers_file_is_no_markup(teacher_of, student_of):
+    hostile = "x](http://a) ![y](http://b) <script>\n# Big\n| a | <!-- usage --> `c` &lt; __d__ https://h/a_b?c=1&d=2"
+    plain = student_of(teacher_of(), remarks=(hostile,)).description
+    teacher = plain.teacher.model_copy(update={"licence": hostile, "source": hostile})
+    description = plain.model_copy(update={"teacher": teacher, "method": "a, b]: {c"})
+    text = card(description)
+    lines = [line for line in text.splitlines() if "http://a" in line]
+    assert len(lines) == 3 and all(line.startswith("- ") and line.count("https://h/a_b?c=1&d=2") == 1 for line in lines)
+    assert text.count("<!-- usage -->") == 1 and "<script>" not in text and r"\|" in lines[0] and r"\`c" in lines[0]
+    assert all(sign not in text.replace("\\" + sign, "") for sign in ("](", "__d", "[y"))
+    assert yaml.safe_load(text.split("---")[1])["tags"][-1] == "a, b]: {c"
