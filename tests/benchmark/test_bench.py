@@ -115,7 +115,7 @@ def test_the_report_needs_nothing_from_outside_and_can_be_made_anew(inside, suit
     assert not re.search(r'(?:src|href)="(?!data:|#)', page) and "<script" not in page and "@import" not in page
     assert page.count('role="img"') == 2 and page.count('src="data:image/png') == 4, "teacher, kd, consistency twice"
     assert page.index("samples of teacher") < page.index("samples of kd"), "the teacher first, then by rank"
-    assert "A small &lt;suite&gt; &amp; its report" in page and "A small <suite> & its report" in markdown
+    assert "A small &lt;suite&gt; &amp; its report" in page and "A small &lt;suite> & its report" in markdown
     for text in (page, markdown):
         assert "too-many-pairs" in text and "30,000" in text
         assert "not comparable" in text and "a paper" in text
