@@ -129,7 +129,13 @@ class Outputs:
         return f"step {step:,}  " + "  ".join(parts + (worst or ["healthy"] * bool(self.health)))
 
     def _judge(self, step: int, values: Mapping[str, float], diagnostics: Sequence[Diagnostic]) -> None:
-        """Judge the diagnostics, and explain each that has left its healthy range, once."""
+        """Judge the diagnostics, and explain each that has left its healthy range, once.
+
+        The first step is not judged: score estimators are still the teacher's copies there, so what compares the two
+        is zero in every run.
+        """
+        if step == 1:
+            return
         # What was not logged in this interval keeps its last judgement.
         before, self.health = self.health, {**self.health, **judge(values, diagnostics)}
         for diagnostic in diagnostics:

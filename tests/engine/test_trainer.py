@@ -179,6 +179,8 @@ def test_health_is_judged_and_written(bench):
     trainer.run(bench.outputs())
     lines = [json.loads(x) for x in (bench.folder / "run" / "metrics.jsonl").read_text().splitlines()]
     assert lines[-1]["health"] == {"level": "collapsed"}
+    # Where every network is a copy of the teacher, there is nothing to judge yet.
+    assert lines[0]["step"] == 1 and lines[0]["health"] == {}
     diagnostic = Sick.diagnostics[0]
     assert [diagnostic.judge(v) for v in (0.5, 5, 11, math.nan)] == ["ok", "watch", "collapsed", "collapsed"]
 
