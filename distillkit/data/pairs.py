@@ -178,7 +178,7 @@ class StoredPairs:
 class PairsConfig(SourceConfig):
     """Noise-image pairs of the teacher's ODE, where the method needs them."""
 
-    count: Count = Field(10_000, ge=1, description="number of noise-image pairs, such as 100k")
+    count: Count = Field(10_000, ge=1, le=10**9, description="number of noise-image pairs, such as 100k")
     steps: int | None = Field(
         None, ge=1, le=10_000, description="steps of the solver; the teacher's own number if none"
     )
