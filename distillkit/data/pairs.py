@@ -250,8 +250,10 @@ class PairSource(Source[Pairs]):
         """Refuse guidance that the teacher cannot have, and pairs that the disk cannot hold."""
         self._check_guidance()
         needed = self.plan().disk_bytes
-        free = shutil.disk_usage(existing_parent(self.store.folder)).free
-        if needed > free:
+        disk = shutil.disk_usage(existing_parent(self.store.folder))
+        free = disk.free
+        # A place without any room is no disk; where it cannot be written, `open` goes to the run's folder.
+        if needed > free and disk.total:
             raise DistillkitError(
                 f"noise-image pairs need {needed / 2**20:,.0f} MiB in {self.store.folder} and {free / 2**20:,.0f} MiB "
                 "are free; set DISTILLKIT_CACHE to a larger disk, or ask for fewer by --pairs-count"
