@@ -105,7 +105,8 @@ def test_a_plan_refuses_what_the_run_refuses(inside, small_run, tmp_path, monkey
         "protocol": ["--protocol", "nothing-like-it"], "student": ["--student", "nowhere"],
     }[problem]  # fmt: skip
     if problem == "disk":
-        monkeypatch.setattr("distillkit.data.pairs.shutil.disk_usage", lambda path: SimpleNamespace(free=1000, total=1000))
+        small = SimpleNamespace(free=1000, total=1000)
+        monkeypatch.setattr("distillkit.data.pairs.shutil.disk_usage", lambda path: small)
     said = []
     for mode in ((), ("--dry-run",)):
         done = inside(*small_run, *more, *mode)
