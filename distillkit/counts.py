@@ -17,6 +17,13 @@ def parse_count(value: Any) -> Any:
     return value
 
 
+def _count(value: Any) -> Any:
+    found = parse_count(value)
+    if isinstance(found, str):
+        raise ValueError("write a number, such as 5000, 200k or 1.5M")
+    return found
+
+
 def images_of(value: int | str, duration: float) -> float:
     """A number of images as it is, or a share such as '5%' of a duration."""
     return duration * float(value[:-1]) / 100 if isinstance(value, str) else value
@@ -37,7 +44,7 @@ def parse_numbers(value: Any) -> Any:
     return [] if value.strip().lower() in ("", "none") else [part.strip() for part in value.split(",")]
 
 
-Count = Annotated[int, BeforeValidator(parse_count)]
+Count = Annotated[int, BeforeValidator(_count)]
 """A number of images or samples; text such as '200k' or '1.5M' is understood."""
 
 CountOrShare = Annotated[int | str, BeforeValidator(parse_count), AfterValidator(_count_or_share)]

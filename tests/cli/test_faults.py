@@ -16,6 +16,8 @@ NO_RUN = "run-not-made"
     ("arguments", "code", "fragments"),
     [
         (["run", "dmdd"], 2, ["unknown method 'dmdd'", "Did you mean 'dmd'?", "distillkit methods"]),
+        (["run", "dmd", "--duration", "abc"], 2, ["--duration", "200k"]),
+        (["run", "dmd", "--teacher", "./nowhere"], 2, ["./nowhere", "no such file or folder"]),
         (["run", "dmd", "--teacher", "digit"], 2, ["unknown teacher 'digit'", "Did you mean 'digits'?"]),
         (["run", "dmd", "--teacher", "."], 2, ["is not a teacher folder", "teacher.json"]),
         (["run", "dmd", "--outdir", "x"], 2, ["--outdir", "--output-dir"]),

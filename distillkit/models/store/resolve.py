@@ -34,6 +34,8 @@ def resolve(name: str) -> Reference:
         return Folder(name, path)
     if reason := registry().refused.get(("teachers", name)):
         raise UsageError(reason)
+    if path.is_absolute() or name.startswith((".", "~")):
+        raise UsageError(f"no teacher at {name}: there is no such file or folder")
     raise UsageError(
         unknown("teacher", name, registry().named("teachers"), "distillkit teachers")
         + " A folder, a file or hf:ORG/REPO works too."
