@@ -33,6 +33,7 @@ class Checkpoint:
     step: int
     tensors: Tensors
     values: dict[str, Any]
+    folder: Path
 
 
 class Checkpoints:
@@ -212,7 +213,7 @@ class Checkpoints:
         if state.seal is None:
             raise Unreadable(f"{path / STATE} has no recorded hash of itself")
         tensors = {Path(name).stem: read_part(path, name, state)[0] for name in state.sha256}
-        return Checkpoint(state.step, tensors, state.values)
+        return Checkpoint(state.step, tensors, state.values, path)
 
 
 def _flat(group: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -53,9 +53,18 @@ class Means:
             rows = accelerator.gather(rows.to(accelerator.device))
         return dict(zip(names, rows.cpu().unbind(1), strict=True))
 
-    def load_state(self, saved: Mapping[str, Tensor], accelerator: Accelerator) -> None:
-        """The inverse of `state`; where another number of processes goes on, each takes the mean over them."""
+    def load_state(self, saved: Mapping[str, Tensor], accelerator: Accelerator, where: str = "means") -> None:
+        """The inverse of `state`; where another number of processes goes on, each takes the mean over them.
+
+        Args:
+            where: the file, for messages.
+
+        Raises:
+            Unreadable: naming the file and what is no sum with its weight.
+        """
         for name, rows in saved.items():
+            if rows.ndim != 2 or rows.shape[-1] != 2 or not len(rows) or not rows.is_floating_point():
+                raise Unreadable(f"cannot read {where}: {name} has shape {tuple(rows.shape)}, not (processes, 2)")
             own = rows[accelerator.process_index] if len(rows) == accelerator.num_processes else rows.mean(0)
             self._sums[name] = own[0].float().to(accelerator.device)
             self._weights[name] = own[1].item()

@@ -109,6 +109,14 @@ class Updater:
         tensors = {f"{index}.{key}": value for index, entry in state.items() for key, value in entry.items()}
         return tensors, {"scaler": self.scaler.state_dict(), "skipped": self._skipped}
 
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Of all tensors that `state` may give: two moments and a count for each parameter."""
+        return {
+            f"{index}.{key}": () if key == "step" else tuple(parameter.shape)
+            for index, parameter in enumerate(self.parameters)
+            for key in ("step", "exp_avg", "exp_avg_sq")
+        }
+
     @torch.no_grad()
     def load_state(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
         state: dict[int, dict[str, Tensor]] = {}

@@ -4,16 +4,60 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from accelerate import Accelerator
+from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
-from distillkit.engine.checkpoint import Checkpoint, Tensors
+from distillkit.contracts.health import Health
+from distillkit.engine.checkpoint import STATE, Checkpoint, Tensors
 from distillkit.engine.cost import CostMeter
 from distillkit.engine.optimization import Updater
 from distillkit.errors import DistillkitError
+from distillkit.reading import Unreadable, validated
+
+Count = Annotated[int, Field(ge=0, le=2**53)]
+Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class _Selection(_Strict):
+    best_step: Count | None
+    best_value: float | None
+    evaluated: Count
+
+
+class _Updater(_Strict):
+    scaler: dict[str, Any]
+    skipped: Count = 0
+
+
+class Progress(_Strict):
+    """The plain values of a checkpoint that a training takes up."""
+
+    channels_last: bool
+    selection: _Selection
+    to_evaluate: bool
+    to_preview: bool = False
+    seconds: Amount = 0.0
+    cost: dict[str, Amount]
+    updaters: dict[str, _Updater]
+    health: dict[str, Annotated[Health, Field(strict=False)]] = Field(default_factory=dict)
+    student: Any = None
+
+
+def progress(checkpoint: Checkpoint) -> Progress:
+    """The plain values of a checkpoint.
+
+    Raises:
+        Unreadable: naming the first that is missing or no value of its kind.
+    """
+    return validated(Progress, checkpoint.values, f"values in {checkpoint.folder / STATE}")
 
 
 def collect(
@@ -30,12 +74,48 @@ def collect(
 def restore(
     checkpoint: Checkpoint, modules: Mapping[str, nn.Module], updaters: Mapping[str, Updater], cost: CostMeter
 ) -> None:
-    """The inverse of `collect`; names and shapes must be the same."""
+    """The inverse of `collect`; names and shapes must be the same.
+
+    Raises:
+        Unreadable: naming the first tensor that is missing, of another shape or unknown; nothing has been changed then.
+    """
+    values = progress(checkpoint)
+    for name, module in modules.items():
+        _check(checkpoint, name, {key: value.shape for key, value in module.state_dict().items()}, whole=True)
+    for name, updater in updaters.items():
+        _check(checkpoint, f"optimizer-{name}", updater.shapes())
+        if name not in values.updaters:
+            raise Unreadable(f"cannot read {checkpoint.folder / STATE}: values.updaters.{name}: it is missing")
     for name, module in modules.items():
         module.load_state_dict(checkpoint.tensors[name])
     for name, updater in updaters.items():
-        updater.load_state(checkpoint.tensors[f"optimizer-{name}"], checkpoint.values["updaters"][name])
+        try:
+            updater.load_state(checkpoint.tensors[f"optimizer-{name}"], checkpoint.values["updaters"][name])
+        except (KeyError, TypeError, RuntimeError) as error:  # of the scaler's state, whose keys are torch's own
+            raise Unreadable(
+                f"cannot read {checkpoint.folder / STATE}: values.updaters.{name}: not the state of an optimiser "
+                f"({error})"
+            ) from error
     cost.counts.update(checkpoint.values["cost"])
+
+
+def _check(checkpoint: Checkpoint, name: str, shapes: Mapping[str, tuple[int, ...]], *, whole: bool = False) -> None:
+    """Whether a group of tensors is there, with these shapes.
+
+    Args:
+        whole: whether every one must be there.
+    """
+    where = checkpoint.folder / f"{name}.safetensors"
+    if name not in checkpoint.tensors:
+        raise Unreadable(f"{checkpoint.folder / STATE} lists no {where.name}, which this run needs")
+    found = checkpoint.tensors[name]
+    if whole and (absent := sorted(set(shapes) - set(found))):
+        raise Unreadable(f"cannot read {where}: {absent[0]} is missing")
+    for key, value in found.items():
+        if key not in shapes:
+            raise Unreadable(f"cannot read {where}: this run has no {key}")
+        if value.shape != shapes[key]:
+            raise Unreadable(f"cannot read {where}: {key} has shape {tuple(value.shape)}, not {tuple(shapes[key])}")
 
 
 def require_finite(tensors: Tensors, step: int) -> None:
@@ -68,11 +148,24 @@ def generators(accelerator: Accelerator) -> dict[str, Tensor]:
     return {kind: accelerator.gather(state[None].to(accelerator.device)).cpu() for kind, state in states.items()}
 
 
-def restore_generators(saved: Mapping[str, Tensor], accelerator: Accelerator) -> None:
-    """Set the global generators to this process' row, or to an earlier one's where more processes resume than saved."""
+def restore_generators(checkpoint: Checkpoint, accelerator: Accelerator) -> None:
+    """Set the global generators to this process' row, or to an earlier one's where more processes resume than saved.
+
+    Raises:
+        Unreadable: when they are missing or no states.
+    """
+    where = checkpoint.folder / "generators.safetensors"
+    saved = checkpoint.tensors.get("generators", {})
+    if "cpu" not in saved:
+        raise Unreadable(f"cannot read {where}: the state of the cpu's generator is missing")
+    if odd := [kind for kind, rows in saved.items() if rows.ndim != 2 or not len(rows) or rows.dtype != torch.uint8]:
+        raise Unreadable(f"cannot read {where}: {odd[0]} does not hold states of generators")
     # A copy of the row: torch may crash on a state that begins within other memory.
     mine = {kind: rows[accelerator.process_index % len(rows)].clone() for kind, rows in saved.items()}
-    _set(mine, accelerator.device)
+    try:
+        _set(mine, accelerator.device)
+    except RuntimeError as error:
+        raise Unreadable(f"cannot read {where}: {error}") from error
 
 
 @contextmanager

@@ -15,7 +15,6 @@ from accelerate import Accelerator
 from torch import nn
 
 from distillkit.contracts.denoiser import Denoiser
-from distillkit.contracts.health import Health
 from distillkit.contracts.learner import OptimizerConfig
 from distillkit.contracts.random import SampleRNG
 from distillkit.contracts.recipe import Recipe
@@ -32,7 +31,15 @@ from distillkit.engine.optimization import MovingAverage, Updater, learning_rate
 from distillkit.engine.outputs import Outputs, Selection
 from distillkit.engine.passes import Passes
 from distillkit.engine.preparation import choose_channels_last, lay_out, prepare_networks
-from distillkit.engine.state import collect, generators, own_draws, require_finite, restore, restore_generators
+from distillkit.engine.state import (
+    collect,
+    generators,
+    own_draws,
+    progress,
+    require_finite,
+    restore,
+    restore_generators,
+)
 from distillkit.errors import UsageError
 
 
@@ -299,18 +306,22 @@ class Trainer:
         self.accelerator.wait_for_everyone()
 
     def restore(self, checkpoint: Checkpoint) -> None:
-        """Take up training where the checkpoint left it."""
+        """Take up training where the checkpoint left it.
+
+        Raises:
+            DistillkitError: when it lacks something, or is of another training.
+        """
+        saved, means = progress(checkpoint), checkpoint.tensors.get("means", {})
         self.step = checkpoint.step
-        self.prepare(checkpoint.values["channels_last"])
+        self.prepare(saved.channels_last)
         # The stage that wrote the checkpoint: at a boundary the next one begins with the next step.
         self._enter_stage(max(self.step - 1, 0), resuming=True)
-        self._selection = Selection(**checkpoint.values["selection"])
-        self._to_evaluate = checkpoint.values["to_evaluate"]
-        self._to_preview = checkpoint.values.get("to_preview", False)
-        self._seconds_before = checkpoint.values.get("seconds", 0.0)
-        self._means.load_state(checkpoint.tensors.get("means", {}), self.accelerator)
+        self._selection = Selection(**saved.selection.model_dump())
+        self._to_evaluate, self._to_preview = saved.to_evaluate, saved.to_preview
+        self._seconds_before = saved.seconds
         restore(checkpoint, self.networks.changed, self._updaters, self.cost)
-        restore_generators(checkpoint.tensors["generators"], self.accelerator)
+        self._means.load_state(means, self.accelerator, str(checkpoint.folder / "means.safetensors"))
+        restore_generators(checkpoint, self.accelerator)
 
     def resume(self, outputs: Outputs) -> None:
         """Take up the newest whole checkpoint of the run, and cut its log back to it.
@@ -324,7 +335,7 @@ class Trainer:
         if checkpoints.steps:
             checkpoint = checkpoints.load()
             self.restore(checkpoint)
-            outputs.health = {name: Health(state) for name, state in checkpoint.values.get("health", {}).items()}
+            outputs.health = dict(progress(checkpoint).health)
             outputs.reporter.say(f"resuming at step {self.step:,} of {self.config.steps:,}")
         else:
             outputs.reporter.say("no checkpoint was written yet: starting at step 0")

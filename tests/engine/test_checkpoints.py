@@ -278,3 +278,60 @@ def test_a_file_where_a_checkpoint_is_due_is_named_at_once(tmp_path, monkeypatch
     (tmp_path / "step-000000001").unlink()
     with pytest.raises(WriteError, match=r"latest is a folder, and a file is due there"):
         save(tmp_path)
+
+
+def sealed_anew(folder, values, tensors):
+    """A checkpoint whose hashes are right, whatever it holds."""
+    path = next(folder.glob("step-*"))
+    state = json.loads((path / "state.json").read_text())
+    checkpoint = Checkpoints(folder).load()
+    Checkpoints(folder).save(state["step"], tensors(dict(checkpoint.tensors)), values(copy.deepcopy(checkpoint.values)))
+
+
+def without(*way):
+    def change(values):
+        inner = values
+        for key in way[:-1]:
+            inner = inner[key]
+        del inner[way[-1]]
+        return values
+
+    return change
+
+
+def unchanged(values):
+    return values
+
+
+NO_STATES = {"generators": {"cpu": torch.zeros(1, 3, dtype=torch.uint8)}}
+
+
+@pytest.mark.parametrize(
+    ("values", "tensors", "named"),
+    [
+        (without("channels_last"), unchanged, "channels_last"),
+        (without("selection", "evaluated"), unchanged, r"selection\.evaluated"),
+        (lambda v: {**v, "to_evaluate": 3}, unchanged, "to_evaluate"),
+        (lambda v: {**v, "seconds": -1.0}, unchanged, "seconds"),
+        (lambda v: {**v, "cost": {"teacher": "much"}}, unchanged, r"cost\.teacher"),
+        (lambda v: {**v, "health": {"std_to_teacher": "fine"}}, unchanged, "health"),
+        (without("updaters", "student"), unchanged, "updaters.student"),
+        (unchanged, without("average"), "average"),
+        (unchanged, without("optimizer-student"), "optimizer-student"),
+        (unchanged, lambda t: {**t, "student": {"w": torch.zeros(1)}}, "student"),
+        (unchanged, lambda t: {**t, "optimizer-student": {"x": torch.zeros(1)}}, "optimizer-student"),
+        (unchanged, lambda t: {**t, "optimizer-student": {"0.exp_avg": torch.zeros(7, 7)}}, r"0\.exp_avg"),
+        (unchanged, without("generators"), "generators"),
+        (unchanged, lambda t: {**t, **NO_STATES}, "generators"),
+        (unchanged, lambda t: {**t, "means": {"loss": torch.zeros(3)}}, "means"),
+    ],
+)
+def test_a_whole_checkpoint_that_lacks_something_is_named_with_its_field(bench, values, tensors, named):
+    first, outputs = bench.trainer(bench.recipe()), bench.outputs("parts")
+    with pytest.raises(Stopped):
+        first.run(outputs, should_stop=lambda: first.step == 1)
+    sealed_anew(outputs.checkpoints.folder, values, tensors)
+    second = bench.trainer(bench.recipe())
+    with pytest.raises(DistillkitError, match=named) as refused:
+        second.resume(outputs)
+    assert "step-000000001" in str(refused.value)
