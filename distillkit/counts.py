@@ -44,6 +44,9 @@ def parse_numbers(value: Any) -> Any:
     return [] if value.strip().lower() in ("", "none") else [part.strip() for part in value.split(",")]
 
 
+READERS = (parse_count, _count)
+"""What reads such numbers: fields with one of them take text on the command line."""
+
 Count = Annotated[int, BeforeValidator(_count)]
 """A number of images or samples; text such as '200k' or '1.5M' is understood."""
 

@@ -13,7 +13,7 @@ import annotated_types
 import typer
 from pydantic.fields import FieldInfo
 
-from distillkit.counts import parse_count
+from distillkit.counts import READERS, parse_count
 from distillkit.runs.options import Section
 
 
@@ -56,12 +56,12 @@ def _kind(field: FieldInfo) -> Any:
     if isinstance(annotation, types.UnionType) or typing.get_origin(annotation) is typing.Union:
         annotation = next(part for part in typing.get_args(annotation) if part is not type(None))
     while typing.get_origin(annotation) is typing.Annotated:
-        if any(getattr(extra, "func", None) is parse_count for extra in typing.get_args(annotation)[1:]):
+        if any(getattr(extra, "func", None) in READERS for extra in typing.get_args(annotation)[1:]):
             return str
         annotation = typing.get_args(annotation)[0]
     if typing.get_origin(annotation) is typing.Literal:
         return enum.Enum("Choice", {str(value): str(value) for value in typing.get_args(annotation)})
-    if any(getattr(extra, "func", None) is parse_count for extra in field.metadata):
+    if any(getattr(extra, "func", None) in READERS for extra in field.metadata):
         return str
     return annotation if annotation in (bool, int, float) else str
 

@@ -24,8 +24,10 @@ FEWEST_STEPS = 20
 class TrainingConfig(OptimizerConfig):
     """The student's optimiser and the shape of the training."""
 
-    duration: Count = Field(100_000, ge=1, description="length of the training in images, such as 200k or 1.5M")
-    batch: int = Field(64, ge=1, description="total batch size over all processes and micro-batches")
+    duration: Count = Field(
+        100_000, ge=1, le=10**13, description="length of the training in images, such as 200k or 1.5M"
+    )
+    batch: int = Field(64, ge=1, le=10**7, description="total batch size over all processes and micro-batches")
     batch_per_device: int | None = Field(
         None, ge=1, description="most samples in one pass on one device; more are accumulated"
     )

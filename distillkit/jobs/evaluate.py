@@ -16,7 +16,7 @@ from distillkit.evaluation.pipeline import measure
 from distillkit.evaluation.record import Record, write_record
 from distillkit.files import cache_folder, replacing, slug, write_bytes
 from distillkit.jobs.context import Context
-from distillkit.jobs.subjects import EvaluationOptions, Found, found_subjects, measure_for
+from distillkit.jobs.subjects import EvaluationOptions, Found, found_subjects, measure_for, within_bounds
 from distillkit.pictures import png_bytes
 from distillkit.students.artifact import Student
 
@@ -41,6 +41,9 @@ def evaluate_subject(
         DistillkitError: when files are missing or wrong, or samples are not what the extractor takes.
         Interrupted: after a signal; what was measured is kept.
     """
+    within_bounds(samples=options.samples, first_seed=options.first_seed, guidance=options.guidance)
+    for nfe in options.nfe:
+        within_bounds(nfe=nfe)
     found = found_subjects(subject, options, context)
     protocol = measure_for(found[0], options)
     saver = _Saver(options, context, found)

@@ -15,7 +15,7 @@ from distillkit.contracts.teacher import Teacher
 from distillkit.errors import UsageError
 from distillkit.jobs.context import Context
 from distillkit.jobs.previews import POINTS
-from distillkit.jobs.subjects import is_student, solver_steps
+from distillkit.jobs.subjects import is_student, solver_steps, within_bounds
 from distillkit.models.counting import count_evaluations
 from distillkit.models.diffusers.folder import is_diffusers_folder
 from distillkit.models.store.folder import is_teacher_folder
@@ -56,6 +56,7 @@ def make_samples(
     Raises:
         UsageError: for a name that stands for neither, or options that do not fit it.
     """
+    within_bounds(num=count, seed=seed, nfe=nfe, guidance=guidance)
     if not is_student(name):
         try:
             reference = resolve(name)

@@ -215,6 +215,32 @@ def _teachers(teacher: Teacher, records: Path, options: EvaluationOptions, conte
     ]  # fmt: skip
 
 
+MOST = {
+    "--samples": 10**9,
+    "--num": 10**8,
+    "--seed": 2**62,
+    "--first-seed": 2**62,
+    "--nfe": 20_000,
+    "--guidance": 10**6,
+}
+"""The largest numbers that mean something."""
+
+
+def within_bounds(**given: float | None) -> None:
+    """Refuse numbers that no computer gets done with, or that are none.
+
+    Args:
+        given: by the option's name, such as first_seed.
+
+    Raises:
+        UsageError: naming the option and its bound.
+    """
+    for name, value in given.items():
+        option = f"--{name.replace('_', '-')}"
+        if value is not None and not 0 <= value <= MOST[option]:
+            raise UsageError(f"{option} {value:g}: write a number of at most {MOST[option]:,}, and none below 0")
+
+
 def solver_steps(nfe: int, solver: SolverName, guidance: float = 1.0) -> int:
     """Steps of a solver that take so many evaluations.
 

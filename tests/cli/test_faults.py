@@ -16,6 +16,13 @@ NO_RUN = "run-not-made"
     ("arguments", "code", "fragments"),
     [
         (["run", "dmdd"], 2, ["unknown method 'dmdd'", "Did you mean 'dmd'?", "distillkit methods"]),
+        (["sample", "digits", "--num", "9" * 20], 2, ["--num"]),
+        (["sample", "digits", "--nfe", "999999999", "--num", "1"], 2, ["--nfe", "20,000"]),
+        (["sample", "digits", "--guidance", "inf"], 2, ["--guidance"]),
+        (["evaluate", "digits", "--first-seed", "9" * 20], 2, ["--first-seed"]),
+        (["evaluate", "digits", "--nfe", ","], 2, ["--nfe"]),
+        (["run", "dmd", "--batch", "9" * 20], 2, ["--batch"]),
+        (["run", "dmd", "--pairs-count", "9" * 20], 2, ["--pairs-count"]),
         (["run", "dmd", "--duration", "abc"], 2, ["--duration", "200k"]),
         (["run", "dmd", "--teacher", "./nowhere"], 2, ["./nowhere", "no such file or folder"]),
         (["run", "dmd", "--teacher", "digit"], 2, ["unknown teacher 'digit'", "Did you mean 'digits'?"]),
