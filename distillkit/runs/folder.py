@@ -139,7 +139,8 @@ class RunFolder:
         """Go on with a run under the same configuration, or a longer one, which is written then, and the same inputs.
 
         Args:
-            inputs: what the run reads beside its configuration, such as the teacher: its identity by what it is.
+            inputs: what the run reads beside its configuration, such as the teacher, in words that end in its identity:
+                that is what is compared.
 
         Raises:
             UsageError: as `check_same`, or listing the inputs that differ.
@@ -167,7 +168,7 @@ class RunFolder:
         changed = [
             f"{name}: {saved.get(name, 'none')} when the run began, {inputs.get(name, 'none')} now"
             for name in sorted({*saved, *inputs})
-            if saved.get(name) != inputs.get(name)
+            if _identity(saved.get(name)) != _identity(inputs.get(name))
         ]
         if changed:
             raise UsageError(
@@ -224,3 +225,8 @@ def _extends(before: Any, now: Any) -> bool:
 def _duration(values: Any) -> Any:
     training = values.get("training") if isinstance(values, Mapping) else None
     return training.get("duration") if isinstance(training, Mapping) else None
+
+
+def _identity(said: str | None) -> str:
+    """The last word of what is said of an input: a hash. The words before it are for people and may change."""
+    return (said or "").rpartition(" ")[2]

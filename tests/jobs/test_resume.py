@@ -60,6 +60,9 @@ def test_inputs_that_are_not_known_are_recorded_with_a_word(teacher, tmp_path):
     (tmp_path / "run" / INPUTS).unlink()
     resume(tmp_path / "run", duration=48)
     assert (tmp_path / "run" / INPUTS).read_bytes() == kept
+    # What is said before the identity is for people.
+    (tmp_path / "run" / INPUTS).write_text(json.dumps({k: f"x {v.split()[-1]}" for k, v in json.loads(kept).items()}))
+    resume(tmp_path / "run", duration=56)
     (tmp_path / "run" / INPUTS).write_text("[1]")
     with pytest.raises(distillkit.DistillkitError, match=INPUTS):
         resume(tmp_path / "run", duration=64)
