@@ -118,7 +118,8 @@ def test_a_signal_saves_and_the_resumed_run_equals_the_uninterrupted_one(
     whole, _, arguments = finished
     folder = tmp_path / "run"
     process = start(*arguments, "--output-dir", folder)
-    steps = random.randint(2, 30)
+    # Early enough for the signal to arrive before the last step on a fast machine.
+    steps = random.randint(2, 10)
     log = folder / "metrics.jsonl"
     wait_for(process, lambda: log.exists() and log.read_text().count("\n") >= steps)
     process.send_signal(number)
