@@ -11,9 +11,10 @@ import os
 import re
 import stat
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 import yaml
 from pydantic import BaseModel, TypeAdapter, ValidationError
@@ -46,12 +47,13 @@ class Missing(Unreadable):
     """There is no such file."""
 
 
-def read_bytes(path: Path, most: int = MOST_BYTES) -> bytes:
-    """A regular file whole; pipes and devices, which may never end, are refused.
+@contextmanager
+def regular_file(path: Path) -> Iterator[tuple[BinaryIO, int]]:
+    """A regular file, opened, and its size; pipes and devices, which may never end, are refused.
 
     Raises:
         Missing: when there is no such file.
-        Unreadable: when it is no regular file, has more than `most` bytes, or cannot be read.
+        Unreadable: when it is no regular file, or it cannot be read while it is open here.
     """
     try:
         # A pipe would wait here for somebody to write.
@@ -61,18 +63,28 @@ def read_bytes(path: Path, most: int = MOST_BYTES) -> bytes:
     except (OSError, ValueError) as error:
         raise Unreadable(f"cannot read {path}: {_reason(error)}") from error
     try:
-        with open(handle, "rb") as file:  # noqa: PTH123
-            state = os.fstat(handle)
-            if not stat.S_ISREG(state.st_mode):
-                kind = "a folder" if stat.S_ISDIR(state.st_mode) else "a pipe or a device"
-                raise Unreadable(f"cannot read {path}: it is {kind}, and a regular file is due there")
-            if state.st_size > most:
-                raise Unreadable(
-                    f"cannot read {path}: it has {state.st_size:,} bytes; at most {most:,} are read of its kind"
-                )
-            return file.read(state.st_size)
+        state = os.fstat(handle)
+        if not stat.S_ISREG(state.st_mode):
+            kind = "a folder" if stat.S_ISDIR(state.st_mode) else "a pipe or a device"
+            raise Unreadable(f"cannot read {path}: it is {kind}, and a regular file is due there")
+        with open(handle, "rb", closefd=False) as file:
+            yield file, state.st_size
     except OSError as error:
         raise Unreadable(f"cannot read {path}: {_reason(error)}") from error
+    finally:
+        os.close(handle)
+
+
+def read_bytes(path: Path, most: int = MOST_BYTES) -> bytes:
+    """A regular file whole.
+
+    Raises:
+        Missing, Unreadable: as `regular_file`, and when it has more than `most` bytes.
+    """
+    with regular_file(path) as (file, size):
+        if size > most:
+            raise Unreadable(f"cannot read {path}: it has {size:,} bytes; at most {most:,} are read of its kind")
+        return file.read(size)
 
 
 def read_text(path: Path, most: int = MOST_BYTES) -> str:

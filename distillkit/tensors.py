@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import stat
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from distillkit.reading import Missing, Unreadable, unlike
+from distillkit.reading import Unreadable, regular_file, unlike
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -69,17 +67,8 @@ def head_of(path: Path, most: int = 512) -> bytes:
 
 
 def _head(path: Path, most: int = 512) -> tuple[bytes, int]:
-    try:
-        handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
-        with open(handle, "rb") as file:  # noqa: PTH123
-            state = os.fstat(handle)
-            if not stat.S_ISREG(state.st_mode):
-                raise Unreadable(f"cannot read {path}: it is no regular file")
-            return file.read(most), state.st_size
-    except FileNotFoundError as error:
-        raise Missing(f"{path}: No such file") from error
-    except (OSError, ValueError) as error:
-        raise Unreadable(f"cannot read {path}: {_first_line(error)}") from error
+    with regular_file(path) as (file, size):
+        return file.read(most), size
 
 
 def _check_header(found: tuple[bytes, int], where: str) -> None:

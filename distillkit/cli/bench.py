@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from distillkit.cli.choices import SUITES, DeviceOption, offered, suites
+from distillkit.cli.choices import SUITES, DeviceOption, DryRunOption, TimeoutOption, offered, suites
 from distillkit.cli.choices import methods as completed_methods
 
 
@@ -46,13 +46,8 @@ def bench(
         bool, typer.Option("--report-only", help="Write the report anew from the folder's results; run nothing.")
     ] = False,
     device: DeviceOption = "auto",
-    timeout: Annotated[
-        float | None,
-        typer.Option(
-            min=1, help="Seconds after which a process that keeps others waiting counts as stuck.  [default: 600]"
-        ),
-    ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", "-n", help="Show the plan; write nothing.")] = False,
+    timeout: TimeoutOption = None,
+    dry_run: DryRunOption = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress; the closing table alone.")] = False,
 ) -> None:
     """Compare methods at one cost.

@@ -96,3 +96,21 @@ def _one_of(choices: list[str]) -> Callable[[str], list[str]]:
 DeviceOption = Annotated[
     str, typer.Option("--device", help="Where to compute: auto, cpu, cuda or mps.", autocompletion=devices)
 ]
+ConfigOption = Annotated[Path | None, typer.Option("--config", help="YAML file with settings; options win.")]
+SetOption = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any setting by its path: training.lr=1e-4.")
+]
+TrackerProjectOption = Annotated[
+    str | None,
+    typer.Option(
+        "--tracker-project", help="Project of the tracker.  [default: WANDB_PROJECT and the like, or distillkit]"
+    ),
+]
+TimeoutOption = Annotated[
+    float | None,
+    typer.Option(
+        "--timeout", min=1,
+        help="Seconds after which a process that keeps others waiting counts as stuck.  [default: 600]",
+    ),
+]  # fmt: skip
+DryRunOption = Annotated[bool, typer.Option("--dry-run", "-n", help="Show the plan; write nothing.")]

@@ -8,7 +8,17 @@ from typing import Annotated, Any
 
 import typer
 
-from distillkit.cli.choices import DeviceOption, light_parameters, run_folders, trackers
+from distillkit.cli.choices import (
+    ConfigOption,
+    DeviceOption,
+    DryRunOption,
+    SetOption,
+    TimeoutOption,
+    TrackerProjectOption,
+    light_parameters,
+    run_folders,
+    trackers,
+)
 from distillkit.cli.help import made_command
 from distillkit.cli.names import completing
 
@@ -52,10 +62,8 @@ def common_options(
     resume: Annotated[
         Path | None, typer.Option("--resume", help="Go on with the run in this folder.", autocompletion=run_folders)
     ] = None,
-    config: Annotated[Path | None, typer.Option("--config", help="YAML file with settings; options win.")] = None,
-    set_: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any setting by its path: training.lr=1e-4.")
-    ] = None,
+    config: ConfigOption = None,
+    set_: SetOption = None,
     seed: Annotated[int | None, typer.Option(help="Seed of weights and draws.  [default: 0]")] = None,
     conditional: Annotated[
         bool | None,
@@ -66,19 +74,9 @@ def common_options(
     report_to: Annotated[
         str, typer.Option("--report-to", help="Tracker beside metrics.jsonl.", autocompletion=trackers)
     ] = "none",
-    tracker_project: Annotated[
-        str | None,
-        typer.Option(
-            "--tracker-project", help="Project of the tracker.  [default: WANDB_PROJECT and the like, or distillkit]"
-        ),
-    ] = None,
-    timeout: Annotated[
-        float | None,
-        typer.Option(
-            min=1, help="Seconds after which a process that keeps others waiting counts as stuck.  [default: 600]"
-        ),
-    ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", "-n", help="Show the plan; write nothing.")] = False,
+    tracker_project: TrackerProjectOption = None,
+    timeout: TimeoutOption = None,
+    dry_run: DryRunOption = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
 ) -> None:
     """Options that are no settings of data, network or training."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-import json
 import logging
 import os
 import uuid
@@ -20,6 +19,7 @@ from PIL import Image
 from distillkit.contracts.hooks import Tracker
 from distillkit.errors import UsageError
 from distillkit.files import write_json
+from distillkit.reading import Unreadable, read_mapping
 from distillkit.registry import registry
 
 log = logging.getLogger(__name__)
@@ -213,8 +213,8 @@ class WeightsAndBiases:
         """Written before it is used, so that a run killed at any moment is found again."""
         path = folder / "tracker.json"
         try:
-            return str(json.loads(path.read_text(encoding="utf-8"))["wandb"])
-        except (OSError, ValueError, KeyError, TypeError):
+            return str(read_mapping(path)["wandb"])
+        except (Unreadable, KeyError):
             made = os.environ.get("WANDB_RUN_ID") or uuid.uuid4().hex[:12]
             write_json(path, {"wandb": made})
             return made

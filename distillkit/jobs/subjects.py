@@ -216,14 +216,14 @@ def _teachers(teacher: Teacher, records: Path, options: EvaluationOptions, conte
 
 
 MOST = {
-    "--samples": 10**9,
-    "--num": 10**8,
-    "--seed": 2**62,
-    "--first-seed": 2**62,
-    "--nfe": 20_000,
-    "--guidance": 10**6,
+    "samples": 10**9,
+    "num": 10**8,
+    "seed": 2**62,
+    "first_seed": 2**62,
+    "nfe": 20_000,
+    "guidance": 10**6,
 }
-"""The largest numbers that mean something."""
+"""The largest numbers that mean something, by the option's name."""
 
 
 def within_bounds(**given: float | None) -> None:
@@ -236,9 +236,9 @@ def within_bounds(**given: float | None) -> None:
         UsageError: naming the option and its bound.
     """
     for name, value in given.items():
-        option = f"--{name.replace('_', '-')}"
-        if value is not None and not 0 <= value <= MOST[option]:
-            raise UsageError(f"{option} {value:g}: write a number of at most {MOST[option]:,}, and none below 0")
+        if value is not None and not 0 <= value <= MOST[name]:
+            option = f"--{name.replace('_', '-')}"
+            raise UsageError(f"{option} {value:g}: write a number of at most {MOST[name]:,}, and none below 0")
 
 
 def solver_steps(nfe: int, solver: SolverName, guidance: float = 1.0) -> int:
