@@ -185,6 +185,27 @@ def test_nothing_is_overwritten(student_of, tmp_path, teacher_of):
     assert (tmp_path / "full" / "mine.txt").read_text() == "mine"
 
 
+def test_the_same_export_may_be_repeated_and_another_is_refused(student_of, teacher_of, tmp_path):
+    student = student_of(teacher_of())
+    written = export(student, "diffusers", tmp_path / "out")
+    before = {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in written}
+    assert export(student, "diffusers", tmp_path / "out") == written
+    assert {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in written} == before
+    (tmp_path / "out" / "model_index.json").write_text("{}")
+    with pytest.raises(UsageError, match="out"):
+        export(student, "diffusers", tmp_path / "out")
+
+
+@pytest.mark.parametrize("name", ["README.md", "samples.png"])
+def test_what_lies_outside_of_a_student_is_not_exported(student_of, teacher_of, tmp_path, name):
+    student = student_of(teacher_of())
+    (tmp_path / "private").write_text("private")
+    (student.folder / name).unlink(missing_ok=True)
+    (student.folder / name).symlink_to(tmp_path / "private")
+    written = export(student, "diffusers", tmp_path / "out")
+    assert written and not any(b"private" in path.read_bytes() for path in written)
+
+
 @pytest.fixture
 def hub(monkeypatch):
     """A hub on this machine: creates repositories, and takes commits of files that are not large."""
