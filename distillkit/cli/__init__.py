@@ -144,11 +144,7 @@ def main() -> None:
         sys.stderr.close()
         sys.exit(141)
     except Exception as error:
-        # The parser's own errors (unknown option, bad value) know their message and exit code.
-        message = getattr(error, "format_message", None)
-        if message is not None:
-            hint = advice(getattr(error, "option_name", None))
-            fail(f"{message()}{hint}", getattr(error, "exit_code", 2), arguments)
+        _fail_parsing(error, arguments)
         if hint := memory_advice(error):
             what = next(iter(str(error).splitlines()), "")
             fail(f"out of memory{f': {what}' if what else ''}{hint}", 1, arguments)
@@ -162,6 +158,20 @@ def main() -> None:
             arguments,
         )
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _fail_parsing(error: Exception, arguments: list[str]) -> None:
+    """End with the parser's own errors (unknown option, bad value), which know their message and exit code; other
+    errors pass."""
+    message = getattr(error, "format_message", None)
+    if message is None:
+        return
+    if type(error).__name__ == "NoArgsIsHelpError":
+        # A group of commands by itself shows its help, which is no error's message.
+        typer.echo(message(), err=True)
+        sys.exit(2)
+    hint = advice(getattr(error, "option_name", None))
+    fail(f"{message()}{hint}", getattr(error, "exit_code", 2), arguments)
 
 
 def _say_what_loads() -> None:

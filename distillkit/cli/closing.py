@@ -64,7 +64,7 @@ def show_result(run: Run) -> None:
     table = Table()
     table.add_column("generator", overflow="fold")
     if record:
-        table.add_column(record.label, justify="right", overflow="fold")
+        table.add_column(record.label, justify="right", no_wrap=True)
     for title in ("NFE", "samples/s", "speed-up"):
         table.add_column(title, justify="right", no_wrap=True)
     figures = [row.record.figures[record.label] if row.record and record else None for row in rows]
@@ -74,6 +74,9 @@ def show_result(run: Run) -> None:
         figure = [with_error(found.value, found.standard_error, places) if found else "-"] if record else []
         speed_up = f"{row.images_per_second / max(rows[0].images_per_second, 1e-9):.1f}x"
         table.add_row(row.name, *figure, f"{row.nfe:g}", f"{row.images_per_second:,.0f}", speed_up)
+    if out.measure(table, options=out.options.update(max_width=1000)).maximum > out.width:
+        # In 80 columns the frame is what there is no room for.
+        table.show_edge = table.pad_edge = False
     out.print(table)
     if record:
         out.print(

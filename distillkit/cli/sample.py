@@ -42,7 +42,7 @@ def sample(
     batch: Annotated[int, typer.Option(min=1, help="Samples in one pass.")] = 256,
     device: DeviceOption = "auto",
 ) -> None:
-    """Generate samples with a distilled student, or with a teacher by its own solver."""
+    """Generate samples with a student or a teacher. A teacher is sampled by its own solver."""
     import math
 
     import numpy as np

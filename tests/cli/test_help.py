@@ -2,6 +2,8 @@
 
 import subprocess
 import sys
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,7 +11,11 @@ import typer
 
 from distillkit import __version__
 from distillkit.cli import _say_what_loads, app
+from distillkit.cli.closing import show_result
 from distillkit.cli.plugins import plugins
+from distillkit.embedded.assets import shipped_records
+from distillkit.evaluation.record import Record
+from distillkit.jobs.rows import Row
 from distillkit.progress import Terminal
 from tests.conftest import environment
 
@@ -19,7 +25,9 @@ def test_version_and_help(cli):
     text = cli("--help").stdout
     for command in ("run", "sample", "methods", "teachers", "distillkit run dmd"):
         assert command in text
-    assert cli().returncode == 2
+    bare = cli()
+    assert bare.returncode == 2 and bare.stderr.lstrip().startswith("Usage: distillkit")
+    assert "..." not in text.partition("Commands")[2].replace("ARGS]...", "")
 
 
 def test_help_does_not_import_torch():
@@ -142,3 +150,18 @@ def test_no_offer_of_a_plugin_is_cut_in_80_columns(monkeypatch, capsys):
     plugins()
     shown = capsys.readouterr().out
     assert "…" not in shown and "edm-cifar10-uncond-ve" in shown and "distillkit_consistency" in shown
+
+
+def test_the_closing_table_is_whole_in_80_columns(monkeypatch, capsys):
+    record = Record.model_validate(next(iter(shipped_records().values())))
+    rows = [Row(name, 35, 5215, record) for name in ("teacher, 18 Heun steps", "student, untrained")]
+    run = SimpleNamespace(
+        rows=rows, record=record, health={}, folder=Path("run"), summary={"selection": {}, "seconds": 60.0}
+    )
+    for width in (80, 100):
+        monkeypatch.setattr("distillkit.cli.closing.console", lambda width=width: Terminal(width=width))
+        show_result(run)
+        table = capsys.readouterr().out.partition(f"{record.label}: ")[0].splitlines()
+        assert max(map(len, table)) <= width
+        assert any(record.label in line and "generator" in line for line in table)
+        assert sum("teacher, 18 Heun steps" in line for line in table) == 1
