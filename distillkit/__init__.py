@@ -48,6 +48,8 @@ if TYPE_CHECKING:
     from distillkit.contracts.student import StudentGenerator as StudentGenerator
     from distillkit.contracts.teacher import Teacher as Teacher
     from distillkit.contracts.teacher import TeacherSpec as TeacherSpec
+    from distillkit.contracts.text import PromptList as PromptList
+    from distillkit.contracts.text import TextEncoder as TextEncoder
     from distillkit.errors import DistillkitError as DistillkitError
     from distillkit.errors import UsageError as UsageError
     from distillkit.evaluation.extractor import FeatureExtractor as FeatureExtractor
@@ -61,6 +63,10 @@ if TYPE_CHECKING:
     from distillkit.jobs.run import Run as Run
     from distillkit.models.build import build_denoiser as build_denoiser
     from distillkit.models.build import changed_network as changed_network
+    from distillkit.models.diffusers.family import Described as Described
+    from distillkit.models.diffusers.family import Pipeline as Pipeline
+    from distillkit.models.diffusers.parts import PipelineParts as PipelineParts
+    from distillkit.models.prompts import Prompts as Prompts
     from distillkit.models.store.resolve import load_teacher as load_teacher
     from distillkit.reading import typed_values as typed_values
     from distillkit.registry import offer as offer
@@ -91,6 +97,12 @@ _HOME = {
     "Pairs": "contracts.source",
     "Pixels": "contracts.codec",
     "Points": "contracts.codec",
+    "Described": "models.diffusers.family",
+    "Pipeline": "models.diffusers.family",
+    "PipelineParts": "models.diffusers.parts",
+    "PromptList": "contracts.text",
+    "Prompts": "models.prompts",
+    "TextEncoder": "contracts.text",
     "Preset": "contracts.method",
     "Recipe": "contracts.recipe",
     "Record": "evaluation.record",

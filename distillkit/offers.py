@@ -13,6 +13,7 @@ from distillkit.contracts.hooks import FeatureExtractor, Measure, hookimpl
 from distillkit.contracts.sampler import OneStep, Sampler
 from distillkit.contracts.source import Source
 from distillkit.contracts.teacher import Teacher
+from distillkit.contracts.text import TextEncoder
 
 
 @hookimpl
@@ -38,12 +39,30 @@ def distillkit_samplers() -> Mapping[str, type[Sampler]]:
 
 @hookimpl
 def distillkit_conditioners() -> Mapping[str, type[Conditioner]]:
-    return {"Unconditional": Unconditional, "ClassLabels": ClassLabels}
+    from distillkit.models.prompts import Prompts
+
+    return {"Unconditional": Unconditional, "ClassLabels": ClassLabels, "Prompts": Prompts}
+
+
+@hookimpl
+def distillkit_encoders() -> Mapping[str, type[TextEncoder]]:
+    from distillkit.models.text.clip import ClipText
+
+    return {"ClipText": ClipText}
+
+
+@hookimpl
+def distillkit_families() -> Mapping[str, Any]:
+    from distillkit.models.diffusers import unet2d, unet_condition
+
+    return {"UNet2DModel": unet2d.describe, "UNet2DConditionModel": unet_condition.describe}
 
 
 @hookimpl
 def distillkit_codecs() -> Mapping[str, type[Codec]]:
-    return {"Pixels": Pixels, "Points": Points}
+    from distillkit.models.diffusers.vae import AutoencoderKL
+
+    return {"Pixels": Pixels, "Points": Points, "AutoencoderKL": AutoencoderKL}
 
 
 @hookimpl

@@ -26,6 +26,7 @@ from distillkit.contracts.conditioner import Conditioner
 from distillkit.contracts.method import Method, MethodConfig
 from distillkit.contracts.sampler import Sampler
 from distillkit.contracts.source import Source, SourceConfig
+from distillkit.contracts.text import TextEncoder
 from distillkit.errors import DistillkitError, UsageError
 from distillkit.reading import first_problem
 from distillkit.text import short
@@ -37,12 +38,14 @@ BUILT_IN = "distillkit"
 """The distribution whose names nobody can take."""
 
 KINDS = (
-    "methods", "teachers", "networks", "samplers", "conditioners", "codecs", "sources", "extractors", "protocols",
-    "trackers", "exporters",
+    "methods", "teachers", "families", "networks", "samplers", "conditioners", "encoders", "codecs", "sources",
+    "extractors", "protocols", "trackers", "exporters",
 )  # fmt: skip
 """What plugins offer; each is a hook `distillkit_KIND`."""
 
-PARTS: Mapping[str, type[BaseModel]] = {"samplers": Sampler, "conditioners": Conditioner, "codecs": Codec}
+PARTS: Mapping[str, type[BaseModel]] = {
+    "samplers": Sampler, "conditioners": Conditioner, "encoders": TextEncoder, "codecs": Codec,
+}  # fmt: skip
 """Kinds that are classes of plain data, which files describe."""
 
 

@@ -48,8 +48,20 @@ class Codec(BaseModel, ABC):
         """Shape of the sample of data with `shape`, both without the batch."""
         return shape
 
+    def images(self, samples: Tensor) -> Tensor:
+        """Samples (B, ...) -> what is decoded before it is rounded, images in [-1, 1], with gradients: what perceptual
+        distances compare. The samples themselves where these are pixels."""
+        return samples
+
     def to(self, device: torch.device | str) -> Self:
         """Move what decodes to a device; itself where there is nothing to move."""
+        return self
+
+    def release(self) -> None:
+        """Free the memory of weights; they are loaded again when they are needed."""
+
+    def hashed(self) -> Self:
+        """The same with the hashes of all files that it depends on, as descriptions record them."""
         return self
 
 

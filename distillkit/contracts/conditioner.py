@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
 
 from distillkit.contracts.condition import Condition
+from distillkit.contracts.text import PromptList
 from distillkit.errors import UsageError
 from distillkit.names import Name
 
@@ -84,8 +85,28 @@ class Conditioner(BaseModel, ABC):
         """For people: '10 classes', 'text', 'none'."""
         return "none"
 
+    @property
+    def lacks(self) -> str:
+        """What a training needs to be given before there are conditions to draw, for people; "" where nothing is."""
+        return ""
+
+    def with_prompts(self, prompts: PromptList) -> Self:
+        """The same, its keys the numbers of these prompts.
+
+        Raises:
+            UsageError: where the model takes none.
+        """
+        raise UsageError(f"this model takes no prompts ({self.summary()}): leave --prompts out")
+
     def to(self, device: torch.device | str) -> Self:
         """Move what encodes to a device; itself where there is nothing to move."""
+        return self
+
+    def release(self) -> None:
+        """Free the memory of encoders; they are loaded again when they are needed."""
+
+    def hashed(self) -> Self:
+        """The same with the hashes of all files that it depends on, as descriptions record them."""
         return self
 
 

@@ -34,10 +34,15 @@ if TYPE_CHECKING:
     from distillkit.contracts.sampler import Sampler
     from distillkit.contracts.source import Source
     from distillkit.contracts.teacher import Teacher
+    from distillkit.contracts.text import TextEncoder
 
 API_VERSION = 2
 """Version of the interface between distillkit and plugins; raised when plugins must change."""
 
+Pipeline = Any
+"""`distillkit.Pipeline`, which lives above the contracts."""
+Described = Any
+"""`distillkit.Described`, which lives above the contracts."""
 FeatureExtractor = Any
 """`distillkit.FeatureExtractor`, which lives above the contracts."""
 Measure = Any
@@ -87,6 +92,16 @@ def distillkit_samplers() -> Mapping[str, type[Sampler]]:  # type: ignore[empty-
 @hookspec
 def distillkit_conditioners() -> Mapping[str, type[Conditioner]]:  # type: ignore[empty-body]
     """Conditioners by name."""
+
+
+@hookspec
+def distillkit_encoders() -> Mapping[str, type[TextEncoder]]:  # type: ignore[empty-body]
+    """Text encoders by name; what `Prompts` makes conditions with."""
+
+
+@hookspec
+def distillkit_families() -> Mapping[str, Callable[[Pipeline], Described]]:  # type: ignore[empty-body]
+    """What a diffusers pipeline is as a teacher, by the class of its network, such as "UNet2DConditionModel"."""
 
 
 @hookspec

@@ -77,6 +77,12 @@ class Schedule(BaseModel, ABC):
         """
         return torch.tensor([*self.levels(steps, first), self.t_min], dtype=torch.float64)
 
+    def landings(self, times: Tensor) -> list[tuple[float, float]]:
+        """(alpha, sigma) that the steps of the family's DDIM sampler lead to from times (N,) of its `grid`: those of
+        the next time, and at the end the clean sample's, (1, 0)."""
+        following = times[1:]
+        return [*zip(self.alpha(following).tolist(), self.sigma(following).tolist(), strict=True), (1.0, 0.0)]
+
     def between(self, t: float, t_next: float) -> float:
         """The time half-way between two on the family's own spacing."""
         return (t + t_next) / 2

@@ -51,7 +51,9 @@ class TeacherSpec(BaseModel):
     )
     conditioner: dict[str, Any] = Field(default_factory=dict, description="kind and fields of the conditioner")
     codec: dict[str, Any] = Field(default_factory=dict, description="kind and fields of the codec")
-    solver: Literal["heun", "euler"] = Field("heun", description="deterministic sampler of its probability-flow ODE")
+    solver: Literal["heun", "euler", "ddim"] = Field(
+        "heun", description="deterministic sampler of its probability-flow ODE"
+    )
     solver_steps: int = Field(18, ge=1, le=10_000, description="steps of that sampler")
     weights_sha256: str = Field("", pattern="^([0-9a-f]{64})?$", description="sha256 of the weight file")
     licence: str = Field("", max_length=10_000, description="licence of the weights")
@@ -92,20 +94,23 @@ class Teacher:
         """The denoiser's noise schedule."""
         return self.denoiser.schedule
 
-    def __call__(self, x: Tensor, t: Tensor, condition: Condition, guidance: float = 1.0) -> Tensor:
+    def __call__(
+        self, x: Tensor, t: Tensor, condition: Condition, guidance: float = 1.0, negative: Condition | None = None
+    ) -> Tensor:
         """Denoise with classifier-free guidance: uncond + w (cond - uncond), w = `guidance` (Ho & Salimans 2022).
 
         w = 1 is the plain conditional model, at one network evaluation instead of two.
 
         Args:
             x: (B, ...). t: (B,). condition: batch of B. guidance: w.
+            negative: what is guided away from instead of no condition, a batch of B.
 
         Raises:
             UsageError: for a guidance weight where the model has no unconditional prediction.
         """
         if guidance == 1.0 or not condition:
             return self.denoiser(x, t, condition)
-        both = Condition.cat([self.conditioner.null(condition), condition])
+        both = Condition.cat([self.conditioner.null(condition) if negative is None else negative, condition])
         null, conditional = self.denoiser(torch.cat([x, x]), torch.cat([t, t]), both).chunk(2)
         return torch.lerp(null, conditional, guidance)
 
@@ -118,6 +123,7 @@ class Teacher:
         steps: int | None = None,
         solver: SolverName | None = None,
         guidance: float = 1.0,
+        negative: Condition | None = None,
     ) -> Tensor:
         """Solve the probability-flow ODE from standard normal noise (B, ...); samples (B, ...) float32.
 
@@ -126,12 +132,10 @@ class Teacher:
             steps: of the solver; the teacher's own number by default.
             solver: "heun", "euler" or "ddim" (which is Euler's step in these coordinates); the teacher's by default.
             guidance: w.
+            negative: what is guided away from instead of no condition, a batch of B.
         """
-        solve = SOLVERS[solver or self.spec.solver]
-        return solve(
-            lambda x, t: self(x, t, condition, guidance), noise, self.schedule.grid(steps or self.spec.solver_steps),
-            self.schedule,
-        )  # fmt: skip
+        solve, times = SOLVERS[solver or self.spec.solver], self.schedule.grid(steps or self.spec.solver_steps)
+        return solve(lambda x, t: self(x, t, condition, guidance, negative), noise, times, self.schedule)
 
     def copy_denoiser(self) -> Denoiser:
         """A trainable copy of the teacher's denoiser, dropout off: where students and score estimators start."""

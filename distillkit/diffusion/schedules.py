@@ -97,6 +97,7 @@ class VPSchedule(Schedule):
     zero_terminal_snr: bool = Field(False, description="the last step is pure noise")
     spacing: Spacing = Field("leading", description="which steps a sampler takes, as diffusers names it")
     offset: int = Field(0, ge=0, le=100_000, description="added to the steps of leading spacing")
+    to_clean: bool = Field(True, description="DDIM ends at the clean sample, not at step 0 (`set_alpha_to_one`)")
 
     @property
     def t_max(self) -> float:
@@ -138,6 +139,14 @@ class VPSchedule(Schedule):
     def start(self, noise: Tensor, t: float | None = None) -> Tensor:
         """The noise itself: the variance of x_t is one at every t, for data of unit variance."""
         return noise
+
+    def landings(self, times: Tensor) -> list[tuple[float, float]]:
+        """As diffusers' DDIM: a share of all steps further down, which need not be the next time of its grid."""
+        lower = times - self.steps // len(times)
+        levels = zip(self.alpha(lower).tolist(), self.sigma(lower).tolist(), lower.tolist(), strict=True)
+        first = torch.zeros(1, dtype=times.dtype)
+        end = (1.0, 0.0) if self.to_clean else (float(self.alpha(first)), float(self.sigma(first)))
+        return [(alpha, sigma) if t >= 0 else end for alpha, sigma, t in levels]
 
     def linear(self, t: Tensor) -> tuple[Tensor, Tensor]:
         ratio = self.ratio(t)

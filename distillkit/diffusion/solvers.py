@@ -72,7 +72,25 @@ def heun(denoise: DenoiseAt, noise: Tensor, times: Tensor, schedule: Schedule) -
     return y.float()
 
 
-SOLVERS: Mapping[SolverName, Solver] = {"heun": heun, "euler": euler, "ddim": euler}
+def ddim(denoise: DenoiseAt, noise: Tensor, times: Tensor, schedule: Schedule) -> Tensor:
+    """DDIM with eta = 0 (Song et al. 2021, Eq. 12): x at the next level has the sample and the noise that were
+    predicted at this one. Euler's steps, but for where the family's own sampler lands (`Schedule.landings`).
+
+    Args:
+        denoise, noise, schedule: as in `heun`.
+        times: (N,) descending; N evaluations.
+    """
+    dtype = torch.float32 if noise.device.type == "mps" else torch.float64
+    x = schedule.start(noise.to(dtype), float(times[0]))
+    landings = schedule.landings(times)
+    alphas, sigmas = schedule.alpha(times).tolist(), schedule.sigma(times).tolist()
+    for t, alpha, sigma, (alpha_next, sigma_next) in zip(times.tolist(), alphas, sigmas, landings, strict=True):
+        denoised = denoise(x.float(), torch.full((len(x),), t, device=x.device)).to(dtype)
+        x = alpha_next * denoised + sigma_next * (x - alpha * denoised) / sigma
+    return x.float()
+
+
+SOLVERS: Mapping[SolverName, Solver] = {"heun": heun, "euler": euler, "ddim": ddim}
 
 
 def solver_evaluations(solver: SolverName, steps: int) -> int:

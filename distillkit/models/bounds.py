@@ -67,6 +67,27 @@ class UNet2DSizes(_Sizes):
     attention_head_dim: int | None = Field(None, ge=1, le=65_536)
 
 
+Each = Annotated[tuple[Count, ...], Field(max_length=64)] | Count
+"""One number, or one for each block."""
+
+
+class UNet2DConditionSizes(_Sizes):
+    """Of diffusers' UNet2DConditionModel."""
+
+    sample_size: Resolution | Annotated[tuple[Resolution, ...], Field(min_length=2, max_length=2)] | None = None
+    in_channels: Count = 4
+    out_channels: Count = 4
+    layers_per_block: Each = 2
+    block_out_channels: tuple[Count, ...] = Field((320, 640, 1280, 1280), min_length=1, max_length=16)
+    down_block_types: tuple[Annotated[str, Field(max_length=100)], ...] = Field((), max_length=16)
+    up_block_types: tuple[Annotated[str, Field(max_length=100)], ...] = Field((), max_length=16)
+    cross_attention_dim: Each = 1280
+    attention_head_dim: Each = 8
+    norm_num_groups: int | None = Field(None, ge=1, le=65_536)
+    addition_time_embed_dim: int | None = Field(None, ge=1, le=65_536)
+    projection_class_embeddings_input_dim: int | None = Field(None, ge=1, le=1_000_000)
+
+
 def check(sizes: type[BaseModel], arguments: Mapping[str, Any]) -> None:
     """Refuse arguments beyond what any network needs.
 

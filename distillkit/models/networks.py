@@ -12,6 +12,7 @@ from distillkit.diffusion.denoisers import EDMPreconditioning
 from distillkit.diffusion.schedules import EDMSchedule
 from distillkit.models.bounds import PointMLPSizes, UNetSizes, check, check_sigma_data
 from distillkit.models.diffusers.unet2d import unet2d
+from distillkit.models.diffusers.unet_condition import unet_condition
 from distillkit.models.edm.dhariwal_unet import DhariwalUNet
 from distillkit.models.edm.song_unet import SongUNet
 from distillkit.models.point_mlp import PointMLP
@@ -40,5 +41,6 @@ NETWORKS: Mapping[str, Callable[..., Denoiser]] = {
     "SongUNet": _edm(SongUNet, UNetSizes),
     "PointMLP": _edm(PointMLP, PointMLPSizes),
     "UNet2DModel": unet2d,
+    "UNet2DConditionModel": unet_condition,
 }
 """Name -> builder of plain keyword arguments."""

@@ -217,6 +217,7 @@ def test_the_kit_gives_a_method_its_own_source(parts):
 
 BASES = {
     "methods": "Method", "samplers": "Sampler", "conditioners": "Conditioner", "codecs": "Codec", "sources": "Source",
+    "encoders": "TextEncoder",
 }  # fmt: skip
 
 

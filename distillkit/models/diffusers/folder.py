@@ -1,33 +1,34 @@
-"""Folders of diffusers as teachers: UNet2DModel with a DDPM, DDIM, EDM or flow matching scheduler."""
+"""Folders of diffusers as teachers: which family they are of, and their weights."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-from distillkit.contracts.codec import Pixels
-from distillkit.contracts.conditioner import ClassLabels, Conditioner, Unconditional
+import torch
+
 from distillkit.contracts.teacher import Teacher, TeacherSpec
 from distillkit.errors import UsageError
-from distillkit.models.bounds import UNet2DSizes
-from distillkit.models.build import own_part
-from distillkit.models.diffusers.scheduler import Noise, noise_of
+from distillkit.models.diffusers.attention import renamed_attention
+from distillkit.models.diffusers.family import Described, Family, Pipeline
 from distillkit.models.diffusers.weights import read_weights
 from distillkit.models.store.folder import denoiser_with, teacher_with
 from distillkit.names import name_from
-from distillkit.reading import Missing, read_mapping, validated
+from distillkit.reading import read_mapping
+from distillkit.registry import blaming, registry
 from distillkit.text import short
 
 log = logging.getLogger(__name__)
 
+COMPONENTS = ("unet", "transformer")
 CONFIGURATION = [
-    "teacher.json", "model_index.json", "config.json", "scheduler_config.json", "unet/config.json",
-    "scheduler/scheduler_config.json",
+    "teacher.json", "model_index.json", "config.json", "scheduler_config.json", "scheduler/scheduler_config.json",
+    *(f"{component}/config.json" for component in COMPONENTS),
+    # What a latent or a text model is made of.
+    "vae/config.json", "text_encoder*/config.json",
 ]  # fmt: skip
 """The files of a repository that describe a teacher."""
-DESCRIPTIONS = ("model_index.json", "config.json", "unet/config.json")
+DESCRIPTIONS = ("model_index.json", "config.json", *(f"{component}/config.json" for component in COMPONENTS))
 
 
 def is_diffusers_folder(folder: Path) -> bool:
@@ -35,62 +36,74 @@ def is_diffusers_folder(folder: Path) -> bool:
 
 
 def describe(folder: Path) -> TeacherSpec:
-    """The facts of a diffusers pipeline folder (`unet/`, `scheduler/`) or a flat one (`config.json`), without weights.
+    """The facts of a diffusers pipeline folder (`unet/` or `transformer/`, `scheduler/`) or a flat one (`config.json`),
+    without weights.
 
     Raises:
         UsageError: for a model, scheduler or option that cannot be turned into a denoiser; names it.
         DistillkitError: when a file is damaged.
     """
-    model = _model_folder(folder)
-    config = _json(model / "config.json")
-    index = _json(folder / "model_index.json") if (folder / "model_index.json").is_file() else {}
-    if "vae" in index:
-        raise UsageError(f"{folder} is a latent model (it has a VAE); pixel models of class UNet2DModel can be loaded")
-    if config.get("_class_name") != "UNet2DModel":
-        kind = config.get("_class_name", "model without a class")
-        raise UsageError(
-            f"{folder} holds a {kind if isinstance(kind, str) else short(kind)}; what can be loaded is UNet2DModel"
-        )
-    if config.get("class_embed_type") is not None:
-        raise UsageError(f"{folder}: class_embed_type {short(config['class_embed_type'])} is not supported")
-    sizes = validated(UNet2DSizes, config, str(model / "config.json"))
-    if not sizes.sample_size:
-        raise UsageError(f"{folder}: its config.json does not say the sample_size")
-    height, width = (sizes.sample_size,) * 2 if isinstance(sizes.sample_size, int) else sizes.sample_size
-    noise = _noise(folder, model)
+    pipeline = pipeline_at(folder)
+    described, known = _described(pipeline), registry()
     return TeacherSpec(
         name=name_from(folder_name(folder)),
-        shape=(sizes.in_channels, height, width),
-        network={
-            "kind": "distillkit:UNet2DModel",
-            "arguments": {
-                "network": {key: value for key, value in config.items() if not key.startswith("_")},
-                "schedule": noise.schedule.model_dump(mode="json"),
-                "prediction": noise.prediction,
-                "sigma_data": noise.sigma_data,
-            },
-        },
-        conditioner=own_part(_conditioner(config, index)),
-        codec=own_part(Pixels()),
-        solver_steps=18 if max(height, width) <= 32 else 40,
-        source=str(folder),
+        shape=described.shape,
+        network=dict(described.network),
+        conditioner=known.describe("conditioners", described.conditioner),
+        codec=known.describe("codecs", described.codec),
+        solver=described.solver,
+        solver_steps=described.solver_steps,
+        source=pipeline.source,
     )
 
 
-def read_teacher(folder: Path, spec: TeacherSpec) -> Teacher:
-    """The teacher of such a folder, which `describe` has described.
+def _described(pipeline: Pipeline) -> Described:
+    kind = pipeline.config.get("_class_name")
+    kind = kind if isinstance(kind, str) else short(kind) if kind else "model without a class"
+    families = registry().named("families")
+    if kind not in families:
+        raise UsageError(f"{pipeline.folder} holds a {kind}; what can be loaded is {', '.join(sorted(families))}")
+    offer = families[kind]
+    family: Family = offer.value
+    with blaming(f"the family {kind}", offer.origin, f"cannot describe {pipeline.folder}"):
+        return family(pipeline)
+
+
+def read_teacher(folder: Path, spec: TeacherSpec, dtype: torch.dtype = torch.float32) -> Teacher:
+    """The teacher of such a folder, which `describe` has described, its network's weights in `dtype`.
 
     Raises:
         UsageError: when its weights are missing.
         DistillkitError: when they are damaged, refused, or do not fit.
     """
-    model = _model_folder(folder)
-    tensors, digest, note = read_weights(model)
+    pipeline = pipeline_at(folder)
+    prefix, network = _described(pipeline).prefix, pipeline.network
+    tensors, digest, note = read_weights(network, dtype)
     if note:
-        log.warning("reading %s; they are used in float32", note)
+        log.warning("reading %s; they are used in %s", note, str(dtype).removeprefix("torch."))
     complete = spec.model_copy(update={"weights_sha256": digest})
-    state = {f"model.unet.{name}": value for name, value in tensors.items()}
-    return teacher_with(complete, denoiser_with(spec, state, str(model)))
+    state = {f"{prefix}{name}": value for name, value in tensors.items()}
+    teacher = teacher_with(complete, denoiser_with(spec, state, str(network), rename=renamed_attention))
+    teacher.conditioner, teacher.codec = teacher.conditioner.hashed(), teacher.codec.hashed()
+    return teacher
+
+
+def pipeline_at(folder: Path) -> Pipeline:
+    """A folder, read as far as its configurations go.
+
+    Raises:
+        UsageError: when it does not say which noise its model was trained with.
+    """
+    network = _network_folder(folder)
+    return Pipeline(folder, network, source_of(folder), _noise_path(folder, network))
+
+
+def source_of(folder: Path) -> str:
+    """By which a folder is found again: `hf:ORG/REPO@COMMIT` of a snapshot in the hub's cache, or its path."""
+    whole = folder.absolute()
+    if whole.parent.name == "snapshots" and whole.parents[1].name.startswith("models--"):
+        return f"hf:{whole.parents[1].name.removeprefix('models--').replace('--', '/', 1)}@{whole.name}"
+    return str(whole)
 
 
 def folder_name(folder: Path) -> str:
@@ -99,39 +112,32 @@ def folder_name(folder: Path) -> str:
     return folder.parents[1].name.rpartition("--")[2] if folder.parent.name == "snapshots" else folder.name
 
 
-def _model_folder(folder: Path) -> Path:
-    return folder / "unet" if (folder / "unet" / "config.json").is_file() else folder
+def _network_folder(folder: Path) -> Path:
+    for component in COMPONENTS:
+        if (folder / component / "config.json").is_file():
+            return folder / component
+    # A pipeline whose network's folder is missing holds no network either.
+    if (index := folder / "model_index.json").is_file() and not (folder / "config.json").is_file():
+        listed = [name for name in COMPONENTS if name in read_mapping(index)]
+        raise UsageError(
+            f"{folder}/model_index.json names a {listed[0]}, and {folder / listed[0] / 'config.json'} is not there"
+            if listed
+            else f"{folder} holds a pipeline without a network ({' or '.join(COMPONENTS)})"
+        )
+    return folder
 
 
-def _conditioner(config: Mapping[str, Any], index: Mapping[str, Any]) -> Conditioner:
-    """Class labels where the network embeds some, with names where the pipeline has them; never a null label."""
-    classes = config.get("num_class_embeds") or 0
-    if not classes:
-        return Unconditional()
-    called = index.get("id2label")
-    called = called if isinstance(called, Mapping) else {}
-    names = tuple(name_from(str(called[str(n)])) if str(n) in called else "" for n in range(classes))
-    return ClassLabels(classes=classes, null_label=False, class_names=names if all(names) else ())
-
-
-def _noise(folder: Path, model: Path) -> Noise:
-    """The noise of the scheduler's configuration; for checkpoints of a training, that of the pipeline around them."""
-    own = (folder / "scheduler", folder, model)
+def _noise_path(folder: Path, network: Path) -> Path:
+    """The scheduler's configuration; for checkpoints of a training, that of the pipeline around them."""
+    own = (folder / "scheduler", folder, network)
     around = [above / "scheduler" for above in (folder.absolute().parent, folder.absolute().parent.parent)]
     for place in (*own, *around):
         path = place / "scheduler_config.json"
         if path.is_file():
             if place not in own:
                 log.warning("%s has no scheduler of its own; taking that of the pipeline around it, %s", folder, path)
-            return noise_of(_json(path), str(path))
+            return path
     raise UsageError(
         f"{folder} does not say which noise its model was trained with: scheduler_config.json is missing. Checkpoints "
         f"of a training have none: copy the pipeline's scheduler folder to {folder / 'scheduler'}"
     )
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        return read_mapping(path)
-    except Missing as error:
-        raise UsageError(f"{path} is missing") from error

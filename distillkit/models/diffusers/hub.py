@@ -7,11 +7,16 @@ from pathlib import Path
 
 from distillkit.downloads import DownloadNeeded, only_planned
 from distillkit.errors import DistillkitError, UsageError
-from distillkit.models.diffusers.folder import CONFIGURATION
+from distillkit.models.diffusers.folder import COMPONENTS, CONFIGURATION
 from distillkit.models.diffusers.weights import WHOLE, Found, chosen
 from distillkit.text import redacted
 
 PREFIX = "hf:"
+PARTS = (*(f"{name}/" for name in COMPONENTS), "vae/", "text_encoder/", "text_encoder_2/", "text_encoder_3/")
+"""Folders of weights."""
+VOCABULARIES = [
+    f"tokenizer{number}/{ending}" for number in ("", "_2", "_3") for ending in ("*.json", "*.txt", "*.model")
+]
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
 _REVISION = re.compile(r"[A-Za-z0-9][\w./-]{0,199}")
 
@@ -56,7 +61,7 @@ def cached(name: str) -> Path | None:
     except Exception:  # the hub's client raises many kinds
         return None
     own = (folder / "model.safetensors").is_file()
-    return folder if own or any(_listed(place) for place in (folder, folder / "unet")) else None
+    return folder if own or any(_listed(place) for place in (folder, *(folder / name for name in COMPONENTS))) else None
 
 
 def _listed(folder: Path) -> Found | None:
@@ -64,15 +69,15 @@ def _listed(folder: Path) -> Found | None:
 
 
 def _weights_of(repository: str, revision: str | None) -> list[str]:
-    """The names of the weights' files in a repository: one variant of them, not all."""
+    """What else a teacher needs of a repository: vocabularies, and one variant of the weights of every part."""
     from huggingface_hub import HfApi
 
-    patterns = ["model.safetensors"]
+    patterns = ["model.safetensors", *VOCABULARIES]
     try:
         names = HfApi().list_repo_files(repository, revision=revision)
     except Exception:  # without the network, what is in the cache will do; what else is wrong the download says
-        return [*patterns, *(f"{above}{name}" for above in ("", "unet/") for name in WHOLE)]
-    for above in ("", "unet/"):
+        return [*patterns, *(f"{above}{name}" for above in ("", *PARTS) for name in WHOLE)]
+    for above in ("", *PARTS):
         beside = [name.removeprefix(above) for name in names if name.startswith(above)]
         if found := chosen([name for name in beside if "/" not in name]):
             patterns += [above + name for name in (*found.files, *found.patterns)]

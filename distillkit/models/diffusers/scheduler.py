@@ -68,6 +68,7 @@ def _vp(scheduler: Mapping[str, Any], where: str) -> Noise:
         zero_terminal_snr=bool(scheduler.get("rescale_betas_zero_snr")),
         spacing=scheduler.get("timestep_spacing") or "leading",
         offset=scheduler.get("steps_offset") or 0,
+        to_clean=bool(scheduler.get("set_alpha_to_one", True)),
     )
     prediction = str(scheduler.get("prediction_type", "epsilon"))
     if prediction == "epsilon" and schedule.zero_terminal_snr:

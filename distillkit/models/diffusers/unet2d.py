@@ -1,4 +1,4 @@
-"""diffusers' UNet2DModel as a denoiser: what it predicts, under which schedule."""
+"""diffusers' UNet2DModel: pixels, unconditional or of classes."""
 
 from __future__ import annotations
 
@@ -8,13 +8,16 @@ from typing import Any
 from torch import Tensor, nn
 
 from distillkit.contracts.condition import Condition
+from distillkit.contracts.conditioner import ClassLabels, Conditioner, Unconditional
 from distillkit.contracts.denoiser import Denoiser
 from distillkit.diffusion.denoisers import EDMPreconditioning, Prediction, PredictionDenoiser
-from distillkit.diffusion.schedules import EDMSchedule, FlowSchedule, schedule_of
+from distillkit.diffusion.schedules import EDMSchedule, schedule_of
+from distillkit.errors import UsageError
 from distillkit.models.bounds import UNet2DSizes, check, check_sigma_data
-
-FLOW_TIMES = 1000.0
-"""diffusers' networks take a flow's time in thousandths."""
+from distillkit.models.diffusers.family import Described, Pipeline
+from distillkit.models.diffusers.predictions import check_prediction, time_scale
+from distillkit.names import name_from
+from distillkit.reading import validated
 
 
 class DiffusersUNet(nn.Module):
@@ -68,15 +71,46 @@ def unet2d(
     check(UNet2DSizes, network)
     check_sigma_data(sigma_data)
     kept = schedule_of(schedule)
-    known = {"edm": ("epsilon", "v_prediction"), "flow": ("velocity",)}
-    if prediction not in (allowed := known.get(str(schedule["kind"]), ("epsilon", "v_prediction", "sample"))):
-        raise ValueError(
-            f"unknown prediction {prediction!r} of a {schedule['kind']} model; known: {', '.join(allowed)}"
-        )
+    check_prediction(schedule, prediction)
     if isinstance(kept, EDMSchedule):
         # EDM's c_out is negative for diffusers' v.
         model = DiffusersUNet(network, sign=-1.0 if prediction == "v_prediction" else 1.0)
         classes = int(network.get("num_class_embeds") or 0)
         return EDMPreconditioning(model, label_dim=classes, sigma_data=sigma_data, schedule=kept)
-    model = DiffusersUNet(network, time_scale=FLOW_TIMES if isinstance(kept, FlowSchedule) else 1.0)
+    model = DiffusersUNet(network, time_scale=time_scale(schedule))
     return PredictionDenoiser(model, kept, prediction, sigma_data=sigma_data)
+
+
+def describe(pipeline: Pipeline) -> Described:
+    """Pixels, unconditional or of classes.
+
+    Raises:
+        UsageError: for an option that is not followed.
+    """
+    sizes = validated(UNet2DSizes, pipeline.config, str(pipeline.network / "config.json"))
+    if pipeline.has("vae"):
+        raise UsageError(
+            f"{pipeline.folder} is a latent model (it has a VAE) of a UNet2DModel; those without one can be loaded"
+        )
+    pipeline.refuse({"class_embed_type": (None,)})
+    if not sizes.sample_size:
+        raise UsageError(f"{pipeline.folder}: its config.json does not say the sample_size")
+    height, width = (sizes.sample_size,) * 2 if isinstance(sizes.sample_size, int) else sizes.sample_size
+    return Described(
+        shape=(sizes.in_channels, height, width),
+        network={"kind": "distillkit:UNet2DModel", "arguments": pipeline.conditioned()},
+        prefix="model.unet.",
+        conditioner=_conditioner(pipeline),
+        solver_steps=18 if max(height, width) <= 32 else 40,
+    )
+
+
+def _conditioner(pipeline: Pipeline) -> Conditioner:
+    """Class labels where the network embeds some, with names where the pipeline has them; never a null label."""
+    classes = pipeline.config.get("num_class_embeds") or 0
+    if not classes:
+        return Unconditional()
+    called = pipeline.index.get("id2label")
+    called = called if isinstance(called, Mapping) else {}
+    names = tuple(name_from(str(called[str(n)])) if str(n) in called else "" for n in range(classes))
+    return ClassLabels(classes=classes, null_label=False, class_names=names if all(names) else ())

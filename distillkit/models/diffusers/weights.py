@@ -6,9 +6,11 @@ import hashlib
 import re
 from collections.abc import Collection
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Annotated, Any
 
+import torch
 from pydantic import BaseModel, Field
 from torch import Tensor
 
@@ -18,10 +20,13 @@ from distillkit.models.foreign.read import read_foreign
 from distillkit.models.foreign.records import Refused, is_state_dict, load_tensors
 from distillkit.reading import read_model
 
-WHOLE = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin", "pytorch_model.bin")
+WHOLE = (
+    "diffusion_pytorch_model.safetensors", "model.safetensors", "diffusion_pytorch_model.bin", "pytorch_model.bin",
+)  # fmt: skip
+"""Of diffusers' networks, and of the text encoders of transformers."""
 PLAIN = "diffusion_pytorch_model.safetensors, or its shards with their .index.json"
-_INDEX = re.compile(r"(diffusion_pytorch_model|pytorch_model)\.(safetensors|bin)\.index(\.[\w-]+)?\.json")
-_VARIANT = re.compile(r"(diffusion_pytorch_model|pytorch_model)\.([\w-]+)\.(safetensors|bin)")
+_INDEX = re.compile(r"(diffusion_pytorch_model|pytorch_model|model)\.(safetensors|bin)\.index(\.[\w-]+)?\.json")
+_VARIANT = re.compile(r"(diffusion_pytorch_model|pytorch_model|model)\.([\w-]+)\.(safetensors|bin)")
 _OTHERS = (
     (r"flax_model\.msgpack|.*\.msgpack", "weights of Flax alone; save the model from PyTorch (save_pretrained)"),
     (r".*\.onnx", "an ONNX model alone, which cannot be trained; the PyTorch weights are needed"),
@@ -45,6 +50,10 @@ class Found:
             return ()
         stem, ending, *_ = self.index.split(".")
         return (self.index, f"{stem}{'.' if self.variant else ''}{self.variant}-*-of-*.{ending}")
+
+    def among(self, names: Collection[str]) -> list[str]:
+        """Those of a folder's files that hold the weights, an index and its shards among them."""
+        return [name for name in names if name in self.files or any(fnmatch(name, p) for p in self.patterns)]
 
 
 def chosen(names: Collection[str]) -> Found | None:
@@ -77,8 +86,9 @@ class _Index(BaseModel):
     )
 
 
-def read_weights(folder: Path) -> tuple[dict[str, Tensor], str, str]:
-    """All tensors of a model folder in float32, a hash of the files, and which they are, for people.
+def read_weights(folder: Path, dtype: torch.dtype = torch.float32) -> tuple[dict[str, Tensor], str, str]:
+    """All tensors of a model folder, floating point ones in `dtype`, a hash of the files, and which they are, for
+    people.
 
     Raises:
         UsageError: when there are none; says what is there instead.
@@ -90,7 +100,7 @@ def read_weights(folder: Path) -> tuple[dict[str, Tensor], str, str]:
     note = f"the {found.variant} variant of the weights in {folder}" if found.variant else ""
     if not found.index:
         path = folder / found.files[0]
-        return _tensors(path), sha256(path), note
+        return _tensors(path, dtype), sha256(path), note
     index = read_model(folder / found.index, _Index, most=64 * 2**20)
     tensors: dict[str, Tensor] = {}
     digest = hashlib.sha256()
@@ -99,7 +109,7 @@ def read_weights(folder: Path) -> tuple[dict[str, Tensor], str, str]:
         if not path.is_file():
             raise DistillkitError(f"{folder / found.index} lists the shard {shard}, which is not there; fetch it too")
         own = {name for name, file in index.weight_map.items() if file == shard}
-        held = _tensors(path)
+        held = _tensors(path, dtype)
         if missing := sorted(own - held.keys()):
             raise DistillkitError(f"{path} does not hold {missing[0]}, which {found.index} says is there")
         tensors |= {name: held[name] for name in own}
@@ -107,12 +117,13 @@ def read_weights(folder: Path) -> tuple[dict[str, Tensor], str, str]:
     return tensors, digest.hexdigest(), note
 
 
-def _tensors(path: Path) -> dict[str, Tensor]:
+def _tensors(path: Path, dtype: torch.dtype) -> dict[str, Tensor]:
     foreign = read_foreign(path)
     if not is_state_dict(foreign.value):
         raise Refused(f"{path}: refused: it is not a state dict. Nothing in the file was run.")
     tensors: dict[str, Any] = {str(name): tensor for name, tensor in foreign.value.items()}
-    return {name: tensor.float() for name, tensor in load_tensors(tensors, 2 * foreign.size).items()}
+    read = load_tensors(tensors, 2 * foreign.size)
+    return {name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in read.items()}
 
 
 def _absent(folder: Path) -> str:

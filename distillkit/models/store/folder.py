@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
@@ -94,7 +94,13 @@ def write_teacher(folder: Path, weights: Mapping[str, Tensor], spec: TeacherSpec
     return complete
 
 
-def denoiser_with(spec: TeacherSpec, state: Mapping[str, Tensor], origin: str) -> Denoiser:
+Rename = Callable[[Mapping[str, Tensor], Mapping[str, Tensor]], dict[str, Tensor]]
+"""(weights by the names in a file, those that are expected) -> weights by the expected names."""
+
+
+def denoiser_with(
+    spec: TeacherSpec, state: Mapping[str, Tensor], origin: str, rename: Rename = lambda state, expected: dict(state)
+) -> Denoiser:
     """The denoiser that `spec` describes, with these weights, loaded strictly.
 
     Raises:
@@ -103,7 +109,9 @@ def denoiser_with(spec: TeacherSpec, state: Mapping[str, Tensor], origin: str) -
     # On "meta" nothing is allocated or initialised; the weights that were read become the parameters.
     with torch.device("meta"):
         denoiser = build_denoiser(spec.network)
-    check_fit(denoiser.state_dict(), state, origin)
+    expected = denoiser.state_dict()
+    state = rename(state, expected)
+    check_fit(expected, state, origin)
     denoiser.load_state_dict(state, assign=True)
     return denoiser
 

@@ -1,0 +1,70 @@
+"""Text: lists of prompts, and the frozen encoders that make conditions of them."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Self
+
+import torch
+from pydantic import BaseModel, ConfigDict
+
+from distillkit.contracts.condition import Condition
+
+
+@dataclass(frozen=True)
+class PromptList:
+    """Prompts by number, such as the lines of a file.
+
+    Args:
+        texts: the prompts; number i is texts[i]. It may read from a file.
+        name: of the list, for people.
+        sha256: of all prompts in their order.
+    """
+
+    texts: Sequence[str]
+    name: str
+    sha256: str
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+
+class TextEncoder(BaseModel, ABC):
+    """The frozen text encoders of a model: texts -> the fields of a condition.
+
+    Plain data like the conditioner that holds it; tokenizers and weights are loaded when the first text is encoded, and
+    `release` frees them. An encoding depends on its text alone, never on what else is encoded with it. A plugin offers
+    its own by the hook `distillkit_encoders`.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    @abstractmethod
+    def encode(self, texts: Sequence[str]) -> Condition:
+        """The conditions of texts, a batch of as many rows, on the device of `to`.
+
+        Raises:
+            DistillkitError: when its files are missing, damaged or not those that were recorded.
+        """
+
+    def null(self) -> Condition:
+        """One row: what the model sees where it predicts without a prompt. The encoding of the empty text by default;
+        fields that it leaves out stay those of the prompt."""
+        return self.encode([""])
+
+    def too_long(self, texts: Sequence[str]) -> list[int]:
+        """The numbers of the texts whose end the encoder does not read."""
+        return []
+
+    def to(self, device: torch.device | str) -> Self:
+        """Encode on this device from now on; itself."""
+        return self
+
+    def release(self) -> None:
+        """Free the memory of tokenizers and weights; they are loaded again when they are needed."""
+
+    def hashed(self) -> Self:
+        """The same with the hashes of all files that encodings depend on, as descriptions record them."""
+        return self

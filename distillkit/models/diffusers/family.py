@@ -1,0 +1,162 @@
+"""Families: how the pipelines of one class of networks become teachers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+from distillkit.contracts.codec import Codec, Pixels
+from distillkit.contracts.conditioner import Conditioner, Unconditional
+from distillkit.errors import UsageError
+from distillkit.models.diffusers.parts import PipelineParts
+from distillkit.models.diffusers.scheduler import Noise, noise_of
+from distillkit.reading import Missing, read_mapping
+from distillkit.text import short
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """A folder of diffusers, read as far as its configurations go.
+
+    Args:
+        folder: of the pipeline, or of a network alone.
+        network: the folder of its network, which may be the same.
+        source: by which its parts are found again: the folder, or `hf:ORG/REPO@REVISION`.
+        noise_from: path of the scheduler's configuration.
+    """
+
+    folder: Path
+    network: Path
+    source: str
+    noise_from: Path
+
+    @cached_property
+    def index(self) -> Mapping[str, Any]:
+        """model_index.json; empty where there is none."""
+        path = self.folder / "model_index.json"
+        return read_mapping(path) if path.is_file() else {}
+
+    @cached_property
+    def config(self) -> Mapping[str, Any]:
+        """The network's config.json."""
+        return mapping_at(self.network / "config.json")
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """What the network's class is built from."""
+        return {key: value for key, value in self.config.items() if not key.startswith("_")}
+
+    @cached_property
+    def scheduler(self) -> Mapping[str, Any]:
+        """The scheduler's configuration."""
+        return mapping_at(self.noise_from)
+
+    @cached_property
+    def noise(self) -> Noise:
+        """The noise schedule, and what the network predicts under it.
+
+        Raises:
+            UsageError: for a scheduler or an option that cannot be followed; names it.
+        """
+        return noise_of(self.scheduler, str(self.noise_from))
+
+    @property
+    def parts(self) -> PipelineParts:
+        """The frozen parts beside the network."""
+        return PipelineParts(source=self.source)
+
+    def has(self, component: str) -> bool:
+        """Whether the pipeline has that component."""
+        entry = self.index.get(component)
+        named = isinstance(entry, list) and len(entry) == 2 and entry[1] is not None
+        return named or (not self.index and (self.folder / component).is_dir())
+
+    def class_of(self, component: str) -> str:
+        """The class that model_index.json says a component is of; "" where it says none."""
+        entry = self.index.get(component)
+        return str(entry[1]) if isinstance(entry, list) and len(entry) == 2 and entry[1] else ""
+
+    def require(self, *components: str) -> None:
+        """Refuse a pipeline that lacks a component.
+
+        Raises:
+            UsageError: naming the first that is missing.
+        """
+        for component in components:
+            if not self.has(component):
+                raise UsageError(
+                    f"{self.folder} has no {component}, which its {self.config.get('_class_name')} needs; it has "
+                    f"{', '.join(sorted(name for name in self.index if self.has(name))) or 'no model_index.json'}"
+                )
+            if not (self.folder / component).is_dir():
+                raise UsageError(f"{self.folder}/model_index.json names a {component}, and its folder is not there")
+
+    def refuse(self, options: Mapping[str, Collection[Any]]) -> None:
+        """Refuse arguments of the network that are not followed.
+
+        Args:
+            options: argument -> the values that are.
+
+        Raises:
+            UsageError: naming the first argument and its value.
+        """
+        for name, known in options.items():
+            if (value := self.config.get(name)) not in known:
+                raise UsageError(
+                    f"{self.network / 'config.json'}: {name} {short(value)} is not supported; known: "
+                    f"{', '.join(map(str, known))}"
+                )
+
+    def conditioned(self) -> Mapping[str, Any]:
+        """The arguments of a denoiser of this network."""
+        return {
+            "network": self.arguments,
+            "schedule": self.noise.schedule.model_dump(mode="json"),
+            "prediction": self.noise.prediction,
+            "sigma_data": self.noise.sigma_data,
+        }
+
+
+@dataclass(frozen=True)
+class Described:
+    """What a pipeline is as a teacher, without weights.
+
+    Args:
+        shape: of a sample, without the batch.
+        network: kind and arguments, from which `build_denoiser` makes it.
+        prefix: before the names of the network's weights in the denoiser's.
+        conditioner, codec: with their parts named by `Pipeline.parts`.
+        solver, solver_steps: that it is sampled with by default.
+    """
+
+    shape: tuple[int, ...]
+    network: Mapping[str, Any]
+    prefix: str
+    conditioner: Conditioner = field(default_factory=Unconditional)
+    codec: Codec = field(default_factory=Pixels)
+    solver: Literal["heun", "euler", "ddim"] = "heun"
+    solver_steps: int = 40
+
+
+Family = Callable[[Pipeline], Described]
+"""What a pipeline around one class of networks is as a teacher; raises `UsageError` for what it does not follow.
+
+A plugin offers its own by the hook `distillkit_families`, by the name of that class, and the network itself by
+`distillkit_networks`.
+"""
+
+
+def mapping_at(path: Path) -> dict[str, Any]:
+    """A JSON file that must be there.
+
+    Raises:
+        UsageError: when it is missing.
+        DistillkitError: when it is damaged.
+    """
+    try:
+        return read_mapping(path)
+    except Missing as error:
+        raise UsageError(f"{path} is missing") from error

@@ -1,0 +1,144 @@
+"""The frozen parts of a pipeline (tokenizers, text encoders, autoencoder): where they lie, and what they were."""
+
+from __future__ import annotations
+
+import logging
+from functools import lru_cache
+from pathlib import Path
+from typing import Annotated, Any, Self
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
+
+from distillkit.errors import DistillkitError, UsageError
+from distillkit.files import sha256
+from distillkit.models.diffusers.weights import chosen, read_weights
+from distillkit.reading import Missing, read_mapping
+from distillkit.registry import registry
+
+log = logging.getLogger(__name__)
+
+RelativeFile = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}/[A-Za-z0-9][A-Za-z0-9._-]{0,199}$")]
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+HERE = "."
+"""The source of parts that lie in the folder of the student that describes them."""
+
+
+class PipelineParts(BaseModel):
+    """Components of a diffusers pipeline that are used as they are.
+
+    Args:
+        source: a folder, `hf:ORG/REPO@REVISION`, or the name of a teacher that comes with one.
+        sha256: of the files that were used, by component and name; other files are refused.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    source: str = Field(min_length=1, max_length=4096)
+    sha256: dict[RelativeFile, Sha256] = Field(default_factory=dict, max_length=10_000)
+
+    @property
+    def folder(self) -> Path:
+        """The pipeline's folder; downloaded where it is not in the hub's cache.
+
+        Raises:
+            UsageError, DistillkitError: when it is not there.
+        """
+        return located(self.source)
+
+    def component(self, name: str) -> Path:
+        """The folder of a component such as "vae", its files compared with those that were recorded.
+
+        Raises:
+            UsageError: when the pipeline has none.
+            DistillkitError: when a file is another.
+        """
+        place = self.folder / name
+        if not place.is_dir():
+            raise UsageError(f"{self.folder} has no {name}, which this model needs")
+        for file, recorded in self.sha256.items():
+            if file.startswith(f"{name}/") and (found := _hash_of(self.folder / file)) != recorded:
+                what = "is missing" if found is None else f"is another file (sha256 {found[:16]}...)"
+                raise DistillkitError(
+                    f"{self.folder / file} {what} than the one that this model was made with (sha256 "
+                    f"{recorded[:16]}...)"
+                )
+        return place
+
+    def hashed(self, *components: str) -> Self:
+        """The same with the hashes of all files of these components that matter: configurations, vocabularies, weights.
+
+        Raises:
+            UsageError: when a component is missing.
+        """
+        found = dict(self.sha256)
+        for name in components:
+            place = self.component(name)
+            files = [path.name for path in place.iterdir() if path.is_file()]
+            weights = chosen(files)
+            kept = set(weights.among(files)) if weights else set()
+            kept |= {file for file in files if file.endswith((".json", ".txt", ".model"))}
+            found |= {f"{name}/{file}": _hash_of(place / file) or "" for file in sorted(kept)}
+        return self.model_copy(update={"sha256": found})
+
+    def configuration(self, component: str, name: str = "config.json") -> dict[str, Any]:
+        """A component's configuration.
+
+        Raises:
+            UsageError: when it is missing.
+            DistillkitError: when it is damaged.
+        """
+        path = self.component(component) / name
+        try:
+            return read_mapping(path)
+        except Missing as error:
+            raise UsageError(f"{path} is missing") from error
+
+    def weights(self, component: str, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
+        """All tensors of a component; floating point ones in `dtype`.
+
+        Raises:
+            UsageError: when there are none.
+            DistillkitError: when they are damaged, refused or incomplete.
+        """
+        tensors, _, note = read_weights(self.component(component), dtype)
+        if note:
+            log.info("reading %s", note)
+        return tensors
+
+
+def located(source: str) -> Path:
+    """The folder of a pipeline by name.
+
+    Raises:
+        UsageError: when there is none of that name.
+        DistillkitError: when it cannot be had.
+    """
+    from distillkit.models.diffusers import hub
+
+    if source.startswith(hub.PREFIX):
+        return hub.snapshot(source)
+    offer = registry().named("teachers").get(source)
+    if offer is not None and (folder := getattr(getattr(offer.value, "card", None), "folder", None)):
+        return Path(folder)
+    path = Path(source).expanduser()
+    if not path.is_dir():
+        raise UsageError(
+            f"the pipeline {source}, whose text encoder and autoencoder this model uses, is not there; put it back, or "
+            "make a student that carries them: distillkit export RUN FOLDER --to diffusers --self-contained"
+        )
+    return path
+
+
+def _hash_of(path: Path) -> str | None:
+    if not path.is_file():
+        return None
+    state = path.stat()
+    return _hash_at(path, state.st_size, state.st_mtime_ns)
+
+
+@lru_cache(maxsize=4096)
+def _hash_at(path: Path, size: int, mtime_ns: int) -> str:
+    return sha256(path)

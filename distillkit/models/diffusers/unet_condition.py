@@ -1,0 +1,146 @@
+"""diffusers' UNet2DConditionModel: Stable Diffusion 1 and 2 (one text encoder) and XL (two, and sizes)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from distillkit.contracts.condition import Condition
+from distillkit.contracts.denoiser import Denoiser
+from distillkit.contracts.text import TextEncoder
+from distillkit.diffusion.denoisers import Prediction
+from distillkit.errors import UsageError
+from distillkit.models.bounds import UNet2DConditionSizes, check
+from distillkit.models.diffusers.family import Described, Pipeline
+from distillkit.models.diffusers.predictions import predicting, time_scale
+from distillkit.models.diffusers.vae import AutoencoderKL
+from distillkit.models.prompts import Prompts
+from distillkit.models.text.clip import ClipText
+from distillkit.reading import validated
+
+
+class ConditionUNet(nn.Module):
+    """F(x, t, condition) of a UNet2DConditionModel: (B, C, H, W), (B,), `text` (B, L, W) -> (B, C, H, W), in x's dtype.
+
+    Where the network embeds sizes too, as SDXL's does, the condition also holds `pooled` (B, P) and `sizes` (B, 6).
+
+    Args:
+        arguments: of UNet2DConditionModel.
+        time_scale: what times are multiplied with for the network.
+    """
+
+    def __init__(self, arguments: Mapping[str, Any], *, time_scale: float = 1.0) -> None:
+        super().__init__()
+        from diffusers import UNet2DConditionModel
+
+        unet: Any = UNet2DConditionModel
+        self.unet = unet(**arguments)
+        self.time_scale = time_scale
+
+    @property
+    def bottleneck(self) -> nn.Module:
+        """The block between the way down and the way up."""
+        return self.unet.mid_block
+
+    def forward(self, x: Tensor, t: Tensor, condition: Condition) -> Tensor:
+        dtype = self.unet.dtype
+        added = None
+        if "pooled" in condition:
+            added = {"text_embeds": condition["pooled"].to(dtype), "time_ids": condition["sizes"].to(dtype)}
+        out = self.unet(
+            x.to(dtype), t * self.time_scale, encoder_hidden_states=condition["text"].to(dtype),
+            added_cond_kwargs=added, return_dict=False,
+        )[0]  # fmt: skip
+        return out.to(x.dtype)
+
+
+def unet_condition(
+    network: Mapping[str, Any], schedule: Mapping[str, Any], prediction: Prediction, sigma_data: float = 1.0
+) -> Denoiser:
+    """A denoiser of a UNet2DConditionModel.
+
+    Args:
+        network: arguments of UNet2DConditionModel.
+        schedule: {"kind": "vp" or "flow", ...}.
+        prediction: epsilon, v_prediction or sample (vp); velocity (flow).
+        sigma_data: standard deviation of the latents.
+
+    Raises:
+        ValueError: for a schedule or prediction that it does not have.
+        TypeError: for arguments that UNet2DConditionModel does not take.
+    """
+    check(UNet2DConditionSizes, network)
+    model = ConditionUNet(network, time_scale=time_scale(schedule))
+    return predicting(model, schedule, prediction, sigma_data)
+
+
+def describe(pipeline: Pipeline) -> Described:
+    """Stable Diffusion: latents of a VAE, conditions of one CLIP or two.
+
+    Raises:
+        UsageError: for a part that is missing, or an option that is not followed.
+    """
+    sizes = validated(UNet2DConditionSizes, pipeline.config, str(pipeline.network / "config.json"))
+    if sizes.in_channels != sizes.out_channels:
+        raise UsageError(
+            f"{pipeline.network} takes {sizes.in_channels} channels and predicts {sizes.out_channels}: it needs more "
+            "than a noisy latent, as models for inpainting do, and cannot be distilled as a text-to-image model"
+        )
+    pipeline.refuse(
+        {
+            "class_embed_type": (None,), "addition_embed_type": (None, "text_time"), "time_cond_proj_dim": (None,),
+            "encoder_hid_dim_type": (None,), "num_class_embeds": (None,),
+        }
+    )  # fmt: skip
+    pipeline.require("vae", "text_encoder", "tokenizer")
+    codec = vae_of(pipeline)
+    height, width = sides(sizes.sample_size, pipeline, codec)
+    return Described(
+        shape=(sizes.in_channels, height, width),
+        network={"kind": "distillkit:UNet2DConditionModel", "arguments": {**pipeline.conditioned(), "sigma_data": 1.0}},
+        prefix="model.unet.",
+        conditioner=Prompts(encoder=_encoder(pipeline, height * codec.factor, width * codec.factor)),
+        codec=codec,
+        solver="ddim",
+        solver_steps=50,
+    )
+
+
+def _encoder(pipeline: Pipeline, height: int, width: int) -> TextEncoder:
+    if pipeline.config.get("addition_embed_type") is None:
+        return ClipText(parts=pipeline.parts)
+    raise UsageError(f"{pipeline.folder}: addition_embed_type 'text_time' (SDXL) is not supported")
+
+
+def vae_of(pipeline: Pipeline) -> AutoencoderKL:
+    """The codec of a pipeline's AutoencoderKL.
+
+    Raises:
+        UsageError: for an autoencoder of another class.
+    """
+    config = pipeline.parts.configuration("vae")
+    if (kind := config.get("_class_name")) != "AutoencoderKL":
+        raise UsageError(f"{pipeline.folder}: its vae is a {kind or 'model without a class'}; known: AutoencoderKL")
+    return AutoencoderKL(
+        parts=pipeline.parts,
+        factor=2 ** (len(config.get("block_out_channels") or (1,)) - 1),
+        channels=config.get("in_channels") or 3,
+        latent_channels=config.get("latent_channels") or 4,
+        scaling=0.18215 if config.get("scaling_factor") is None else config["scaling_factor"],
+        shift=config.get("shift_factor") or 0.0,
+    )
+
+
+def sides(sample_size: object, pipeline: Pipeline, codec: AutoencoderKL) -> tuple[int, int]:
+    """Height and width of latents, of a network's `sample_size`.
+
+    Raises:
+        UsageError: where the configuration does not say it.
+    """
+    if isinstance(sample_size, int):
+        return sample_size, sample_size
+    if isinstance(sample_size, list | tuple) and len(sample_size) == 2:
+        return int(sample_size[0]), int(sample_size[1])
+    raise UsageError(f"{pipeline.network / 'config.json'} does not say the sample_size")

@@ -1,0 +1,107 @@
+"""diffusers' AutoencoderKL as a codec: latents on one side, images on the other."""
+
+from __future__ import annotations
+
+from typing import Any, Self
+
+import torch
+from pydantic import Field, PrivateAttr
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from distillkit.contracts.codec import Codec, Content, Pixels
+from distillkit.models.diffusers.attention import renamed_attention
+from distillkit.models.diffusers.parts import PipelineParts
+
+ENCODED_AT_ONCE = 2**22
+"""Pixels of one pass of the encoder or the decoder; more images go one after the other."""
+
+
+class AutoencoderKL(Codec):
+    """Latents (B, C, h, w) = (z - shift) * scaling, z the mean of a variational autoencoder's code of an image.
+
+    Computed in float32, as `force_upcast` of SDXL's asks for. Encoding takes the mean and draws nothing.
+
+    Args:
+        parts: of the pipeline that holds the `vae`.
+        factor: pixels of an image's side for one of a latent's.
+        channels, latent_channels: of an image, and of a latent.
+        scaling, shift: of latents (`scaling_factor`, `shift_factor`).
+    """
+
+    parts: PipelineParts
+    factor: int = Field(8, ge=1, le=256)
+    channels: int = Field(3, ge=1, le=16)
+    latent_channels: int = Field(4, ge=1, le=4096)
+    scaling: float = Field(0.18215, gt=0, le=1e6)
+    shift: float = Field(0.0, ge=-1e6, le=1e6)
+
+    _model: Any = PrivateAttr(None)
+    _device: torch.device = PrivateAttr(default_factory=lambda: torch.device("cpu"))
+
+    @property
+    def content(self) -> Content:
+        return "images"
+
+    @torch.no_grad()
+    def decode(self, samples: Tensor) -> Tensor:
+        return torch.cat([Pixels().decode(self._decoded(part)) for part in self._in_turn(samples, self.factor**2)])
+
+    def images(self, samples: Tensor) -> Tensor:
+        """With gradients, which pass through the decoder; its activations are computed anew on the way back."""
+        if not torch.is_grad_enabled() or not samples.requires_grad:
+            return self._decoded(samples)
+        return checkpoint(self._decoded, samples, use_reentrant=False)
+
+    @torch.no_grad()
+    def encode(self, data: Tensor) -> Tensor:
+        model = self._loaded()
+        parts = self._in_turn(data.to(self._device), 1)
+        means = [model.encode(Pixels().encode(part)).latent_dist.mode() for part in parts]
+        return (torch.cat(means) - self.shift) * self.scaling
+
+    def decoded_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        return self.channels, self.factor * shape[1], self.factor * shape[2]
+
+    def encoded_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        return self.latent_channels, shape[1] // self.factor, shape[2] // self.factor
+
+    def to(self, device: torch.device | str) -> Self:
+        self._device = torch.device(device)
+        if self._model is not None:
+            self._model.to(device)
+        return self
+
+    def release(self) -> None:
+        self._model = None
+
+    def hashed(self) -> Self:
+        return self.model_copy(update={"parts": self.parts.hashed("vae")})
+
+    def _decoded(self, samples: Tensor) -> Tensor:
+        model = self._loaded()
+        with torch.autocast(samples.device.type, enabled=False):
+            return model.decode(samples.float().to(self._device) / self.scaling + self.shift, return_dict=False)[0]
+
+    @staticmethod
+    def _in_turn(samples: Tensor, pixels: int) -> tuple[Tensor, ...]:
+        """Parts of a batch that take one pass each; `pixels` of an image for one place of a sample."""
+        each = max(1, samples.shape[-1] * samples.shape[-2] * pixels)
+        return samples.split(max(1, ENCODED_AT_ONCE // each))
+
+    def _loaded(self) -> Any:
+        if self._model is None:
+            from diffusers import AutoencoderKL as Autoencoder
+
+            from distillkit.models.store.folder import check_fit
+
+            config = {k: v for k, v in self.parts.configuration("vae").items() if not k.startswith("_")}
+            kind: Any = Autoencoder
+            with torch.device("meta"):
+                model = kind(**config)
+            expected = model.state_dict()
+            state = renamed_attention(self.parts.weights("vae"), expected)
+            check_fit(expected, state, str(self.parts.component("vae")))
+            model.load_state_dict(state, assign=True)
+            self._model = model.to(self._device).eval().requires_grad_(False)
+        return self._model

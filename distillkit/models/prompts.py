@@ -1,0 +1,147 @@
+"""Conditions from text: prompts by number, encoded by frozen text encoders."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Annotated, Any, Self
+
+import torch
+from pydantic import Field, PrivateAttr, SerializeAsAny, field_serializer, field_validator
+from torch import Tensor
+
+from distillkit.contracts.condition import Condition
+from distillkit.contracts.conditioner import Conditioner
+from distillkit.contracts.text import PromptList, TextEncoder
+from distillkit.errors import UsageError
+from distillkit.registry import registry
+from distillkit.text import printable
+
+LONGEST = 100_000
+"""Characters of a prompt."""
+EXAMPLES = 60
+"""Prompts of a list that a description carries."""
+
+Prompt = Annotated[str, Field(max_length=LONGEST)]
+Encodings = Callable[[Tensor], Condition]
+"""Keys (B,) of a list on the CPU -> their conditions, made before."""
+
+
+class Prompts(Conditioner):
+    """Text. Key i is prompt i of a list; prompts that a person types are numbered after the list's.
+
+    Args:
+        encoder: of the texts.
+        examples: the first prompts of the list that it was made for, which stand for it where the list is not at hand.
+        listed: sha256 of that list.
+    """
+
+    encoder: SerializeAsAny[TextEncoder]
+    examples: tuple[Prompt, ...] = Field(("",), min_length=1, max_length=10_000)
+    listed: str = Field("", pattern=r"^([0-9a-f]{64})?$", description="sha256 of the list of prompts")
+
+    _texts: Sequence[str] | None = PrivateAttr(None)
+    _typed: list[str] = PrivateAttr(default_factory=list)
+    _numbers: dict[str, int] = PrivateAttr(default_factory=dict)
+    _null: Condition | None = PrivateAttr(None)
+    _encodings: Encodings | None = PrivateAttr(None)
+    _device: torch.device = PrivateAttr(default_factory=lambda: torch.device("cpu"))
+
+    @field_validator("encoder", mode="before")
+    @classmethod
+    def _built(cls, value: Any) -> Any:
+        return registry().build("encoders", value) if isinstance(value, Mapping) else value
+
+    @field_serializer("encoder")
+    def _described(self, encoder: TextEncoder) -> dict[str, Any]:
+        kind = type(encoder)
+        own = {"kind": f"{kind.__module__}:{kind.__qualname__}", **encoder.model_dump(mode="json")}
+        return registry().describe("encoders", encoder) or own
+
+    def with_prompts(self, prompts: PromptList) -> Self:
+        if not len(prompts):
+            raise UsageError(f"{prompts.name} holds no prompts")
+        made = self.model_copy(update={"examples": tuple(prompts.texts[:EXAMPLES]), "listed": prompts.sha256})
+        made._texts, made._typed, made._numbers, made._encodings = prompts.texts, [], {}, None
+        return made
+
+    def with_encodings(self, encodings: Encodings | None) -> Self:
+        """The same, taking the conditions of its list from where they have been made before."""
+        made = self.model_copy()
+        made._encodings = encodings
+        return made
+
+    @property
+    def texts(self) -> Sequence[str]:
+        """The list's prompts."""
+        return self.examples if self._texts is None else self._texts
+
+    @property
+    def lacks(self) -> str:
+        if self._texts is not None:
+            return ""
+        return "prompts to train with: --prompts FILE (one a line), or hf:DATASET:COLUMN"
+
+    @property
+    def count(self) -> int:
+        return len(self.texts)
+
+    @property
+    def has_null(self) -> bool:
+        return True
+
+    def text(self, key: int) -> str:
+        """The prompt of that number."""
+        listed = self.count
+        return self.texts[key] if key < listed else self._typed[key - listed]
+
+    def encode(self, keys: Tensor) -> Condition:
+        numbers = keys.cpu()
+        if self._encodings is not None and bool((numbers < self.count).all()):
+            return self._encodings(numbers).to(self._device)
+        # Every prompt once: batches repeat prompts, and encoders are large.
+        unique, places = numbers.unique(return_inverse=True)
+        return self._encoded([self.text(key) for key in unique.tolist()]).select(places.to(self._device))
+
+    @torch.no_grad()
+    def _encoded(self, texts: Sequence[str]) -> Condition:
+        return self.encoder.encode(texts).to(self._device)
+
+    def null(self, condition: Condition) -> Condition:
+        if self._null is None:
+            with torch.no_grad():
+                self._null = self.encoder.null().to(self._device)
+        size, device = len(next(iter(condition.values()))), next(iter(condition.values())).device
+        rows = {name: value.to(device).expand(size, *value.shape[1:]) for name, value in self._null.items()}
+        return condition.extended(**rows)
+
+    def parse(self, typed: Sequence[str]) -> Tensor:
+        """Keys of prompts: numbers of those that are in the list's beginning, new numbers for others."""
+        if not self._numbers:
+            self._numbers.update({text: number for number, text in reversed(list(enumerate(self.examples)))})
+        for text in typed:
+            if len(text) > LONGEST:
+                raise UsageError(
+                    f"a prompt of {len(text):,} characters ({printable(text[:40])}...): at most {LONGEST:,}"
+                )
+            if text not in self._numbers:
+                self._numbers[text] = self.count + len(self._typed)
+                self._typed.append(text)
+        return torch.tensor([self._numbers[text] for text in typed], dtype=torch.int64)
+
+    def names(self, keys: Tensor) -> list[str]:
+        return [self.text(key) for key in keys.tolist()]
+
+    def summary(self) -> str:
+        return f"text, {self.count:,} prompts" if self._texts is not None else "text"
+
+    def to(self, device: torch.device | str) -> Self:
+        self._device = torch.device(device)
+        self.encoder.to(device)
+        self._null = None if self._null is None else self._null.to(device)
+        return self
+
+    def release(self) -> None:
+        self.encoder.release()
+
+    def hashed(self) -> Self:
+        return self.model_copy(update={"encoder": self.encoder.hashed()})

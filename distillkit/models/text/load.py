@@ -1,0 +1,86 @@
+"""Tokenizers and text encoders of transformers, from the files of a pipeline; no pickle is executed."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import nn
+
+from distillkit.errors import DistillkitError, UsageError
+from distillkit.models.diffusers.parts import PipelineParts
+
+
+def load_tokenizer(parts: PipelineParts, component: str) -> Any:
+    """The tokenizer of a pipeline.
+
+    Raises:
+        UsageError: when it is missing.
+        DistillkitError: when it cannot be read.
+    """
+    from transformers import AutoTokenizer
+
+    place = parts.component(component)
+    try:
+        with quietly():
+            return AutoTokenizer.from_pretrained(str(place), local_files_only=True)
+    except Exception as error:  # transformers raises many kinds
+        reason = str(error).partition("\n")[0][:300]
+        raise DistillkitError(f"the tokenizer in {place} cannot be read ({type(error).__name__}: {reason})") from error
+
+
+def load_text_model(
+    parts: PipelineParts, component: str, kind: str, device: torch.device, dtype: torch.dtype = torch.float32
+) -> nn.Module:
+    """A frozen text encoder of a pipeline, on a device.
+
+    Args:
+        kind: class of transformers, such as "CLIPTextModel".
+
+    Raises:
+        UsageError: when it is missing, or of another class than `kind`.
+        DistillkitError: when it is damaged, or its weights are those of another model.
+    """
+    import transformers
+
+    config, place = parts.configuration(component), parts.component(component)
+    named = config.get("architectures") or [kind]
+    if kind not in named:
+        raise UsageError(f"{place} holds a {named[0]}, and {kind} is due")
+    cls = getattr(transformers, kind)
+    tensors = parts.weights(component, dtype)
+    try:
+        with quietly():
+            own = cls.config_class.from_dict(config)
+            model, report = cls.from_pretrained(
+                None, config=own, state_dict=tensors, output_loading_info=True, dtype=dtype
+            )
+    except Exception as error:  # transformers raises many kinds
+        reason = str(error).partition("\n")[0][:300]
+        raise DistillkitError(f"the {kind} in {place} cannot be made ({type(error).__name__}: {reason})") from error
+    if wrong := sorted(map(str, [*report["missing_keys"], *report["mismatched_keys"]])):
+        raise DistillkitError(
+            f"the weights in {place} are not those of its config.json: {len(wrong)} tensors differ or are missing, "
+            f"such as {wrong[0]}"
+        )
+    return model.to(device).eval().requires_grad_(False)
+
+
+@contextlib.contextmanager
+def quietly() -> Iterator[None]:
+    """Without transformers' progress bars, reports and advice, of which nothing is ours to show."""
+    from transformers.utils import logging as untyped
+
+    logging: Any = untyped
+
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
