@@ -60,6 +60,11 @@ class Codec(BaseModel, ABC):
     def release(self) -> None:
         """Free the memory of weights; they are loaded again when they are needed."""
 
+    @property
+    def weight_bytes(self) -> int:
+        """Of weights that are in memory now."""
+        return 0
+
     def hashed(self) -> Self:
         """The same with the hashes of all files that it depends on, as descriptions record them."""
         return self

@@ -27,12 +27,14 @@ class Objective(ABC):
             The engine opens the sources behind them and runs the student once for all that need its samples.
         diagnostics: logged values with the ranges they keep to in a healthy run.
         remark: what belongs beside the student's figures: "trained with LPIPS, whose features favour Inception's".
+        detail: what a plan says of it beside its name: "lpips of decoded images".
     """
 
     name: str = ""
     needs: Sequence[type] = ()
     diagnostics: Sequence[Diagnostic] = ()
     remark: str = ""
+    detail: str = ""
 
     def __init__(self, weight: float = 1.0) -> None:
         self.weight = weight
@@ -57,6 +59,12 @@ class Objective(ABC):
         """Networks that this objective owns and changes (an EMA target, a frozen reference): they are moved to
         the device, checkpointed and restored. Not the teacher, not a learner."""
         return {}
+
+    @property
+    def frozen_bytes(self) -> int:
+        """Of weights that it holds in memory and never changes, such as those of a perceptual distance; known once it
+        has been prepared."""
+        return 0
 
     def begin_stage(self, stage: Stage, student: StudentGenerator) -> None:
         """Called before the first step of every stage, not on resuming within it."""

@@ -9,6 +9,7 @@ from collections.abc import Sized
 from accelerate import Accelerator
 from pydantic import BaseModel
 
+from distillkit.contracts.objective import Objective
 from distillkit.contracts.recipe import Recipe
 from distillkit.contracts.teacher import Teacher
 from distillkit.downloads import is_for_a_download, nothing_downloaded, offline
@@ -71,7 +72,7 @@ def _distillation_rows(plan: Plan, job: Distillation, remark: str) -> Rows:
         *([("", remark)] if remark else []),
         ("student", f"{parameters:,} parameters, {_sampler(recipe)}"),
         ("settings", plan.remark.removeprefix("settings: ")),
-        ("objectives", ", ".join(f"{o.name} x {o.weight:g}" for o in recipe.objectives)),
+        ("objectives", ", ".join(_objective(o) for o in recipe.objectives)),
         ("trained beside", ", ".join(learner.name for learner in recipe.learners) or "nothing"),
         ("training", _training(training, context.accelerator)),
         ("figures", job.measures.summary.removeprefix("figures: ")),
@@ -131,6 +132,10 @@ def _sampler(recipe: Recipe) -> str:
     return f"{type(sampler).__name__} at t = {shown}{' ...' if len(levels) > 8 else ''}"
 
 
+def _objective(objective: Objective) -> str:
+    return f"{objective.name} x {objective.weight:g}" + (f" ({objective.detail})" if objective.detail else "")
+
+
 def _tried(
     recipe: Recipe, teacher: Teacher, training: TrainingConfig, accelerator: Accelerator
 ) -> tuple[Trial | None, str]:
@@ -168,8 +173,9 @@ def _costs(
             "memory",
             f"about {_bytes(memory)} a process: weights {_bytes(trial.weight_bytes)}, gradients and moments "
             f"{_bytes(trial.training_bytes)}, activations {_bytes(in_pass * trial.activation_bytes_per_image)} "
-            f"({in_pass} samples a pass, {passes} {'pass' if passes == 1 else 'passes'} a step), data "
-            f"{_bytes(data_memory)}{_there(memory)}",
+            f"({in_pass} samples a pass, {passes} {'pass' if passes == 1 else 'passes'} a step)"
+            + (f", working space {_bytes(trial.working_bytes)}" if trial.working_bytes else "")
+            + f", data {_bytes(data_memory)}{_there(memory)}",
         ),
         (
             "operations",

@@ -6,6 +6,7 @@ import contextlib
 import math
 import statistics
 import time
+import weakref
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,6 +15,8 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from distillkit.contracts.random import SampleRNG
@@ -41,9 +44,11 @@ class Trial:
         flops_per_image: floating-point operations of training, backward passes included; None where they cannot be
             counted (forward-mode differentiation).
         evaluations: forward-equivalents an image, by role (a trained one counts three).
-        weight_bytes: parameters of every network.
+        weight_bytes: parameters of every network, of the codec and of perceptual distances.
         training_bytes: gradients and moments of the trained ones.
         activation_bytes_per_image: what is kept for the backward pass.
+        working_bytes: what a pass of one sample takes beside: activations that are computed anew on the way back, which
+            are those of a few samples in a larger pass too.
         checkpoint_bytes: of one checkpoint.
         seconds: that the trial took.
     """
@@ -56,12 +61,13 @@ class Trial:
     weight_bytes: int
     training_bytes: int
     activation_bytes_per_image: float
+    working_bytes: int
     checkpoint_bytes: int
     seconds: float
 
     def memory(self, samples: int) -> float:
         """Bytes while `samples` are in one pass."""
-        return self.weight_bytes + self.training_bytes + samples * self.activation_bytes_per_image
+        return self.weight_bytes + self.training_bytes + self.working_bytes + samples * self.activation_bytes_per_image
 
 
 def synthetic_sources(recipe: Recipe, teacher: Teacher, device: torch.device) -> dict[type, Batches[Any]]:
@@ -128,18 +134,23 @@ def try_training(
             with kept.one_step():
                 trainer.train_step()
     evaluations = {role: count / (period * batch) for role, count in cost.counts.items()}
-    flops = _flops(trainer, period, period * batch)
+    counted = _counted(trainer, period)
+    processes = accelerator.num_processes
     batch, seconds = _speed(trainer, batch, most, period, ENOUGH_SECONDS if enough is None else enough)
     weights, trained = trainer.networks.weight_bytes()
+    frozen = sum(p.numel() * p.element_size() for p in teacher.denoiser.parameters())
+    frozen += teacher.codec.weight_bytes + sum(objective.frozen_bytes for objective in recipe.objectives)
+    working = 0 if counted is None else max(0, counted.most_bytes - kept.most - trained)
     return Trial(
         batch=batch,
         seconds_per_image=seconds / batch,
         seconds_per_evaluation=_evaluation_seconds(teacher, batch, device),
-        flops_per_image=flops,
+        flops_per_image=None if counted is None else counted.flops / (period * processes),
         evaluations=evaluations,
-        weight_bytes=weights + sum(p.numel() * p.element_size() for p in teacher.denoiser.parameters()),
+        weight_bytes=weights + frozen,
         training_bytes=3 * trained,
-        activation_bytes_per_image=kept.most / accelerator.num_processes,
+        activation_bytes_per_image=kept.most / processes,
+        working_bytes=working,
         checkpoint_bytes=trainer.networks.checkpoint_bytes(),
         seconds=time.monotonic() - began,
     )
@@ -164,15 +175,46 @@ def _speed(trainer: Trainer, batch: int, most: int, period: int, enough: float) 
     return batch, statistics.median(times)
 
 
-def _flops(trainer: Trainer, steps: int, images: int) -> float | None:
-    """Operations of training on one image; None where the counter does not know them."""
+@dataclass(frozen=True)
+class _Counted:
+    """Operations of some steps, and the most bytes of the tensors made in them that were alive at one time."""
+
+    flops: int
+    most_bytes: int
+
+
+def _counted(trainer: Trainer, steps: int) -> _Counted | None:
+    """None where the counters do not know the operations."""
     try:
-        with FlopCounterMode(display=False) as flops:
+        with _Alive() as alive, FlopCounterMode(display=False) as flops:
             for _ in range(steps):
                 trainer.train_step()
-    except Exception:  # forward-mode differentiation has tensors without storage, which the counter cannot see
+    except Exception:  # forward-mode differentiation has tensors without storage, which the counters cannot see
         return None
-    return flops.get_total_flops() / images
+    return _Counted(flops.get_total_flops(), alive.most)
+
+
+class _Alive(TorchDispatchMode):
+    """Follows the bytes of all tensors that are made while it lasts."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._bytes: dict[int, int] = {}
+        self.now = self.most = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        given = {t.untyped_storage()._cdata for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)}
+        for made in tree_leaves(out):
+            if isinstance(made, Tensor) and (storage := made.untyped_storage())._cdata not in {*given, *self._bytes}:
+                self._bytes[storage._cdata] = storage.nbytes()
+                self.now += storage.nbytes()
+                self.most = max(self.most, self.now)
+                weakref.finalize(storage, self._freed, storage._cdata)
+        return out
+
+    def _freed(self, key: int) -> None:
+        self.now -= self._bytes.pop(key)
 
 
 def _timed(trainer: Trainer, steps: int, device: torch.device) -> float:

@@ -36,10 +36,14 @@ class Regression(Objective):
 
     def __init__(self, distance: NamedDistance, *, weight: float = 1.0) -> None:
         super().__init__(weight)
-        self.distance, self.remark = distance, distance.remark
+        self.distance, self.remark, self.detail = distance, distance.remark, distance.detail
 
     def prepare(self) -> None:
         self.distance.prepare()
+
+    @property
+    def frozen_bytes(self) -> int:
+        return self.distance.frozen_bytes
 
     def __call__(self, step: Step) -> Tensor:
         made, wanted = step.pair_samples, step.pairs.sample

@@ -151,7 +151,10 @@ class SmallLatents(Codec):
         return "images"
 
     def decode(self, samples: Tensor) -> Tensor:
-        return Pixels().decode(F.interpolate(samples[:, :3].float(), scale_factor=2.0))
+        return Pixels().decode(self.images(samples))
+
+    def images(self, samples: Tensor) -> Tensor:
+        return F.interpolate(samples[:, :3].float(), scale_factor=2.0)
 
     def encode(self, data: Tensor) -> Tensor:
         return F.pad(F.avg_pool2d(Pixels().encode(data), 2), (0, 0, 0, 0, 0, 1))

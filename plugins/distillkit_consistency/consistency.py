@@ -48,10 +48,14 @@ class ConsistencyLoss(Objective):
         self.schedule, self.sigma_data = student.schedule, float(getattr(student, "sigma_data", 0.5))
         self.target, self.levels = Target(student, decay), levels
         self.source: CleanSource = source
-        self.needs, self.remark = (CLEAN[source],), distance.remark
+        self.needs, self.remark, self.detail = (CLEAN[source],), distance.remark, distance.detail
 
     def prepare(self) -> None:
         self.distance.prepare()
+
+    @property
+    def frozen_bytes(self) -> int:
+        return self.distance.frozen_bytes
 
     def modules(self) -> Mapping[str, nn.Module]:
         return {"target": self.target.network} if self.target.network is not None else {}

@@ -2,6 +2,7 @@
 
 import torch
 from accelerate import Accelerator
+from torch.utils.checkpoint import checkpoint
 
 from distillkit import Objective, Recipe, Samples, StudentGenerator
 from distillkit.engine.config import TrainingConfig
@@ -30,3 +31,44 @@ def test_forward_mode_differentiation_is_tried_and_counted():
     trial = try_training(recipe, teacher, TrainingConfig(batch=4), accelerator)
     assert trial.evaluations == {"student": 3}
     assert trial.activation_bytes_per_image > 0 and trial.seconds_per_image > 0
+
+
+class Anew(Objective):
+    """A loss of samples, with activations that are computed anew on the way back."""
+
+    needs = (Samples,)
+
+    def __init__(self, *, anew):
+        super().__init__()
+        self.anew = anew
+
+    def wide(self, samples):
+        return samples.flatten(1)[:, :, None].expand(-1, -1, 5000).sin().cos().sum(-1)
+
+    def __call__(self, step):
+        if self.anew:
+            return checkpoint(self.wide, step.samples, use_reentrant=False).mean()
+        return self.wide(step.samples).mean()
+
+
+def test_what_is_computed_anew_takes_memory_too():
+    """It is kept for no sample of the batch but the one that is computed."""
+    teacher, found = conditional(), {}
+    for anew in (False, True):
+        recipe = Recipe(StudentGenerator.from_teacher(teacher), [Anew(anew=anew)])
+        found[anew] = try_training(recipe, teacher, TrainingConfig(batch=4), Accelerator(cpu=True), enough=0.0)
+    wide = 64 * 5000 * 4
+    assert found[False].activation_bytes_per_image > wide > 2 * found[True].activation_bytes_per_image
+    assert 2 * wide < found[True].working_bytes < 6 * wide
+    assert found[True].memory(8) - found[True].memory(7) == found[True].activation_bytes_per_image
+
+
+def test_a_codecs_and_a_distances_weights_are_counted(monkeypatch):
+    teacher = conditional()
+    recipe = Recipe(StudentGenerator.from_teacher(teacher), [Anew(anew=False)])
+    bare = try_training(recipe, teacher, TrainingConfig(batch=4), Accelerator(cpu=True), enough=0.0)
+    monkeypatch.setattr(type(teacher.codec), "weight_bytes", 1000)
+    monkeypatch.setattr(Anew, "frozen_bytes", 100)
+    recipe = Recipe(StudentGenerator.from_teacher(teacher), [Anew(anew=False)])
+    held = try_training(recipe, teacher, TrainingConfig(batch=4), Accelerator(cpu=True), enough=0.0)
+    assert held.weight_bytes - bare.weight_bytes == 1100

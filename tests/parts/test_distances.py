@@ -4,7 +4,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from distillkit import DistillkitError, Recipe, StudentGenerator, UsageError
+from distillkit import Codec, DistillkitError, PipelineParts, Recipe, StudentGenerator, UsageError
 from distillkit.diffusion import l1, l2, pseudo_huber
 from distillkit.parts import LPIPS, NamedDistance, Regression, distance_for
 from tests.parts.toys import step_of, toy_teacher
@@ -52,6 +52,73 @@ def test_lpips_takes_its_backbone_and_passes_gradients(backbone):
     assert not any(p.requires_grad for p in distance.parameters())
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(distance(a, b), value), "float32 inside autocast too"
+
+
+@pytest.fixture
+def latent_teacher(tmp_path):
+    """Latents (4, 16, 16) of a small autoencoder, which decodes them to images (3, 32, 32)."""
+    from diffusers import AutoencoderKL as Autoencoder
+
+    from distillkit.models.diffusers.vae import AutoencoderKL
+
+    torch.manual_seed(0)
+    Autoencoder(
+        block_out_channels=[8, 8], norm_num_groups=4, down_block_types=["DownEncoderBlock2D"] * 2,
+        up_block_types=["UpDecoderBlock2D"] * 2, latent_channels=3,
+    ).save_pretrained(tmp_path / "vae")  # fmt: skip
+    teacher = toy_teacher()
+    teacher.spec = teacher.spec.model_copy(update={"shape": (3, 16, 16)})
+    teacher.codec = AutoencoderKL(parts=PipelineParts(source=str(tmp_path)), factor=2, latent_channels=3)
+    return teacher
+
+
+def test_lpips_of_latents_is_that_of_the_decoded_images(latent_teacher, backbone, tmp_path, monkeypatch):
+    from distillkit.models.diffusers import vae
+
+    save_file(backbone, tmp_path / "vgg.safetensors")
+    monkeypatch.setenv("DISTILLKIT_VGG16", str(tmp_path / "vgg.safetensors"))
+    monkeypatch.setattr(vae, "WITH_GRADIENT", 2 * 32 * 32)  # two images a pass
+    codec, distance = latent_teacher.codec, distance_for(latent_teacher)
+    assert (
+        distance.name == "lpips" and "decode" in distance.detail and distance_for(latent_teacher, "l2").decode is None
+    )
+    made, wanted = torch.randn(3, 3, 16, 16, requires_grad=True), torch.randn(3, 3, 16, 16)
+    passes = []
+    model = codec._loaded()
+    decode = model.decode
+    monkeypatch.setattr(
+        model, "decode", lambda z, **how: passes.append((len(z), torch.is_grad_enabled())) or decode(z, **how)
+    )
+    value = distance(made, wanted)
+    assert [size for size, _ in passes] == [2, 1, 3], "every side once"
+    (gradient,) = torch.autograd.grad(value.sum(), made)
+    assert [size for size, _ in passes[3:]] == [1, 2], "the student's side anew, on the way back"
+
+    images = model.decode(made / codec.scaling, return_dict=False)[0]
+    direct = LPIPS(backbone)(images, model.decode(wanted / codec.scaling, return_dict=False)[0].detach())
+    torch.testing.assert_close(value, direct)
+    torch.testing.assert_close(gradient, torch.autograd.grad(direct.sum(), made)[0], rtol=1e-3, atol=1e-6)
+    assert distance.frozen_bytes > 50e6 and codec.weight_bytes > 0
+
+
+def test_lpips_is_no_distance_of_latents_without_gradients(latent_teacher):
+    class Sealed(Codec):
+        """Decodes to uint8 alone."""
+
+        @property
+        def content(self):
+            return "images"
+
+        def decode(self, samples):
+            return samples
+
+        def encode(self, data):
+            return data
+
+    latent_teacher.codec = Sealed()
+    assert distance_for(latent_teacher).name == "pseudo-huber"
+    with pytest.raises(UsageError, match="gradients"):
+        distance_for(latent_teacher, "lpips")
 
 
 def test_a_download_that_does_not_match_its_hash_is_refused(backbone, tmp_path, monkeypatch):

@@ -13,8 +13,10 @@ from distillkit.contracts.codec import Codec, Content, Pixels
 from distillkit.models.diffusers.attention import renamed_attention
 from distillkit.models.diffusers.parts import PipelineParts
 
-ENCODED_AT_ONCE = 2**22
+AT_ONCE = 2**22
 """Pixels of one pass of the encoder or the decoder; more images go one after the other."""
+WITH_GRADIENT = 2**18
+"""Pixels of one pass of the decoder on the way back of a gradient, which takes some gigabytes for 512 x 512 of them."""
 
 
 class AutoencoderKL(Codec):
@@ -48,10 +50,12 @@ class AutoencoderKL(Codec):
         return torch.cat([Pixels().decode(self._decoded(part)) for part in self._in_turn(samples, self.factor**2)])
 
     def images(self, samples: Tensor) -> Tensor:
-        """With gradients, which pass through the decoder; its activations are computed anew on the way back."""
+        """With gradients, which pass through the decoder; its activations are computed anew on the way back, for a few
+        images at a time."""
         if not torch.is_grad_enabled() or not samples.requires_grad:
-            return self._decoded(samples)
-        return checkpoint(self._decoded, samples, use_reentrant=False)
+            return torch.cat([self._decoded(part) for part in self._in_turn(samples, self.factor**2)])
+        parts = self._in_turn(samples, self.factor**2, WITH_GRADIENT)
+        return torch.cat([checkpoint(self._decoded, part, use_reentrant=False) for part in parts])
 
     @torch.no_grad()
     def encode(self, data: Tensor) -> Tensor:
@@ -75,6 +79,10 @@ class AutoencoderKL(Codec):
     def release(self) -> None:
         self._model = None
 
+    @property
+    def weight_bytes(self) -> int:
+        return 0 if self._model is None else sum(p.numel() * p.element_size() for p in self._model.parameters())
+
     def hashed(self) -> Self:
         return self.model_copy(update={"parts": self.parts.hashed("vae")})
 
@@ -84,10 +92,10 @@ class AutoencoderKL(Codec):
             return model.decode(samples.float().to(self._device) / self.scaling + self.shift, return_dict=False)[0]
 
     @staticmethod
-    def _in_turn(samples: Tensor, pixels: int) -> tuple[Tensor, ...]:
+    def _in_turn(samples: Tensor, pixels: int, at_once: int = AT_ONCE) -> tuple[Tensor, ...]:
         """Parts of a batch that take one pass each; `pixels` of an image for one place of a sample."""
         each = max(1, samples.shape[-1] * samples.shape[-2] * pixels)
-        return samples.split(max(1, ENCODED_AT_ONCE // each))
+        return samples.split(max(1, at_once // each))
 
     def _loaded(self) -> Any:
         if self._model is None:
