@@ -1,9 +1,10 @@
-"""What the tests share: goldens, a tiny teacher, and the command line in a subprocess."""
+"""What the tests share: goldens, a tiny teacher, and the command line, in processes and in this one."""
 
 from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -22,6 +23,7 @@ from distillkit.models.build import build_denoiser
 from distillkit.models.edm.families import described
 from distillkit.models.store.folder import fresh_teacher, write_teacher
 from distillkit.models.store.resolve import load_teacher, resolve
+from tests.warm import Process, Warm
 
 GOLDENS = Path(__file__).parent / "goldens"
 
@@ -118,17 +120,54 @@ HANG = 1200.0
 """Seconds after which a process that should have ended counts as hung, on a machine loaded many times over."""
 
 
-@pytest.fixture
-def cli(tmp_path: Path) -> Run:
-    """Run the real entry point in a subprocess, in an empty folder."""
+READ_FIRST = ("HF_", "HOME", "LANG", "LC_", "OMP_", "PYTHON", "TORCH", "XDG_")
+"""What variables begin with that an interpreter or a library reads once, as it starts."""
 
-    def run(*arguments: str | Path, env: dict[str, str] | None = None, timeout: float = HANG) -> Any:
-        return subprocess.run(
-            command(*arguments), cwd=tmp_path, env=environment(env), timeout=timeout, check=False,
-            capture_output=True, text=True,
-        )  # fmt: skip
+
+@pytest.fixture(scope="session")
+def warm() -> Iterator[Warm]:
+    """Starts processes that have imported torch already."""
+    server = Warm(environment())
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def cli(tmp_path: Path, request: pytest.FixtureRequest) -> Run:
+    """Run the real entry point in a process of its own, in an empty folder: a fresh interpreter where one is asked for
+    or is given variables that only a fresh one reads, else a warm one."""
+
+    def run(
+        *arguments: str | Path, env: dict[str, str] | None = None, timeout: float = HANG, fresh: bool = False
+    ) -> subprocess.CompletedProcess[str]:
+        if fresh or any(name.startswith(READ_FIRST) for name in env or ()):
+            return subprocess.run(
+                command(*arguments), cwd=tmp_path, env=environment(env), timeout=timeout, check=False,
+                capture_output=True, text=True,
+            )  # fmt: skip
+        return request.getfixturevalue("warm").run(command(*arguments), tmp_path, environment(env), timeout)
 
     return run
+
+
+@pytest.fixture
+def together(tmp_path: Path, warm: Warm) -> Callable[..., list[subprocess.CompletedProcess[str]]]:
+    """Run a program in warm processes that find each other as those of torchrun do, in an empty folder."""
+
+    def run(*arguments: str | Path, processes: int = 2) -> list[subprocess.CompletedProcess[str]]:
+        group = group_of(processes)
+        return warm.run_together([*map(str, arguments)], tmp_path, [environment(one) for one in group], HANG)
+
+    return run
+
+
+def group_of(processes: int) -> list[dict[str, str]]:
+    """The variables by which each process of a group finds the others."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(processes)}
+    return [{**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(processes)]
 
 
 @pytest.fixture
@@ -150,17 +189,13 @@ def inside(
 
 
 @pytest.fixture
-def start(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
-    """Start the real entry point and leave it running; killed at the end of the test."""
-    started: list[subprocess.Popen[str]] = []
+def start(tmp_path: Path, warm: Warm) -> Iterator[Callable[..., Process]]:
+    """Start the real entry point in a warm process and leave it running; killed at the end of the test."""
+    started: list[Process] = []
 
-    def begin(*arguments: str | Path, env: dict[str, str] | None = None) -> subprocess.Popen[str]:
-        process = subprocess.Popen(
-            command(*arguments), cwd=tmp_path, env=environment(env),
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        )  # fmt: skip
-        started.append(process)
-        return process
+    def begin(*arguments: str | Path, env: dict[str, str] | None = None) -> Process:
+        started.append(warm.start(command(*arguments), tmp_path, environment(env)))
+        return started[-1]
 
     yield begin
     for process in started:

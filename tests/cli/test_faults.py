@@ -2,12 +2,13 @@
 
 import errno
 import os
+import sys
 import textwrap
 import time
 
 import pytest
 
-from tests.conftest import HANG
+from tests.conftest import HANG, environment
 
 NO_RUN = "run-not-made"
 
@@ -115,11 +116,15 @@ def test_bad_configuration_names_file_and_line(inside, tmp_path, text, fragments
     assert [p.name for p in tmp_path.iterdir()] == ["bad.yaml"]
 
 
-def inject(tmp_path, code):
-    """A sitecustomize module that patches the command's process."""
-    (tmp_path / "patch").mkdir()
-    (tmp_path / "patch" / "sitecustomize.py").write_text(textwrap.dedent(code))
-    return {"PYTHONPATH": str(tmp_path / "patch")}
+@pytest.fixture
+def patched(warm, tmp_path):
+    """Run the command line in a process of its own that executes some code first."""
+
+    def run(code, *arguments):
+        (tmp_path / "patched.py").write_text(textwrap.dedent(code) + "from distillkit.cli import main\nmain()\n")
+        return warm.run([sys.executable, str(tmp_path / "patched.py"), *arguments], tmp_path, environment(), HANG)
+
+    return run
 
 
 def test_run_folder_in_use_or_foreign(inside, small_run, tmp_path):
@@ -152,9 +157,8 @@ def test_resume_refuses_another_recipe_and_lists_the_differences(inside, small_r
         assert fragment in done.stderr
 
 
-def test_full_disk_is_one_message_and_keeps_what_was_complete(cli, small_run, tmp_path):
-    env = inject(
-        tmp_path,
+def test_full_disk_is_one_message_and_keeps_what_was_complete(patched, small_run, tmp_path, inside):
+    done = patched(
         """
         import errno, os
         real, calls = os.fsync, []
@@ -165,19 +169,18 @@ def test_full_disk_is_one_message_and_keeps_what_was_complete(cli, small_run, tm
             real(handle)
         os.fsync = fsync
         """,
-    )
-    done = cli(*small_run, "--output-dir", "run", env=env)
+        *small_run, "--output-dir", "run",
+    )  # fmt: skip
     assert done.returncode == 1
     assert "No space left on device" in done.stderr and "MiB free" in done.stderr and "Traceback" not in done.stderr
     assert not list((tmp_path / "run").rglob("*.tmp")) and not list((tmp_path / "run").rglob(".step-*"))
     if (tmp_path / "run" / "checkpoints" / "latest").exists():
-        resumed = cli("run", "dmd", "--resume", "run")
+        resumed = inside("run", "dmd", "--resume", "run")
         assert resumed.returncode == 0, resumed.stderr
 
 
-def test_transient_write_errors_are_retried(cli, small_run, tmp_path):
-    env = inject(
-        tmp_path,
+def test_transient_write_errors_are_retried(patched, small_run):
+    done = patched(
         """
         import errno, os
         real, left = os.fsync, [3]
@@ -188,8 +191,8 @@ def test_transient_write_errors_are_retried(cli, small_run, tmp_path):
             real(handle)
         os.fsync = fsync
         """,
-    )
-    done = cli(*small_run, "--output-dir", "run", env=env)
+        *small_run, "--output-dir", "run",
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "trying again" in done.stderr
 
@@ -198,8 +201,8 @@ def test_transient_write_errors_are_retried(cli, small_run, tmp_path):
 @pytest.mark.parametrize(
     "env",
     [
-        {"TERM": "dumb"}, {"COLUMNS": "40"}, {"LC_ALL": "C", "LANG": "C", "PYTHONUTF8": "0"}, {"NO_COLOR": "1"},
-        {"HOME": "/proc/nowhere", "XDG_CACHE_HOME": "/proc/nowhere"},
+        {"TERM": "dumb"}, {"COLUMNS": "40"}, {"NO_COLOR": "1"},
+        {"LC_ALL": "C", "LANG": "C", "PYTHONUTF8": "0", "HOME": "/proc/nowhere", "XDG_CACHE_HOME": "/proc/nowhere"},
     ],
     ids=str,
 )  # fmt: skip

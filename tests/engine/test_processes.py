@@ -2,28 +2,25 @@
 
 import json
 import os
-import socket
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
-from tests.conftest import HANG, environment
-
-
-def free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
+from tests.conftest import HANG, environment, group_of
 
 
-def launch(arguments, cwd, processes):
-    launcher = [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={processes}",
-                f"--master_port={free_port()}"]  # fmt: skip
-    return subprocess.run(
-        [*launcher, *arguments], cwd=cwd, env=environment(), timeout=HANG, capture_output=True, text=True, check=False
-    )
+@pytest.fixture
+def torchrun(warm, tmp_path):
+    """Run a program in two fresh interpreters, which torchrun starts and ends."""
+
+    def run(*arguments):
+        launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+        return warm.run([*launcher, *map(str, arguments)], tmp_path, environment(), HANG)
+
+    return run
 
 
 def log_of(folder):
@@ -36,18 +33,15 @@ def figures(entry):
     return named | ({"figure": entry["evaluation"]["value"]} if "evaluation" in entry else {})
 
 
-def test_two_processes_give_the_losses_of_one(small_run, tmp_path):
-    entries = {}
-    for processes in (1, 2):
-        folder = tmp_path / f"run{processes}"
-        # A tracker, whose end must not be that of the processes' group.
-        tracker = ["--report-to", "tensorboard"] if processes == 2 else []
-        arguments = ["-m", "distillkit", *small_run, *tracker, "--output-dir", str(folder)]
-        done = launch(arguments, tmp_path, processes)
-        assert done.returncode == 0, done.stderr[-3000:]
-        assert done.stdout.count("distillkit sample") == 1, "only the first process prints"
-        entries[processes] = log_of(folder)
+def test_two_processes_make_the_student_that_one_makes(small_run, inside, torchrun, tmp_path):
+    alone = inside(*small_run, "--output-dir", "run1", "--quiet")
+    assert alone.returncode == 0, alone.stderr
+    # A tracker, which is closed before the student is written and must leave the processes their group.
+    done = torchrun("-m", "distillkit", *small_run, "--report-to", "tensorboard", "--output-dir", "run2")
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count("everything is in") == 1, "only the first process prints"
     assert list((tmp_path / "run2").rglob("events.out.tfevents*"))
+    entries = {processes: log_of(tmp_path / f"run{processes}") for processes in (1, 2)}
     assert len(entries[1]) == len(entries[2]) > 5
     compared = 0
     for one, two in zip(entries[1], entries[2], strict=True):
@@ -61,15 +55,17 @@ def test_two_processes_give_the_losses_of_one(small_run, tmp_path):
     first, second = (json.loads((tmp_path / f"run{p}" / "record.json").read_text()) for p in (1, 2))
     assert first["rows"][-1]["nfe"] == second["rows"][-1]["nfe"] == 1.0
     assert first["selection"]["best_step"] == second["selection"]["best_step"]
+    a, b = (load_file(tmp_path / f"run{p}" / "student" / "model.safetensors") for p in (1, 2))
+    assert all(torch.allclose(a[name], b[name], atol=2e-5) for name in a | b)
 
 
-def test_two_processes_resume_exactly_and_outlive_their_trackers(tmp_path):
-    done = launch([str(Path(__file__).parent / "together.py"), str(tmp_path)], tmp_path, 2)
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert sorted(done.stdout.split()) == ["done:0", "done:1"]
+def test_two_processes_resume_exactly_and_outlive_their_trackers(tmp_path, together):
+    done = together(Path(__file__).parent / "together.py", tmp_path)
+    assert [one.stdout.split() for one in done] == [["done:0"], ["done:1"]], [one.stderr[-3000:] for one in done]
+    assert [one.returncode for one in done] == [0, 0]
 
 
-def test_a_process_that_dies_ends_the_whole_job(small_run, tmp_path):
+def test_a_process_that_dies_ends_the_whole_job(small_run, torchrun, tmp_path):
     script = tmp_path / "dies.py"
     script.write_text(
         "import os, sys\n"
@@ -83,7 +79,7 @@ def test_a_process_that_dies_ends_the_whole_job(small_run, tmp_path):
         "from distillkit.cli import main\n"
         "main()\n"
     )
-    done = launch([str(script), *small_run, "--output-dir", str(tmp_path / "run")], tmp_path, 2)
+    done = torchrun(script, *small_run, "--output-dir", tmp_path / "run")
     assert done.returncode != 0 and "exitcode  : 7" in done.stderr
     assert [entry["step"] for entry in log_of(tmp_path / "run")] == [2, 4]
     assert done.stderr.count("distillkit:") <= 1 and "fault of distillkit" not in done.stderr
@@ -112,24 +108,18 @@ except DistillkitError as error:
 
 @pytest.mark.skipif(os.name != "posix", reason="POSIX signals")
 @pytest.mark.parametrize("name", ["SIGSTOP", "SIGKILL"])
-def test_a_process_that_is_stuck_or_gone_is_told_with_the_last_step_and_how_to_go_on(tmp_path, name):
+def test_a_process_that_is_stuck_or_gone_is_told_with_the_last_step_and_how_to_go_on(tmp_path, warm, name):
     (tmp_path / "stuck.py").write_text(STUCK)
-    joined = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2"}
-    processes = [
-        subprocess.Popen(
-            [sys.executable, str(tmp_path / "stuck.py"), name],
-            stderr=subprocess.PIPE,
-            text=True,
-            env=environment({**joined, "RANK": str(rank), "LOCAL_RANK": str(rank)}),
-        )
-        for rank in range(2)
-    ]
+    first, second = (
+        warm.start([sys.executable, str(tmp_path / "stuck.py"), name], tmp_path, environment(one))
+        for one in group_of(2)
+    )
     try:
-        _, said = processes[0].communicate(timeout=HANG)
+        code, said = first.wait(HANG), first.stdout.read()
     finally:
-        for process in processes:
+        for process in (first, second):
             process.kill()
             process.wait()
-    assert processes[0].returncode == 1 and said.count("distillkit:") == 1, said
+    assert code == 1 and said.count("distillkit:") == 1, said
     assert "the command" in said and "step" in said and " 7" in said
-    assert name == "SIGKILL" or f"process 1 of 2 (pid {processes[1].pid}" in said
+    assert name == "SIGKILL" or f"process 1 of 2 (pid {second.pid}" in said
