@@ -117,7 +117,6 @@ def test_a_plan_refuses_what_the_run_refuses(inside, small_run, tmp_path, monkey
 
 def test_the_disk_that_cannot_hold_the_checkpoints_is_refused(inside, tmp_path, monkeypatch):
     monkeypatch.undo()
-    monkeypatch.setattr("distillkit.jobs.trial.ENOUGH_SECONDS", 0.0)
     monkeypatch.setattr("distillkit.files.shutil.disk_usage", lambda path: SimpleNamespace(free=10**5))
     done = inside("run", "consistency", "--teacher", "mixture", "--batch", "8", "--dry-run")
     assert done.returncode == 1 and "checkpoints" in done.stderr

@@ -2,7 +2,6 @@
 
 import json
 import logging
-import subprocess
 import sys
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,6 +22,7 @@ from distillkit import (
 from distillkit.contracts.denoiser import Denoiser
 from distillkit.data.pairs import SHARD_PAIRS, PairsConfig, PairSource, PairStore
 from distillkit.diffusion.schedules import EDMSchedule
+from tests.conftest import HANG, environment, group_of
 from tests.data.teachers import HalfSize, linear_teacher
 
 CPU = torch.device("cpu")
@@ -100,14 +100,14 @@ def test_no_holes_when_a_process_looks_after_another_has_written(store, order, t
 
 
 PROCESS = """
-import sys
+import os
 import torch, torch.distributed as dist
 from distillkit import SourceJob
 from distillkit.data.pairs import PairSource, PairsConfig
 from tests.data.teachers import linear_teacher
 
-folder, rank = sys.argv[1], int(sys.argv[2])
-dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
+rank = int(os.environ["RANK"])
+dist.init_process_group("gloo")
 source = PairSource(linear_teacher((1, 4, 4)), PairsConfig(count=1500))
 pairs = source.open(SourceJob(torch.device("cpu"), rank=rank, world=2, barrier=dist.barrier))
 print(len(pairs), float(pairs.select(range(0, 1500, 11)).sample.double().sum()))
@@ -115,16 +115,12 @@ dist.destroy_process_group()
 """
 
 
-def test_two_processes_make_one_store(tmp_path, monkeypatch):
+def test_two_processes_make_one_store(tmp_path, monkeypatch, warm):
     monkeypatch.setenv("DISTILLKIT_CACHE", str(tmp_path / "cache"))
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", PROCESS, str(tmp_path), str(rank)], cwd=ROOT, stdout=subprocess.PIPE, text=True
-        )
-        for rank in (0, 1)
-    ]
-    said = [process.communicate(timeout=1200)[0] for process in processes]
-    assert [process.returncode for process in processes] == [0, 0]
+    group = [environment(one) for one in group_of(2)]
+    processes = warm.run_together([sys.executable, "-c", PROCESS], ROOT, group, HANG)
+    assert [process.returncode for process in processes] == [0, 0], processes
+    said = [process.stdout for process in processes]
     assert said[0] == said[1] and said[0].startswith("1500 ")
     source = PairSource(linear_teacher(SHAPE), PairsConfig(count=1500))
     listed = json.loads((source.store.folder / "manifest.json").read_text())["shards"]

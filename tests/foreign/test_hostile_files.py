@@ -5,7 +5,6 @@ import io
 import os
 import pickle
 import struct
-import subprocess
 import sys
 import time
 import zipfile
@@ -21,7 +20,7 @@ from distillkit.models.foreign.pickles import read_pickle
 from distillkit.models.foreign.read import read_foreign
 from distillkit.models.foreign.records import Refused, StoredTensor, load_tensors
 from distillkit.models.store.convert import convert
-from tests.conftest import denoiser_of
+from tests.conftest import HANG, denoiser_of, environment
 from tests.foreign.edm_format import edm_kwargs, network_bytes
 
 CANARY = "touch canary"
@@ -195,7 +194,7 @@ def test_storage_that_claims_10_gigabytes_is_refused(zipped, tmp_path):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_refusals_stay_within_little_memory(tmp_path):
+def test_refusals_stay_within_little_memory(tmp_path, warm):
     """All bombs in one process that may use 1.5 GiB beyond what importing takes."""
     for index, (data, _) in enumerate(HOSTILE.values()):
         (tmp_path / f"{index}.pkl").write_bytes(data)
@@ -214,7 +213,7 @@ for path in sorted(pathlib.Path({str(tmp_path)!r}).glob("*.pkl")):
         refused += 1
 print(refused, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 """
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=tmp_path, check=False)
+    done = warm.run([sys.executable, "-c", program], tmp_path, environment(), HANG)
     assert done.returncode == 0, done.stderr[-2000:]
     assert int(done.stdout.split()[0]) == sum(reason != "plain value" for _, reason in HOSTILE.values())
     assert not (tmp_path / "canary").exists()

@@ -105,7 +105,6 @@ def test_one_process_may_have_jobs_of_several_precisions():
 
 def test_a_run_is_planned_in_the_launchers_precision(inside, small_run, monkeypatch):
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
-    monkeypatch.setattr("distillkit.jobs.trial.ENOUGH_SECONDS", 0.0)
     done = inside(*small_run, "--dry-run")
     assert done.returncode == 0, done.stderr
     assert "precision: bf16" in done.stdout and "ACCELERATE_MIXED_PRECISION=bf16" in done.stderr + done.stdout

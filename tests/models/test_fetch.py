@@ -33,13 +33,18 @@ def environment(tmp_path, mirror):
     return {"DISTILLKIT_CACHE": str(tmp_path / "cache"), "HF_HUB_OFFLINE": "0", "NO_PROXY": "127.0.0.1"}
 
 
-def test_fetch_shows_licence_records_the_hash_and_converts_once(cli, tmp_path, mirror, environment):
+def test_fetch_shows_licence_records_the_hash_and_converts_once(
+    inside, tmp_path, mirror, environment, monkeypatch, caplog
+):
+    for key, value in environment.items():
+        monkeypatch.setenv(key, value)
     with serving(mirror, "cut") as server:
-        done = cli("teachers", "fetch", "edm-cifar10-uncond", env=environment | {"DISTILLKIT_MIRROR": server.address})
+        monkeypatch.setenv("DISTILLKIT_MIRROR", server.address)
+        done = inside("teachers", "fetch", "edm-cifar10-uncond")
     assert done.returncode == 0, done.stderr
     assert "CC BY-NC-SA 4.0" in done.stdout.partition("downloading")[0], "the licence is shown before the download"
     assert "recorded at first use" in done.stdout and "next: distillkit run METHOD" in done.stdout
-    assert "model_channels is 8; the catalogue has 128" in done.stderr
+    assert "model_channels is 8; the catalogue has 128" in caplog.text
     lock = json.loads((tmp_path / "cache" / "teachers" / "lock.json").read_text())["edm-cifar10-uncond"]
     assert re.fullmatch(r"[0-9a-f]{64}", lock["sha256"]) and lock["sha256"] in done.stdout and lock["bytes"] > 1000
     assert lock["url"].startswith("https://nvlabs-fi-cdn.nvidia.com/edm/pretrained/")
@@ -47,10 +52,10 @@ def test_fetch_shows_licence_records_the_hash_and_converts_once(cli, tmp_path, m
     assert {p.name for p in folder.iterdir()} == {"model.safetensors", "teacher.json"}
     assert list((tmp_path / "cache" / "downloads").iterdir()) == [], "the pickle is not needed any more"
     # From here on no network is needed, under any of its names.
-    again = cli(
-        "run", "dmd", "--teacher", STEM, "--dry-run", "--distance", "l2", "--batch", "2", "--protocol", "none",
-        env=environment | {"HF_HUB_OFFLINE": "1"},
-    )  # fmt: skip
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    again = inside(
+        "run", "dmd", "--teacher", STEM, "--dry-run", "--distance", "l2", "--batch", "2", "--protocol", "none"
+    )
     assert again.returncode == 0, again.stderr
     assert "cifar10 unconditional" in again.stdout
 

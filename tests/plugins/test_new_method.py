@@ -6,12 +6,12 @@ import sys
 import sysconfig
 import venv
 import zipfile
-from pathlib import Path
 
 import pytest
 import yaml
 
 from distillkit.testing import CHECKS
+from tests.conftest import environment
 
 
 def test_a_new_project_is_complete_and_refuses_to_overwrite(inside, tmp_path):
@@ -46,7 +46,19 @@ def fresh(tmp_path):
     return python, site
 
 
-def test_the_project_builds_installs_and_runs(inside, tmp_path, fresh):
+ALL = """
+import sys
+import pytest
+from distillkit.cli import app
+
+app(["plugins"], standalone_mode=False)
+app(["run", *sys.argv[1:]], standalone_mode=False)
+sys.exit(pytest.main(["-q", "-p", "no:cacheprovider"]))
+"""
+"""One interpreter for all: each would import torch."""
+
+
+def test_the_project_builds_installs_and_runs(inside, tmp_path, fresh, tiny_teacher_folder):
     python, site = fresh
     assert inside("new-method", "my-method").returncode == 0
     folder = tmp_path / "my-method"
@@ -56,13 +68,13 @@ def test_the_project_builds_installs_and_runs(inside, tmp_path, fresh):
     [wheel] = (folder / "dist").glob("*.whl")
     zipfile.ZipFile(wheel).extractall(site)  # what installing a wheel of pure Python does
 
-    def run(*arguments):
-        done = subprocess.run([str(python), "-m", *arguments], cwd=folder, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stdout + done.stderr
-        return done.stdout
-
-    assert "my-method 0.1.0" in run("distillkit", "plugins")
+    (folder / "all.py").write_text(ALL)
     short = ["--duration", "640", "--pairs-count", "16", "--evaluation-samples", "100", "--quiet"]
-    assert "student, distilled" in run("distillkit", "run", "my-method", *short, "--output-dir", "run")
-    assert Path(folder / "run" / "student" / "model.safetensors").is_file()
-    assert f"{len(CHECKS) + 1} passed" in run("pytest", "-q", "-p", "no:cacheprovider")
+    arguments = ["my-method", "--teacher", str(tiny_teacher_folder), *short, "--output-dir", "run"]
+    done = subprocess.run(
+        [str(python), "all.py", *arguments], cwd=folder, env=environment(), capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    for said in ("my-method 0.1.0", "student, distilled", f"{len(CHECKS) + 1} passed"):
+        assert said in done.stdout
+    assert (folder / "run" / "student" / "model.safetensors").is_file()

@@ -27,6 +27,7 @@ from distillkit.diffusion import l2, pseudo_huber
 from distillkit.parts import FakeScore
 from distillkit.testing import CHECKS, TEACHERS, CheckFailure, check_method, outcomes
 from distillkit.testing.checks import cases
+from tests.conftest import HANG, environment
 
 
 class Endpoint(Objective):
@@ -404,18 +405,16 @@ def test_a_file_is_checked_without_a_package(tmp_path):
 
 
 def pytest_on(folder, *arguments):
-    """Pytest on an empty test file, in a process of its own."""
+    """How Python is asked for pytest on an empty test file."""
     (folder / "test_nothing.py").write_text("")
-    return subprocess.run(
-        [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", str(folder), *arguments],
-        cwd=folder, capture_output=True, text=True, check=False,
-    )  # fmt: skip
+    return [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", str(folder), *arguments]
 
 
-def test_pytest_runs_the_checks_of_a_package(tmp_path):
-    outcome = pytest_on(tmp_path, "--distillkit-check", "kd", "-q", "-k", "config or presets")
+def test_pytest_runs_the_checks_of_a_package(tmp_path, warm):
+    asked = pytest_on(tmp_path, "--distillkit-check", "kd", "-q", "-k", "config or presets")
+    outcome = warm.run(asked, tmp_path, environment(), HANG)
     assert outcome.returncode == 0 and "2 passed" in outcome.stdout, outcome.stdout
-    wrong = pytest_on(tmp_path, "--distillkit-check", "nothing-here")
+    wrong = warm.run(pytest_on(tmp_path, "--distillkit-check", "nothing-here"), tmp_path, environment(), HANG)
     assert wrong.returncode == 4 and "nothing-here" in wrong.stderr + wrong.stdout
 
 
@@ -424,5 +423,6 @@ def test_pytest_elsewhere_does_not_pay_for_torch(tmp_path):
         "import sys\n\n\ndef pytest_unconfigure(config):\n"
         "    print('distillkit' in str(config.pluginmanager.list_name_plugin()), 'torch' in sys.modules)\n"
     )
-    outcome = pytest_on(tmp_path, "-q")
+    asked = pytest_on(tmp_path, "-q")
+    outcome = subprocess.run(asked, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert "True False" in outcome.stdout, outcome.stdout
