@@ -137,6 +137,7 @@ def configuration(suite: Suite, entry: str, method: Installed, length: dict[str,
         "settings": own.settings,
         "training": merge({"precision": precision}, suite.training, own.training, length or {}),
         "student": own.student,
+        "prompts": suite.prompts,
         "sources": merge(suite.sources, own.sources),
         "evaluation": {"protocol": suite.protocol or None, "samples": suite.samples},
     }

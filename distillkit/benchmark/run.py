@@ -98,6 +98,7 @@ def bench(
     seeds: int | None = None,
     budget: int | None = None,
     data: str | Path | None = None,
+    prompts: str | Path | None = None,
     protocol: str | Path | None = None,
     output_dir: str | Path | None = None,
     device: str = "auto",
@@ -114,6 +115,7 @@ def bench(
         seeds: trainings of each; the suite's number by default.
         budget: forward-equivalents of each training; the suite's by default.
         data: real images, for methods that need them and teachers without their own.
+        prompts: to train with, for teachers that make pictures of text: a file, or hf:ORG/NAME:COLUMN.
         protocol: of all figures: a name, or a file of `reference make`; the suite's by default.
         output_dir: folder of results and runs; bench/SUITE by default.
         device: "auto", "cpu", "cuda" or "mps".
@@ -125,7 +127,7 @@ def bench(
         DistillkitError: when nothing could be compared; a method that fails does not stop the others.
         Interrupted: after SIGINT or SIGTERM, with everything kept.
     """
-    asked = _asked(suite, methods, seeds, budget, data, protocol)
+    asked = _asked(suite, methods, seeds, budget, data, protocol, prompts)
     folder = _folder(asked, output_dir)
     with _context(asked, device, quiet=quiet, timeout=timeout) as context:
         reference = resolve(asked.teacher)
@@ -176,6 +178,7 @@ def plan(
     seeds: int | None = None,
     budget: int | None = None,
     data: str | Path | None = None,
+    prompts: str | Path | None = None,
     protocol: str | Path | None = None,
     output_dir: str | Path | None = None,
     device: str = "auto",
@@ -186,7 +189,7 @@ def plan(
     Raises:
         UsageError, DistillkitError: as `bench`.
     """
-    asked = _asked(suite, methods, seeds, budget, data, protocol)
+    asked = _asked(suite, methods, seeds, budget, data, protocol, prompts)
     folder = _folder(asked, output_dir)
     reference = resolve(asked.teacher)
     reference.check()
@@ -216,10 +219,10 @@ def _seconds(work: Bench, job: Job) -> float | None:
 
 def _asked(
     suite: str | Path | Suite | None, methods: Sequence[str], seeds: int | None, budget: int | None,
-    data: str | Path | None, protocol: str | Path | None,
+    data: str | Path | None, protocol: str | Path | None, prompts: str | Path | None,
 ) -> Suite:  # fmt: skip
     whole = suite if isinstance(suite, Suite) else load_suite(suite or default_suite())
-    return chosen(whole, methods=methods, seeds=seeds, budget=budget, data=data, protocol=protocol)
+    return chosen(whole, methods=methods, seeds=seeds, budget=budget, data=data, protocol=protocol, prompts=prompts)
 
 
 def _folder(suite: Suite, output_dir: str | Path | None) -> Path:

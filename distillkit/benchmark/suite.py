@@ -66,6 +66,9 @@ class Suite(_Part):
     )
     curve_points: int = Field(8, ge=1, le=1000, description="evaluations of every training on its way")
     training: dict[str, Any] = Field(default_factory=dict, description="training values for every entry: precision ...")
+    prompts: dict[str, Any] = Field(
+        default_factory=dict, description="prompts to train with: {path: FILE}; the teacher's own if empty"
+    )
     sources: Sources = Field(default_factory=dict, description="values of the data for every entry, by source")
     methods: dict[str, Entry] = Field(min_length=1, max_length=1000, description="entries by name")
     quoted: tuple[Quoted, ...] = Field((), description="published figures, shown apart")
@@ -108,7 +111,11 @@ def load_suite(name: str | Path) -> Suite:
         for entry, values in suite.methods.items()
     }
     files = {key: _beside(path.parent, getattr(suite, key), f"{key}s") for key in ("teacher", "protocol")}
-    return suite.model_copy(update={"methods": methods, **files})
+    prompts = suite.prompts.get("path")
+    beside = (
+        {"path": str(path.parent / prompts)} if isinstance(prompts, str) and (path.parent / prompts).exists() else {}
+    )
+    return suite.model_copy(update={"methods": methods, "prompts": {**suite.prompts, **beside}, **files})
 
 
 def _beside(folder: Path, name: str, kind: str) -> str:
@@ -127,13 +134,14 @@ def _check_entries(suite: Suite, where: str) -> None:
 
 def chosen(
     suite: Suite, *, methods: Sequence[str] = (), seeds: int | None = None, budget: int | None = None,
-    data: str | Path | None = None, protocol: str | Path | None = None,
+    data: str | Path | None = None, protocol: str | Path | None = None, prompts: str | Path | None = None,
 ) -> Suite:  # fmt: skip
     """The suite with some of its entries, or with other methods under their presets, and other numbers.
 
     Args:
         methods: entries, installed methods, or Python files that define one.
         data: real images, for the methods that read them.
+        prompts: to train with: a file, or hf:ORG/NAME:COLUMN.
         protocol: of all figures: a name, or a file of `reference make`.
 
     Raises:
@@ -144,6 +152,8 @@ def chosen(
         changes["protocol"] = str(protocol)
     if data is not None:
         changes["sources"] = {**suite.sources, "data": {**suite.sources.get("data", {}), "path": str(data)}}
+    if prompts is not None:
+        changes["prompts"] = {"path": str(prompts)}
     if methods:
         changes["methods"] = _picked(suite, methods)
     changed = {**suite.model_dump(), **{key: value for key, value in changes.items() if value is not None}}

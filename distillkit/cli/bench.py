@@ -32,6 +32,12 @@ def bench(
     data: Annotated[
         str | None, typer.Option(help="Real images, for methods that need them and teachers without their own.")
     ] = None,
+    prompts: Annotated[
+        str | None,
+        typer.Option(
+            help="Prompts to train with, for teachers that make pictures of text: a file or hf:ORG/NAME:COLUMN."
+        ),
+    ] = None,
     protocol: Annotated[
         str | None,
         typer.Option(
@@ -71,14 +77,14 @@ def bench(
     if dry_run:
         show_bench_plan(
             run.plan(
-                suite, methods=names, seeds=seeds, budget=spent, data=data, protocol=protocol, output_dir=output_dir,
-                device=device,
+                suite, methods=names, seeds=seeds, budget=spent, data=data, prompts=prompts, protocol=protocol,
+                output_dir=output_dir, device=device,
             )
         )  # fmt: skip
         return
     result = run.bench(
-        suite, methods=names, seeds=seeds, budget=spent, data=data, protocol=protocol, output_dir=output_dir,
-        device=device, quiet=quiet, timeout=timeout or TIMEOUT,
+        suite, methods=names, seeds=seeds, budget=spent, data=data, prompts=prompts, protocol=protocol,
+        output_dir=output_dir, device=device, quiet=quiet, timeout=timeout or TIMEOUT,
     )  # fmt: skip
     if is_first_process():
         show_bench(result)

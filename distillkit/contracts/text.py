@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Self
 
@@ -29,6 +30,21 @@ class PromptList:
 
     def __len__(self) -> int:
         return len(self.texts)
+
+    @classmethod
+    def of(cls, texts: Sequence[str], name: str) -> Self:
+        """The list of these texts."""
+        return cls(texts, name, prompts_sha256(texts))
+
+
+def prompts_sha256(texts: Iterable[str]) -> str:
+    """The hash of prompts in their order: of each one's length in UTF-8 as 8 bytes (little-endian) and its bytes."""
+    digest = hashlib.sha256()
+    for text in texts:
+        data = text.encode()
+        digest.update(len(data).to_bytes(8, "little"))
+        digest.update(data)
+    return digest.hexdigest()
 
 
 class TextEncoder(BaseModel, ABC):

@@ -155,13 +155,13 @@ def from_hub(name: str, columns: Columns) -> HubImages:
     repository, _, split = name.partition(":")
     if not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", repository):
         raise UsageError(f"--data hf:{shown(name)}: write it as hf:ORG/NAME or hf:ORG/NAME:SPLIT")
-    return HubImages(_datasets("load_dataset", repository, split=split or "train"), f"hf:{name}", columns)
+    return HubImages(open_dataset("load_dataset", repository, split=split or "train"), f"hf:{name}", columns)
 
 
 def from_parquet(paths: Sequence[Path], name: str, columns: Columns) -> HubImages:
     """Parquet files as one data set."""
     files = [str(path) for path in paths]
-    return HubImages(_datasets("load_dataset", "parquet", data_files=files, split="train"), name, columns)
+    return HubImages(open_dataset("load_dataset", "parquet", data_files=files, split="train"), name, columns)
 
 
 def saved_in(folder: Path, columns: Columns) -> HubImages | None:
@@ -171,9 +171,9 @@ def saved_in(folder: Path, columns: Columns) -> HubImages | None:
         UsageError: when it holds several parts, such as train and test.
     """
     if (folder / "dataset_info.json").is_file() and (folder / "state.json").is_file():
-        return HubImages(_datasets("load_from_disk", str(folder)), str(folder), columns)
+        return HubImages(open_dataset("load_from_disk", str(folder)), str(folder), columns)
     if (folder / "dataset_dict.json").is_file():
-        found = _datasets("load_from_disk", str(folder))
+        found = open_dataset("load_from_disk", str(folder))
         splits = {name: len(rows) for name, rows in found.items()}
         name = _one_split(folder, splits, "/")
         return HubImages(found[name], str(folder / name), columns)
@@ -208,7 +208,13 @@ def require_datasets() -> None:
         raise UsageError("Hugging Face datasets need another library: pip install 'distillkit[datasets]'")
 
 
-def _datasets(function: str, *arguments: Any, **options: Any) -> Any:
+def open_dataset(function: str, *arguments: Any, **options: Any) -> Any:
+    """What a function of the library gives.
+
+    Raises:
+        UsageError: where the library is not installed.
+        DistillkitError: when the data set cannot be had.
+    """
     require_datasets()
     import datasets
 

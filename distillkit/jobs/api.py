@@ -25,6 +25,7 @@ from distillkit.jobs.context import TIMEOUT, Context, job_context, launch
 from distillkit.jobs.distil import Distillation
 from distillkit.jobs.evaluate import evaluate_subject
 from distillkit.jobs.launcher import TRAINING, launcher_settings
+from distillkit.jobs.prompts import check_before_loading
 from distillkit.jobs.run import Run
 from distillkit.jobs.subjects import EvaluationOptions
 from distillkit.models.store.resolve import preset_name
@@ -69,7 +70,8 @@ def distil(
         timeout: seconds for which one of several processes may keep the others waiting.
         values: settings nested as in a configuration file, below `settings`.
         settings: any setting by the name of its option: lr=1e-3, duration="100k", pairs_count=1024, data="folder",
-            protocol="edm-cifar10", student="runs/other@best", start_ratio=2.5, kl_weight=0.5, seed=1.
+            protocol="edm-cifar10", student="runs/other@best", start_ratio=2.5, kl_weight=0.5, prompts="prompts.txt",
+            seed=1.
 
     Raises:
         UsageError: for a name, setting or folder that does not fit; says which.
@@ -109,7 +111,9 @@ class Plan:
         context = self.context
         loaded = teacher or self.teacher
         if loaded is None:
-            loaded = resolve_teacher(self.config.teacher).load(context.reporter, context.stopped)
+            reference = resolve_teacher(self.config.teacher)
+            check_before_loading(reference, self.config)
+            loaded = reference.load(context.reporter, context.stopped)
         job = Distillation(self.config, self.folder, context, self.method, loaded)
         suggested = {"pairs": dict(self.preset.pairs)} if self.preset else {}
         for name, values in self.config.sources.items():

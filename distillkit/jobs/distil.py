@@ -30,6 +30,7 @@ from distillkit.jobs.context import Context
 from distillkit.jobs.evaluate import record_name
 from distillkit.jobs.measures import Measures, measures_for
 from distillkit.jobs.previews import Previews
+from distillkit.jobs.prompts import cut, opened, require_prompts, with_prompts
 from distillkit.jobs.recipe import inputs_of, recipe_of, sources_of
 from distillkit.jobs.rows import Result, Row, read_row, row_json, table_of
 from distillkit.jobs.timing import timed
@@ -59,7 +60,8 @@ class Distillation:
         teacher: loaded.
 
     Raises:
-        UsageError: for settings that the recipe cannot follow, or parts from which no student could be loaded.
+        UsageError: for settings that the recipe cannot follow, parts from which no student could be loaded, or prompts
+            that the teacher lacks or does not take.
         DistillkitError: for a recipe that fails or asks for a source that nothing offers.
     """
 
@@ -67,9 +69,11 @@ class Distillation:
         self, config: RunConfig, folder: RunFolder, context: Context, method: Installed, teacher: Teacher
     ) -> None:
         self.folder, self.context, self.method = folder, context, method
-        self.teacher = teacher.to(context.device)
+        self.prompts = opened(config.prompts, context.reporter.say)
+        self.teacher = (with_prompts(teacher, self.prompts.prompts) if self.prompts else teacher).to(context.device)
         self.recipe = recipe_of(config, method, self.teacher)
         self.sources = sources_of(config, method, self.teacher, self.recipe)
+        require_prompts(self.teacher.spec.name, self.teacher.conditioner.lacks)
         self.config = config.model_copy(
             update={"sources": {s.name: s.config.model_dump(mode="json") for s in self.sources.values()}}
         )
@@ -78,8 +82,8 @@ class Distillation:
 
     @property
     def inputs(self) -> dict[str, str]:
-        """The teacher and the files of data by what they are, for a resumption to compare."""
-        return inputs_of(self.teacher, self.sources)
+        """The teacher, the prompts and the files of data by what they are, for a resumption to compare."""
+        return inputs_of(self.teacher, self.sources, self.prompts.prompts if self.prompts else None)
 
     @property
     def sources_cost(self) -> int:
@@ -101,6 +105,7 @@ class Distillation:
         if self._prepared:
             return
         self._prepared = True
+        self._say_prompts()
         self.describe(self.recipe.final_sampler, 0)
         for source in self.sources.values():
             source.check()
@@ -110,6 +115,12 @@ class Distillation:
             with blaming(f"objective {objective.name}", self.method.origin, "cannot be prepared"):
                 objective.prepare()
         self._say_what_is_measured()
+
+    def _say_prompts(self) -> None:
+        if self.prompts:
+            self.context.reporter.say(f"prompts: {self.prompts.summary}")
+            if warning := cut(self.teacher.conditioner, self.prompts.prompts):
+                self.context.reporter.say(warning)
 
     def _start_from(self, path: str) -> None:
         """Give the student another student's weights; it keeps this recipe's sampler."""

@@ -70,6 +70,7 @@ def _distillation_rows(plan: Plan, job: Distillation, remark: str) -> Rows:
     rows = [
         ("teacher", f"{job.teacher.spec.name}, samples {shape}, conditions: {job.teacher.conditioner.summary()}"),
         *([("", remark)] if remark else []),
+        *([("prompts", job.prompts.summary)] if job.prompts else []),
         ("student", f"{parameters:,} parameters, {_sampler(recipe)}"),
         ("settings", plan.remark.removeprefix("settings: ")),
         ("objectives", ", ".join(_objective(o) for o in recipe.objectives)),

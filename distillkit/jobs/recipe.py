@@ -11,6 +11,7 @@ from distillkit.contracts.recipe import Recipe
 from distillkit.contracts.sampler import Sampler
 from distillkit.contracts.source import Source, batch_types
 from distillkit.contracts.teacher import Teacher
+from distillkit.contracts.text import PromptList
 from distillkit.data.identity import teacher_identity
 from distillkit.data.shards import identity_hash
 from distillkit.errors import DistillkitError, UsageError
@@ -78,10 +79,13 @@ def sources_of(config: RunConfig, method: Installed, teacher: Teacher, recipe: R
     }
 
 
-def inputs_of(teacher: Teacher, sources: Mapping[type, Source[Any]]) -> dict[str, str]:
-    """The teacher and the files of data by what they are, for a resumption to compare."""
+def inputs_of(
+    teacher: Teacher, sources: Mapping[type, Source[Any]], prompts: PromptList | None = None
+) -> dict[str, str]:
+    """The teacher, the prompts and the files of data by what they are, for a resumption to compare."""
     spec, identity = teacher.spec, identity_hash(teacher_identity(teacher))
     weights = f", weights {spec.weights_sha256[:16]}" if spec.weights_sha256 else ""
     found = {source.name: source.fingerprint for source in sources.values() if source.fingerprint}
     files = {name: f"fingerprint {fingerprint[:16]}" for name, fingerprint in found.items()}
-    return {"teacher": f"{spec.name}{weights}, identity {identity}", **files}
+    listed = {"prompts": f"{len(prompts):,} of {prompts.name}, sha256 {prompts.sha256[:16]}"} if prompts else {}
+    return {"teacher": f"{spec.name}{weights}, identity {identity}", **listed, **files}

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from distillkit.contracts.method import Method, Preset
 from distillkit.counts import Count, Numbers
+from distillkit.data.prompts import PromptsConfig
 from distillkit.engine.config import TrainingConfig
 from distillkit.errors import UsageError
 from distillkit.models.store.resolve import preset_name
@@ -77,6 +78,7 @@ class RunConfig(BaseModel):
     settings: dict[str, Any] = Field(default_factory=dict, description="the method's own settings")
     training: TrainingConfig = Field(default_factory=TrainingConfig)
     student: StudentConfig = Field(default_factory=StudentConfig)
+    prompts: PromptsConfig = Field(default_factory=PromptsConfig)
     sources: dict[str, dict[str, Any]] = Field(default_factory=dict, description="settings of the data, by source")
     evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig)
 

@@ -13,6 +13,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from distillkit.contracts.method import Method, Preset
+from distillkit.data.prompts import PromptsConfig
 from distillkit.engine.config import TrainingConfig
 from distillkit.errors import UsageError
 from distillkit.registry import registry, unknown
@@ -61,6 +62,7 @@ def sections_of(method: type[Method], preset: Preset | None = None) -> list[Sect
         Section(("settings",), method.Config, f"Settings of {method.name}", own, preset.settings, label),
         Section(("training",), TrainingConfig, "Training", "", preset.training, label),
         Section(("student",), StudentConfig, "Student", "student-", preset.student, label),
+        Section(("prompts",), PromptsConfig, "Prompts", "prompts-"),
         *(
             Section(
                 ("sources", name), offer.value.Config, f"Source: {name}", f"{name}-", suggested.get(name, {}), label
@@ -108,6 +110,7 @@ def option_name(where: Sequence[str]) -> str:
     models: dict[Place, tuple[type[BaseModel], str]] = {
         ("training",): (TrainingConfig, ""),
         ("student",): (StudentConfig, "student-"),
+        ("prompts",): (PromptsConfig, "prompts-"),
         ("evaluation",): (EvaluationConfig, "evaluation-"),
         # A teacher's training has its images beside it.
         **{(name,): found for name, found in sources.items()},

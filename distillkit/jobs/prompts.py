@@ -1,0 +1,98 @@
+"""A run's prompts: opened, checked against what the teacher takes, and said in one line."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+
+from distillkit.contracts.teacher import Teacher
+from distillkit.contracts.text import PromptList
+from distillkit.data.prompts import HUB, FoundPrompts, PromptsConfig, PromptTexts, open_prompts
+from distillkit.downloads import DownloadNeeded, only_planned
+from distillkit.errors import UsageError
+from distillkit.models.diffusers import hub
+from distillkit.models.prompts import Prompts
+from distillkit.models.store.reference import Folder, Reference, Repository
+from distillkit.registry import registry
+from distillkit.runs.config import RunConfig
+
+ALL_LOOKED_AT, AT_ONCE = 20_000, 2048
+"""So many prompts are all tokenized to count those that are cut; of more the longest, until none of a chunk is."""
+
+
+def check_before_loading(reference: Reference, config: RunConfig) -> None:
+    """Refuse a model of the hub that lacks prompts, or is given some and takes none, before gigabytes of it are loaded.
+
+    Raises:
+        UsageError: as `require_prompts`.
+    """
+    if not isinstance(reference, Repository) or reference.available or only_planned(reference.name):
+        return
+    spec = Folder(reference.name, hub.snapshot(reference.name, weights=False)).spec
+    conditioner = registry().build("conditioners", spec.conditioner)
+    if config.prompts.path is not None:
+        conditioner.with_prompts(PromptList.of([""], "none"))
+    elif not config.sources.get("data", {}).get("path"):
+        require_prompts(spec.name, conditioner.lacks)
+
+
+def opened(config: PromptsConfig, say: Callable[[str], None]) -> FoundPrompts | None:
+    """The prompts that were asked for; None where none were.
+
+    Raises:
+        UsageError, DistillkitError: as `open_prompts`.
+    """
+    if config.path is None:
+        if given := [name for name, value in config if name != "path" and value != getattr(PromptsConfig(), name)]:
+            raise UsageError(f"--prompts-{given[0].replace('_', '-')} is for --prompts FILE, and there is none")
+        return None
+    if config.path.startswith(HUB) and only_planned(config.path):
+        raise DownloadNeeded(f"which prompts {config.path} holds is known only when it has been downloaded")
+    return open_prompts(config, say)
+
+
+def with_prompts(teacher: Teacher, prompts: PromptList) -> Teacher:
+    """The teacher, its conditions those of these prompts; the one that is given stays as it is.
+
+    Raises:
+        UsageError: where it takes none.
+    """
+    own = copy.copy(teacher)
+    own.conditioner = teacher.conditioner.with_prompts(prompts)
+    return own
+
+
+def require_prompts(name: str, lacks: str) -> None:
+    """Refuse a teacher that has no conditions to draw.
+
+    Args:
+        lacks: of its conditioner.
+
+    Raises:
+        UsageError: saying what to give.
+    """
+    if lacks:
+        raise UsageError(f"the teacher {name} needs {lacks}")
+
+
+def cut(conditioner: object, prompts: PromptList) -> str:
+    """A warning that counts the prompts whose end the encoder does not read; "" where there are none."""
+    if not isinstance(conditioner, Prompts):
+        return ""
+    texts, encoder = prompts.texts, conditioner.encoder
+    everything = len(texts) <= ALL_LOOKED_AT or not isinstance(texts, PromptTexts)
+    order = range(len(texts)) if everything else texts.longest_first().tolist()  # type: ignore[attr-defined]
+    count, example = 0, ""
+    for start in range(0, len(order), AT_ONCE):
+        some = [texts[k] for k in order[start : start + AT_ONCE]]
+        found = encoder.too_long(some)
+        count, example = count + len(found), example or (some[found[0]] if found else "")
+        if not found and not everything:
+            break
+    if not count:
+        return ""
+    about = "" if everything else "about "
+    return (
+        f"warning: {about}{count:,} of {len(prompts):,} prompts are longer than the text encoder reads, which leaves "
+        f"their ends out (such as {example[:40]!r}...)"
+    )
