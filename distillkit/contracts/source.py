@@ -95,7 +95,8 @@ class Source(ABC, Generic[Batch]):
     Attributes:
         name: of its section in configurations and of its options, such as "pairs".
         batch_type: what it serves, and what `needs` names.
-        Config: its settings.
+        Config: its settings. A field `guidance` that is None takes the recipe's, so that what a method reads of its
+            teacher is guided as the teacher is, unless another weight is asked for.
 
     Args:
         teacher: whose samples' shape, conditioner and codec it follows.

@@ -183,7 +183,9 @@ class PairsConfig(SourceConfig):
         None, ge=1, le=10_000, description="steps of the solver; the teacher's own number if none"
     )
     solver: SolverName | None = Field(None, description="solver of the teacher's ODE; the teacher's own if none")
-    guidance: float = Field(1.0, ge=0, description="guidance weight of the teacher's samples")
+    guidance: float | None = Field(
+        None, ge=0, description="guidance weight of the teacher's samples; the method's own if none, or 1"
+    )
 
 
 class PairSource(Source[Pairs]):
@@ -197,7 +199,7 @@ class PairSource(Source[Pairs]):
     @cached_property
     def store(self) -> PairStore:
         config = self.config
-        return PairStore(self.teacher, steps=config.steps, solver=config.solver, guidance=config.guidance)
+        return PairStore(self.teacher, steps=config.steps, solver=config.solver, guidance=self.guidance)
 
     def open(self, job: SourceJob) -> Batches[Pairs]:
         count = self.config.count
@@ -260,9 +262,9 @@ class PairSource(Source[Pairs]):
             )
 
     def _check_guidance(self) -> None:
-        if self.config.guidance != 1 and not self.teacher.conditioner.has_null:
+        if self.guidance != 1 and not self.teacher.conditioner.has_null:
             raise UsageError(
-                f"--pairs-guidance {self.config.guidance:g}: the teacher {self.teacher.spec.name} has no unconditional "
+                f"--pairs-guidance {self.guidance:g}: the teacher {self.teacher.spec.name} has no unconditional "
                 "prediction to guide against; use guidance 1"
             )
 
@@ -272,12 +274,12 @@ class PairSource(Source[Pairs]):
 
     @property
     def guidance(self) -> float:
-        return self.config.guidance
+        return 1.0 if self.config.guidance is None else self.config.guidance
 
     @property
     def _evaluations(self) -> int:
         """Of the teacher for one pair."""
-        passes = 1 if self.config.guidance == 1 else 2
+        passes = 1 if self.guidance == 1 else 2
         return passes * solver_evaluations(self.store.solver, self.store.steps)
 
     def plan(self) -> SourcePlan:

@@ -145,9 +145,8 @@ def teacher_generator(
     """
     spec = teacher.spec
     steps, solver = steps or spec.solver_steps, solver or spec.solver
-    title = {"heun": "Heun", "euler": "Euler", "ddim": "DDIM"}[solver]
     subject = Subject(
-        kind="teacher", name=f"{spec.name}, {steps} {title} step{'' if steps == 1 else 's'}",
+        kind="teacher", name=f"{spec.name}, {sampling_title(solver, steps, guidance)}",
         weights_sha256=spec.weights_sha256 or content_hash(teacher.denoiser.state_dict()), teacher=spec.name,
         sampler={"kind": solver, "steps": steps}, guidance=guidance, precision=precision,
     )  # fmt: skip
@@ -157,6 +156,13 @@ def teacher_generator(
         return teacher.codec.decode(_finite(made, subject))
 
     return Generator(subject, generate, teacher.denoiser, teacher.conditioner, teacher.codec, teacher.spec.shape)
+
+
+def sampling_title(solver: SolverName, steps: int, guidance: float = 1.0) -> str:
+    """How a teacher is sampled, for people: '18 Heun steps', '50 DDIM steps, guidance 3'."""
+    title = {"heun": "Heun", "euler": "Euler", "ddim": "DDIM"}[solver]
+    guided = "" if guidance == 1 else f", guidance {guidance:g}"
+    return f"{steps} {title} step{'' if steps == 1 else 's'}{guided}"
 
 
 def described(kind: str, part: BaseModel) -> dict[str, Any]:

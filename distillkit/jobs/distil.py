@@ -21,7 +21,7 @@ from distillkit.engine.metrics import MetricsFile
 from distillkit.engine.outputs import Evaluation, Outputs
 from distillkit.engine.trainer import Trainer
 from distillkit.environment import environment
-from distillkit.evaluation.generator import Generator, student_generator, teacher_generator
+from distillkit.evaluation.generator import Generator, sampling_title, student_generator, teacher_generator
 from distillkit.evaluation.measure import Measure
 from distillkit.evaluation.record import Record, Selection, Subject, write_record
 from distillkit.evaluation.teacher_record import teacher_record
@@ -131,6 +131,8 @@ class Distillation:
     def _say_what_is_measured(self) -> None:
         say, ratio = self.context.reporter.say, self._start_ratio()
         say(self.measures.summary)
+        if guidance := self._guidance():
+            say(guidance)
         for doubt in self.config.training.doubts:
             say(f"warning: {doubt}")
         if ratio > HIGH_RATIO and self.config.training.precision != "fp32":
@@ -138,6 +140,14 @@ class Distillation:
                 f"note: the student starts at sigma / alpha = {ratio:,.0f}, where half precision rounds a sample by "
                 f"about {ratio * 0.004:.2g}; --start-ratio 80 or less is usual"
             )
+
+    def _guidance(self) -> str:
+        """One line on the guidance that the student learns in; "" where there is none."""
+        method, pairs = self.recipe.guidance, self.sources.get(Pairs)
+        if method is None or pairs is None or method == pairs.guidance:
+            where = " and ".join(["the teacher's"] * (method is not None) + ["the pairs'"] * (pairs is not None))
+            return "" if self.guidance == 1 else f"guidance: {self.guidance:g} ({where}); the student needs none itself"
+        return f"note: the guidance of the teacher is {method:g}, and that of the pairs {pairs.guidance:g}"
 
     def _start_ratio(self) -> float:
         schedule = self.teacher.schedule
@@ -213,7 +223,9 @@ class Distillation:
         folder, context = self.folder, self.context
         previews = None
         if context.main:
-            previews = Previews(folder / "samples", self.teacher, self.recipe.objectives, self.config.seed)
+            previews = Previews(
+                folder / "samples", self.teacher, self.recipe.objectives, self.config.seed, self.guidance
+            )
         config = {**self.config.model_dump(mode="json"), "teacher": self.teacher.spec.name}
         return Outputs(
             Checkpoints(folder / "checkpoints", self.config.training.keep_checkpoints),
@@ -265,14 +277,16 @@ class Distillation:
         return row
 
     def _teacher_row(self) -> list[Row]:
-        steps, solver = self.teacher.spec.solver_steps, self.teacher.spec.solver
-        name = f"teacher, {steps} {solver.capitalize()} steps"
+        """The teacher as the student sees it: with the guidance that the student learns in."""
+        generator = teacher_generator(self.teacher, guidance=self.guidance)
+        spec = self.teacher.spec
+        name = f"teacher, {sampling_title(spec.solver, spec.solver_steps, self.guidance)}"
         if self.measures.closing is None:
-            return [Row(name, *timed(teacher_generator(self.teacher), self.context.device), None)]
+            return [Row(name, *timed(generator, self.context.device), None)]
         record = teacher_record(
-            self.teacher, self.measures.closing, device=self.context.device, reporter=self.context.reporter,
-            batch=self.config.evaluation.batch, rank=self.context.rank, world=self.context.world,
-            stop=self.context.stopped,
+            self.teacher, self.measures.closing, device=self.context.device, guidance=self.guidance,
+            reporter=self.context.reporter, batch=self.config.evaluation.batch, rank=self.context.rank,
+            world=self.context.world, stop=self.context.stopped,
         )  # fmt: skip
         return [Row.measured(name, record)]
 

@@ -31,10 +31,15 @@ class Previews:
     """Writes samples/step-*.png: a row each for teacher, student, and what the objectives show.
 
     Every column is from one noise and condition.
+
+    Args:
+        guidance: of the teacher's row, that which the student learns in.
     """
 
-    def __init__(self, folder: Path, teacher: Teacher, objectives: Sequence[Objective], seed: int) -> None:
-        self.folder, self.teacher, self.objectives = folder, teacher, objectives
+    def __init__(
+        self, folder: Path, teacher: Teacher, objectives: Sequence[Objective], seed: int, guidance: float = 1.0
+    ) -> None:
+        self.folder, self.teacher, self.objectives, self.guidance = folder, teacher, objectives, guidance
         self.rng, self.device = SampleRNG(seed), next(teacher.denoiser.parameters(), torch.empty(0)).device
         self.rows = shown(teacher.codec.content)
         self._teacher_row: Tensor | None = None
@@ -44,9 +49,10 @@ class Previews:
         """The picture's path."""
         noise, condition = self._noise("previews", self.rows), self._condition(self.rows)
         if self._teacher_row is None:
-            self._teacher_row = self.teacher.codec.decode(self.teacher.sample(noise, condition))
+            self._teacher_row = self.teacher.codec.decode(self.teacher.sample(noise, condition, guidance=self.guidance))
         samples = self._samples(student, "previews", self.rows)
-        made = {"teacher": self._teacher_row, "student": self.teacher.codec.decode(samples)}
+        name = "teacher" if self.guidance == 1 else f"teacher with guidance {self.guidance:g}"
+        made = {name: self._teacher_row, "student": self.teacher.codec.decode(samples)}
         for objective in self.objectives:
             for name, predicted in objective.previews(samples, condition, self.rng).items():
                 made[name] = self.teacher.codec.decode(predicted)

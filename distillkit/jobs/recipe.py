@@ -32,6 +32,11 @@ def recipe_of(config: RunConfig, method: Installed, teacher: Teacher) -> Recipe:
         # A recipe may hold fresh networks: their weights are the seed's, on every process.
         torch.manual_seed(config.seed)
         recipe: Recipe = made.recipe(teacher, made.Config.model_validate(config.settings))
+    if recipe.guidance not in (None, 1.0) and not teacher.conditioner.has_null:
+        raise UsageError(
+            f"--guidance {recipe.guidance:g}: the teacher {teacher.spec.name} has no unconditional prediction to guide "
+            "against; use guidance 1"
+        )
     student = config.student
     if student.levels or student.start_ratio:
         recipe.student.sampler = _at_levels(recipe.student.sampler, student, teacher)
@@ -73,10 +78,14 @@ def sources_of(config: RunConfig, method: Installed, teacher: Teacher, recipe: R
             f"method {config.method} ({method.origin}) needs {strange[0].__name__}, which no source "
             f"serves; there are sources of {known}. Offer one by the hook distillkit_sources"
         )
-    return {
-        kind: offered[kind](teacher, offered[kind].Config.model_validate(config.sources.get(offered[kind].name, {})))
-        for kind in sorted(wanted, key=lambda kind: kind.__name__)
-    }
+    found = {}
+    for kind in sorted(wanted, key=lambda kind: kind.__name__):
+        source = offered[kind]
+        settings = source.Config.model_validate(config.sources.get(source.name, {}))
+        if recipe.guidance is not None and getattr(settings, "guidance", 1.0) is None:
+            settings = settings.model_copy(update={"guidance": recipe.guidance})
+        found[kind] = source(teacher, settings)
+    return found
 
 
 def inputs_of(

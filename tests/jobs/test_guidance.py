@@ -1,0 +1,86 @@
+"""One guidance for a run: of the teacher in the loss, of the pairs, and of the teacher beside the student."""
+
+import pytest
+import torch
+
+from distillkit import UsageError, distil
+from distillkit.jobs.api import planned
+from distillkit.jobs.previews import Previews
+from distillkit.runs.folder import RunFolder
+from distillkit.testing.teachers import conditional, unconditional
+
+SMALL = {"device": "cpu", "quiet": True, "batch": 8, "duration": 16, "pairs_count": 8, "pairs_steps": 2}
+
+
+@pytest.mark.parametrize(
+    ("method", "asked", "guidance", "said"),
+    [
+        ("dmd", {"guidance": 3.0}, 3.0, "guidance: 3 (the teacher's and the pairs')"),
+        ("dmd", {"guidance": 3.0, "pairs_guidance": 1.5}, 1.5, "of the teacher is 3, and that of the pairs 1.5"),
+        ("dmd", {}, 1.0, ""),
+        ("kd", {"pairs_guidance": 2.0}, 2.0, "guidance: 2 (the pairs')"),
+        ("kd", {}, None, ""),
+    ],
+)
+def test_pairs_have_the_methods_guidance_unless_another_is_asked_for(
+    method, asked, guidance, said, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr("distillkit.runs.config.preset_name", lambda name: "another")
+    with planned(method, conditional(), output_dir=tmp_path / "run", device="cpu", pairs_count=8, **asked) as plan:
+        job = plan.job()
+        assert job.config.sources["pairs"]["guidance"] == guidance
+        job.prepare()
+    shown = capsys.readouterr().out
+    assert said in shown and ("guidance" in shown) is bool(said)
+
+
+def test_the_teacher_that_a_guided_student_is_compared_with_is_guided(tmp_path, monkeypatch):
+    seen, teacher = [], conditional()
+    sample = type(teacher).sample
+
+    def noted(self, *arguments, guidance=1.0, **named):
+        seen.append(guidance)
+        return sample(self, *arguments, guidance=guidance, **named)
+
+    monkeypatch.setattr(type(teacher), "sample", noted)
+    run = distil("dmd", teacher, output_dir=tmp_path / "run", guidance=3.0, protocol="none", sample_every=8, **SMALL)
+    assert seen and set(seen) == {3.0}, "pairs, pictures and table"
+    assert run.rows[0].name == "teacher, 3 Heun steps, guidance 3" and run.student.description.guidance == 3.0
+    assert "teacher with guidance 3" in (run.folder / "samples" / "README.txt").read_text()
+    assert run.config.sources["pairs"]["guidance"] == 3.0, "what was made is what the configuration says"
+
+    # A longer training goes on with the same pairs, and with another guidance it is another run.
+    more = {"resume": run.folder, "device": "cpu", "quiet": True, "duration": 32}
+    with pytest.raises(UsageError, match="guidance"):
+        distil("dmd", teacher, guidance=2.0, **more)
+    assert distil("dmd", teacher, **more).config.sources["pairs"]["guidance"] == 3.0
+
+
+def test_a_run_of_before_goes_on_with_the_pairs_that_it_had(tmp_path):
+    """Its configuration says guidance 1 for the pairs of a guided teacher."""
+    made = distil(
+        "dmd", conditional(), output_dir=tmp_path / "run", guidance=3.0, pairs_guidance=1.0, protocol="none", **SMALL
+    )
+    assert RunFolder(made.folder, "").saved_config().values["sources"]["pairs"]["guidance"] == 1.0
+    run = distil("dmd", conditional(), resume=made.folder, device="cpu", quiet=True, duration=32)
+    assert run.config.sources["pairs"]["guidance"] == 1.0
+
+
+def test_guidance_without_an_unconditional_prediction_is_refused_before_the_run(tmp_path):
+    with pytest.raises(UsageError, match=r"--guidance 2.*guidance 1"):
+        distil("sid", unconditional(), output_dir=tmp_path / "run", guidance=2.0, **SMALL)
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_row_of_the_teacher_is_drawn_with_its_guidance(tmp_path):
+    teacher = conditional()
+    previews = [Previews(tmp_path, teacher, (), 0, guidance) for guidance in (1.0, 4.0)]
+    from distillkit import StudentGenerator
+
+    student = StudentGenerator.from_teacher(teacher)
+    for preview in previews:
+        preview(student, 0)
+    plain, guided = (preview._teacher_row for preview in previews)
+    noise, condition = previews[0]._noise("previews", range(10)), previews[0]._condition(range(10))
+    assert torch.equal(guided, teacher.codec.decode(teacher.sample(noise, condition, guidance=4.0)))
+    assert not torch.equal(plain, guided)
