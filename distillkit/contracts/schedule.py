@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Self
 
 import torch
 from pydantic import BaseModel, ConfigDict
@@ -99,6 +101,22 @@ class Schedule(BaseModel, ABC):
         """What generation starts from: standard normal noise (B, ...) scaled to time t, by default the largest."""
         level = torch.tensor([self.t_max if t is None else t], dtype=torch.float64)
         return noise * float(self.sigma(level))
+
+    def euler_grid(self, steps: int) -> Tensor:
+        """The times of the family's own Euler sampler, where these are not `grid`'s; (steps,) float64, descending."""
+        return self.grid(steps)
+
+    def euler_start(self, noise: Tensor, t: float) -> Tensor:
+        """What that sampler starts from at time t, of standard normal noise (B, ...)."""
+        return self.start(noise, t)
+
+    def limited(self, x0: Tensor) -> Tensor:
+        """A predicted sample (B, ...) as the family's DDIM sampler goes on with it."""
+        return x0
+
+    def sized(self, shape: Sequence[int]) -> Self:
+        """The schedule for samples of this shape (without the batch): another where the grid depends on the size."""
+        return self
 
     def linear(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """(s, u) such that the probability-flow ODE is dy/du = (y - D) / u for y = s x; both of t's shape.

@@ -16,7 +16,7 @@ from distillkit.contracts.condition import Condition
 from distillkit.contracts.conditioner import Conditioner, Unconditional
 from distillkit.contracts.denoiser import Denoiser
 from distillkit.contracts.schedule import Schedule
-from distillkit.diffusion.solvers import SOLVERS, SolverName
+from distillkit.diffusion.solvers import SOLVERS, SolverName, times_of
 from distillkit.names import Name
 
 if TYPE_CHECKING:
@@ -130,12 +130,14 @@ class Teacher:
         Args:
             condition: batch of B, on the noise's device.
             steps: of the solver; the teacher's own number by default.
-            solver: "heun", "euler" or "ddim" (which is Euler's step in these coordinates); the teacher's by default.
+            solver: "heun", "euler" or "ddim"; the teacher's by default. The last two are Euler's step in two
+                coordinates; with what the family's own samplers do at both ends they equal diffusers' schedulers.
             guidance: w.
             negative: what is guided away from instead of no condition, a batch of B.
         """
-        solve, times = SOLVERS[solver or self.spec.solver], self.schedule.grid(steps or self.spec.solver_steps)
-        return solve(lambda x, t: self(x, t, condition, guidance, negative), noise, times, self.schedule)
+        name, schedule = solver or self.spec.solver, self.schedule.sized(noise.shape[1:])
+        times = times_of(name, schedule, steps or self.spec.solver_steps)
+        return SOLVERS[name](lambda x, t: self(x, t, condition, guidance, negative), noise, times, schedule)
 
     def copy_denoiser(self) -> Denoiser:
         """A trainable copy of the teacher's denoiser, dropout off: where students and score estimators start."""

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Annotated, Any, Literal, Self
 
 import torch
-from pydantic import Field, TypeAdapter, model_validator
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, model_validator
 from torch import Tensor
 
 from distillkit.contracts.schedule import SMALLEST_ALPHA, Schedule
 
 Betas = Literal["linear", "scaled_linear", "squaredcos_cap_v2"]
 Spacing = Literal["leading", "trailing", "linspace"]
+Sigmas = Literal["even", "karras", "exponential"]
 
 
 def karras_sigmas(steps: int, *, sigma_min: float = 0.002, sigma_max: float = 80.0, rho: float = 7.0) -> Tensor:
@@ -95,9 +96,12 @@ class VPSchedule(Schedule):
     beta_start: float = Field(1e-4, ge=1e-12, lt=1)
     beta_end: float = Field(0.02, ge=1e-12, lt=1)
     zero_terminal_snr: bool = Field(False, description="the last step is pure noise")
+    last_alpha: float = Field(SMALLEST_ALPHA, ge=SMALLEST_ALPHA, le=0.1, description="alpha of a last step of pure noise")
     spacing: Spacing = Field("leading", description="which steps a sampler takes, as diffusers names it")
     offset: int = Field(0, ge=0, le=100_000, description="added to the steps of leading spacing")
     to_clean: bool = Field(True, description="DDIM ends at the clean sample, not at step 0 (`set_alpha_to_one`)")
+    clip: float = Field(0.0, ge=0, le=1e6, description="DDIM keeps the predicted sample within +-this; 0 where it may")
+    sigmas: Sigmas = Field("even", description="how Euler's sampler spaces sigma / alpha, as diffusers names it")
 
     @property
     def t_max(self) -> float:
@@ -131,14 +135,36 @@ class VPSchedule(Schedule):
             spaced = torch.linspace(0, self.steps - 1, steps, dtype=torch.float64).flip(0)
             return spaced.round() if steps <= self.steps else spaced
         if self.spacing == "trailing":
-            numbers = torch.arange(steps, dtype=torch.float64)
-            return (self.steps - numbers * (self.steps / steps)).round() - 1
+            # In numpy's way, where a step is the difference of the first two: halves are rounded alike.
+            step = (self.steps - self.steps / steps) - self.steps
+            return (self.steps + torch.arange(steps, dtype=torch.float64) * step).round() - 1
         numbers = torch.arange(steps, dtype=torch.float64).flip(0) * (self.steps // steps)
         return (numbers + self.offset).clamp(max=self.steps - 1)
 
     def start(self, noise: Tensor, t: float | None = None) -> Tensor:
         """The noise itself: the variance of x_t is one at every t, for data of unit variance."""
         return noise
+
+    def euler_grid(self, steps: int) -> Tensor:
+        """As diffusers' EulerDiscrete: linspace is not rounded, and sigmas may be spaced anew between the grid's ends."""
+        times = self.grid(steps)
+        if self.spacing == "linspace" and steps <= self.steps:
+            times = torch.linspace(0, self.steps - 1, steps, dtype=torch.float64).flip(0)
+        if self.sigmas == "even" or steps == 1:
+            return times
+        low, high = self.ratio(times[[-1, 0]]).tolist()
+        if self.sigmas == "karras":
+            return self.at(karras_sigmas(steps, sigma_min=low, sigma_max=high))
+        return self.at(torch.linspace(math.log(high), math.log(low), steps, dtype=torch.float64).exp())
+
+    def euler_start(self, noise: Tensor, t: float) -> Tensor:
+        """As diffusers' EulerDiscrete: of linspace and trailing spacing without the signal's share of the variance."""
+        if self.spacing == "leading":
+            return noise
+        return noise * float(self.sigma(torch.tensor([t], dtype=torch.float64)))
+
+    def limited(self, x0: Tensor) -> Tensor:
+        return x0.clamp(-self.clip, self.clip) if self.clip else x0
 
     def landings(self, times: Tensor) -> list[tuple[float, float]]:
         """As diffusers' DDIM: a share of all steps further down, which need not be the next time of its grid."""
@@ -153,6 +179,34 @@ class VPSchedule(Schedule):
         return (1 + ratio.square()).sqrt(), ratio
 
 
+class ShiftBySize(BaseModel):
+    """A flow's shift by the number of tokens of a sample, as Flux' sampler chooses it (`use_dynamic_shifting`).
+
+    mu is linear in the tokens, from `low` at `few` tokens to `high` at `many`; the shift is exp(mu), or mu itself.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    patch: int = Field(2, ge=1, le=64, description="side of a token in a sample")
+    few: int = Field(256, ge=1, le=2**31)
+    many: int = Field(4096, ge=2, le=2**31)
+    low: float = Field(0.5, ge=-10, le=10)
+    high: float = Field(1.15, ge=-10, le=10)
+    exponential: bool = True
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.few >= self.many:
+            raise ValueError(f"{self.few} tokens are not fewer than {self.many}")
+        return self
+
+    def shift(self, shape: Sequence[int]) -> float:
+        """Of samples of this shape, (C, h, w)."""
+        tokens = math.prod(side // self.patch for side in shape[1:])
+        mu = self.low + (self.high - self.low) * (tokens - self.few) / (self.many - self.few)
+        return math.exp(mu) if self.exponential else mu
+
+
 class FlowSchedule(Schedule):
     """alpha = 1 - t, sigma = t (rectified flow, Liu et al. 2022, arXiv 2209.03003; Lipman et al. 2022, 2210.02747).
 
@@ -162,6 +216,13 @@ class FlowSchedule(Schedule):
     kind: Literal["flow"] = "flow"
     shift: float = Field(1.0, ge=1e-6, le=1e6, description="s; 1 leaves times evenly spaced")
     smallest: float = Field(1e-3, ge=1e-9, lt=1, description="smallest time that networks are asked at")
+    last: float | None = Field(
+        None, ge=1e-9, lt=1, description="last time of the grid before it is shifted; none for 1 / steps"
+    )
+    terminal: float | None = Field(
+        None, ge=1e-9, lt=1, description="last time of the grid after it is shifted, to which it is stretched"
+    )
+    by_size: ShiftBySize | None = Field(None, description="how the shift follows from a sample's size")
 
     @property
     def t_max(self) -> float:
@@ -182,7 +243,15 @@ class FlowSchedule(Schedule):
 
     def grid(self, steps: int) -> Tensor:
         even = torch.arange(steps, 0, -1, dtype=torch.float64) / steps
-        return self.shift * even / (1 + (self.shift - 1) * even)
+        if self.last is not None:
+            even = torch.linspace(1, self.last, steps, dtype=torch.float64)
+        times = self.shift * even / (1 + (self.shift - 1) * even)
+        if self.terminal is None or steps == 1:
+            return times
+        return 1 - (1 - times) * (1 - self.terminal) / (1 - times[-1])
+
+    def sized(self, shape: Sequence[int]) -> Self:
+        return self if self.by_size is None else self.model_copy(update={"shift": self.by_size.shift(shape)})
 
     def between(self, t: float, t_next: float) -> float:
         even = sum(time / (self.shift - (self.shift - 1) * time) for time in (t, t_next)) / 2
@@ -220,7 +289,8 @@ def _log_ratios(schedule: VPSchedule, device: torch.device, dtype: torch.dtype) 
     if schedule.zero_terminal_snr:
         root = remaining.sqrt()
         remaining = ((root - root[-1]) * (root[0] / (root[0] - root[-1]))).square()
-    ratios = ((1 - remaining) / remaining).sqrt().clamp(max=1 / SMALLEST_ALPHA)
+    smallest = schedule.last_alpha if schedule.zero_terminal_snr else SMALLEST_ALPHA
+    ratios = ((1 - remaining) / remaining.clamp(min=smallest**2)).sqrt()
     return ratios.log().to(device=device, dtype=dtype)
 
 

@@ -27,7 +27,10 @@ class Solver(Protocol):
     def __call__(self, denoise: DenoiseAt, noise: Tensor, times: Tensor, schedule: Schedule) -> Tensor: ...
 
 
-def euler(denoise: DenoiseAt, noise: Tensor, times: Tensor, schedule: Schedule, *, to_clean: bool = True) -> Tensor:
+def euler(
+    denoise: DenoiseAt, noise: Tensor, times: Tensor, schedule: Schedule, *,
+    to_clean: bool = True, start: Callable[[Tensor, float], Tensor] | None = None,
+) -> Tensor:  # fmt: skip
     """First-order steps; one evaluation a step.
 
     Args:
@@ -36,11 +39,12 @@ def euler(denoise: DenoiseAt, noise: Tensor, times: Tensor, schedule: Schedule, 
         times: (N,) descending.
         schedule: as in `heun`.
         to_clean: end with a step to the clean sample: N evaluations. Otherwise end at the last time: N - 1.
+        start: (noise, t) -> x at the first time; the schedule's by default.
 
     Returns:
         (B, ...) float32.
     """
-    y, ladder = _start(noise, times, schedule)
+    y, ladder = _start(noise, times, schedule, start or schedule.start)
     for (t, s, u), (_, _, following) in pairwise(ladder if to_clean else ladder[:-1]):
         y = y + (following - u) * _slope(denoise, y, t, s, u)
     return (y if to_clean else y / ladder[-2][1]).float()
@@ -61,7 +65,7 @@ def heun(denoise: DenoiseAt, noise: Tensor, times: Tensor, schedule: Schedule) -
     Returns:
         Samples (B, ...), float32.
     """
-    y, ladder = _start(noise, times, schedule)
+    y, ladder = _start(noise, times, schedule, schedule.start)
     for (t, s, u), (t_next, s_next, following) in pairwise(ladder):
         d = _slope(denoise, y, t, s, u)
         y_next = y + (following - u) * d
@@ -86,11 +90,21 @@ def ddim(denoise: DenoiseAt, noise: Tensor, times: Tensor, schedule: Schedule) -
     alphas, sigmas = schedule.alpha(times).tolist(), schedule.sigma(times).tolist()
     for t, alpha, sigma, (alpha_next, sigma_next) in zip(times.tolist(), alphas, sigmas, landings, strict=True):
         denoised = denoise(x.float(), torch.full((len(x),), t, device=x.device)).to(dtype)
-        x = alpha_next * denoised + sigma_next * (x - alpha * denoised) / sigma
+        x = alpha_next * schedule.limited(denoised) + sigma_next * (x - alpha * denoised) / sigma
     return x.float()
 
 
-SOLVERS: Mapping[SolverName, Solver] = {"heun": heun, "euler": euler, "ddim": ddim}
+def family_euler(denoise: DenoiseAt, noise: Tensor, times: Tensor, schedule: Schedule) -> Tensor:
+    """Euler's steps from where the family's own sampler starts (`Schedule.euler_start`)."""
+    return euler(denoise, noise, times, schedule, start=schedule.euler_start)
+
+
+SOLVERS: Mapping[SolverName, Solver] = {"heun": heun, "euler": family_euler, "ddim": ddim}
+
+
+def times_of(solver: SolverName, schedule: Schedule, steps: int) -> Tensor:
+    """The times at which a solver asks the network; (steps,) float64, descending, without the clean end."""
+    return schedule.euler_grid(steps) if solver == "euler" else schedule.grid(steps)
 
 
 def solver_evaluations(solver: SolverName, steps: int) -> int:
@@ -98,12 +112,14 @@ def solver_evaluations(solver: SolverName, steps: int) -> int:
     return 2 * steps - 1 if solver == "heun" else steps
 
 
-def _start(noise: Tensor, times: Tensor, schedule: Schedule) -> tuple[Tensor, list[tuple[float, float, float]]]:
+def _start(
+    noise: Tensor, times: Tensor, schedule: Schedule, start: Callable[[Tensor, float], Tensor]
+) -> tuple[Tensor, list[tuple[float, float, float]]]:
     """The first y, and (t, s, u) of every time, the clean end last."""
     scales, places = schedule.linear(times)
     ladder = [*zip(times.tolist(), scales.tolist(), places.tolist(), strict=True), (0.0, 1.0, 0.0)]
     dtype = torch.float32 if noise.device.type == "mps" else torch.float64
-    return schedule.start(noise.to(dtype), ladder[0][0]) * ladder[0][1], ladder
+    return start(noise.to(dtype), ladder[0][0]) * ladder[0][1], ladder
 
 
 def _slope(denoise: DenoiseAt, y: Tensor, t: float, s: float, u: float) -> Tensor:

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 from pydantic import ValidationError
 
-from distillkit.contracts.schedule import Schedule
-from distillkit.diffusion.schedules import EDMSchedule, FlowSchedule, VPSchedule
+from distillkit.contracts.schedule import SMALLEST_ALPHA, Schedule
+from distillkit.diffusion.schedules import EDMSchedule, FlowSchedule, ShiftBySize, VPSchedule
 from distillkit.errors import UsageError
+from distillkit.text import short
 
 VARIANCE_PRESERVING = frozenset(
     f"{name}Scheduler"
@@ -23,6 +24,10 @@ VARIANCE_PRESERVING = frozenset(
 )  # fmt: skip
 EDM = frozenset({"EDMEulerScheduler", "EDMDPMSolverMultistepScheduler"})
 FLOW = frozenset({"FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler"})
+CLIPPING = frozenset(f"{name}Scheduler" for name in ("DDPM", "DDIM", "DDPMParallel", "DDIMParallel"))
+"""Those that keep the predicted sample in a range, unless they are told not to."""
+FLOW_STEPS = 1000
+"""Training steps of flows: diffusers' networks take their time in thousandths."""
 
 
 @dataclass(frozen=True)
@@ -34,17 +39,35 @@ class Noise:
     sigma_data: float = 0.5
 
 
-def noise_of(scheduler: Mapping[str, Any], where: str) -> Noise:
+@dataclass(frozen=True)
+class Grid:
+    """How a pipeline asks a flow's scheduler for its times.
+
+    Args:
+        own: for so many steps, from which the scheduler makes a grid of its own that ends at its last training step;
+            otherwise the pipeline hands it even fractions.
+        patch: side of a token, by whose number dynamic shifting goes; 0 where the pipeline does not tell.
+    """
+
+    own: bool = False
+    patch: int = 0
+
+
+def noise_of(scheduler: Mapping[str, Any], where: str, grid: Grid | None = None) -> Noise:
     """The noise of a scheduler's configuration; what it leaves out is its class' default.
 
     Args:
         where: the configuration's path, for messages.
+        grid: how the pipeline asks for a flow's times.
 
     Raises:
         UsageError: for a scheduler or an option that cannot be followed; names it.
     """
     kind = str(scheduler.get("_class_name") or "")
-    readers = {**dict.fromkeys(VARIANCE_PRESERVING, _vp), **dict.fromkeys(EDM, _edm), **dict.fromkeys(FLOW, _flow)}
+    readers: dict[str, Callable[..., Noise]] = {
+        **dict.fromkeys(VARIANCE_PRESERVING, _vp), **dict.fromkeys(EDM, _edm),
+        **dict.fromkeys(FLOW, partial(_flow, grid or Grid())),
+    }  # fmt: skip
     if kind not in readers:
         raise UsageError(
             f"{where}: the scheduler {kind or 'without a class'} is not supported; known: {', '.join(sorted(readers))}"
@@ -60,6 +83,13 @@ def noise_of(scheduler: Mapping[str, Any], where: str) -> Noise:
 def _vp(scheduler: Mapping[str, Any], where: str) -> Noise:
     if scheduler.get("trained_betas") is not None:
         raise UsageError(f"{where}: trained_betas are not supported")
+    kind = str(scheduler.get("_class_name"))
+    _only(
+        scheduler, where,
+        use_beta_sigmas=(False,), use_flow_sigmas=(False,), thresholding=(False,),
+        **(EULERS_OWN if kind == "EulerDiscreteScheduler" else {}),
+    )  # fmt: skip
+    clipped = kind in CLIPPING and scheduler.get("clip_sample", True)
     schedule = VPSchedule(
         steps=scheduler["num_train_timesteps"],
         betas=scheduler["beta_schedule"],
@@ -69,35 +99,76 @@ def _vp(scheduler: Mapping[str, Any], where: str) -> Noise:
         spacing=scheduler.get("timestep_spacing") or "leading",
         offset=scheduler.get("steps_offset") or 0,
         to_clean=bool(scheduler.get("set_alpha_to_one", True)),
-    )
+        last_alpha=EULERS_LAST_ALPHA if kind == "EulerDiscreteScheduler" else SMALLEST_ALPHA,
+        clip=scheduler.get("clip_sample_range", 1.0) if clipped else 0.0,
+        sigmas="karras" if scheduler.get("use_karras_sigmas")
+        else "exponential" if scheduler.get("use_exponential_sigmas") else "even",
+    )  # fmt: skip
     prediction = str(scheduler.get("prediction_type", "epsilon"))
     if prediction == "epsilon" and schedule.zero_terminal_snr:
         raise UsageError(
             f"{where}: rescale_betas_zero_snr with prediction_type 'epsilon' cannot be followed: predicted noise says "
             "nothing of the sample where the schedule ends in pure noise"
         )
-    return Noise(schedule, _known(prediction, ("epsilon", "v_prediction", "sample"), where))
+    return Noise(schedule, _known("prediction_type", prediction, ("epsilon", "v_prediction", "sample"), where))
 
 
 def _edm(scheduler: Mapping[str, Any], where: str) -> Noise:
     schedule = EDMSchedule(
         sigma_min=scheduler["sigma_min"], sigma_max=scheduler["sigma_max"], rho=scheduler.get("rho", 7.0)
     )
-    prediction = _known(str(scheduler["prediction_type"]), ("epsilon", "v_prediction"), where)
+    prediction = _known("prediction_type", scheduler["prediction_type"], ("epsilon", "v_prediction"), where)
     return Noise(schedule, prediction, float(scheduler["sigma_data"]))
 
 
-def _flow(scheduler: Mapping[str, Any], where: str) -> Noise:
-    for option in ("use_dynamic_shifting", "invert_sigmas", "stochastic_sampling"):
-        if scheduler.get(option):
-            raise UsageError(f"{where}: {option} is not supported")
-    return Noise(FlowSchedule(shift=scheduler["shift"]), "velocity")
+def _flow(grid: Grid, scheduler: Mapping[str, Any], where: str) -> Noise:
+    off = ("invert_sigmas", "stochastic_sampling", "use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas")
+    _only(scheduler, where, **dict.fromkeys(off, (False,)))
+    _only(scheduler, where, num_train_timesteps=(FLOW_STEPS,))
+    by_size = None
+    if dynamic := bool(scheduler.get("use_dynamic_shifting")):
+        if not grid.patch:
+            raise UsageError(f"{where}: use_dynamic_shifting is not supported for this kind of network")
+        by_size = ShiftBySize(
+            patch=grid.patch,
+            few=scheduler.get("base_image_seq_len", 256),
+            many=scheduler.get("max_image_seq_len", 4096),
+            low=scheduler.get("base_shift", 0.5),
+            high=scheduler.get("max_shift", 1.15),
+            exponential=_known("time_shift_type", scheduler.get("time_shift_type", "exponential"),
+                               ("exponential", "linear"), where) == "exponential",
+        )  # fmt: skip
+    shift, first = 1.0 if dynamic else float(scheduler["shift"]), 1 / FLOW_STEPS
+    schedule = FlowSchedule(
+        shift=shift,
+        last=shift * first / (1 + (shift - 1) * first) if grid.own else None,
+        terminal=scheduler.get("shift_terminal") or None,
+        by_size=by_size,
+    )
+    return Noise(schedule, "velocity")
 
 
-def _known(prediction: str, known: tuple[str, ...], where: str) -> str:
-    if prediction not in known:
-        raise UsageError(f"{where}: unknown prediction_type {prediction!r}; known: {', '.join(known)}")
-    return prediction
+EULERS_OWN: Mapping[str, tuple[Any, ...]] = {
+    "interpolation_type": ("linear",), "timestep_type": ("discrete",), "final_sigmas_type": ("zero",),
+}  # fmt: skip
+"""Options of EulerDiscreteScheduler, and the values that Euler's sampler follows."""
+EULERS_LAST_ALPHA = 2.0**-12
+"""alpha at its last step where the betas are rescaled to end in pure noise."""
+
+
+def _only(scheduler: Mapping[str, Any], where: str, **options: tuple[Any, ...]) -> None:
+    """Refuse options that are given another value than those that are followed."""
+    for name, known in options.items():
+        if (value := scheduler.get(name)) is not None and value not in known:
+            raise UsageError(
+                f"{where}: {name} {short(value)} is not supported; known: {', '.join(map(str, known))}"
+            )
+
+
+def _known(option: str, value: Any, known: tuple[str, ...], where: str) -> str:
+    if value not in known:
+        raise UsageError(f"{where}: unknown {option} {short(value)}; known: {', '.join(known)}")
+    return str(value)
 
 
 @cache
