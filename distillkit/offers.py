@@ -47,8 +47,9 @@ def distillkit_conditioners() -> Mapping[str, type[Conditioner]]:
 @hookimpl
 def distillkit_encoders() -> Mapping[str, type[TextEncoder]]:
     from distillkit.models.text.clip import ClipText
+    from distillkit.models.text.sdxl import SDXLText
 
-    return {"ClipText": ClipText}
+    return {"ClipText": ClipText, "SDXLText": SDXLText}
 
 
 @hookimpl

@@ -96,7 +96,9 @@ class VPSchedule(Schedule):
     beta_start: float = Field(1e-4, ge=1e-12, lt=1)
     beta_end: float = Field(0.02, ge=1e-12, lt=1)
     zero_terminal_snr: bool = Field(False, description="the last step is pure noise")
-    last_alpha: float = Field(SMALLEST_ALPHA, ge=SMALLEST_ALPHA, le=0.1, description="alpha of a last step of pure noise")
+    last_alpha: float = Field(
+        SMALLEST_ALPHA, ge=SMALLEST_ALPHA, le=0.1, description="alpha of a last step of pure noise"
+    )
     spacing: Spacing = Field("leading", description="which steps a sampler takes, as diffusers names it")
     offset: int = Field(0, ge=0, le=100_000, description="added to the steps of leading spacing")
     to_clean: bool = Field(True, description="DDIM ends at the clean sample, not at step 0 (`set_alpha_to_one`)")
@@ -146,7 +148,7 @@ class VPSchedule(Schedule):
         return noise
 
     def euler_grid(self, steps: int) -> Tensor:
-        """As diffusers' EulerDiscrete: linspace is not rounded, and sigmas may be spaced anew between the grid's ends."""
+        """As diffusers' EulerDiscrete: linspace is not rounded, and sigmas may be spaced anew between both ends."""
         times = self.grid(steps)
         if self.spacing == "linspace" and steps <= self.steps:
             times = torch.linspace(0, self.steps - 1, steps, dtype=torch.float64).flip(0)

@@ -88,6 +88,52 @@ class UNet2DConditionSizes(_Sizes):
     projection_class_embeddings_input_dim: int | None = Field(None, ge=1, le=1_000_000)
 
 
+class VAESizes(_Sizes):
+    """Of diffusers' AutoencoderKL."""
+
+    in_channels: int = Field(3, ge=1, le=16)
+    out_channels: int = Field(3, ge=1, le=16)
+    latent_channels: int = Field(4, ge=1, le=4096)
+    layers_per_block: int = Field(1, ge=1, le=128)
+    block_out_channels: tuple[Count, ...] = Field((64,), min_length=1, max_length=9)
+    down_block_types: tuple[Annotated[str, Field(max_length=100)], ...] = Field((), max_length=9)
+    up_block_types: tuple[Annotated[str, Field(max_length=100)], ...] = Field((), max_length=9)
+    norm_num_groups: int = Field(32, ge=1, le=65_536)
+    sample_size: Resolution | Annotated[tuple[Resolution, ...], Field(min_length=2, max_length=2)] | None = None
+    scaling_factor: float | None = Field(None, gt=0, le=1e6)
+    shift_factor: float | None = Field(None, ge=-1e6, le=1e6)
+    latents_mean: tuple[Annotated[float, Field(ge=-1e6, le=1e6)], ...] | None = Field(None, max_length=4096)
+    latents_std: tuple[Annotated[float, Field(gt=0, le=1e6)], ...] | None = Field(None, max_length=4096)
+
+
+class TextSizes(_Sizes):
+    """Of the text encoders of transformers."""
+
+    vocab_size: int = Field(49_408, ge=1, le=10_000_000)
+    max_position_embeddings: int = Field(77, ge=1, le=1_000_000)
+    hidden_size: Count = 512
+    intermediate_size: int = Field(2048, ge=1, le=1_000_000)
+    projection_dim: int = Field(512, ge=0, le=65_536)
+    num_hidden_layers: int = Field(12, ge=0, le=1024)
+    num_attention_heads: Count = 8
+
+
+class T5Sizes(_Sizes):
+    """Of T5's encoder."""
+
+    vocab_size: int = Field(32_128, ge=1, le=10_000_000)
+    d_model: Count = 512
+    d_kv: Count = 64
+    d_ff: int = Field(2048, ge=1, le=1_000_000)
+    num_layers: int = Field(6, ge=0, le=1024)
+    num_heads: Count = 8
+    relative_attention_num_buckets: int = Field(32, ge=1, le=1_000_000)
+
+
+TEXT_SIZES: Mapping[str, type[BaseModel]] = {"T5EncoderModel": T5Sizes}
+"""Sizes by the class of a text encoder, where they are not `TextSizes`."""
+
+
 def check(sizes: type[BaseModel], arguments: Mapping[str, Any]) -> None:
     """Refuse arguments beyond what any network needs.
 

@@ -11,9 +11,11 @@ from typing import Any, Literal
 from distillkit.contracts.codec import Codec, Pixels
 from distillkit.contracts.conditioner import Conditioner, Unconditional
 from distillkit.errors import UsageError
+from distillkit.models.bounds import VAESizes
 from distillkit.models.diffusers.parts import PipelineParts
-from distillkit.models.diffusers.scheduler import Noise, noise_of
-from distillkit.reading import Missing, read_mapping
+from distillkit.models.diffusers.scheduler import Grid, Noise, noise_of
+from distillkit.models.diffusers.vae import AutoencoderKL
+from distillkit.reading import Missing, read_mapping, validated
 from distillkit.text import short
 
 
@@ -61,7 +63,11 @@ class Pipeline:
         Raises:
             UsageError: for a scheduler or an option that cannot be followed; names it.
         """
-        return noise_of(self.scheduler, str(self.noise_from))
+        return self.noise_on(Grid())
+
+    def noise_on(self, grid: Grid) -> Noise:
+        """The same, where the pipeline asks a flow's scheduler for its times in another way."""
+        return noise_of(self.scheduler, str(self.noise_from), grid)
 
     @property
     def parts(self) -> PipelineParts:
@@ -110,13 +116,14 @@ class Pipeline:
                     f"{', '.join(map(str, known))}"
                 )
 
-    def conditioned(self) -> Mapping[str, Any]:
-        """The arguments of a denoiser of this network."""
+    def conditioned(self, noise: Noise | None = None) -> Mapping[str, Any]:
+        """The arguments of a denoiser of this network, under this noise or the pipeline's."""
+        noise = noise or self.noise
         return {
             "network": self.arguments,
-            "schedule": self.noise.schedule.model_dump(mode="json"),
-            "prediction": self.noise.prediction,
-            "sigma_data": self.noise.sigma_data,
+            "schedule": noise.schedule.model_dump(mode="json"),
+            "prediction": noise.prediction,
+            "sigma_data": noise.sigma_data,
         }
 
 
@@ -147,6 +154,48 @@ Family = Callable[[Pipeline], Described]
 A plugin offers its own by the hook `distillkit_families`, by the name of that class, and the network itself by
 `distillkit_networks`.
 """
+
+
+def vae_of(pipeline: Pipeline, *, shifted: bool = False, spread: bool = False) -> AutoencoderKL:
+    """The codec of a pipeline's AutoencoderKL.
+
+    Args:
+        shifted: the pipeline adds the VAE's `shift_factor`; pipelines of Stable Diffusion 1 to XL, DiT and PixArt do
+            not look at it.
+        spread: it uses `latents_mean` and `latents_std`.
+
+    Raises:
+        UsageError: for an autoencoder of another class.
+        DistillkitError: for a configuration that is damaged.
+    """
+    config = pipeline.parts.configuration("vae")
+    if (kind := config.get("_class_name")) != "AutoencoderKL":
+        raise UsageError(f"{pipeline.folder}: its vae is a {short(kind)}; known: AutoencoderKL")
+    sizes = validated(VAESizes, config, str(pipeline.folder / "vae" / "config.json"))
+    has_spread = spread and sizes.latents_mean and sizes.latents_std
+    return AutoencoderKL(
+        parts=pipeline.parts,
+        factor=2 ** (len(sizes.block_out_channels) - 1),
+        channels=sizes.in_channels,
+        latent_channels=sizes.latent_channels,
+        scaling=0.18215 if sizes.scaling_factor is None else sizes.scaling_factor,
+        shift=(sizes.shift_factor or 0.0) if shifted else 0.0,
+        means=sizes.latents_mean or () if has_spread else (),
+        stds=sizes.latents_std or () if has_spread else (),
+    )
+
+
+def sides(sample_size: object, pipeline: Pipeline) -> tuple[int, int]:
+    """Height and width of latents, of a network's `sample_size`.
+
+    Raises:
+        UsageError: where the configuration does not say it.
+    """
+    if isinstance(sample_size, int):
+        return sample_size, sample_size
+    if isinstance(sample_size, list | tuple) and len(sample_size) == 2:
+        return int(sample_size[0]), int(sample_size[1])
+    raise UsageError(f"{pipeline.network / 'config.json'} does not say the sample_size")
 
 
 def mapping_at(path: Path) -> dict[str, Any]:

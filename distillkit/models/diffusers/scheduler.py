@@ -160,9 +160,7 @@ def _only(scheduler: Mapping[str, Any], where: str, **options: tuple[Any, ...]) 
     """Refuse options that are given another value than those that are followed."""
     for name, known in options.items():
         if (value := scheduler.get(name)) is not None and value not in known:
-            raise UsageError(
-                f"{where}: {name} {short(value)} is not supported; known: {', '.join(map(str, known))}"
-            )
+            raise UsageError(f"{where}: {name} {short(value)} is not supported; known: {', '.join(map(str, known))}")
 
 
 def _known(option: str, value: Any, known: tuple[str, ...], where: str) -> str:

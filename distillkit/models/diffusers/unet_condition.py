@@ -13,12 +13,17 @@ from distillkit.contracts.text import TextEncoder
 from distillkit.diffusion.denoisers import Prediction
 from distillkit.errors import UsageError
 from distillkit.models.bounds import UNet2DConditionSizes, check
-from distillkit.models.diffusers.family import Described, Pipeline
+from distillkit.models.diffusers.family import Described, Pipeline, sides, vae_of
 from distillkit.models.diffusers.predictions import predicting, time_scale
-from distillkit.models.diffusers.vae import AutoencoderKL
+from distillkit.models.diffusers.scheduler import Grid
 from distillkit.models.prompts import Prompts
 from distillkit.models.text.clip import ClipText
+from distillkit.models.text.sdxl import SDXLText
 from distillkit.reading import validated
+from distillkit.text import short
+
+SIZES = 6
+"""Numbers that SDXL's networks see of a picture's size and crop."""
 
 
 class ConditionUNet(nn.Module):
@@ -94,53 +99,47 @@ def describe(pipeline: Pipeline) -> Described:
             "encoder_hid_dim_type": (None,), "num_class_embeds": (None,),
         }
     )  # fmt: skip
-    pipeline.require("vae", "text_encoder", "tokenizer")
-    codec = vae_of(pipeline)
-    height, width = sides(sizes.sample_size, pipeline, codec)
+    large = pipeline.config.get("addition_embed_type") == "text_time"
+    pipeline.require("vae")
+    codec = vae_of(pipeline, spread=large)
+    height, width = sides(sizes.sample_size, pipeline)
+    size = (codec.factor * height, codec.factor * width)
     return Described(
         shape=(sizes.in_channels, height, width),
-        network={"kind": "distillkit:UNet2DConditionModel", "arguments": {**pipeline.conditioned(), "sigma_data": 1.0}},
+        network={
+            "kind": "distillkit:UNet2DConditionModel",
+            "arguments": {**pipeline.conditioned(pipeline.noise_on(Grid(own=True))), "sigma_data": 1.0},
+        },
         prefix="model.unet.",
-        conditioner=Prompts(encoder=_encoder(pipeline, height * codec.factor, width * codec.factor)),
+        conditioner=Prompts(encoder=_two_clips(pipeline, *size) if large else _one_clip(pipeline)),
         codec=codec,
         solver="ddim",
         solver_steps=50,
     )
 
 
-def _encoder(pipeline: Pipeline, height: int, width: int) -> TextEncoder:
-    if pipeline.config.get("addition_embed_type") is None:
-        return ClipText(parts=pipeline.parts)
-    raise UsageError(f"{pipeline.folder}: addition_embed_type 'text_time' (SDXL) is not supported")
+def _one_clip(pipeline: Pipeline) -> TextEncoder:
+    pipeline.require("text_encoder", "tokenizer")
+    return ClipText(parts=pipeline.parts)
 
 
-def vae_of(pipeline: Pipeline) -> AutoencoderKL:
-    """The codec of a pipeline's AutoencoderKL.
-
-    Raises:
-        UsageError: for an autoencoder of another class.
-    """
-    config = pipeline.parts.configuration("vae")
-    if (kind := config.get("_class_name")) != "AutoencoderKL":
-        raise UsageError(f"{pipeline.folder}: its vae is a {kind or 'model without a class'}; known: AutoencoderKL")
-    return AutoencoderKL(
-        parts=pipeline.parts,
-        factor=2 ** (len(config.get("block_out_channels") or (1,)) - 1),
-        channels=config.get("in_channels") or 3,
-        latent_channels=config.get("latent_channels") or 4,
-        scaling=0.18215 if config.get("scaling_factor") is None else config["scaling_factor"],
-        shift=config.get("shift_factor") or 0.0,
+def _two_clips(pipeline: Pipeline, height: int, width: int) -> TextEncoder:
+    first = pipeline.has("text_encoder")
+    pipeline.require(*(("text_encoder", "tokenizer") if first else ()), "text_encoder_2", "tokenizer_2")
+    pooled = pipeline.parts.configuration("text_encoder_2").get("projection_dim", 512)
+    size, width_in = (
+        pipeline.config.get("addition_time_embed_dim"),
+        pipeline.config.get("projection_class_embeddings_input_dim"),
     )
-
-
-def sides(sample_size: object, pipeline: Pipeline, codec: AutoencoderKL) -> tuple[int, int]:
-    """Height and width of latents, of a network's `sample_size`.
-
-    Raises:
-        UsageError: where the configuration does not say it.
-    """
-    if isinstance(sample_size, int):
-        return sample_size, sample_size
-    if isinstance(sample_size, list | tuple) and len(sample_size) == 2:
-        return int(sample_size[0]), int(sample_size[1])
-    raise UsageError(f"{pipeline.network / 'config.json'} does not say the sample_size")
+    if not isinstance(size, int) or width_in != SIZES * size + pooled:
+        raise UsageError(
+            f"{pipeline.network / 'config.json'}: projection_class_embeddings_input_dim {short(width_in)} is not "
+            f"{SIZES} times addition_time_embed_dim {short(size)} and the {short(pooled)} of text_encoder_2; models "
+            "that refine pictures (SDXL's refiner) have other numbers there and are not supported"
+        )
+    return SDXLText(
+        parts=pipeline.parts,
+        first=first,
+        sizes=(height, width, 0, 0, height, width),
+        zero_null=bool(pipeline.index.get("force_zeros_for_empty_prompt", True)),
+    )

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
 import torch
-from pydantic import Field, PrivateAttr
+from pydantic import Field, PrivateAttr, model_validator
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from distillkit.contracts.codec import Codec, Content, Pixels
+from distillkit.models.bounds import VAESizes
 from distillkit.models.diffusers.attention import renamed_attention
 from distillkit.models.diffusers.parts import PipelineParts
+from distillkit.reading import validated
+from distillkit.registry import blaming
 
 AT_ONCE = 2**22
 """Pixels of one pass of the encoder or the decoder; more images go one after the other."""
@@ -20,7 +23,8 @@ WITH_GRADIENT = 2**18
 
 
 class AutoencoderKL(Codec):
-    """Latents (B, C, h, w) = (z - shift) * scaling, z the mean of a variational autoencoder's code of an image.
+    """Latents (B, C, h, w) = (z - shift) * scaling, z the mean of a variational autoencoder's code of an image; of
+    each channel (z - means) / stds * scaling, where these are given.
 
     Computed in float32, as `force_upcast` of SDXL's asks for. Encoding takes the mean and draws nothing.
 
@@ -29,6 +33,7 @@ class AutoencoderKL(Codec):
         factor: pixels of an image's side for one of a latent's.
         channels, latent_channels: of an image, and of a latent.
         scaling, shift: of latents (`scaling_factor`, `shift_factor`).
+        means, stds: of latents' channels (`latents_mean`, `latents_std`); as many as channels, or none.
     """
 
     parts: PipelineParts
@@ -37,9 +42,20 @@ class AutoencoderKL(Codec):
     latent_channels: int = Field(4, ge=1, le=4096)
     scaling: float = Field(0.18215, gt=0, le=1e6)
     shift: float = Field(0.0, ge=-1e6, le=1e6)
+    means: tuple[Annotated[float, Field(ge=-1e6, le=1e6)], ...] = ()
+    stds: tuple[Annotated[float, Field(gt=0, le=1e6)], ...] = ()
 
     _model: Any = PrivateAttr(None)
     _device: torch.device = PrivateAttr(default_factory=lambda: torch.device("cpu"))
+
+    @model_validator(mode="after")
+    def _every_channel(self) -> Self:
+        if len(self.means) != len(self.stds) or len(self.means) not in (0, self.latent_channels):
+            raise ValueError(
+                f"{len(self.means)} means and {len(self.stds)} standard deviations are given for "
+                f"{self.latent_channels} channels of latents"
+            )
+        return self
 
     @property
     def content(self) -> Content:
@@ -62,7 +78,8 @@ class AutoencoderKL(Codec):
         model = self._loaded()
         parts = self._in_turn(data.to(self._device), 1)
         means = [model.encode(Pixels().encode(part)).latent_dist.mode() for part in parts]
-        return (torch.cat(means) - self.shift) * self.scaling
+        shift, spread = self._spread(torch.cat(means))
+        return (torch.cat(means) - shift) / spread
 
     def decoded_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         return self.channels, self.factor * shape[1], self.factor * shape[2]
@@ -89,7 +106,14 @@ class AutoencoderKL(Codec):
     def _decoded(self, samples: Tensor) -> Tensor:
         model = self._loaded()
         with torch.autocast(samples.device.type, enabled=False):
-            return model.decode(samples.float().to(self._device) / self.scaling + self.shift, return_dict=False)[0]
+            latents = samples.float().to(self._device)
+            shift, spread = self._spread(latents)
+            return model.decode(latents * spread + shift, return_dict=False)[0]
+
+    def _spread(self, like: Tensor) -> tuple[Tensor, Tensor]:
+        """z = latents * spread + shift; both (1, C or 1, 1, 1)."""
+        shift = like.new_tensor(self.means or (self.shift,)).view(1, -1, 1, 1)
+        return shift, like.new_tensor(self.stds or (1.0,)).view(1, -1, 1, 1) / self.scaling
 
     @staticmethod
     def _in_turn(samples: Tensor, pixels: int, at_once: int = AT_ONCE) -> tuple[Tensor, ...]:
@@ -104,12 +128,14 @@ class AutoencoderKL(Codec):
             from distillkit.models.store.folder import check_fit
 
             config = {k: v for k, v in self.parts.configuration("vae").items() if not k.startswith("_")}
+            place = str(self.parts.component("vae"))
+            validated(VAESizes, config, f"{place}/config.json")
             kind: Any = Autoencoder
-            with torch.device("meta"):
+            with blaming("the AutoencoderKL", place, "cannot be made from its config.json"), torch.device("meta"):
                 model = kind(**config)
             expected = model.state_dict()
             state = renamed_attention(self.parts.weights("vae"), expected)
-            check_fit(expected, state, str(self.parts.component("vae")))
+            check_fit(expected, state, place)
             model.load_state_dict(state, assign=True)
             self._model = model.to(self._device).eval().requires_grad_(False)
         return self._model

@@ -10,7 +10,11 @@ import torch
 from torch import nn
 
 from distillkit.errors import DistillkitError, UsageError
+from distillkit.models.bounds import TEXT_SIZES, TextSizes
 from distillkit.models.diffusers.parts import PipelineParts
+from distillkit.reading import validated
+
+VOCABULARIES = ("tokenizer.json", "vocab.json", "vocab.txt")
 
 
 def load_tokenizer(parts: PipelineParts, component: str) -> Any:
@@ -23,6 +27,9 @@ def load_tokenizer(parts: PipelineParts, component: str) -> Any:
     from transformers import AutoTokenizer
 
     place = parts.component(component)
+    # Without one, transformers makes a tokenizer that knows nothing.
+    if not any(path.name in VOCABULARIES or path.suffix == ".model" for path in place.iterdir()):
+        raise UsageError(f"{place} has no vocabulary ({', '.join(VOCABULARIES)} or *.model)")
     try:
         with quietly():
             return AutoTokenizer.from_pretrained(str(place), local_files_only=True)
@@ -49,6 +56,7 @@ def load_text_model(
     named = config.get("architectures") or [kind]
     if kind not in named:
         raise UsageError(f"{place} holds a {named[0]}, and {kind} is due")
+    validated(TEXT_SIZES.get(kind, TextSizes), config, str(place / "config.json"))
     cls = getattr(transformers, kind)
     tensors = parts.weights(component, dtype)
     try:
