@@ -15,7 +15,7 @@ from distillkit.contracts.codec import Codec, Pixels
 from distillkit.contracts.condition import Condition
 from distillkit.contracts.conditioner import Conditioner, Unconditional
 from distillkit.contracts.denoiser import Denoiser
-from distillkit.contracts.schedule import Schedule
+from distillkit.contracts.schedule import Schedule, per_sample
 from distillkit.diffusion.solvers import SOLVERS, SolverName, times_of
 from distillkit.names import Name
 
@@ -95,8 +95,9 @@ class Teacher:
         return self.denoiser.schedule
 
     def __call__(
-        self, x: Tensor, t: Tensor, condition: Condition, guidance: float = 1.0, negative: Condition | None = None
-    ) -> Tensor:
+        self, x: Tensor, t: Tensor, condition: Condition, guidance: float = 1.0, negative: Condition | None = None,
+        rescale: float = 0.0,
+    ) -> Tensor:  # fmt: skip
         """Denoise with classifier-free guidance: uncond + w (cond - uncond), w = `guidance` (Ho & Salimans 2022).
 
         w = 1 is the plain conditional model, at one network evaluation instead of two.
@@ -104,6 +105,8 @@ class Teacher:
         Args:
             x: (B, ...). t: (B,). condition: batch of B. guidance: w.
             negative: what is guided away from instead of no condition, a batch of B.
+            rescale: share to which the guided prediction takes the standard deviation of the conditional one, against
+                over-saturation (Lin et al. 2023, arXiv 2305.08891, Eq. 15 and 16, here of the predicted sample).
 
         Raises:
             UsageError: for a guidance weight where the model has no unconditional prediction.
@@ -112,7 +115,12 @@ class Teacher:
             return self.denoiser(x, t, condition)
         both = Condition.cat([self.conditioner.null(condition) if negative is None else negative, condition])
         null, conditional = self.denoiser(torch.cat([x, x]), torch.cat([t, t]), both).chunk(2)
-        return torch.lerp(null, conditional, guidance)
+        guided = torch.lerp(null, conditional, guidance)
+        if not rescale:
+            return guided
+        wanted, found = (x.flatten(1).float().std(1) for x in (conditional, guided))
+        factor = 1 + rescale * (wanted / found.clamp(min=1e-12) - 1)
+        return guided * per_sample(factor, guided).to(guided.dtype)
 
     @torch.no_grad()
     def sample(

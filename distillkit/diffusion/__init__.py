@@ -2,7 +2,7 @@
 
 from distillkit.contracts.schedule import Schedule, per_sample
 from distillkit.diffusion.denoisers import EDMPreconditioning, Prediction, PredictionDenoiser
-from distillkit.diffusion.distances import Distance, l1, l2, pseudo_huber
+from distillkit.diffusion.distances import Distance, huber, l1, l2, pseudo_huber
 from distillkit.diffusion.samplers import ConsistencySampler, EulerSampler, RenoisingSampler, consistency_function
 from distillkit.diffusion.schedules import (
     EDMSchedule,
@@ -37,6 +37,7 @@ __all__ = [
     "euler_step",
     "heun",
     "heun_step",
+    "huber",
     "karras_sigmas",
     "l1",
     "l2",

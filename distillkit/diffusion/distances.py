@@ -8,6 +8,7 @@ from collections.abc import Callable
 from torch import Tensor
 
 Distance = Callable[[Tensor, Tensor], Tensor]
+HUBER = 0.001
 
 
 def l2(a: Tensor, b: Tensor) -> Tensor:
@@ -18,6 +19,12 @@ def l2(a: Tensor, b: Tensor) -> Tensor:
 def l1(a: Tensor, b: Tensor) -> Tensor:
     """Mean absolute difference over all but the batch; (B,)."""
     return (a - b).abs().flatten(1).mean(1)
+
+
+def huber(a: Tensor, b: Tensor) -> Tensor:
+    """Mean of sqrt(d^2 + c^2) - c over all but the batch, c = 0.001 (diffusers' training of latent consistency models);
+    (B,)."""
+    return (((a - b).square() + HUBER**2).sqrt() - HUBER).flatten(1).mean(1)
 
 
 def pseudo_huber(a: Tensor, b: Tensor) -> Tensor:

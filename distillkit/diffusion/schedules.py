@@ -143,6 +143,19 @@ class VPSchedule(Schedule):
         numbers = torch.arange(steps, dtype=torch.float64).flip(0) * (self.steps // steps)
         return (numbers + self.offset).clamp(max=self.steps - 1)
 
+    def levels(self, count: int, first: float | None = None) -> tuple[float, ...]:
+        """Evenly spaced training steps, which are those of DMD2's and latent consistency models: 999, 749, 499, 249.
+
+        They lie a share of all steps below `first` apart and are whole numbers, where there are twice as many steps.
+        """
+        if count < 1:
+            raise ValueError("a student takes at least one evaluation")
+        first = self.t_max if first is None else first
+        if 2 * count > first + 1:
+            return tuple(torch.linspace(first, 0, count + 1, dtype=torch.float64)[:-1].tolist())
+        apart = (first + 1) / count
+        return (first, *(float(round(first - k * apart)) for k in range(1, count)))
+
     def start(self, noise: Tensor, t: float | None = None) -> Tensor:
         """The noise itself: the variance of x_t is one at every t, for data of unit variance."""
         return noise

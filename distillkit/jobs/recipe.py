@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -38,7 +39,7 @@ def recipe_of(config: RunConfig, method: Installed, teacher: Teacher) -> Recipe:
             "against; use guidance 1"
         )
     student = config.student
-    if student.levels or student.start_ratio:
+    if student.levels or student.start_ratio or student.times:
         recipe.student.sampler = _at_levels(recipe.student.sampler, student, teacher)
         recipe.stages = [
             stage if stage.sampler is None else stage.at(_at_levels(stage.sampler, student, teacher))
@@ -54,14 +55,25 @@ def _at_levels(sampler: Sampler, student: StudentConfig, teacher: Teacher) -> Sa
         UsageError: where the method fixes them.
     """
     schedule = teacher.schedule
-    ratios = torch.tensor(student.levels or (student.start_ratio,), dtype=torch.float64)
-    levels: Sequence[float] = schedule.at(ratios).tolist()
-    if not student.levels:
+    given = {"--student-times": student.times, "--student-levels": student.levels, "--start-ratio": student.start_ratio}
+    option = next(name for name, value in given.items() if value)
+    if student.times:
+        levels: Sequence[float] = student.times
+        if outside := [t for t in levels if not schedule.t_min <= t <= schedule.t_max]:
+            raise UsageError(
+                f"{option}: {outside[0]:g} is none of {teacher.spec.name}'s times, which go from {schedule.t_min:g} to "
+                f"{schedule.t_max:g}"
+            )
+    else:
+        ratios = torch.tensor(student.levels or (student.start_ratio,), dtype=torch.float64)
+        levels = schedule.at(ratios).tolist()
+    if student.start_ratio:
         levels = schedule.levels(len(sampler.times(schedule)), levels[0])
+    if any(t <= t_next for t, t_next in pairwise(levels)):
+        raise UsageError(f"{option}: must be descending, within the schedule's ends")
     try:
         return sampler.with_levels(levels)
     except ValueError as error:
-        option = "--student-levels" if student.levels else "--start-ratio"
         raise UsageError(f"{option}: {error}") from error
 
 

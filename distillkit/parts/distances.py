@@ -10,18 +10,18 @@ from torch import Tensor
 
 from distillkit.contracts.codec import Codec, Pixels
 from distillkit.contracts.teacher import Teacher
-from distillkit.diffusion.distances import Distance, l1, l2, pseudo_huber
+from distillkit.diffusion.distances import Distance, huber, l1, l2, pseudo_huber
 from distillkit.errors import UsageError
 from distillkit.parts.perceptual import FROM, LPIPS
 
-DistanceName = Literal["l1", "l2", "pseudo-huber", "lpips"]
+DistanceName = Literal["l1", "l2", "huber", "pseudo-huber", "lpips"]
 
 
 class NamedDistance:
     """d(a, b) of samples (B, ...), one value per sample, (B,).
 
     Args:
-        name: "l1", "l2", "pseudo-huber", or "lpips", whose network is loaded by `prepare` or at the first use.
+        name: "l1", "l2", "huber", "pseudo-huber", or "lpips", whose network is loaded by `prepare` or at the first use.
         decode: samples -> the images that are compared instead of them, with gradients.
     """
 
@@ -32,7 +32,7 @@ class NamedDistance:
     def _function(self) -> Distance:
         if self.name == "lpips":
             return LPIPS.pretrained()
-        return {"l1": l1, "l2": l2, "pseudo-huber": pseudo_huber}[self.name]
+        return {"l1": l1, "l2": l2, "huber": huber, "pseudo-huber": pseudo_huber}[self.name]
 
     def prepare(self) -> None:
         """Load what the distance needs; for `Objective.prepare`.

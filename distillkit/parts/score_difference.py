@@ -66,6 +66,7 @@ class DistributionMatching(Objective):
         fake: gives the score of the student's samples.
         weight: of this term.
         guidance: of the teacher; the fake score is not guided.
+        rescale: of the guided prediction; see `Teacher`.
         levels: smallest and largest noise level, as shares of the schedule's grid of T = 1000.
     """
 
@@ -79,10 +80,11 @@ class DistributionMatching(Objective):
         *,
         weight: float = 1.0,
         guidance: float = 1.0,
+        rescale: float = 0.0,
         levels: tuple[float, float] = (0.02, 0.98),
     ) -> None:
         super().__init__(weight)
-        self.teacher, self.fake, self.guidance = teacher, fake, guidance
+        self.teacher, self.fake, self.guidance, self.rescale = teacher, fake, guidance, rescale
         self.times = noise_levels(teacher.schedule)[round(levels[0] * LEVELS) : round(levels[1] * LEVELS) + 1]
 
     def __call__(self, step: Step) -> Tensor:
@@ -98,7 +100,8 @@ class DistributionMatching(Objective):
     def denoised(self, x: Tensor, noise: Tensor, t: Tensor, condition: Condition) -> tuple[Tensor, Tensor]:
         """x (B, ...) with noise at t (B,), denoised by the teacher and by the fake score."""
         noisy = self.teacher.schedule.add_noise(x, noise, t)
-        return self.teacher(noisy, t, condition, self.guidance), self.fake(noisy, t, condition)
+        real = self.teacher(noisy, t, condition, self.guidance, rescale=self.rescale)
+        return real, self.fake(noisy, t, condition)
 
     @torch.no_grad()
     def previews(self, samples: Tensor, condition: Condition, rng: SampleRNG) -> Mapping[str, Tensor]:

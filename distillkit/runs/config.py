@@ -7,10 +7,10 @@ from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, TypeVar, get_args, get_origin
+from typing import Any, Self, TypeVar, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from distillkit.contracts.method import Method, Preset
 from distillkit.counts import Count, Numbers
@@ -41,6 +41,16 @@ class StudentConfig(BaseModel):
     levels: Numbers | None = Field(
         None, description="noise levels (sigma / alpha) of the student's evaluations, descending: 80,10,1"
     )
+    times: Numbers | None = Field(
+        None, description="the same as times t of the teacher's schedule, descending: 999,749,499,249"
+    )
+
+    @model_validator(mode="after")
+    def _said_once(self) -> Self:
+        given = [name for name in ("start_ratio", "levels", "times") if getattr(self, name) is not None]
+        if len(given) > 1:
+            raise ValueError(f"{' and '.join(given)} say the same of the student: give one")
+        return self
 
 
 class EvaluationConfig(BaseModel):

@@ -7,7 +7,7 @@ from pydantic import Field
 from distillkit import Method, MethodConfig, Recipe, StudentGenerator, Teacher
 from distillkit.diffusion import WEIGHTINGS, ConsistencySampler, WeightingName
 from distillkit.parts import CleanSource, DistanceName, distance_for
-from distillkit_consistency.consistency import ConsistencyLoss
+from distillkit_consistency.consistency import ConsistencyLoss, StepName
 from distillkit_consistency.presets import PRESETS
 
 
@@ -15,6 +15,8 @@ class ConsistencyConfig(MethodConfig):
     """Settings of consistency distillation and training."""
 
     levels: int = Field(40, ge=2, description="noise levels of the grid on which neighbours are compared")
+    skip: int = Field(1, ge=1, description="levels of the grid from a point to its neighbour (LCM: 20 of 1000)")
+    solver: StepName = Field("heun", description="step of the teacher's ODE between them; ddim takes one evaluation")
     target_decay: float = Field(0.95, ge=0, lt=1, description="decay of the target network's average; 0: the student")
     distance: DistanceName = Field("pseudo-huber", description="distance of the two ends")
     weighting: WeightingName = Field("uniform", description="weight of the loss over noise levels")
@@ -35,6 +37,7 @@ class Consistency(Method):
         {"levels": 12, "target_decay": 0.0, "distance": "l2", "weighting": "snr+1"},
         {"teacher_free": True, "weighting": "karras"},
         {"source": "pairs", "guidance": 2.0, "weighting": "truncated-snr"},
+        {"skip": 4, "solver": "ddim", "distance": "huber"},
     )
 
     def recipe(self, teacher: Teacher, config: ConsistencyConfig) -> Recipe:
@@ -43,7 +46,8 @@ class Consistency(Method):
         sampler = ConsistencySampler(levels=(teacher.schedule.t_max,), sigma_data=sigma_data)
         loss = ConsistencyLoss(
             denoiser, None if config.teacher_free else teacher, distance_for(teacher, config.distance),
-            WEIGHTINGS[config.weighting], levels=config.levels, decay=config.target_decay, source=config.source,
+            WEIGHTINGS[config.weighting], levels=config.levels, skip=config.skip,
+            solver=config.solver, decay=config.target_decay, source=config.source,
             guidance=config.guidance,
         )  # fmt: skip
         return Recipe(

@@ -22,6 +22,9 @@ class DMDConfig(MethodConfig):
     guidance: float = Field(
         1.0, ge=0, description="guidance weight w of the real score: uncond + w (cond - uncond); 1 is no guidance"
     )
+    guidance_rescale: float = Field(
+        0.0, ge=0, le=1, description="share to which guided predictions keep their size, against over-saturation: 0.7"
+    )
     level_min: float = Field(0.02, ge=0, lt=1, description="smallest noise level of the KL, as a share of the grid")
     level_max: float = Field(0.98, gt=0, lt=1, description="largest noise level of the KL, as a share of the grid")
     fake_lr: float | None = Field(
@@ -40,7 +43,7 @@ class DMD(Method):
         {"kl_weight": 0},
         {"regression_weight": 0},
         {"distance": "l1"},
-        {"guidance": 2.0},
+        {"guidance": 2.0, "guidance_rescale": 0.7},
         {"level_min": 0.2, "level_max": 0.7},
         {"fake_updates": 3, "fake_lr": 1e-3},
     )
@@ -55,5 +58,6 @@ class DMD(Method):
             return Recipe(student, objectives)
         fake = FakeScore.from_teacher(teacher, optimizer=own_rate(config.fake_lr))
         levels = (config.level_min, config.level_max)
-        kl = DistributionMatching(teacher, fake, weight=config.kl_weight, guidance=config.guidance, levels=levels)
+        kl = DistributionMatching(teacher, fake, weight=config.kl_weight, guidance=config.guidance,
+                                  rescale=config.guidance_rescale, levels=levels)  # fmt: skip
         return Recipe(student, [kl, *objectives], [fake], student_every=config.fake_updates, guidance=config.guidance)

@@ -26,6 +26,9 @@ class DMD2Config(MethodConfig):
     )
     critic_lr: float | None = Field(None, gt=0, le=1, description="learning rate of the critic; the student's if none")
     guidance: float = Field(1.0, ge=0, description="guidance weight w of the real score: uncond + w (cond - uncond)")
+    guidance_rescale: float = Field(
+        0.0, ge=0, le=1, description="share to which guided predictions keep their size, against over-saturation: 0.7"
+    )
     level_min: float = Field(0.02, ge=0, lt=1, description="smallest noise level of the KL, as a share of the grid")
     level_max: float = Field(0.98, gt=0, lt=1, description="largest noise level of the KL, as a share of the grid")
 
@@ -40,7 +43,7 @@ class DMD2(Method):
         {"gan_weight": 0},
         {"critic_gan_weight": 0},
         {"evaluations": 4, "updates": 1},
-        {"guidance": 2.0, "level_min": 0.2, "level_max": 0.7},
+        {"guidance": 2.0, "guidance_rescale": 0.7, "level_min": 0.2, "level_max": 0.7},
         {"critic_lr": 1e-3},
     )
 
@@ -55,6 +58,7 @@ class DMD2(Method):
             if gan
             else FakeScore.from_teacher(teacher, optimizer=optimizer)
         )
-        kl = DistributionMatching(teacher, critic, weight=config.kl_weight, guidance=config.guidance, levels=levels)
+        kl = DistributionMatching(teacher, critic, weight=config.kl_weight, guidance=config.guidance,
+                                  rescale=config.guidance_rescale, levels=levels)  # fmt: skip
         adversarial = [Adversarial(critic, weight=config.gan_weight)] if isinstance(critic, Critic) else []
         return Recipe(student, [kl, *adversarial], [critic], student_every=config.updates, guidance=config.guidance)

@@ -22,6 +22,10 @@ class ProgressiveConfig(MethodConfig):
         "images", description="where clean samples come from: real images, or the teacher's own (pairs)"
     )
 
+    guidance: float = Field(
+        1.0, ge=0, description="guidance weight w of the teacher in the first stage: uncond + w (cond - uncond)"
+    )
+
     def steps(self) -> list[int]:
         """Student steps of every stage."""
         counts = [self.start_steps]
@@ -39,7 +43,7 @@ class Progressive(Method):
     examples = (
         {"start_steps": 4, "end_steps": 2, "last_share": 1.0},
         {"start_steps": 2, "source": "pairs", "weighting": "snr+1"},
-        {"start_steps": 1, "weighting": "uniform"},
+        {"start_steps": 1, "weighting": "uniform", "guidance": 2.0},
     )
 
     def recipe(self, teacher: Teacher, config: ProgressiveConfig) -> Recipe:
@@ -53,4 +57,7 @@ class Progressive(Method):
             for k, steps in enumerate(counts)
         ]
         student = StudentGenerator.from_teacher(teacher, stages[0].sampler)
-        return Recipe(student, [Halving(student, WEIGHTINGS[config.weighting], source=config.source)], stages=stages)
+        halving = Halving(
+            student, WEIGHTINGS[config.weighting], source=config.source, teacher=teacher, guidance=config.guidance
+        )
+        return Recipe(student, [halving], stages=stages, guidance=config.guidance)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from distillkit import Images, Pairs
-from distillkit.diffusion import ConsistencySampler, heun_step
+from distillkit.diffusion import ConsistencySampler, VPSchedule, heun_step, per_sample
 from distillkit_consistency.method import Consistency, ConsistencyConfig
 from tests.parts.toys import SCHEDULES, step_of, toy_teacher
 
@@ -65,6 +65,59 @@ def test_neighbours_with_and_without_the_teacher(schedule):
     found = free.objectives[0].neighbour(x, data.sample, noise, t, t_next, data.condition)
     assert torch.equal(found, teacher.schedule.add_noise(data.sample, noise, t_next))
     assert (recipe.guidance, free.guidance) == (3.0, None)
+
+
+def test_a_skipping_ddim_step_is_that_of_latent_consistency_models():
+    """20 of 1000 training steps, from 999, 979, ..., 19, the last of which ends at step 0."""
+    from diffusers import DDIMScheduler
+
+    betas = {"beta_start": 0.00085, "beta_end": 0.012}
+    schedule = VPSchedule(betas="scaled_linear", **betas)
+    teacher = toy_teacher("vp")
+    teacher.denoiser.schedule = schedule
+    recipe = Consistency().recipe(teacher, ConsistencyConfig(levels=51, solver="ddim", guidance=3.0))
+    [objective], seen = recipe.objectives, []
+    losses = objective.losses
+    objective.losses = lambda *a: seen.append(a) or losses(*a)
+    assert objective(step_of(recipe, teacher, size=200)).isfinite()
+    _, x0, noise, t, t_next, condition = seen[0]
+    assert set(t.tolist()) <= set(range(19, 1000, 20)) and (t_next == (t - 20).clamp(min=0)).all()
+
+    scheduler = DDIMScheduler(beta_schedule="scaled_linear", **betas, clip_sample=False, set_alpha_to_one=False)
+    scheduler.set_timesteps(50)
+    x = schedule.add_noise(x0, noise, t)
+    denoised = teacher(x, t, condition, 3.0)
+    alpha, sigma = (per_sample(v, x) for v in (schedule.alpha(t), schedule.sigma(t)))
+    predicted = (x - alpha * denoised) / sigma
+    expected = torch.cat([
+        scheduler.step(predicted[i : i + 1], int(t[i]), x[i : i + 1]).prev_sample for i in range(len(t))
+    ])  # fmt: skip
+    found = objective.neighbour(x, x0, noise, t, t_next, condition)
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_a_neighbour_is_so_many_levels_away_and_never_beyond_the_last(schedule):
+    teacher = toy_teacher(schedule)
+    recipe = made(teacher, skip=3)
+    [objective], seen = recipe.objectives, []
+    objective.losses = lambda student, x0, noise, t, t_next, c: seen.append((t, t_next)) or torch.zeros(len(t))
+    objective(step_of(recipe, teacher, size=100))
+    path = teacher.schedule.path(7).float()
+    places = [(path == t).nonzero().item() for t in seen[0][0]], [(path == t).nonzero().item() for t in seen[0][1]]
+    assert {(a, b) for a, b in zip(*places, strict=True)} == {(a, min(a + 3, 7)) for a in range(7)}
+
+
+def test_the_target_is_not_guided_again():
+    """Else every round of the training would guide once more."""
+    teacher = toy_teacher("vp")
+    recipe = made(teacher, guidance=4.0)
+    [objective], asked = recipe.objectives, []
+    objective.modules()["target"].register_forward_hook(lambda network, given, out: asked.append(given))
+    step = step_of(recipe, teacher)
+    objective(step)
+    [(x, _, condition)] = asked
+    assert len(x) == len(step) and torch.equal(condition["labels"], step.images.condition["labels"])
 
 
 def test_settings_reach_the_recipe():

@@ -79,6 +79,18 @@ def test_guidance_is_uncond_plus_w_times_difference():
         teacher(null_label=False)(x, sigma, condition, 2.0)
 
 
+def test_a_rescaled_guided_prediction_has_the_size_of_the_conditional_one():
+    """Lin et al. 2023, Eq. 15 and 16."""
+    t, x = teacher(), torch.randn(3, 1, 4, 4)
+    condition, sigma = Condition(labels=torch.tensor([1, 2, 0])), torch.ones(3)
+    conditional, guided = t(x, sigma, condition), t(x, sigma, condition, 5.0)
+    wanted, found = (v.flatten(1).std(1)[:, None, None, None] for v in (conditional, guided))
+    for share in (0.0, 0.7, 1.0):
+        expected = share * guided * wanted / found + (1 - share) * guided
+        torch.testing.assert_close(t(x, sigma, condition, 5.0, rescale=share), expected)
+    assert torch.equal(t(x, sigma, condition, rescale=0.7), conditional), "nothing to correct without guidance"
+
+
 def test_classes_are_keys_by_number_or_name():
     labels = ClassLabels(classes=3, class_names=("cat", "dog", "owl"))
     assert labels.parse(["dog", "2"]).tolist() == [1, 2] and labels.names(torch.tensor([0, 2])) == ["cat", "owl"]

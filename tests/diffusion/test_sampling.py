@@ -95,6 +95,16 @@ def test_grids_and_levels_descend(schedule):
     assert schedule_of(schedule.model_dump()) == schedule
 
 
+def test_levels_of_training_steps_are_whole_and_evenly_spaced():
+    schedule = VPSchedule()
+    assert schedule.levels(4) == (999, 749, 499, 249) and schedule.levels(1) == (999,)
+    assert schedule.levels(2, 399) == (399, 199) and schedule.levels(50)[:2] == (999, 979)
+    assert schedule.path(50)[-3:].tolist() == [39, 19, 0] and schedule.path(999).tolist() == [*range(999, -1, -1)]
+    for count in (3, 7, 499, 500, 501, 512, 998, 1000, 4000):
+        levels = schedule.levels(count)
+        assert len(levels) == count and all(a > b for a, b in pairwise((*levels, 0.0)))
+
+
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=str)
 def test_an_euler_step_is_undone_by_the_denoised_it_was_made_with(schedule):
     x, denoised = torch.randn(5, 2), torch.randn(5, 2)

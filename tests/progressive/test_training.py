@@ -26,7 +26,7 @@ def test_levels_are_those_of_twice_the_steps(schedule):
     schedule, _ = SCHEDULES[schedule]
     coarse, fine = EulerSampler.on_grid(4, schedule), EulerSampler.on_grid(8, schedule)
     assert (coarse.levels[0], coarse.levels[-1]) == (pytest.approx(schedule.t_max), pytest.approx(schedule.t_min))
-    spacing = schedule.t_max / 200
+    spacing = schedule.t_max / 198  # training steps are whole
     assert coarse.refined(schedule).levels == pytest.approx(fine.levels, rel=1e-6, abs=spacing)
 
 
@@ -38,7 +38,7 @@ def test_the_loss_is_zero_where_one_step_lands_with_two_of_the_predecessor(sched
     assert objective(step) > 0
     exact = []
     target = objective.target
-    objective.target = lambda *a: exact.append(target(*a)) or exact[0]
+    objective.target = lambda *a, **how: exact.append(target(*a, **how)) or exact[0]
     objective(step)
     recipe.student.denoiser.forward = lambda x, t, condition: exact[0]
     assert objective(step) == 0
@@ -54,6 +54,29 @@ def test_a_stage_begins_with_the_student_of_the_one_before():
     assert not torch.equal(predecessor.model.last.bias, recipe.student.denoiser.model.last.bias)
     objective.begin_stage(recipe.stages[1], recipe.student)
     assert torch.equal(predecessor.model.last.bias, recipe.student.denoiser.model.last.bias)
+
+
+def test_the_teacher_is_guided_in_the_first_stage_alone(monkeypatch):
+    """Its student learns the guidance in, and is not guided again."""
+    teacher = toy_teacher("vp")
+    recipe = Progressive().recipe(teacher, ProgressiveConfig(start_steps=4, guidance=3.0))
+    [objective], weights = recipe.objectives, []
+    ask = type(teacher).__call__
+    monkeypatch.setattr(type(teacher), "__call__", lambda self, *a: weights.append(a[3]) or ask(self, *a))
+    for stage, asked in zip(recipe.stages, ([3.0, 3.0], [], []), strict=True):
+        weights.clear()
+        recipe.student.sampler = stage.sampler
+        objective(step_of(recipe, teacher))
+        assert weights == asked
+    assert recipe.guidance == 3.0
+
+    step, x, schedule = step_of(recipe, teacher), torch.randn(2, 3, 4, 4), teacher.schedule
+    t, t_mid, t_end = (torch.full((2,), level) for level in (80.0, 60.0, 40.0))
+    condition = step.images.condition.select(slice(0, 2))
+    x_mid = euler_step(schedule, x, ask(teacher, x, t, condition, 3.0), t, t_mid)
+    x_end = euler_step(schedule, x_mid, ask(teacher, x_mid, t_mid, condition, 3.0), t_mid, t_end)
+    found = objective.target(x, t, t_mid, t_end, condition, guided=True)
+    torch.testing.assert_close(found, denoised_from(schedule, x, x_end, t, t_end))
 
 
 def test_steps_from_pure_noise_are_exact_in_float32():

@@ -127,7 +127,7 @@ MUTATIONS = {
         "sid", EFFECT, IDENTITY, "step.condition, self.guidance)", "step.condition)", "guidance"
     ),
     "dmd: guidance dropped": Mutation(
-        "dmd", EFFECT, DIFFERENCE, "self.teacher(noisy, t, condition, self.guidance)",
+        "dmd", EFFECT, DIFFERENCE, "self.teacher(noisy, t, condition, self.guidance, rescale=self.rescale)",
         "self.teacher(noisy, t, condition)", "guidance",
     ),
     "consistency: guidance dropped": Mutation(
