@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 from distillkit.contracts.codec import Codec, Pixels, Points
@@ -75,7 +74,7 @@ def distillkit_sources() -> Mapping[str, type[Source[Any]]]:
 
 
 @hookimpl
-def distillkit_exporters() -> Mapping[str, Callable[[Any, Path], None]]:
+def distillkit_exporters() -> Mapping[str, Callable[..., None]]:
     from distillkit.students.export import to_diffusers
 
     return {"diffusers": to_diffusers}

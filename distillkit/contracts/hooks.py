@@ -21,7 +21,6 @@ instead of failing somewhere inside.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import pluggy
@@ -132,5 +131,6 @@ def distillkit_trackers() -> Mapping[str, Callable[[str, Mapping[str, Any]], Tra
 
 
 @hookspec
-def distillkit_exporters() -> Mapping[str, Callable[[Student, Path], None]]:  # type: ignore[empty-body]
-    """Ways to write a student into an empty folder, by name; `distillkit export STUDENT --to NAME`."""
+def distillkit_exporters() -> Mapping[str, Callable[..., None]]:  # type: ignore[empty-body]
+    """Ways to write a student into an empty folder, by name: (student, folder), and a keyword `self_contained` where
+    there is a choice; `distillkit export STUDENT --to NAME`."""

@@ -19,6 +19,9 @@ from distillkit.contracts.student import StudentGenerator
 from distillkit.errors import DistillkitError, UsageError
 from distillkit.files import sha256, write_bytes, write_json
 from distillkit.models.build import build_denoiser, check_kinds, described_weights
+from distillkit.models.diffusers.folder import COMPONENTS, network_prefix
+from distillkit.models.diffusers.parts import beside, with_parts
+from distillkit.models.diffusers.weights import read_weights
 from distillkit.models.store.folder import check_fit
 from distillkit.reading import read_json
 from distillkit.registry import registry
@@ -252,14 +255,23 @@ def found_weights(path: str | Path, say: Callable[[str], None]) -> Weights:
 
 
 def _saved(folder: Path) -> Weights:
+    """The student in a folder: its weights in their own file, or in the network's folder of a diffusers pipeline."""
     description = read_description(read_json(folder / DESCRIPTION), str(folder / DESCRIPTION))
+    conditioner, codec = (with_parts(part, beside(folder)) for part in (description.conditioner, description.codec))
+    description = description.model_copy(update={"conditioner": conditioner, "codec": codec})
     path = folder / WEIGHTS
-    if not path.is_file():
+    network = next((name for name in COMPONENTS if (folder / name / "config.json").is_file()), None)
+    if path.is_file():
+        tensors, found = read_tensors(path), sha256(path)
+    elif network:
+        path = folder / network
+        own, found, _ = read_weights(path)
+        tensors = {f"{network_prefix(network)}{name}": value for name, value in own.items()}
+    else:
         raise DistillkitError(
             f"{folder} has a {DESCRIPTION} and no {WEIGHTS}: it was exported for another library (see its README.md), "
             "or its weights were removed"
         )
-    tensors, found = read_tensors(path), sha256(path)
     if found == description.weights_sha256:
         return Weights(tensors, description, folder, str(path))
     raise DistillkitError(f"{path} does not match the sha256 recorded in {DESCRIPTION}: {found}")

@@ -2,106 +2,43 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 import shutil
 import tempfile
-from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save
-
-from distillkit.contracts.codec import Pixels
-from distillkit.contracts.conditioner import ClassLabels, Unconditional
 from distillkit.errors import UsageError
 from distillkit.files import sha256, write_bytes, write_json
-from distillkit.models.diffusers.unet2d import DiffusersUNet
 from distillkit.reading import Unreadable, read_json, read_text
 from distillkit.registry import blaming, registry
 from distillkit.students.artifact import DESCRIPTION, Student
 from distillkit.students.card import CARD, PICTURE, card, with_usage
-from distillkit.students.evaluations import evaluations_of
+from distillkit.students.own_pipeline import write_own_pipeline
+from distillkit.students.plain_pipeline import parts_of, write_plain_pipeline
 
 log = logging.getLogger(__name__)
 
-FILES = Path(__file__).parent / "diffusers_files"
-SINCE = "0.32.0"
-"""The version of diffusers that the files are written for."""
+OF_WEIGHTS = ("weights_sha256", "conditioner", "codec")
+"""Of a description: what an export may write otherwise than the student has it."""
 
 
-def to_diffusers(student: Student, folder: Path) -> None:
-    """A folder that `DiffusionPipeline.from_pretrained(folder, trust_remote_code=True)` loads.
+def to_diffusers(student: Student, folder: Path, *, self_contained: bool = False) -> None:
+    """A folder that diffusers loads: a plain pipeline where the student was made from one with text or latents, and a
+    pipeline that the folder brings along for students of pixels.
 
-    UNet2DModels are saved as such, so that diffusers alone is enough; other networks bring a file that builds them with
-    distillkit and, where it is a plugin's, its package.
+    Args:
+        self_contained: with copies of the parts that were not trained, which are named by where they are otherwise.
 
     Raises:
-        UsageError: for a student of anything but pixels, with other conditions than classes, or with a sampler or a
-            denoiser that is not one of distillkit's.
+        UsageError: for a student that the format does not hold; says what is in the way.
     """
-    generator = student.generator
-    classes = _classes(student)
-    start, evaluations = evaluations_of(generator)
-    model: Any = generator.denoiser.model
-    index: dict[str, Any] = {
-        "_class_name": ["pipeline", "DistilledPipeline"],
-        "_diffusers_version": SINCE,
-        "shape": list(generator.shape),
-        "start": start,
-        "num_classes": classes,
-        "sign": 1.0,
-        "clip": bool(getattr(generator.sampler, "clip", False)),
-    }
-    if isinstance(model, DiffusersUNet):
-        index |= {"network": ["diffusers", "UNet2DModel"], "sign": model.sign}
-        evaluations = [replace(line, t=line.t * model.time_scale) for line in evaluations]
-        model.unet.save_pretrained(folder / "network")
+    if parts_of(student):
+        usage = write_plain_pipeline(student, folder, self_contained=self_contained)
     else:
-        index["network"] = ["distillkit_network", "DistillkitNetwork"]
-        _write_network(student, folder / "network")
-    index["evaluations"] = [asdict(evaluation) for evaluation in evaluations]
-    shutil.copyfile(FILES / "pipeline.py", folder / "pipeline.py")
-    write_json(folder / "model_index.json", index)
-    write_bytes(folder / CARD, with_usage(_card(student), _usage(classes), library="diffusers").encode())
-
-
-def _classes(student: Student) -> int:
-    """The number of classes, 0 for none, of a student whose samples and conditions the pipeline can make."""
-    codec, conditioner = student.codec, student.conditioner
-    if type(codec) is not Pixels or codec.video:
-        raise UsageError(
-            f"the diffusers format holds students of pixels; this one's samples {student.generator.shape} become "
-            f"{codec.content} by the codec {student.description.codec.get('kind')}, which the pipeline does not have"
-        )
-    if type(conditioner) not in (ClassLabels, Unconditional):
-        raise UsageError(
-            "the diffusers format holds students of classes or of nothing; this one's conditions are made by the "
-            f"conditioner {student.description.conditioner.get('kind')}"
-        )
-    return conditioner.count
-
-
-def _write_network(student: Student, folder: Path) -> None:
-    model: Any = student.generator.denoiser.model
-    state = {f"model.{name}": value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
-    config = {
-        "_class_name": "DistillkitNetwork",
-        "_diffusers_version": SINCE,
-        "description": student.description.network,
-    }
-    write_json(folder / "config.json", config)
-    write_bytes(folder / "diffusion_pytorch_model.safetensors", save(state, metadata={"format": "pt"}))
-    shutil.copyfile(FILES / "distillkit_network.py", folder / "distillkit_network.py")
-
-
-def _usage(classes: int) -> str:
-    chosen = ", class_labels=[0] * 16" if classes else ""
-    return f"""```python
-from diffusers import DiffusionPipeline
-
-pipeline = DiffusionPipeline.from_pretrained("path/to/this/folder", trust_remote_code=True)
-images = pipeline(batch_size=16{chosen}).images
-```"""
+        usage = write_own_pipeline(student, folder)
+    write_bytes(folder / CARD, with_usage(_card(student), usage, library="diffusers").encode())
 
 
 def _card(student: Student) -> str:
@@ -130,15 +67,23 @@ def _repository(folder: Path) -> Path:
     return snapshots.parent / "blobs" if is_cached else folder
 
 
-def export(student: Student, name: str, folder: Path) -> list[Path]:
+def export(student: Student, name: str, folder: Path, *, self_contained: bool = False) -> list[Path]:
     """Write a student in a format, with its card, whole or not at all; returns the files. A folder that already holds
     the same export is left as it is, so that what follows an export, such as an upload, can be repeated.
+
+    Args:
+        self_contained: with everything that the student needs, where the format leaves a choice.
 
     Raises:
         UsageError: for an unknown format, a student that it cannot hold, or a folder that holds something else.
         DistillkitError: when a plugin's exporter fails.
     """
     offer = registry().find("exporters", name)
+    options: dict[str, Any] = {"self_contained": True} if self_contained else {}
+    if self_contained and "self_contained" not in inspect.signature(offer.value).parameters:
+        raise UsageError(
+            f"the format {name} ({offer.origin}) leaves no choice of what is copied: drop --self-contained"
+        )
     occupied = folder.exists() and (not folder.is_dir() or any(folder.iterdir()))
     if occupied and not _may_be(folder, student):
         raise UsageError(f"{folder} is not an empty folder; choose another --output-dir")
@@ -147,7 +92,7 @@ def export(student: Student, name: str, folder: Path) -> list[Path]:
         made = Path(aside) / "made"
         made.mkdir()
         with blaming(f"export to {name}", offer.origin, "failed"):
-            offer.value(student, made)
+            offer.value(student, made, **options)
         _complete(made, student, name, offer.origin)
         if occupied:
             if not _alike(made, folder):
@@ -172,10 +117,12 @@ def _complete(made: Path, student: Student, name: str, origin: str) -> None:
 
 def _may_be(folder: Path, student: Student) -> bool:
     """Whether a folder says that it holds an export of this student."""
+    ours = student.description.model_dump(mode="json")
     try:
-        return folder.is_dir() and read_json(folder / DESCRIPTION) == student.description.model_dump(mode="json")
+        theirs = read_json(folder / DESCRIPTION) if folder.is_dir() else None
     except Unreadable:
         return False
+    return isinstance(theirs, dict) and all(theirs.get(key) == ours[key] for key in ours if key not in OF_WEIGHTS)
 
 
 def _alike(first: Path, second: Path) -> bool:

@@ -31,6 +31,11 @@ CONFIGURATION = [
 DESCRIPTIONS = ("model_index.json", "config.json", *(f"{component}/config.json" for component in COMPONENTS))
 
 
+def network_prefix(component: str) -> str:
+    """Before the names of a pipeline's network's weights in a denoiser's: the module has the component's name."""
+    return f"model.{component}."
+
+
 def is_diffusers_folder(folder: Path) -> bool:
     return any((folder / name).is_file() for name in DESCRIPTIONS)
 

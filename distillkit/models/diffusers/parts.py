@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable, Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Self
@@ -14,7 +15,7 @@ from torch import Tensor
 from distillkit.errors import DistillkitError, UsageError
 from distillkit.files import sha256
 from distillkit.models.diffusers.weights import chosen, read_weights
-from distillkit.reading import Missing, read_mapping
+from distillkit.reading import Missing, read_mapping, validated
 from distillkit.registry import registry
 
 log = logging.getLogger(__name__)
@@ -130,6 +131,43 @@ def located(source: str) -> Path:
             "make a student that carries them: distillkit export RUN FOLDER --to diffusers --self-contained"
         )
     return path
+
+
+def parts_in(description: Mapping[str, Any]) -> Iterator[PipelineParts]:
+    """The parts that a conditioner's or a codec's description names, however deep.
+
+    Raises:
+        DistillkitError: when they are malformed.
+    """
+    for name, value in description.items():
+        if name == "parts" and isinstance(value, Mapping):
+            yield _read(value)
+        elif isinstance(value, Mapping):
+            yield from parts_in(value)
+
+
+def with_parts(description: Mapping[str, Any], change: Callable[[PipelineParts], PipelineParts]) -> dict[str, Any]:
+    """The same description with other parts.
+
+    Raises:
+        DistillkitError: when they are malformed.
+    """
+    changed: dict[str, Any] = {}
+    for name, value in description.items():
+        if name == "parts" and isinstance(value, Mapping):
+            changed[name] = change(_read(value)).model_dump(mode="json")
+        else:
+            changed[name] = with_parts(value, change) if isinstance(value, Mapping) else value
+    return changed
+
+
+def beside(folder: Path) -> Callable[[PipelineParts], PipelineParts]:
+    """Names the parts of a description that lie in the folder where it was read by that folder."""
+    return lambda parts: parts.model_copy(update={"source": str(folder.absolute())}) if parts.source == HERE else parts
+
+
+def _read(value: Mapping[str, Any]) -> PipelineParts:
+    return validated(PipelineParts, value, "the parts of a pipeline in a description")
 
 
 def _hash_of(path: Path) -> str | None:

@@ -85,6 +85,10 @@ class _Index(BaseModel):
         min_length=1, max_length=200_000, description="tensor -> file beside the index"
     )
 
+    @property
+    def shards(self) -> list[str]:
+        return sorted(set(self.weight_map.values()))
+
 
 def read_weights(folder: Path, dtype: torch.dtype = torch.float32) -> tuple[dict[str, Tensor], str, str]:
     """All tensors of a model folder, floating point ones in `dtype`, a hash of the files, and which they are, for
@@ -94,17 +98,13 @@ def read_weights(folder: Path, dtype: torch.dtype = torch.float32) -> tuple[dict
         UsageError: when there are none; says what is there instead.
         DistillkitError: when they are damaged, refused or incomplete.
     """
-    found = chosen([place.name for place in folder.iterdir()] if folder.is_dir() else [])
-    if found is None:
-        raise UsageError(_absent(folder))
+    found = _chosen_in(folder)
     note = f"the {found.variant} variant of the weights in {folder}" if found.variant else ""
-    if not found.index:
-        path = folder / found.files[0]
-        return _tensors(path, dtype), sha256(path), note
-    index = read_model(folder / found.index, _Index, most=64 * 2**20)
+    index = _index_of(folder, found)
+    if index is None:
+        return _tensors(folder / found.files[0], dtype), weights_sha256(folder), note
     tensors: dict[str, Tensor] = {}
-    digest = hashlib.sha256()
-    for shard in sorted(set(index.weight_map.values())):
+    for shard in index.shards:
         path = folder / shard
         if not path.is_file():
             raise DistillkitError(f"{folder / found.index} lists the shard {shard}, which is not there; fetch it too")
@@ -113,8 +113,32 @@ def read_weights(folder: Path, dtype: torch.dtype = torch.float32) -> tuple[dict
         if missing := sorted(own - held.keys()):
             raise DistillkitError(f"{path} does not hold {missing[0]}, which {found.index} says is there")
         tensors |= {name: held[name] for name in own}
-        digest.update(f"{shard} {sha256(path)}\n".encode())
-    return tensors, digest.hexdigest(), note
+    return tensors, weights_sha256(folder), note
+
+
+def weights_sha256(folder: Path) -> str:
+    """The hash of the files that hold a model folder's weights: of the file, or of all shards' names and hashes.
+
+    Raises:
+        UsageError: when there are none.
+    """
+    found = _chosen_in(folder)
+    index = _index_of(folder, found)
+    if index is None:
+        return sha256(folder / found.files[0])
+    lines = (f"{shard} {sha256(folder / shard)}\n" for shard in index.shards)
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def _chosen_in(folder: Path) -> Found:
+    found = chosen([place.name for place in folder.iterdir()] if folder.is_dir() else [])
+    if found is None:
+        raise UsageError(_absent(folder))
+    return found
+
+
+def _index_of(folder: Path, found: Found) -> _Index | None:
+    return read_model(folder / found.index, _Index, most=64 * 2**20) if found.index else None
 
 
 def _tensors(path: Path, dtype: torch.dtype) -> dict[str, Tensor]:
