@@ -168,7 +168,7 @@ def _call(student: Student, pipeline: Any, scheduler: Scheduler) -> dict[str, An
     """What a call of the pipeline must say, its own defaults being those of the teacher: 50 steps with guidance 7.5.
 
     Raises:
-        UsageError: for a pipeline that does not let itself be told the student's steps.
+        UsageError: for a pipeline that does not take the student's steps.
     """
     known, conditioner = inspect.signature(pipeline.__call__).parameters, student.conditioner
     call: dict[str, Any] = {}
@@ -187,7 +187,7 @@ def _call(student: Student, pipeline: Any, scheduler: Scheduler) -> dict[str, An
     elif _own_grid(scheduler) in (None, list(grid)):
         call["num_inference_steps"] = scheduler.steps
     else:
-        raise UsageError(f"a {pipeline.__name__} cannot be told the student's steps {list(grid)}")
+        raise UsageError(f"a {pipeline.__name__} does not take the student's steps {list(grid)}")
     if "guidance_scale" in known:
         call["guidance_scale"] = float(getattr(conditioner, "embedded_guidance", None) or 1.0)
     if "use_resolution_binning" in known:
@@ -196,7 +196,7 @@ def _call(student: Student, pipeline: Any, scheduler: Scheduler) -> dict[str, An
 
 
 def _own_grid(scheduler: Scheduler) -> list[float] | None:
-    """The steps that a scheduler takes when it is told their number; None where that is all it can be told."""
+    """The steps that a scheduler takes when it is given their number; None where it takes nothing else."""
     import diffusers
 
     if not scheduler.grid:

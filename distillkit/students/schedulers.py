@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from distillkit.contracts.sampler import OneStep
+from distillkit.contracts.schedule import SMALLEST_ALPHA
 from distillkit.contracts.student import StudentGenerator
 from distillkit.diffusion.denoisers import PredictionDenoiser
 from distillkit.diffusion.samplers import EulerSampler, RenoisingSampler
@@ -22,7 +23,7 @@ NO_BOUNDARY = 1e6
 
 @dataclass(frozen=True)
 class Scheduler:
-    """A scheduler, and what a pipeline must be told so that it takes the student's steps.
+    """A scheduler, and what a pipeline must be given so that it takes the student's steps.
 
     Args:
         name: the class in diffusers.
@@ -106,7 +107,8 @@ def _vp(
 def _betas(schedule: VPSchedule, first: int) -> dict[str, Any]:
     """The betas of a schedule up to the step where the student starts, which is then the last that there is: a
     scheduler that starts at its last step starts where the student was trained."""
-    if first == schedule.steps - 1:
+    plain_end = not schedule.zero_terminal_snr or schedule.last_alpha == SMALLEST_ALPHA
+    if first == schedule.steps - 1 and plain_end:
         return {
             "num_train_timesteps": schedule.steps, "beta_schedule": schedule.betas,
             "beta_start": schedule.beta_start, "beta_end": schedule.beta_end,

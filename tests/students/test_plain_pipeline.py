@@ -17,7 +17,7 @@ from distillkit.students.artifact import save_student
 from distillkit.students.description import describe_student
 from distillkit.students.export import export
 from distillkit.students.schedulers import scheduler_of
-from tests.students.pipelines import stable_diffusion
+from tests.models.pipelines import sdxl, stable_diffusion
 
 PROMPTS = ["a cat", "two dogs"]
 
@@ -60,7 +60,7 @@ def call_of(folder):
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory):
-    return stable_diffusion(tmp_path_factory.mktemp("teacher"))
+    return stable_diffusion(tmp_path_factory.mktemp("teacher") / "sd")
 
 
 SAMPLERS = {
@@ -107,11 +107,23 @@ def test_diffusers_alone_makes_the_same(source, tmp_path, name):
 )
 def test_other_predictions_and_zero_terminal_snr(tmp_path, prediction, zero, sampler):
     changes = {"prediction_type": prediction, "rescale_betas_zero_snr": zero, "beta_schedule": "squaredcos_cap_v2"}
-    source = stable_diffusion(tmp_path / "teacher", **changes)
+    source = stable_diffusion(tmp_path / "teacher", options=changes)
     test_diffusers_alone_makes_the_same(source, tmp_path, sampler)
     saved = json.loads((tmp_path / "out" / "scheduler" / "scheduler_config.json").read_text())
     assert saved["rescale_betas_zero_snr"] is zero or sampler == "one step lower"
     assert saved["prediction_type"] == prediction
+
+
+@pytest.mark.parametrize("name", ["one-step", "four"])
+def test_stable_diffusion_xl(tmp_path, name):
+    test_diffusers_alone_makes_the_same(sdxl(tmp_path / "teacher"), tmp_path, name)
+
+
+def test_a_teacher_that_ends_almost_in_pure_noise(tmp_path):
+    changes = {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
+    source = stable_diffusion(tmp_path / "teacher", "EulerDiscrete", changes)
+    assert load_teacher(str(source)).schedule.last_alpha > 1e-4
+    test_diffusers_alone_makes_the_same(source, tmp_path, "one-step")
 
 
 @pytest.mark.parametrize(("name", "steps"), [("one-step", 1), ("one step lower", 1), ("two", 2), ("four", 4)])
