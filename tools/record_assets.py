@@ -19,10 +19,14 @@ from distillkit.progress import reporter_for
 TEACHERS = ("digits", "mixture")
 
 
-def main() -> None:
-    shipped = sorted(p for p in assets.FOLDER.glob("*/*") if p.suffix in (".safetensors", ".json"))
-    write_json(assets.FOLDER / assets.HASHES, {p.name: sha256(p) for p in shipped})
+def record_hashes() -> None:
+    """Of all shipped files."""
+    write_json(assets.FOLDER / assets.HASHES, {name: sha256(path) for name, path in assets.shipped_files().items()})
     assets.asset_hashes.cache_clear()
+
+
+def main() -> None:
+    record_hashes()
     reporter, records = reporter_for(), {}
     for name in TEACHERS:
         teacher = load_teacher(name)

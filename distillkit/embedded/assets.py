@@ -20,9 +20,32 @@ def asset_hashes() -> dict[str, str]:
     return dict(json.loads((FOLDER / HASHES).read_text()))
 
 
+def shipped_files() -> dict[str, Path]:
+    """All weights, tables and texts that ship, by their names in the record of hashes.
+
+    A file in a teacher's folder has its own name; one below that is named by its path, as "shapes/pipeline/vae/..." is.
+    """
+    found = sorted(p for p in FOLDER.glob("*/**/*") if p.suffix in (".safetensors", ".json", ".txt") and p.is_file())
+    relative = {path: path.relative_to(FOLDER) for path in found}
+    return {(name.name if len(name.parts) == 2 else name.as_posix()): path for path, name in relative.items()}
+
+
+@cache
+def asset_folder(name: str) -> Path:
+    """The path of a shipped folder such as "shapes/pipeline", after checking each of its files.
+
+    Raises:
+        DistillkitError: when a file is missing or altered.
+    """
+    for each in asset_hashes():
+        if each.startswith(f"{name}/"):
+            asset_path(each)
+    return FOLDER / name
+
+
 @cache
 def asset_path(name: str) -> Path:
-    """The path of a shipped file, which is in the folder of its teacher, after checking it against its recorded sha256.
+    """The path of a shipped file, by its name in `shipped_files`, after checking it against its recorded sha256.
 
     Raises:
         DistillkitError: when the file is missing or altered.

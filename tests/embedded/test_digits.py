@@ -35,9 +35,11 @@ def distance(images):
 
 
 def test_shipped_files_are_small_and_match_their_hashes():
-    files = [p for p in assets.FOLDER.glob("*/*") if p.suffix in (".safetensors", ".json")]
-    assert sum(p.stat().st_size for p in files) < 5e6
-    assert set(assets.asset_hashes()) == {p.name for p in files}
+    files = assets.shipped_files()
+    sizes = {name: path.stat().st_size for name, path in files.items()}
+    of_shapes = sum(size for name, size in sizes.items() if files[name].is_relative_to(assets.FOLDER / "shapes"))
+    assert of_shapes < 6e6 and sum(sizes.values()) - of_shapes < 5e6
+    assert set(assets.asset_hashes()) == set(files)
     for name in assets.asset_hashes():
         assert assets.asset_path(name).is_file()
 

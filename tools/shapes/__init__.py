@@ -1,0 +1,1 @@
+"""What makes the shipped files of the embedded teacher `shapes`."""
