@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from PIL import Image
 from torch import Tensor
 
+from distillkit.captions import LEGIBLE, strip
 from distillkit.contracts.codec import Content
 from distillkit.files import write_bytes
 
@@ -16,21 +18,38 @@ MIN_TILE, MAX_TILE = 40, 160
 GAP = 2
 
 
-def grid(pixels: Tensor, columns: int, *, enlarge: bool = True) -> Image.Image:
+def grid(pixels: Tensor, columns: int, *, enlarge: bool = True, captions: Sequence[str] = ()) -> Image.Image:
     """Tile (N, C, H, W) uint8 with C = 1 or 3 row by row, by default enlarging small images by whole factors.
 
     The last row is filled with white where N is not a multiple of `columns`.
+
+    Args:
+        captions: a text under each, or none; rows without any text have no room for it.
     """
     count, channels, height, width = pixels.shape
-    scale = max(1, MIN_TILE // max(height, width)) if enlarge else 1
-    rows = -(-count // columns)
-    canvas = torch.full(
-        (channels, rows * (height * scale + GAP) - GAP, columns * (width * scale + GAP) - GAP), 255, dtype=torch.uint8
-    )
+    texts = [*captions, *[""] * (count - len(captions))]
+    wanted = -(-LEGIBLE // width) if any(texts) else MIN_TILE // max(height, width)
+    scale = max(1, wanted) if enlarge else 1
     enlarged = pixels.cpu().repeat_interleave(scale, 2).repeat_interleave(scale, 3)
-    for index, image in enumerate(enlarged):
-        top, left = index // columns * (height * scale + GAP), index % columns * (width * scale + GAP)
-        canvas[:, top : top + height * scale, left : left + width * scale] = image
+    mode, bands = "L" if channels == 1 else "RGB", list[Image.Image]()
+    for start in range(0, count, columns):
+        bands.append(_row(enlarged[start : start + columns], columns))
+        text = strip(texts[start : start + columns], width * scale, GAP, mode)
+        bands += [] if text is None else [text]
+    canvas = Image.new(mode, (bands[0].width, sum(band.height + GAP for band in bands) - GAP), "white")
+    top = 0
+    for band in bands:
+        canvas.paste(band, (0, top))
+        top += band.height + GAP
+    return canvas
+
+
+def _row(images: Tensor, columns: int) -> Image.Image:
+    """Images (N, C, H, W) beside each other, N <= columns; white where there is none."""
+    _, channels, height, width = images.shape
+    canvas = torch.full((channels, height, columns * (width + GAP) - GAP), 255, dtype=torch.uint8)
+    for place, image in enumerate(images):
+        canvas[:, :, place * (width + GAP) : place * (width + GAP) + width] = image
     array = canvas.permute(1, 2, 0).numpy()
     return Image.fromarray(array[..., 0] if channels == 1 else array)
 
@@ -51,10 +70,10 @@ def reduced(pixels: Tensor, height: int = MAX_TILE) -> Tensor:
     return small.round().clamp(0, 255).to(torch.uint8)
 
 
-def save_grid(path: Path, pixels: Tensor, columns: int, *, enlarge: bool = True) -> None:
+def save_grid(path: Path, pixels: Tensor, columns: int, *, enlarge: bool = True, captions: Sequence[str] = ()) -> None:
     """Write `grid` as a PNG, atomically."""
     buffer = io.BytesIO()
-    grid(pixels, columns, enlarge=enlarge).save(buffer, format="PNG")
+    grid(pixels, columns, enlarge=enlarge, captions=captions).save(buffer, format="PNG")
     write_bytes(path, buffer.getvalue())
 
 

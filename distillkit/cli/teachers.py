@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from distillkit.cli.sample import sample
+
 if TYPE_CHECKING:
     from distillkit.models.store.reference import Reference
 
@@ -30,9 +32,11 @@ class TeachersGroup(TyperGroup):
 app = typer.Typer(
     cls=TeachersGroup,
     rich_markup_mode=None,
-    help="List the teachers. `show` explains one, `fetch` downloads one, `convert` reads a file, `train` makes one.",
+    help="List the teachers. `show` explains one, `sample` draws with one, `fetch` downloads one, `convert` reads a "
+    "file, `train` makes one.",
     invoke_without_command=True,
 )
+app.command()(sample)
 
 
 @app.callback()

@@ -81,6 +81,10 @@ class Conditioner(BaseModel, ABC):
         """What keys (B,) are called, for people; empty text where they have no names."""
         return [str(key) if self.count else "" for key in keys.tolist()]
 
+    def captions(self, keys: Tensor) -> list[str]:
+        """What belongs under pictures of keys (B,): prompts. Empty texts where that would say little."""
+        return [""] * len(keys)
+
     def summary(self) -> str:
         """For people: '10 classes', 'text', 'none'."""
         return "none"

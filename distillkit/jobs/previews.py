@@ -58,7 +58,9 @@ class Previews:
                 made[name] = self.teacher.codec.decode(predicted)
         content = self.teacher.codec.content
         path = self.folder / f"step-{step:09d}.png"
-        save_grid(path, torch.cat([tiles(row, content) for row in made.values()]), COLUMNS)
+        # A prompt is the same in all rows, and stands under the last.
+        captions = [*[""] * ((len(made) - 1) * COLUMNS), *self._captions(self.rows)]
+        save_grid(path, torch.cat([tiles(row, content) for row in made.values()]), COLUMNS, captions=captions)
         order = "from left to right" if content == "points" else "rows from top to bottom"
         write_bytes(self.folder / "README.txt", f"{order}: {', '.join(made)}\nfixed noise and conditions\n".encode())
         return path
@@ -66,8 +68,15 @@ class Previews:
     @torch.inference_mode()
     def grid(self, path: Path, student: StudentGenerator) -> None:
         """A plain sample grid of the student."""
-        samples = self._samples(student, "samples", shown(self.teacher.codec.content, SAMPLES))
-        save_grid(path, tiles(self.teacher.codec.decode(samples), self.teacher.codec.content), COLUMNS)
+        content = self.teacher.codec.content
+        rows = shown(content, SAMPLES)
+        decoded = self.teacher.codec.decode(self._samples(student, "samples", rows))
+        save_grid(path, tiles(decoded, content), COLUMNS, captions=self._captions(rows))
+
+    def _captions(self, rows: range) -> list[str]:
+        """The prompts of a picture's samples; points are one picture."""
+        conditioner = self.teacher.conditioner
+        return [] if self.teacher.codec.content == "points" else conditioner.captions(conditioner.in_turn(rows))
 
     def _samples(self, student: StudentGenerator, purpose: str, rows: range) -> Tensor:
         return student(self._noise(purpose, rows), self._condition(rows), lambda k: self._noise(f"{purpose}/{k}", rows))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from distillkit.contracts.teacher import Teacher
 from distillkit.contracts.text import PromptList
@@ -14,8 +14,10 @@ from distillkit.models.diffusers import hub
 from distillkit.models.prompts import Prompts
 from distillkit.models.store.reference import Folder, Reference, Repository
 from distillkit.registry import registry
-from distillkit.runs.config import RunConfig
+from distillkit.runs.config import RunConfig, validated
 
+MOST_PROMPTS = 64
+"""Prompts of a file that are sampled where no number is given."""
 ALL_LOOKED_AT, AT_ONCE = 20_000, 2048
 """So many prompts are all tokenized to count those that are cut; of more the longest, until none of a chunk is."""
 
@@ -49,6 +51,25 @@ def opened(config: PromptsConfig, say: Callable[[str], None]) -> FoundPrompts | 
     if config.path.startswith(HUB) and only_planned(config.path):
         raise DownloadNeeded(f"which prompts {config.path} holds is known only when it has been downloaded")
     return open_prompts(config, say)
+
+
+def typed_prompts(typed: Sequence[str] | None, file: str | None, count: int | None) -> list[str] | None:
+    """The prompts that a person typed, or the first of a file; None where there are neither.
+
+    Args:
+        count: how many; `MOST_PROMPTS` of a file by default.
+
+    Raises:
+        UsageError: for both at once.
+        UsageError, DistillkitError: as `open_prompts`.
+    """
+    if file is None:
+        return list(typed) if typed else None
+    if typed:
+        raise UsageError("--prompt and --prompts are two ways to say one thing: give one of them")
+    given = {"path": file}
+    config = validated(PromptsConfig, given, None, {"prompts": given}, ("prompts",))
+    return list(open_prompts(config).prompts.texts[: count or MOST_PROMPTS])
 
 
 def with_prompts(teacher: Teacher, prompts: PromptList) -> Teacher:

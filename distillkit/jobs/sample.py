@@ -3,33 +3,38 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import Tensor
 
 from distillkit.contracts.codec import Content
+from distillkit.contracts.conditioner import Conditioner
 from distillkit.contracts.random import SampleRNG
 from distillkit.contracts.teacher import Teacher
+from distillkit.diffusion.solvers import SOLVERS, SolverName
 from distillkit.errors import UsageError
 from distillkit.jobs.context import Context
 from distillkit.jobs.previews import POINTS
+from distillkit.jobs.prompts import MOST_PROMPTS
 from distillkit.jobs.subjects import is_student, solver_steps, within_bounds
 from distillkit.models.counting import count_evaluations
 from distillkit.models.diffusers.folder import is_diffusers_folder
 from distillkit.models.store.folder import is_teacher_folder
 from distillkit.models.store.resolve import resolve
-from distillkit.students.artifact import load_student
+from distillkit.students.artifact import load_student, samples_at_once
 
 
 @dataclass(frozen=True)
 class Made:
-    """Decoded samples (B, ...) on the CPU, what they are, and network evaluations of each, counted."""
+    """Decoded samples (B, ...) on the CPU, what they are, network evaluations of each, counted, and a text for each."""
 
     decoded: Tensor
     content: Content
     nfe: float
+    captions: list[str] = field(default_factory=list)
 
 
 def make_samples(
@@ -39,24 +44,39 @@ def make_samples(
     *,
     seed: int = 0,
     classes: Sequence[str] | None = None,
+    prompts: Sequence[str] | None = None,
     nfe: int | None = None,
+    steps: int | None = None,
+    solver: str | None = None,
     guidance: float = 1.0,
-    batch: int = 256,
+    negative: str | None = None,
+    batch: int | None = None,
 ) -> Made:
     """Samples of what `name` stands for; sample i depends on (seed, i) and its condition alone, and a student and its
     teacher start from the same noise.
 
     Args:
         name: run, checkpoint or student; or a teacher.
-        count: of samples; `default_count` by default.
+        count: of samples; one for each prompt (`MOST_PROMPTS` at most) or `default_count` by default.
         classes: numbers or names of classes, in turn; all in turn by default.
+        prompts: in turn, for models of text.
         nfe: network evaluations of a sample; its own number by default.
+        steps, solver: of a teacher; its own by default.
         guidance: weight of a teacher.
+        negative: text that a teacher is guided away from instead of nothing.
+        batch: samples in one pass; by their size by default.
 
     Raises:
         UsageError: for a name that stands for neither, or options that do not fit it.
     """
-    within_bounds(num=count, seed=seed, nfe=nfe, guidance=guidance)
+    within_bounds(num=count, seed=seed, nfe=nfe, steps=steps, guidance=guidance)
+    if classes is not None and prompts is not None:
+        raise UsageError("--labels and --prompt are two ways to say one thing: give one of them")
+    if solver is not None and solver not in SOLVERS:
+        raise UsageError(f"--solver {solver}: {', '.join(SOLVERS)}")
+    asked = _Asked(
+        count, seed, classes, prompts, nfe, steps, cast("SolverName | None", solver), guidance, negative, batch
+    )
     if not is_student(name):
         try:
             reference = resolve(name)
@@ -65,14 +85,18 @@ def make_samples(
         if (place := Path(name).expanduser()).is_dir() and not (is_teacher_folder(place) or is_diffusers_folder(place)):
             raise UsageError(f"no student in {name}, and no teacher either; name a run, a student or a teacher")
         teacher = reference.load(context.reporter, context.stopped).to(context.device)
-        count = count or default_count(teacher.codec.content)
-        return _of_teacher(teacher, count, seed, classes, nfe, guidance, batch, context)
+        return _of_teacher(teacher, asked, context)
     if guidance != 1.0:
         raise UsageError("--guidance is for teachers; a student has learnt in what it has")
+    for option in ("steps", "solver", "negative"):
+        if getattr(asked, option) is not None:
+            raise UsageError(f"--{option} is for teachers; a student takes --nfe")
     student = load_student(name, say=context.reporter.say).to(context.device)
     student = student if nfe is None else student.with_nfe(nfe)
-    made = student(count or default_count(student.codec.content), seed=seed, classes=classes, batch=batch)
-    return Made(made, student.codec.content, student.nfe)
+    keys = asked.keys(student.conditioner, student.codec.content)
+    typed = {"classes": classes} if prompts is None else {"prompts": prompts[: len(keys)]}
+    made = student(len(keys), seed=seed, batch=batch, **typed)
+    return Made(made, student.codec.content, student.nfe, student.conditioner.captions(keys))
 
 
 def default_count(content: Content) -> int:
@@ -80,26 +104,67 @@ def default_count(content: Content) -> int:
     return POINTS if content == "points" else 64
 
 
+@dataclass(frozen=True)
+class _Asked:
+    """What `make_samples` was asked for."""
+
+    count: int | None
+    seed: int
+    classes: Sequence[str] | None
+    prompts: Sequence[str] | None
+    nfe: int | None
+    steps: int | None
+    solver: SolverName | None
+    guidance: float
+    negative: str | None
+    batch: int | None
+
+    def keys(self, conditioner: Conditioner, content: Content) -> Tensor:
+        """Keys (count,) of the samples.
+
+        Raises:
+            UsageError: for what is no condition of the model, or where it has none to show.
+        """
+        if self.prompts is not None:
+            count = self.count or min(len(self.prompts), MOST_PROMPTS)
+            return conditioner.typed_in_turn(self.prompts[:count], count)
+        count = self.count or default_count(content)
+        if self.classes is not None:
+            return conditioner.typed_in_turn(self.classes, count)
+        if (
+            conditioner.lacks
+            and conditioner.count == 1
+            and conditioner.names(torch.zeros(1, dtype=torch.int64)) == [""]
+        ):
+            raise UsageError('say what the samples are to show: --prompt "a text", or --prompts FILE')
+        return conditioner.in_turn(range(count))
+
+
 @torch.inference_mode()
-def _of_teacher(
-    teacher: Teacher, count: int, seed: int, classes: Sequence[str] | None, nfe: int | None, guidance: float,
-    batch: int, context: Context,
-) -> Made:  # fmt: skip
-    spec, conditioner, rng = teacher.spec, teacher.conditioner, SampleRNG(seed)
-    steps = spec.solver_steps if nfe is None else solver_steps(nfe, spec.solver, guidance)
-    keys = conditioner.in_turn(range(count)) if classes is None else conditioner.typed_in_turn(classes, count)
-    decoded = []
+def _of_teacher(teacher: Teacher, asked: _Asked, context: Context) -> Made:
+    spec, conditioner, rng = teacher.spec, teacher.conditioner, SampleRNG(asked.seed)
+    solver, guidance = asked.solver or spec.solver, asked.guidance
+    if asked.nfe is not None and asked.steps is not None:
+        raise UsageError("--nfe and --steps both say how long to sample: give one of them")
+    steps = asked.steps or (spec.solver_steps if asked.nfe is None else solver_steps(asked.nfe, solver, guidance))
+    if asked.negative is not None and guidance == 1.0:
+        raise UsageError("--negative is what guidance leads away from: give --guidance, such as 7.5, as well")
+    keys = asked.keys(conditioner, teacher.codec.content)
+    away = None if asked.negative is None else conditioner.parse([asked.negative])
+    count, decoded = len(keys), []
+    batch = asked.batch or samples_at_once(teacher.codec.decoded_shape(spec.shape))
     with (
         count_evaluations(teacher.denoiser) as evaluations,
         context.reporter.task(f"sampling {spec.name}", count, "samples") as task,
     ):
         for start in range(0, count, batch):
             rows = range(start, min(start + batch, count))
-            condition = conditioner.encode(keys[start : rows.stop].to(context.device))
+            condition = conditioner.encode(keys[start : rows.stop].to(context.device)).to(context.device)
+            negative = None if away is None else conditioner.encode(away.expand(len(rows))).to(context.device)
             noise = rng.normal("sample", 0, rows, spec.shape).to(context.device)
-            samples = teacher.sample(noise, condition, steps=steps, guidance=guidance)
+            samples = teacher.sample(noise, condition, steps=steps, solver=solver, guidance=guidance, negative=negative)
             decoded.append(teacher.codec.decode(samples).cpu())
             task.advance(len(rows))
             if context.stop:
                 raise context.interrupted("stopped; nothing was written")
-        return Made(torch.cat(decoded), teacher.codec.content, evaluations() / count)
+        return Made(torch.cat(decoded), teacher.codec.content, evaluations() / count, conditioner.captions(keys))

@@ -221,6 +221,7 @@ MOST = {
     "seed": 2**62,
     "first_seed": 2**62,
     "nfe": 20_000,
+    "steps": 10_000,
     "guidance": 10**6,
 }
 """The largest numbers that mean something, by the option's name."""

@@ -131,6 +131,9 @@ class Prompts(Conditioner):
     def names(self, keys: Tensor) -> list[str]:
         return [self.text(key) for key in keys.tolist()]
 
+    def captions(self, keys: Tensor) -> list[str]:
+        return self.names(keys)
+
     def summary(self) -> str:
         return f"text, {self.count:,} prompts" if self._texts is not None else "text"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -35,6 +36,8 @@ from distillkit.students.description import (
 )
 from distillkit.tensors import read_tensors
 
+VALUES_AT_ONCE = 2**22
+"""Numbers of decoded samples in one pass: five images of 512 x 512."""
 WEIGHTS, DESCRIPTION = "model.safetensors", "student.json"
 
 
@@ -44,6 +47,7 @@ class Student:
     >>> student = load_student("runs/my-run")                       # doctest: +SKIP
     >>> images = student(64, seed=0)                                # doctest: +SKIP
     >>> threes = student(8, seed=0, classes=["3"])                  # doctest: +SKIP
+    >>> cats = student(seed=0, prompts=["a cat", "two cats"])       # doctest: +SKIP
 
     Args:
         generator: the network and its sampler; frozen here.
@@ -114,26 +118,38 @@ class Student:
     @torch.inference_mode()
     def __call__(
         self,
-        count: int,
+        count: int | None = None,
         *,
         seed: int = 0,
         keys: Tensor | Sequence[int] | None = None,
         classes: Sequence[str | int] | None = None,
-        batch: int = 256,
+        prompts: Sequence[str] | None = None,
+        batch: int | None = None,
     ) -> Tensor:
         """Decoded samples (count, ...): images or video uint8, or points float32, on the CPU.
 
         Sample i depends on (seed, i) and its key alone, not on `count` or `batch`.
 
         Args:
+            count: of samples; one for each prompt, key or class by default.
             keys: (count,) of the conditioner, such as class numbers; by default they go round all of them.
-            classes: numbers or names of classes, or prompts, as the conditioner reads them; they go round in turn.
+            classes: numbers or names of classes, as the conditioner reads them; they go round in turn.
+            prompts: texts, for students of text; they go round in turn.
+            batch: samples in one pass; by their size by default.
 
         Raises:
             UsageError: for conditions that the student does not have, or not one key for each sample.
         """
-        chosen = self._keys(count, keys, classes)
+        given = [choice for choice in (keys, classes, prompts) if choice is not None]
+        if len(given) > 1:
+            raise UsageError("give one of keys, classes and prompts")
+        if count is None:
+            if not given:
+                raise UsageError("say how many samples: student(64)")
+            count = len(given[0])
+        chosen = self._keys(count, keys, classes if prompts is None else prompts)
         shape, rng, made = self.generator.shape, SampleRNG(seed), []
+        batch = batch or samples_at_once(self.codec.decoded_shape(shape))
         for start in range(0, count, batch):
             rows = range(start, min(start + batch, count))
             condition = self.conditioner.encode(chosen[start : rows.stop].to(self.device))
@@ -145,10 +161,8 @@ class Student:
 
     def _keys(self, count: int, keys: Tensor | Sequence[int] | None, classes: Sequence[str | int] | None) -> Tensor:
         conditioner = self.conditioner
-        if keys is not None and classes is not None:
-            raise UsageError("give keys or classes, not both")
         if (keys is not None or classes is not None) and not conditioner.count:
-            raise UsageError("this student takes no conditions: give neither keys nor classes")
+            raise UsageError("this student takes no conditions: give neither keys, classes nor prompts")
         if classes is not None:
             return conditioner.typed_in_turn([str(name) for name in classes], count)
         if keys is None:
@@ -171,6 +185,11 @@ class Student:
             raise UsageError(f"{place} is not an empty folder; choose another to save the student in")
         self.description = save_student(place, self.generator, self.description)
         return place
+
+
+def samples_at_once(decoded: Sequence[int]) -> int:
+    """Samples in one pass, by the shape of one that is decoded: 256 where they are small."""
+    return max(1, min(256, VALUES_AT_ONCE // math.prod(decoded)))
 
 
 def save_student(folder: Path, generator: StudentGenerator, description: StudentDescription) -> StudentDescription:
