@@ -46,16 +46,26 @@ def distillkit_conditioners() -> Mapping[str, type[Conditioner]]:
 @hookimpl
 def distillkit_encoders() -> Mapping[str, type[TextEncoder]]:
     from distillkit.models.text.clip import ClipText
+    from distillkit.models.text.flux import FluxText
+    from distillkit.models.text.sd3 import SD3Text
     from distillkit.models.text.sdxl import SDXLText
+    from distillkit.models.text.t5 import T5Text
 
-    return {"ClipText": ClipText, "SDXLText": SDXLText}
+    return {kind.__name__: kind for kind in (ClipText, SDXLText, T5Text, SD3Text, FluxText)}
 
 
 @hookimpl
 def distillkit_families() -> Mapping[str, Any]:
-    from distillkit.models.diffusers import unet2d, unet_condition
+    from distillkit.models.diffusers import dit, flux, pixart, sd3, unet2d, unet_condition
 
-    return {"UNet2DModel": unet2d.describe, "UNet2DConditionModel": unet_condition.describe}
+    return {
+        "UNet2DModel": unet2d.describe,
+        "UNet2DConditionModel": unet_condition.describe,
+        "DiTTransformer2DModel": dit.describe,
+        "PixArtTransformer2DModel": pixart.describe,
+        "SD3Transformer2DModel": sd3.describe,
+        "FluxTransformer2DModel": flux.describe,
+    }
 
 
 @hookimpl

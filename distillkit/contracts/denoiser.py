@@ -54,6 +54,14 @@ class Denoiser(nn.Module, ABC):
             raise DistillkitError(f"the network {type(self).__name__} has no layer {name!r} to take features from")
         return found
 
+    def feature(self, output: Any, x: Tensor) -> Tensor:
+        """What `features` gives of a layer's output for samples x (B, ...): the first of several, unless the network
+        knows better (`model.feature`; transformers give the picture's tokens as a map)."""
+        chosen = getattr(getattr(self, "model", None), "feature", None)
+        if chosen is not None:
+            return chosen(output, x)
+        return output[0] if isinstance(output, tuple) else output
+
     def features(
         self, x: Tensor, t: Tensor, condition: Condition, layers: Sequence[str] = ("bottleneck",)
     ) -> list[Tensor]:
@@ -64,7 +72,7 @@ class Denoiser(nn.Module, ABC):
         kept: dict[str, Tensor] = {}
         self.partial = tuple(layers)
         try:
-            with _Capture(self, layers, kept, stop=True), contextlib.suppress(_Enough):
+            with _Capture(self, x, layers, kept, stop=True), contextlib.suppress(_Enough):
                 self(x, t, condition)
         finally:
             self.partial = None
@@ -75,7 +83,7 @@ class Denoiser(nn.Module, ABC):
     ) -> tuple[Tensor, list[Tensor]]:
         """The denoised x, and the outputs of `layers` on the way, in one evaluation."""
         kept: dict[str, Tensor] = {}
-        with _Capture(self, layers, kept, stop=False):
+        with _Capture(self, x, layers, kept, stop=False):
             return self(x, t, condition), [kept[name] for name in layers]
 
     def after_update(self) -> None:
@@ -89,8 +97,10 @@ class _Enough(Exception):
 class _Capture:
     """Keep the outputs of layers while the context lasts; `stop` ends the pass with the last of them."""
 
-    def __init__(self, denoiser: Denoiser, layers: Sequence[str], kept: dict[str, Tensor], *, stop: bool) -> None:
-        self.denoiser, self.layers, self.kept, self.stop = denoiser, layers, kept, stop
+    def __init__(
+        self, denoiser: Denoiser, x: Tensor, layers: Sequence[str], kept: dict[str, Tensor], *, stop: bool
+    ) -> None:
+        self.denoiser, self.x, self.layers, self.kept, self.stop = denoiser, x, layers, kept, stop
         self.handles: list[Any] = []
 
     def __enter__(self) -> None:
@@ -103,7 +113,7 @@ class _Capture:
 
     def _keep(self, name: str) -> Any:
         def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-            self.kept[name] = output[0] if isinstance(output, tuple) else output
+            self.kept[name] = self.denoiser.feature(output, self.x)
             if self.stop and len(self.kept) == len(set(self.layers)):
                 raise _Enough
 

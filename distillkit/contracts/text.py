@@ -65,9 +65,18 @@ class TextEncoder(BaseModel, ABC):
             DistillkitError: when its files are missing, damaged or not those that were recorded.
         """
 
+    @property
+    def has_null(self) -> bool:
+        """Whether the model also predicts without a prompt."""
+        return True
+
     def null(self) -> Condition:
         """One row: what the model sees where it predicts without a prompt. The encoding of the empty text by default;
-        fields that it leaves out stay those of the prompt."""
+        fields that it leaves out stay those of the prompt.
+
+        Raises:
+            UsageError: where it does not.
+        """
         return self.encode([""])
 
     def too_long(self, texts: Sequence[str]) -> list[int]:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from distillkit.reading import first_problem
 from distillkit.text import short
@@ -86,6 +86,61 @@ class UNet2DConditionSizes(_Sizes):
     norm_num_groups: int | None = Field(None, ge=1, le=65_536)
     addition_time_embed_dim: int | None = Field(None, ge=1, le=65_536)
     projection_class_embeddings_input_dim: int | None = Field(None, ge=1, le=1_000_000)
+
+
+MOST_POSITIONS = 2**28
+"""Numbers in the table of a transformer's positions, which is made before weights are read."""
+
+
+class TransformerSizes(_Sizes):
+    """Of diffusers' transformers of latents."""
+
+    sample_size: int = Field(128, ge=1, le=8192)
+    patch_size: Few = 2
+    in_channels: Count = 4
+    out_channels: Count | None = None
+    num_layers: int = Field(28, ge=1, le=1024)
+    num_attention_heads: int = Field(16, ge=1, le=4096)
+    attention_head_dim: int = Field(72, ge=1, le=16_384)
+    num_embeds_ada_norm: int | None = Field(1000, ge=1, le=1_000_000)
+    cross_attention_dim: Count | None = None
+    caption_channels: Count | None = None
+    norm_num_groups: int | None = Field(None, ge=1, le=65_536)
+
+    @model_validator(mode="after")
+    def _positions(self) -> Self:
+        width = self.num_attention_heads * self.attention_head_dim
+        if (count := (self.sample_size // self.patch_size) ** 2 * width) > MOST_POSITIONS:
+            raise ValueError(f"a table of {count:,} numbers for positions is too large; at most {MOST_POSITIONS:,}")
+        return self
+
+
+class SD3Sizes(TransformerSizes):
+    """Of diffusers' SD3Transformer2DModel."""
+
+    in_channels: Count = 16
+    num_layers: int = Field(18, ge=1, le=1024)
+    num_attention_heads: int = Field(18, ge=1, le=4096)
+    attention_head_dim: int = Field(64, ge=1, le=16_384)
+    joint_attention_dim: Count = 4096
+    caption_projection_dim: Count = 1152
+    pooled_projection_dim: Count = 2048
+    pos_embed_max_size: int = Field(96, ge=1, le=4096)
+
+
+class FluxSizes(_Sizes):
+    """Of diffusers' FluxTransformer2DModel."""
+
+    patch_size: int = Field(1, ge=1, le=1)
+    in_channels: Count = 64
+    out_channels: Count | None = None
+    num_layers: int = Field(19, ge=0, le=1024)
+    num_single_layers: int = Field(38, ge=0, le=1024)
+    attention_head_dim: int = Field(128, ge=1, le=16_384)
+    num_attention_heads: int = Field(24, ge=1, le=4096)
+    joint_attention_dim: Count = 4096
+    pooled_projection_dim: Count = 768
+    axes_dims_rope: tuple[Annotated[int, Field(ge=2, le=16_384)], ...] = Field((16, 56, 56), min_length=3, max_length=3)
 
 
 class VAESizes(_Sizes):

@@ -16,6 +16,8 @@ from distillkit.registry import BUILT_IN, blaming, registry
 from distillkit.text import short
 
 MOST_PARAMETERS = 20_000_000_000
+PACKED = {f"{BUILT_IN}:FluxTransformer2DModel": 4}
+"""Places of a sample that a network takes as the channels of one token, where it does."""
 
 
 def build_denoiser(description: Mapping[str, Any]) -> Denoiser:
@@ -80,7 +82,7 @@ def check_kinds(
     if not kind.startswith(f"{BUILT_IN}:") or not isinstance(network, Mapping):
         return
     takes, size = network.get("in_channels"), network.get("img_resolution")
-    if takes is not None and takes != shape[0]:
+    if takes is not None and takes not in (shape[0], PACKED.get(kind, 1) * shape[0]):
         raise DistillkitError(f"the network {kind} takes in_channels {takes}, and its samples are {_by(shape)}")
     if size is not None and any(length != size for length in shape[1:]):
         raise DistillkitError(f"the network {kind} has img_resolution {size}, and its samples are {_by(shape)}")

@@ -11,6 +11,10 @@ from distillkit.contracts.denoiser import Denoiser
 from distillkit.diffusion.denoisers import EDMPreconditioning
 from distillkit.diffusion.schedules import EDMSchedule
 from distillkit.models.bounds import PointMLPSizes, UNetSizes, check, check_sigma_data
+from distillkit.models.diffusers.dit import dit
+from distillkit.models.diffusers.flux import flux
+from distillkit.models.diffusers.pixart import pixart
+from distillkit.models.diffusers.sd3 import sd3
 from distillkit.models.diffusers.unet2d import unet2d
 from distillkit.models.diffusers.unet_condition import unet_condition
 from distillkit.models.edm.dhariwal_unet import DhariwalUNet
@@ -42,5 +46,9 @@ NETWORKS: Mapping[str, Callable[..., Denoiser]] = {
     "PointMLP": _edm(PointMLP, PointMLPSizes),
     "UNet2DModel": unet2d,
     "UNet2DConditionModel": unet_condition,
+    "DiTTransformer2DModel": dit,
+    "PixArtTransformer2DModel": pixart,
+    "SD3Transformer2DModel": sd3,
+    "FluxTransformer2DModel": flux,
 }
 """Name -> builder of plain keyword arguments."""

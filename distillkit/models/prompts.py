@@ -87,7 +87,7 @@ class Prompts(Conditioner):
 
     @property
     def has_null(self) -> bool:
-        return True
+        return self.encoder.has_null
 
     def text(self, key: int) -> str:
         """The prompt of that number."""

@@ -10,7 +10,14 @@ from typing import Any
 
 import diffusers
 import torch
-from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers import (
+    AutoencoderKL,
+    DiTTransformer2DModel,
+    FluxTransformer2DModel,
+    PixArtTransformer2DModel,
+    SD3Transformer2DModel,
+    UNet2DConditionModel,
+)
 from diffusers.utils import logging as diffusers_logging
 from transformers import (
     CLIPTextConfig,
@@ -145,3 +152,100 @@ def sdxl(
         force_zeros_for_empty_prompt=zeros, add_watermarker=False,
     )  # fmt: skip
     return saved(pipeline, folder)
+
+
+TRANSFORMER = {
+    "num_attention_heads": 2, "attention_head_dim": 8, "in_channels": 4, "out_channels": 8, "num_layers": 3,
+    "sample_size": 8, "patch_size": 2, "norm_num_groups": 4,
+}  # fmt: skip
+
+
+def dit(
+    folder: Path, noise: str = "DDIM", options: dict[str, Any] | None = None,
+    autoencoder: dict[str, Any] | None = None, **network: Any,
+) -> Path:  # fmt: skip
+    """DiTPipeline: 1,000 classes, as it takes for granted, and a variance beside the noise."""
+    quiet()
+    torch.manual_seed(0)
+    linear = {"beta_schedule": "linear", "clip_sample": False, **(options or {})}
+    pipeline = diffusers.DiTPipeline(
+        transformer=DiTTransformer2DModel(**{**TRANSFORMER, **network}), vae=vae(**(autoencoder or {})),
+        scheduler=scheduler(noise, **linear),
+    )  # fmt: skip
+    return saved(pipeline, folder)
+
+
+def pixart(
+    folder: Path, sigma: bool = False, noise: str = "DDIM", options: dict[str, Any] | None = None,
+    autoencoder: dict[str, Any] | None = None, **network: Any,
+) -> Path:  # fmt: skip
+    """PixArtAlphaPipeline or PixArtSigmaPipeline: T5 with a mask."""
+    quiet()
+    torch.manual_seed(0)
+    tokenizer, text_encoder = t5()
+    own = {**TRANSFORMER, "cross_attention_dim": 16, "caption_channels": 32, **network}
+    kind = diffusers.PixArtSigmaPipeline if sigma else diffusers.PixArtAlphaPipeline
+    pipeline = kind(
+        tokenizer=tokenizer, text_encoder=text_encoder, vae=vae(**(autoencoder or {})),
+        transformer=PixArtTransformer2DModel(**own),
+        scheduler=scheduler(noise, **{"beta_schedule": "linear", "clip_sample": False, **(options or {})}),
+    )  # fmt: skip
+    return saved(pipeline, folder)
+
+
+def sd3(
+    folder: Path, third: bool = True, options: dict[str, Any] | None = None,
+    autoencoder: dict[str, Any] | None = None, **network: Any,
+) -> Path:  # fmt: skip
+    """StableDiffusion3Pipeline: two CLIPs, and T5 behind them."""
+    quiet()
+    torch.manual_seed(0)
+    words = clip_tokenizer(folder.parent / f"{folder.name}-words")
+    tokenizer, text_encoder = t5(48) if third else (None, None)
+    own = {
+        "sample_size": 8, "patch_size": 2, "in_channels": 4, "out_channels": 4, "num_layers": 3,
+        "attention_head_dim": 8, "num_attention_heads": 2, "joint_attention_dim": 48, "caption_projection_dim": 16, "pooled_projection_dim": 40,
+        "pos_embed_max_size": 12, **network,
+    }  # fmt: skip
+    pipeline = diffusers.StableDiffusion3Pipeline(
+        transformer=SD3Transformer2DModel(**own), vae=vae(**{**FLOW_VAE, **(autoencoder or {})}),
+        scheduler=scheduler("FlowMatchEulerDiscrete", **{"shift": 3.0, **(options or {})}),
+        text_encoder=clip(words, 16, projected=16), tokenizer=words,
+        text_encoder_2=clip(words, 24, projected=24, layers=3), tokenizer_2=words,
+        text_encoder_3=text_encoder, tokenizer_3=tokenizer,
+    )  # fmt: skip
+    return saved(pipeline, folder)
+
+
+def flux(
+    folder: Path, guided: bool = True, options: dict[str, Any] | None = None,
+    autoencoder: dict[str, Any] | None = None, **network: Any,
+) -> Path:  # fmt: skip
+    """FluxPipeline: CLIP and T5; packed latents; embedded guidance as FLUX.1-dev's, or none as -schnell's."""
+    quiet()
+    torch.manual_seed(0)
+    words = clip_tokenizer(folder.parent / f"{folder.name}-words")
+    tokenizer, text_encoder = t5(32)
+    own = {
+        "in_channels": 16, "num_layers": 1, "num_single_layers": 2, "attention_head_dim": 16, "num_attention_heads": 2,
+        "joint_attention_dim": 32, "pooled_projection_dim": 24, "axes_dims_rope": (4, 4, 8), "guidance_embeds": guided,
+        **network,
+    }  # fmt: skip
+    dynamic = {"use_dynamic_shifting": guided, "shift": 3.0 if guided else 1.0, **(options or {})}
+    pipeline = diffusers.FluxPipeline(
+        transformer=FluxTransformer2DModel(**own), vae=vae(**{**FLOW_VAE, **(autoencoder or {})}),
+        scheduler=scheduler("FlowMatchEulerDiscrete", **dynamic), text_encoder=clip(words, 24), tokenizer=words,
+        text_encoder_2=text_encoder, tokenizer_2=tokenizer,
+    )  # fmt: skip
+    return saved(pipeline, folder)
+
+
+FLOW_VAE = {
+    "scaling_factor": 1.5305, "shift_factor": 0.0609, "use_quant_conv": False, "use_post_quant_conv": False,
+}  # fmt: skip
+
+
+def change(path: Path, **values: Any) -> None:
+    """Other values in a JSON file; ... removes one."""
+    config = json.loads(path.read_text()) | values
+    path.write_text(json.dumps({key: value for key, value in config.items() if value is not ...}))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -15,6 +16,7 @@ from distillkit.models.bounds import VAESizes
 from distillkit.models.diffusers.parts import PipelineParts
 from distillkit.models.diffusers.scheduler import Grid, Noise, noise_of
 from distillkit.models.diffusers.vae import AutoencoderKL
+from distillkit.names import name_from
 from distillkit.reading import Missing, read_mapping, validated
 from distillkit.text import short
 
@@ -154,6 +156,20 @@ Family = Callable[[Pipeline], Described]
 A plugin offers its own by the hook `distillkit_families`, by the name of that class, and the network itself by
 `distillkit_networks`.
 """
+
+
+def class_names(pipeline: Pipeline, classes: int) -> tuple[str, ...]:
+    """The names of so many classes in the pipeline's `id2label`, of several words for one the first that is no other
+    class'; () where it does not name them all."""
+    called = pipeline.index.get("id2label")
+    texts = [str(called.get(str(n), "")) for n in range(classes)] if isinstance(called, Mapping) else []
+    first = [text.partition(",")[0].strip() for text in texts]
+    often = Counter(first)
+    names = tuple(
+        name_from(short if often[short] == 1 else text) if short else ""
+        for short, text in zip(first, texts, strict=True)
+    )
+    return names if all(names) else ()
 
 
 def vae_of(pipeline: Pipeline, *, shifted: bool = False, spread: bool = False) -> AutoencoderKL:

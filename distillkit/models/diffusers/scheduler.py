@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from typing import Any
 
@@ -37,6 +37,10 @@ class Noise:
     schedule: Schedule
     prediction: str
     sigma_data: float = 0.5
+
+    def sized(self, shape: Sequence[int]) -> Noise:
+        """The same for samples of this shape, without the batch."""
+        return replace(self, schedule=self.schedule.sized(shape))
 
 
 @dataclass(frozen=True)

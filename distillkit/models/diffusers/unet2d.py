@@ -14,9 +14,8 @@ from distillkit.diffusion.denoisers import EDMPreconditioning, Prediction, Predi
 from distillkit.diffusion.schedules import EDMSchedule, schedule_of
 from distillkit.errors import UsageError
 from distillkit.models.bounds import UNet2DSizes, check, check_sigma_data
-from distillkit.models.diffusers.family import Described, Pipeline
+from distillkit.models.diffusers.family import Described, Pipeline, class_names
 from distillkit.models.diffusers.predictions import check_prediction, time_scale
-from distillkit.names import name_from
 from distillkit.reading import validated
 
 
@@ -110,7 +109,4 @@ def _conditioner(pipeline: Pipeline) -> Conditioner:
     classes = pipeline.config.get("num_class_embeds") or 0
     if not classes:
         return Unconditional()
-    called = pipeline.index.get("id2label")
-    called = called if isinstance(called, Mapping) else {}
-    names = tuple(name_from(str(called[str(n)])) if str(n) in called else "" for n in range(classes))
-    return ClassLabels(classes=classes, null_label=False, class_names=names if all(names) else ())
+    return ClassLabels(classes=classes, null_label=False, class_names=class_names(pipeline, classes))

@@ -28,11 +28,13 @@ class Tower:
         number: of the components: "" for `tokenizer` and `text_encoder`, "_2" for the second pair.
         kind: class of transformers.
         length: tokens of a text, padding among them; 0 for the tokenizer's own limit.
+        like_first: that limit is the first tokenizer's.
     """
 
     number: str
     kind: str
     length: int = 0
+    like_first: bool = False
 
     @property
     def tokenizer(self) -> str:
@@ -116,4 +118,5 @@ class FrozenText(TextEncoder):
         return found
 
     def _length(self, tower: Tower) -> int:
-        return tower.length or int(self._tokenizer(tower).model_max_length)
+        asked = next(iter(self.towers.values())) if tower.like_first else tower
+        return asked.length or int(self._tokenizer(asked).model_max_length)
