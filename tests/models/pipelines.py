@@ -204,7 +204,8 @@ def sd3(
     tokenizer, text_encoder = t5(48) if third else (None, None)
     own = {
         "sample_size": 8, "patch_size": 2, "in_channels": 4, "out_channels": 4, "num_layers": 3,
-        "attention_head_dim": 8, "num_attention_heads": 2, "joint_attention_dim": 48, "caption_projection_dim": 16, "pooled_projection_dim": 40,
+        "attention_head_dim": 8, "num_attention_heads": 2, "joint_attention_dim": 48,
+        "caption_projection_dim": 16, "pooled_projection_dim": 40,
         "pos_embed_max_size": 12, **network,
     }  # fmt: skip
     pipeline = diffusers.StableDiffusion3Pipeline(
