@@ -26,27 +26,31 @@ def runs_end_to_end(method: type[Method], settings: Settings) -> None:
 
     With other settings than the defaults, on the class-conditional teacher alone.
     """
-    for kind, make in [*TEACHERS.items()][: 1 if settings else None]:
-        with tempfile.TemporaryDirectory() as folder, own_cache(Path(folder) / "cache"):
-            teacher = make()
-            half = 2 * BATCH * recipe_of(method, teacher, settings).student_every
-            try:
-                run = distil(
-                    method, teacher, output_dir=Path(folder) / "run", quiet=True, device="cpu", protocol=NAME,
-                    values={"settings": settings_of(method, settings)}, batch=BATCH, duration=2 * half,
-                    checkpoint_every=half, sample_every=half, evaluate_every=half, log_every=half,
-                    evaluate_samples=32, evaluation_samples=64, pairs_count=BATCH, pairs_steps=2, channels_last="off",
-                )  # fmt: skip
-                _check_run(run, teacher)
-            except CheckFailure:
-                raise
-            except Exception as error:
-                raise CheckFailure(
-                    f"the job fails on a {kind} teacher: {type(error).__name__}: {error}",
-                    "this is what `distillkit run` does for everyone",
-                    "offer networks, samplers, conditioners and codecs of your own by their hooks; take shapes and "
-                    "levels from the teacher",
-                ) from error
+    for make in [*TEACHERS.values()][: 1 if settings else None]:
+        runs_on(method, make(), settings)
+
+
+def runs_on(method: type[Method], teacher: Teacher, settings: Settings) -> None:
+    """As `runs_end_to_end`, on one teacher."""
+    with tempfile.TemporaryDirectory() as folder, own_cache(Path(folder) / "cache"):
+        half = 2 * BATCH * recipe_of(method, teacher, settings).student_every
+        try:
+            run = distil(
+                method, teacher, output_dir=Path(folder) / "run", quiet=True, device="cpu", protocol=NAME,
+                values={"settings": settings_of(method, settings)}, batch=BATCH, duration=2 * half,
+                checkpoint_every=half, sample_every=half, evaluate_every=half, log_every=half,
+                evaluate_samples=32, evaluation_samples=64, pairs_count=BATCH, pairs_steps=2, channels_last="off",
+            )  # fmt: skip
+            _check_run(run, teacher)
+        except CheckFailure:
+            raise
+        except Exception as error:
+            raise CheckFailure(
+                f"the job fails on a {teacher.spec.name} teacher: {type(error).__name__}: {error}",
+                "this is what `distillkit run` does for everyone",
+                "offer networks, samplers, conditioners and codecs of your own by their hooks; take shapes and "
+                "levels from the teacher",
+            ) from error
 
 
 def _check_run(run: Run, teacher: Teacher) -> None:

@@ -13,9 +13,9 @@ from distillkit.contracts.hooks import FeatureExtractor, hookimpl
 
 @hookimpl
 def distillkit_networks() -> Mapping[str, Callable[..., Denoiser]]:
-    from distillkit.testing.parts import SmallTextDenoiser, small_denoiser
+    from distillkit.testing.parts import small_denoiser
 
-    return {"SmallNetwork": small_denoiser, "SmallTextDenoiser": SmallTextDenoiser}
+    return {"SmallNetwork": small_denoiser}
 
 
 @hookimpl

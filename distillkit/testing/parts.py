@@ -14,7 +14,6 @@ from distillkit.contracts.codec import Codec, Content, Pixels
 from distillkit.contracts.condition import Condition
 from distillkit.contracts.conditioner import Conditioner
 from distillkit.contracts.denoiser import Denoiser
-from distillkit.contracts.schedule import per_sample
 from distillkit.diffusion.denoisers import EDMPreconditioning, Prediction, PredictionDenoiser
 from distillkit.diffusion.schedules import EDMSchedule, schedule_of
 from distillkit.errors import UsageError
@@ -86,26 +85,6 @@ def small_denoiser(
         return EDMPreconditioning(network, label_dim=classes, schedule=edm)
     chosen = schedule_of(schedule or {"kind": "edm"})
     return PredictionDenoiser(_Predicting(network, classes, chosen.t_max), chosen, prediction)
-
-
-class SmallTextDenoiser(Denoiser):
-    """A denoiser of latents (B, 4, H, W) that sees `text` (B, T, 4) under a `mask` (B, T)."""
-
-    sigma_data = 0.5
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.schedule = EDMSchedule()
-        self.model = SmallNetwork(4, 2, classes=4)
-
-    def forward(self, x: Tensor, t: Tensor, condition: Condition) -> Tensor:
-        dtype = torch.promote_types(x.dtype, torch.float32)
-        x, s = x.to(dtype), per_sample(t.to(dtype), x)
-        mask = condition["mask"].to(dtype)[:, :, None]
-        text = (condition["text"].to(dtype) * mask).sum(1) / mask.sum(1).clamp(min=1)
-        scale = (s.square() + 0.25).rsqrt()
-        out = self.model(scale * x, t.to(dtype).log() / 4, text).to(dtype)
-        return 0.25 * scale.square() * x + 0.5 * s * scale * out
 
 
 class SmallPrompts(Conditioner):

@@ -36,15 +36,21 @@ def smallest() -> Teacher:
 
 
 def unconditional() -> Teacher:
-    """8 x 8 pixels without classes: predicted noise on a schedule of betas."""
-    return _teacher(
-        "unconditional", (1, 8, 8), _small(1, 2, prediction="epsilon", schedule={"kind": "vp", "steps": 100})
-    )
+    """8 x 8 pixels without classes: predicted v on a schedule of betas that ends in pure noise."""
+    schedule = {"kind": "vp", "steps": 100, "zero_terminal_snr": True}
+    return _teacher("unconditional", (1, 8, 8), _small(1, 2, prediction="v_prediction", schedule=schedule))
 
 
 def text_to_latent() -> Teacher:
-    """Latents (4, 8, 8) from prompts, decoded to images (3, 16, 16)."""
-    description = {"kind": "distillkit:SmallTextDenoiser", "arguments": {}}
+    """Latents (4, 8, 8) from prompts, decoded to images (3, 16, 16): Stable Diffusion's network and schedule, small."""
+    network = {
+        "block_out_channels": [8, 16], "layers_per_block": 1, "sample_size": 8, "in_channels": 4, "out_channels": 4,
+        "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D"], "norm_num_groups": 4, "cross_attention_dim": 4,
+        "up_block_types": ["CrossAttnUpBlock2D", "UpBlock2D"], "attention_head_dim": 2,
+    }  # fmt: skip
+    schedule = {"kind": "vp", "betas": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012, "offset": 1}
+    arguments = {"network": network, "schedule": schedule, "prediction": "epsilon"}
+    description = {"kind": "distillkit:UNet2DConditionModel", "arguments": arguments}
     return _teacher("text-to-latent", (4, 8, 8), description, SmallPrompts(), SmallLatents())
 
 

@@ -34,7 +34,7 @@ def test_times_are_those_of_the_schedule():
         levels(SID, times=[9], start_ratio=1.0)
 
 
-def test_several_steps_of_a_noise_predicting_teacher_simulate_the_students_own_way():
+def test_several_steps_simulate_the_students_own_way():
     """Yin et al. 2024, arXiv 2405.14867, section 4.5: the input of an evaluation is the student's own earlier sample
     with fresh noise, and gradients reach the last evaluation alone."""
     parts = parts_of(DMD2.value, unconditional(), {"evaluations": 4, "gan_weight": 0}, apart=True)
