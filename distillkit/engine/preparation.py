@@ -37,7 +37,7 @@ def prepare_networks(
     """
     if config.gradient_checkpointing:
         for network in trained:
-            switch_on("gradient_checkpointing", network)
+            checkpoint_gradients(network)
     if config.float32_attention:
         for network in (*trained, *others):
             switch_on("float32_attention", network)
@@ -48,8 +48,22 @@ def prepare_networks(
                 network.compile()
 
 
+def checkpoint_gradients(network: nn.Module) -> None:
+    """Have every block of a network recompute its activations in the backward pass."""
+    theirs: set[nn.Module] = set()
+    for module in network.modules():
+        # Blocks of diffusers have the switch too, and need more than it: the model that they belong to turns it.
+        enable = getattr(module, "enable_gradient_checkpointing", None)
+        if enable is not None:
+            theirs |= set(module.modules())
+            if getattr(module, "_supports_gradient_checkpointing", True):
+                enable()
+        elif module not in theirs and hasattr(module, "gradient_checkpointing"):
+            setattr(module, "gradient_checkpointing", True)  # noqa: B010 - of blocks that have it
+
+
 def switch_on(attribute: str, network: nn.Module) -> None:
-    """Set a switch, such as `gradient_checkpointing`, in every block of a network that has it."""
+    """Set a switch, such as `float32_attention`, in every block of a network that has it."""
     for module in network.modules():
         if hasattr(module, attribute):
             setattr(module, attribute, True)

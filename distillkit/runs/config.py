@@ -25,6 +25,10 @@ from distillkit.text import short
 MOST_PROBLEMS = 20
 
 
+LEVELS = frozenset({"start_ratio", "levels", "times"})
+"""Fields of `StudentConfig` that say the same in several ways."""
+
+
 class StudentConfig(BaseModel):
     """Where the student starts."""
 
@@ -47,7 +51,7 @@ class StudentConfig(BaseModel):
 
     @model_validator(mode="after")
     def _said_once(self) -> Self:
-        given = [name for name in ("start_ratio", "levels", "times") if getattr(self, name) is not None]
+        given = [name for name in sorted(LEVELS) if getattr(self, name) is not None]
         if len(given) > 1:
             raise ValueError(f"{' and '.join(given)} say the same of the student: give one")
         return self
@@ -176,8 +180,11 @@ def resolve(
     preset = method.preset_for(teacher_name or preset_name(str(teacher)))
     suggested: dict[str, Any] = {}
     if preset:
+        asked = merge(written.get("student") or {}, typed.get("student") or {})
+        levels = {} if LEVELS & asked.keys() else preset.student
+        student = {key: value for key, value in preset.student.items() if key not in LEVELS or key in levels}
         suggested = {
-            "settings": dict(preset.settings), "training": dict(preset.training), "student": dict(preset.student),
+            "settings": dict(preset.settings), "training": dict(preset.training), "student": student,
             "sources": {"pairs": dict(preset.pairs)} if preset.pairs else {},
         }  # fmt: skip
     merged = merge(suggested, written, typed, {"method": method.name})

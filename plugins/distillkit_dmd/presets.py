@@ -4,6 +4,7 @@ from distillkit import Preset
 
 CIFAR10 = {"batch": 392, "lr": 5e-5, "duration": "117.6M", "warmup": "196k", "ema_halflife": "500k"}
 """300,000 iterations, 500 of them warm-up."""
+LATENTS = {"precision": "bf16", "gradient_checkpointing": True}
 FLOAT32_ATTENTION = {"precision": "bf16", "float32_attention": True}
 
 PRESETS = (
@@ -57,5 +58,23 @@ PRESETS = (
         training=CIFAR10 | {"batch": 256} | FLOAT32_ATTENTION,
         pairs={"count": 100_000},
         source="untuned: unconditional CIFAR-10's settings; these data are not in the paper",
+    ),
+    Preset(
+        name="sd15",
+        teachers=("stable-diffusion-v1-*",),
+        settings={"guidance": 3.0},
+        training=LATENTS
+        | {"batch": 2304, "lr": 1e-5, "duration": "46.08M", "warmup": "1.152M", "ema_halflife": "500k"},
+        pairs={"count": 500_000, "steps": 50},
+        source="Yin et al. 2024, appendix B.3 (LAION-Aesthetics 6.25+): 500 of 20,000 iterations warm-up; there with "
+        "1,152 of the 2,304 for the regression, a smaller decoder, and PNDM for the pairs; with guidance 8, appendix "
+        "B.4: --guidance 8 --pairs-count 12M; EMA untuned",
+    ),
+    Preset(
+        name="sdxl",
+        teachers=("stable-diffusion-xl-base-*",),
+        settings={"guidance": 8.0},
+        training=LATENTS | {"batch": 128, "lr": 5e-7, "duration": "2.56M", "warmup": "64k", "ema_halflife": "100k"},
+        source="untuned: the rate, batch, guidance and 10,000 pairs of DMD2's experiments/sdxl; not in DMD's paper",
     ),
 )  # fmt: skip

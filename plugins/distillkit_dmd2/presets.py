@@ -2,6 +2,8 @@
 
 from distillkit import Preset
 
+LATENTS = {"precision": "bf16", "gradient_checkpointing": True}
+
 PRESETS = (
     Preset(
         name="digits",
@@ -35,5 +37,24 @@ PRESETS = (
         source="DMD2's experiments/imagenet/README.md, imagenet_gan_classifier_genloss3e-3_diffusion1000_lr2e-6_"
         "scratch (7 x 40 images, 200,000 iterations, FID 1.51), and 500 steps of warm-up of main/edm/train_edm.py; EMA "
         "untuned",
+    ),
+    Preset(
+        name="sd15",
+        teachers=("stable-diffusion-v1-*",),
+        settings={"updates": 10, "guidance": 1.75, "gan_weight": 0},
+        training=LATENTS
+        | {"batch": 2048, "lr": 1e-5, "duration": "79.872M", "warmup": "1.024M", "ema_halflife": "500k"},
+        source="DMD2's experiments/sdv1.5, laion6.25_sd_baseline_8node_guidance1.75_lr1e-5_seed10_dfake10_from_scratch "
+        "(64 x 32 images, 39,000 iterations, FID 9.28), and 500 steps of warm-up of main/train_sd.py; its second phase "
+        "with the GAN: --student RUN --lr 5e-7 --gan-weight 1e-3 --duration 4.1M (FID 8.35); EMA untuned",
+    ),
+    Preset(
+        name="sdxl",
+        teachers=("stable-diffusion-xl-base-*",),
+        settings={"evaluations": 4, "guidance": 8.0, "gan_weight": 5e-3},
+        training=LATENTS | {"batch": 128, "lr": 5e-7, "duration": "2.432M", "warmup": "64k", "ema_halflife": "100k"},
+        source="DMD2's experiments/sdxl, sdxl_cond999_8node_lr5e-7_denoising4step_diffusion1000_gan5e-3_guidance8_"
+        "noinit_noode_backsim_scratch (64 x 2 images, 19,000 iterations, steps 999, 749, 499, 249), and 500 steps of "
+        "warm-up of main/train_sd.py; EMA untuned",
     ),
 )  # fmt: skip

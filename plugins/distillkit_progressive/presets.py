@@ -10,6 +10,11 @@ SOURCE = (
     "diffusion_distillation's config/{}_distill.py: 50,000 iterations a halving; twice as many for the last two: "
     "Salimans & Ho 2022, section 5"
 )
+LATENTS = {
+    "batch": 512, "lr": 1e-5, "optimizer": "adam", "weight_decay": 0.0, "duration": "35.84M", "ema_halflife": 0,
+    "precision": "bf16", "gradient_checkpointing": True,
+}  # fmt: skip
+"""10,000 steps for each of the first three of five halvings."""
 
 PRESETS = (
     Preset(
@@ -40,5 +45,21 @@ PRESETS = (
         teachers=("edm-imagenet64",),
         training=CODE | {"batch": 2048, "duration": "1228.8M", "precision": "bf16", "float32_attention": True},
         source=SOURCE.format("imagenet64"),
+    ),
+    Preset(
+        name="sd15",
+        teachers=("stable-diffusion-v1-*",),
+        settings={"start_steps": 64, "end_steps": 4, "guidance": 7.5},
+        training=LATENTS,
+        source="untuned: the settings of sdxl with Stable Diffusion's usual guidance",
+    ),
+    Preset(
+        name="sdxl",
+        teachers=("stable-diffusion-xl-base-*",),
+        settings={"start_steps": 64, "end_steps": 4, "guidance": 6.0},
+        training=LATENTS,
+        source="SDXL-Lightning (Lin et al. 2024, arXiv 2402.13929, section 3.6): from 128 steps, guided in the first "
+        "stage alone, batch, rate; the duration, halvings and their end at 4 untuned (there 128, 32, 8, 4, 2, 1, with "
+        "a GAN below 32)",
     ),
 )  # fmt: skip

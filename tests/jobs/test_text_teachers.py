@@ -2,11 +2,16 @@
 
 import pytest
 import torch
+from accelerate import Accelerator
 
 from distillkit import Images, PromptList, load_teacher
+from distillkit.engine.trainer import Trainer
+from distillkit.jobs.recipe import recipe_of
 from distillkit.progress import Quiet
 from distillkit.registry import registry
+from distillkit.runs.config import resolve
 from distillkit.testing.jobs import runs_on
+from distillkit.testing.setup import synthetic_sources
 from distillkit.testing.training import trainer_of, weights
 from tests.models import pipelines
 
@@ -54,6 +59,59 @@ def test_a_step_is_finite_on_every_family(method, family, teachers):
     with torch.no_grad():
         step = trainer.student(torch.randn(2, *teachers(family).spec.shape), _condition(teachers(family)), _fresh)
     assert step.isfinite().all()
+
+
+def test_activations_that_are_recomputed_change_nothing(teachers):
+    """Blocks of diffusers need more than the switch that they have."""
+    trained = {}
+    for saved in (False, True):
+        trainer = trainer_of(registry().method("dmd2"), teachers("XL"), {}, gradient_checkpointing=saved)
+        for _ in range(5):
+            trainer.train_step()
+        trained[saved] = weights(trainer)
+        blocks = trainer.student.denoiser.model.unet.down_blocks
+        assert all(block.gradient_checkpointing is saved for block in blocks)
+    for name, value in trained[False].items():
+        torch.testing.assert_close(trained[True][name], value, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("method", ["dmd", "dmd2", "consistency", "progressive"])
+@pytest.mark.parametrize(
+    ("names", "family", "preset"),
+    [
+        (
+            ("hf:stable-diffusion-v1-5/stable-diffusion-v1-5", "hf:CompVis/stable-diffusion-v1-4"),
+            "Stable Diffusion",
+            "sd15",
+        ),
+        (("hf:stabilityai/stable-diffusion-xl-base-1.0",), "XL", "sdxl"),
+    ],
+)
+def test_presets_of_published_models_fit_them(method, names, family, preset, teachers):
+    offer = registry().named("methods")[method]
+    found = [resolve(offer.value, options={"teacher": name})[1].name for name in names]
+    assert found == [preset] * len(names)
+    config, _ = resolve(offer.value, options={"teacher": names[0]})
+    teacher = teachers(family)
+    recipe = recipe_of(config, offer, teacher)
+    times = {
+        "dmd": (999,), "dmd2": (999, 749, 499, 249) if preset == "sdxl" else (999,),
+        "consistency": (999, 759, 499, 259), "progressive": (999, 749, 499, 249, 0),
+    }  # fmt: skip
+    assert recipe.final_sampler.times(teacher.schedule) == times[method]
+    assert config.training.warmup < 0.6 * config.training.duration and recipe.guidance > 1
+    other, _ = resolve(offer.value, options={"teacher": names[0], "student": {"start_ratio": 2.0}})
+    assert (other.student.start_ratio, other.student.times) == (2.0, None), "what is asked for wins over the preset"
+    for objective in recipe.objectives:
+        objective.prepare()
+    training = config.training.model_copy(update={"batch": 2, "duration": 64, "precision": "fp32"})
+    trainer = Trainer(
+        recipe, teacher, training, accelerator=Accelerator(cpu=True), seed=0,
+        sources=synthetic_sources(teacher, recipe.needs),
+    )  # fmt: skip
+    for _ in range(recipe.student_every):
+        trainer.train_step()
+    assert all(value.isfinite().all() for value in weights(trainer).values())
 
 
 def _condition(teacher):

@@ -44,7 +44,7 @@ def test_no_condition_is_the_null_label(golden, name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_gradient_checkpointing_changes_nothing(golden, name):
-    from distillkit.engine.preparation import switch_on
+    from distillkit.engine.preparation import checkpoint_gradients
 
     reference = golden(name)
     gradients = []
@@ -52,7 +52,7 @@ def test_gradient_checkpointing_changes_nothing(golden, name):
         denoiser = denoiser_of(reference.description["constructor"])
         denoiser.load_state_dict(reference.part("net."))
         if recompute:
-            switch_on("gradient_checkpointing", denoiser)
+            checkpoint_gradients(denoiser)
         x = reference.tensors["x"].clone().requires_grad_()
         denoiser(x, reference.tensors["sigma"], Condition()).square().mean().backward()
         gradients.append(x.grad)
