@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Sequence
+from importlib.metadata import version
 from pathlib import Path
 
 import torch
@@ -67,7 +68,10 @@ def main() -> None:
     for name, values in figures.items():
         print(f"{name}: {json.dumps(values)}", flush=True)
     if given.json:
-        given.json.write_text(json.dumps(figures, indent=2) + "\n")
+        versions = {name: version(name) for name in ("torch", "diffusers", "transformers")}
+        device = torch.cuda.get_device_name() if given.device != "cpu" else "cpu"
+        whole = {"sentences": len(prompts), "figures": figures, "device": device, "versions": versions}
+        given.json.write_text(json.dumps(whole, indent=2) + "\n")
 
 
 if __name__ == "__main__":
