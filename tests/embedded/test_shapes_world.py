@@ -158,6 +158,13 @@ def test_agreement_counts_what_is_as_asked(seen, share, wrong):
     assert {k: v.item() for k, v in shares.items() if k not in ("all", "whole") and v != 1} == wrong
 
 
+def test_a_second_thing_that_is_not_there_has_nothing_as_asked():
+    """Whatever the classifier's other heads say where it counts one thing: here, what is asked."""
+    asked = [Scene(RED, "white", "left of", RED)]
+    shares = classifier.agreement(logits_of(codes([Scene(RED, "white")])), asked)
+    assert shares["all"].item() == pytest.approx(4 / 9) and shares["relation"] == 0 and shares["colour"] == 0.5
+
+
 def test_agreement_is_for_each_sentence():
     asked = [Scene(RED, "white"), Scene(RED, "black")]
     shares = classifier.agreement(logits_of(codes([asked[0], asked[0]])), asked)
