@@ -27,9 +27,10 @@ from distillkit.evaluation.sampling import inputs
 from distillkit.files import cache_folder, slug
 from distillkit.jobs.context import Context, launch
 from distillkit.jobs.distil import Distillation
+from distillkit.jobs.options import EvaluationOptions
 from distillkit.jobs.previews import shown
 from distillkit.jobs.run import Run as FinishedRun
-from distillkit.jobs.subjects import EvaluationOptions, found_subjects
+from distillkit.jobs.subjects import found_subjects
 from distillkit.jobs.trial import try_training
 from distillkit.pictures import reach, reduced, save_grid, tiles
 from distillkit.reading import json_lines

@@ -14,7 +14,8 @@ def evaluate(
     subject: Annotated[
         str,
         typer.Argument(
-            help="Run, RUN@best or student folder, teacher (name, folder, file), or images.", autocompletion=subjects
+            help="Run, RUN@best or student folder, teacher (name, folder, file), pipeline of diffusers, or images.",
+            autocompletion=subjects,
         ),
     ],
     protocol: Annotated[
@@ -47,7 +48,18 @@ def evaluate(
             autocompletion=offered("extractors"),
         ),
     ] = None,
-    guidance: Annotated[float, typer.Option(min=0, help="Guidance weight, for teachers.")] = 1.0,
+    guidance: Annotated[float, typer.Option(min=0, help="Guidance weight, for teachers and pipelines.")] = 1.0,
+    steps: Annotated[
+        int | None,
+        typer.Option(min=1, help="Steps of a teacher's solver, or of a diffusers pipeline with its own scheduler."),
+    ] = None,
+    solver: Annotated[
+        str | None, typer.Option(help="heun, euler or ddim: sample a pipeline as a teacher.  [default: its own]")
+    ] = None,
+    prompts: Annotated[
+        str | None,
+        typer.Option(help="Prompts, a file or hf:ORG/NAME[:COLUMN]; another protocol.  [default: the protocol's]"),
+    ] = None,
     precision: Annotated[
         str | None,
         typer.Option(help="Of the generator: fp32, bf16 or fp16. Features are in fp32.  [default: fp32]"),
@@ -97,7 +109,8 @@ def evaluate(
     made = evaluate_all(
         subject, protocol, device=device, quiet=quiet, reference=reference, extractor=extractor, samples=samples,
         first_seed=first_seed, nfe=evaluations, metrics=tuple(m.strip() for m in metrics.split(",") if m.strip()),
-        batch=batch, precision=precision, guidance=guidance, output=output, save_images=save_images,
+        batch=batch, precision=precision, guidance=guidance, steps=steps, solver=solver,
+        prompts=prompts, output=output, save_images=save_images,
         data_background=data_background, data_grey=data_grey, data_image_column=data_image_column,
         data_max_pixels=data_max_pixels, skip_damaged=skip_damaged,
     )  # fmt: skip

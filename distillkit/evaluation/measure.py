@@ -7,6 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import ClassVar, Self
 
+from distillkit.contracts.text import prompts_sha256
 from distillkit.errors import UsageError
 from distillkit.evaluation.extractor import FeatureExtractor
 from distillkit.evaluation.features import GROUPS, Kept, groups_of, moments_of
@@ -40,7 +41,7 @@ class Measure(ABC):
         prompts: Sequence[str] = (),
     ) -> None:  # fmt: skip
         self.protocol, self.extractor = protocol, extractor
-        self.preparation, self.prompts = preparation, tuple(prompts)
+        self.preparation, self.prompts = preparation, prompts
 
     @property
     def count(self) -> int:
@@ -70,6 +71,13 @@ class Measure(ABC):
         """The same with another protocol of the same extractor and reference."""
         other = copy.copy(self)
         other.protocol = protocol
+        return other
+
+    def with_prompts(self, prompts: Sequence[str]) -> Self:
+        """The same on other prompts, which is another protocol."""
+        samples = self.protocol.samples.model_copy(update={"prompts_sha256": prompts_sha256(prompts)})
+        other = self.with_protocol(self.protocol.model_copy(update={"samples": samples}))
+        other.prompts = prompts
         return other
 
     def with_samples(self, count: int | None = None, first_seed: int | None = None) -> Self:

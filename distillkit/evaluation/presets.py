@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 from collections.abc import Callable, Mapping
@@ -15,6 +14,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from distillkit.contracts.teacher import Teacher
+from distillkit.contracts.text import prompts_sha256
 from distillkit.errors import DistillkitError, UsageError
 from distillkit.evaluation.extractor import FeatureExtractor, evaluation_folder, torchscript_extractor
 from distillkit.evaluation.measure import FrechetMeasure, Measure
@@ -295,8 +295,3 @@ def _prompts(name: str) -> tuple[str, ...]:
     if not prompts:
         raise DistillkitError(f"{path} holds no prompts; it has one a line")
     return prompts
-
-
-def prompts_sha256(prompts: tuple[str, ...]) -> str:
-    """sha256 of the prompts in order, one a line, as UTF-8."""
-    return hashlib.sha256("".join(f"{prompt}\n" for prompt in prompts).encode()).hexdigest()

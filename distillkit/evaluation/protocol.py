@@ -57,7 +57,7 @@ class SampleSpec(_Part):
     quantise: Literal["round half up in float32", "given", "none"] = "round half up in float32"
     prepare: str = Field("none", description="cropping and resizing of images before the extractor")
     prompts_sha256: str = Field(
-        "", pattern=r"^([0-9a-f]{64})?$", description="of the protocol's prompts, one a line, which go round in turn"
+        "", pattern=r"^([0-9a-f]{64})?$", description="of the protocol's prompts in order, which go round in turn"
     )
 
 

@@ -40,7 +40,7 @@ class Figure(_Part):
 class Subject(_Part):
     """What was measured."""
 
-    kind: Literal["student", "teacher", "images"]
+    kind: Literal["student", "teacher", "pipeline", "images"]
     name: str = Field(max_length=1000)
     weights_sha256: str = Field("", max_length=200, description="of the generator; the images' fingerprint for images")
     teacher: str = ""

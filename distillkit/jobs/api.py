@@ -25,9 +25,9 @@ from distillkit.jobs.context import TIMEOUT, Context, job_context, launch
 from distillkit.jobs.distil import Distillation
 from distillkit.jobs.evaluate import evaluate_subject
 from distillkit.jobs.launcher import TRAINING, launcher_settings
+from distillkit.jobs.options import EvaluationOptions
 from distillkit.jobs.prompts import check_before_loading
 from distillkit.jobs.run import Run
-from distillkit.jobs.subjects import EvaluationOptions
 from distillkit.models.store.resolve import preset_name
 from distillkit.models.store.resolve import resolve as resolve_teacher
 from distillkit.registry import Installed, method_name, registry

@@ -16,7 +16,8 @@ from distillkit.evaluation.pipeline import measure
 from distillkit.evaluation.record import Record, write_record
 from distillkit.files import cache_folder, replacing, slug, write_bytes
 from distillkit.jobs.context import Context
-from distillkit.jobs.subjects import EvaluationOptions, Found, found_subjects, measure_for, within_bounds
+from distillkit.jobs.options import EvaluationOptions, within_bounds
+from distillkit.jobs.subjects import Found, found_subjects, measure_for
 from distillkit.pictures import png_bytes
 from distillkit.students.artifact import Student
 
@@ -41,7 +42,9 @@ def evaluate_subject(
         DistillkitError: when files are missing or wrong, or samples are not what the extractor takes.
         Interrupted: after a signal; what was measured is kept.
     """
-    within_bounds(samples=options.samples, first_seed=options.first_seed, guidance=options.guidance)
+    within_bounds(
+        samples=options.samples, first_seed=options.first_seed, guidance=options.guidance, steps=options.steps
+    )
     for nfe in options.nfe:
         within_bounds(nfe=nfe)
     found = found_subjects(subject, options, context)
@@ -80,7 +83,11 @@ def record_name(record: Record) -> str:
         record.protocol.name,
         str(samples.count),
         *([f"seed{samples.first_seed}"] if samples.first_seed else []),
-        *([f"guidance{subject.guidance:g}"] if subject.kind == "teacher" and subject.guidance != 1.0 else []),
+        *(
+            [f"guidance{subject.guidance:g}"]
+            if subject.kind in ("teacher", "pipeline") and subject.guidance != 1.0
+            else []
+        ),
         *([subject.precision] if subject.precision != "fp32" else []),
         *([] if record.nfe is None else [f"nfe{record.nfe:g}"]),
         record.protocol_id.partition("-")[2][:8],

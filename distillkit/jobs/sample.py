@@ -17,9 +17,10 @@ from distillkit.contracts.teacher import Teacher
 from distillkit.diffusion.solvers import SOLVERS, SolverName
 from distillkit.errors import UsageError
 from distillkit.jobs.context import Context
+from distillkit.jobs.options import solver_steps, within_bounds
 from distillkit.jobs.previews import POINTS
 from distillkit.jobs.prompts import MOST_PROMPTS
-from distillkit.jobs.subjects import is_student, solver_steps, within_bounds
+from distillkit.jobs.subjects import is_student
 from distillkit.models.counting import count_evaluations
 from distillkit.models.diffusers.folder import is_diffusers_folder
 from distillkit.models.store.folder import is_teacher_folder

@@ -3,110 +3,40 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from distillkit.contracts.teacher import Teacher
-from distillkit.data.config import DataConfig
+from distillkit.data.prompts import PromptsConfig, open_prompts
 from distillkit.data.reader import open_files
-from distillkit.diffusion.solvers import SolverName
+from distillkit.diffusion.solvers import SOLVERS
 from distillkit.errors import UsageError
-from distillkit.evaluation.extractor import FeatureExtractor
-from distillkit.evaluation.generator import AUTOCAST, Candidate, GivenImages, student_generator, teacher_generator
+from distillkit.evaluation.generator import (
+    Candidate,
+    Generator,
+    GivenImages,
+    student_generator,
+    teacher_generator,
+)
 from distillkit.evaluation.measure import Measure
 from distillkit.evaluation.presets import OwnMeasure, default_protocol, is_reference, load_measure, preset, protocol_for
 from distillkit.evaluation.record import Subject
-from distillkit.evaluation.reference import Reference
+from distillkit.evaluation.whole_pipeline import whole_pipeline
 from distillkit.files import existing_parent
 from distillkit.jobs.context import Context
 from distillkit.jobs.measures import NONE
+from distillkit.jobs.options import EvaluationOptions, solver_steps
+from distillkit.models.diffusers import hub
 from distillkit.models.diffusers.folder import is_diffusers_folder
+from distillkit.models.prompts import Prompts
 from distillkit.models.store.folder import SPEC
-from distillkit.models.store.reference import Folder
+from distillkit.models.store.reference import Folder, Repository
+from distillkit.models.store.reference import Reference as TeacherReference
 from distillkit.models.store.resolve import resolve
-from distillkit.runs.config import read_config, validated
+from distillkit.runs.config import read_config
 from distillkit.runs.folder import CONFIG
 from distillkit.students.artifact import DESCRIPTION, Student, load_student
 from distillkit.students.checkpoints import STATE, split_selector
-
-
-@dataclass(frozen=True)
-class EvaluationOptions:
-    """How to measure.
-
-    Args:
-        protocol: its name, or a file of `distillkit reference make`; the run's or the teacher's own by default.
-        reference: own statistics in the place of the protocol's: a file, or an object.
-        extractor: own extractor: a name, a TorchScript file, or an object.
-        samples, first_seed: other samples than the protocol's, which is another protocol.
-        nfe: numbers of network evaluations of a sample, a record for each; the subject's own by default.
-        metrics: that are computed; the protocol's own by default.
-        batch: samples in one pass.
-        precision: "fp32", "bf16" or "fp16", of the generator; features are always computed in fp32.
-        guidance: weight of a teacher.
-        output: file (.json) or folder of the record.
-        save_images: folder of PNG files, or a .npz file, where the images are kept as well.
-        data_background, data_grey, data_image_column, data_max_pixels, skip_damaged: of given images, as `DataConfig`
-            describes them.
-
-    Raises:
-        UsageError: for a value that cannot be.
-    """
-
-    protocol: str | None = None
-    reference: Reference | Path | str | None = None
-    extractor: FeatureExtractor | str | None = None
-    samples: int | None = None
-    first_seed: int = 0
-    nfe: Sequence[int] = ()
-    metrics: Sequence[str] = ()
-    batch: int | None = None
-    precision: str = "fp32"
-    guidance: float = 1.0
-    output: Path | str | None = None
-    save_images: Path | str | None = None
-    data_background: str | None = None
-    data_grey: bool = False
-    data_image_column: str | None = None
-    data_max_pixels: int | str | None = None
-    skip_damaged: int | str = 0
-
-    def __post_init__(self) -> None:
-        if self.precision not in ("fp32", *AUTOCAST):
-            raise UsageError(f"--precision {self.precision}: fp32, bf16 or fp16")
-        least = {"samples": 2, "first_seed": 0, "batch": 1, "guidance": 0}
-        for name, low in least.items():
-            value = getattr(self, name)
-            if value is not None and value < low:
-                raise UsageError(f"--{name.replace('_', '-')} {value}: at least {low}")
-        self.images_at(None)
-        if small := [nfe for nfe in self.nfe if nfe < 1]:
-            raise UsageError(f"--nfe {small[0]}: at least 1")
-
-    def images_at(self, path: str | None) -> DataConfig:
-        """How given images are read.
-
-        Raises:
-            UsageError: for a value that cannot be.
-        """
-        asked = {
-            "background": self.data_background, "grey": self.data_grey, "image_column": self.data_image_column,
-            "max_pixels": self.data_max_pixels, "skip_damaged": self.skip_damaged,
-        }  # fmt: skip
-        given = {"path": path, **{name: value for name, value in asked.items() if value is not None}}
-        return validated(DataConfig, given, None, {"data": given}, ("data",))
-
-    def require_no_images(self, name: str) -> None:
-        """Refuse what is said of images where something else is measured.
-
-        Raises:
-            UsageError: naming the option.
-        """
-        plain = EvaluationOptions()
-        for option in ("data_background", "data_grey", "data_image_column", "data_max_pixels", "skip_damaged"):
-            if getattr(self, option) != getattr(plain, option):
-                raise UsageError(f"--{option.replace('_', '-')} is for images, and {name} is a generator")
 
 
 @dataclass(frozen=True)
@@ -127,7 +57,7 @@ def found_subjects(
     subject: str | Path | Student | Teacher, options: EvaluationOptions, context: Context
 ) -> list[Found]:
     """What `subject` stands for, once for each NFE: a student, a run or one of its checkpoints; images (a folder, zip
-    or parquet file); or a teacher.
+    or parquet file); a pipeline of diffusers with its own scheduler; or a teacher.
 
     Raises:
         UsageError: when it is none of these, or cannot be sampled as asked.
@@ -151,7 +81,28 @@ def found_subjects(
     options.require_no_images(name)
     reference = resolve(name)
     records = _records(reference.path if isinstance(reference, Folder) else None)
+    if options.steps is not None and options.solver is None and (place := _pipeline_folder(reference)):
+        return [_pipeline(reference.name, place, records, options, context)]
     return _teachers(reference.load(context.reporter, context.stopped), records, options, context)
+
+
+def _pipeline_folder(reference: TeacherReference) -> Path | None:
+    """The folder of a whole pipeline of diffusers; None for anything else."""
+    place: Path | None = reference.path if isinstance(reference, Folder) else None
+    if isinstance(reference, Repository):
+        place = hub.snapshot(reference.name)
+    return place if place and (place / "model_index.json").is_file() else None
+
+
+def _pipeline(name: str, place: Path, records: Path, options: EvaluationOptions, context: Context) -> Found:
+    assert options.steps is not None
+    title = "" if name == str(place) else name.removeprefix(hub.PREFIX)
+    pipeline = whole_pipeline(place, options.steps, options.guidance, precision=options.precision, name=title)
+    context.reporter.say(
+        f"{title or place.name}: sampled by its own pipeline, {pipeline.subject.sampler['kind']}; "
+        f"--solver {'|'.join(SOLVERS)} samples it as a teacher"
+    )
+    return Found(pipeline, None, records)
 
 
 def is_student(name: str) -> bool:
@@ -184,6 +135,8 @@ def _records(folder: Path | None) -> Path:
 def _students(
     student: Student, name: str, records: Path, options: EvaluationOptions, context: Context, own: str | None = None
 ) -> list[Found]:
+    if options.steps is not None or options.solver is not None:
+        raise UsageError("a student has its steps learnt in: --steps and --solver are for teachers and pipelines")
     if options.guidance != 1.0:
         raise UsageError("a student has its guidance learnt in; --guidance is for teachers")
     student, found = student.to(context.device), []
@@ -203,61 +156,25 @@ def _students(
 
 
 def _teachers(teacher: Teacher, records: Path, options: EvaluationOptions, context: Context) -> list[Found]:
-    teacher, solver = teacher.to(context.device), teacher.spec.solver
-    steps = [solver_steps(nfe, solver, options.guidance) for nfe in options.nfe] or [teacher.spec.solver_steps]
+    teacher, solver = teacher.to(context.device), options.solver or teacher.spec.solver
+    steps = [solver_steps(nfe, solver, options.guidance) for nfe in options.nfe]
+    steps = steps or [options.steps or teacher.spec.solver_steps]
     shape = teacher.codec.decoded_shape(teacher.spec.shape)
     return [
         Found(
-            teacher_generator(teacher, count, options.guidance, precision=options.precision), default_protocol(teacher),
-            records, shape,
+            teacher_generator(teacher, count, options.guidance, solver, precision=options.precision),
+            default_protocol(teacher), records, shape,
         )
         for count in steps
     ]  # fmt: skip
 
 
-MOST = {
-    "samples": 10**9,
-    "num": 10**8,
-    "seed": 2**62,
-    "first_seed": 2**62,
-    "nfe": 20_000,
-    "steps": 10_000,
-    "guidance": 10**6,
-}
-"""The largest numbers that mean something, by the option's name."""
-
-
-def within_bounds(**given: float | None) -> None:
-    """Refuse numbers that no computer gets done with, or that are none.
-
-    Args:
-        given: by the option's name, such as first_seed.
-
-    Raises:
-        UsageError: naming the option and its bound.
-    """
-    for name, value in given.items():
-        if value is not None and not 0 <= value <= MOST[name]:
-            option = f"--{name.replace('_', '-')}"
-            raise UsageError(f"{option} {value:g}: write a number of at most {MOST[name]:,}, and none below 0")
-
-
-def solver_steps(nfe: int, solver: SolverName, guidance: float = 1.0) -> int:
-    """Steps of a solver that take so many evaluations.
-
-    Raises:
-        UsageError: where no number of steps does.
-    """
-    if guidance != 1.0:
-        raise UsageError("--nfe counts unguided evaluations; with --guidance leave it out")
-    if solver == "heun" and nfe % 2 == 0:
-        raise UsageError(f"--nfe {nfe}: Heun's sampler takes an odd number of evaluations, 2 N - 1 for N steps")
-    return (nfe + 1) // 2 if solver == "heun" else nfe
-
-
 def _images(name: str, options: EvaluationOptions) -> Found:
-    if options.nfe or options.guidance != 1.0 or options.precision != "fp32":
-        raise UsageError(f"{name} holds images: --nfe, --guidance and --precision are for generators")
+    generated = (options.nfe, options.steps, options.solver, options.prompts)
+    if any(generated) or options.guidance != 1.0 or options.precision != "fp32":
+        raise UsageError(
+            f"{name} holds images: --nfe, --steps, --solver, --prompts, --guidance and --precision are for generators"
+        )
     config = options.images_at(name)
     files = open_files(config)
     subject = Subject(kind="images", name=Path(name).stem, weights_sha256=files.fingerprint)
@@ -289,4 +206,21 @@ def measure_for(found: Found, options: EvaluationOptions) -> Measure:
             f"the protocol {measure.protocol.name} always takes its own {samples.count:,} samples: leave --samples and "
             "--first-seed out"
         )
-    return measure
+    return _with_prompts(measure, found.candidate, options)
+
+
+def _with_prompts(measure: Measure, candidate: Candidate, options: EvaluationOptions) -> Measure:
+    """The measure on the prompts that were asked for; on a student's own examples where nobody has any.
+
+    Raises:
+        UsageError: for a model of text without prompts.
+        DistillkitError: when they cannot be read.
+    """
+    if options.prompts is not None:
+        return measure.with_prompts(open_prompts(PromptsConfig(path=str(options.prompts))).prompts.texts)
+    conditioner = candidate.conditioner if isinstance(candidate, Generator) else None
+    if measure.prompts or not isinstance(conditioner, Prompts):
+        return measure
+    if not any(conditioner.examples):
+        raise UsageError(f"{candidate.subject.name} makes pictures of text: --prompts FILE, or a protocol with prompts")
+    return measure.with_prompts(conditioner.examples)

@@ -9,12 +9,13 @@ from filelock import FileLock
 
 from distillkit import DistillkitError, StudentGenerator, Unconditional, UsageError
 from distillkit.contracts.codec import Pixels
+from distillkit.contracts.text import prompts_sha256
 from distillkit.diffusion.samplers import RenoisingSampler
 from distillkit.errors import Interrupted
 from distillkit.evaluation.generator import student_generator, teacher_generator
 from distillkit.evaluation.measure import FrechetMeasure
 from distillkit.evaluation.pipeline import measure
-from distillkit.evaluation.presets import load_measure, prompts_sha256
+from distillkit.evaluation.presets import load_measure
 from distillkit.evaluation.record import Selection, Subject
 from distillkit.progress import Quiet
 

@@ -14,7 +14,7 @@ from distillkit.evaluation.record import read_record
 from distillkit.evaluation.reference import Reference, save_reference
 from distillkit.jobs.context import job_context
 from distillkit.jobs.evaluate import evaluate_subject
-from distillkit.jobs.subjects import EvaluationOptions, solver_steps
+from distillkit.jobs.options import EvaluationOptions, solver_steps
 from distillkit.students.description import describe_student
 
 

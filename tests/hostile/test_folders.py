@@ -15,7 +15,8 @@ from distillkit.files import sha256
 from distillkit.jobs.api import _folder
 from distillkit.jobs.context import job_context
 from distillkit.jobs.evaluate import record_name
-from distillkit.jobs.subjects import EvaluationOptions, found_subjects
+from distillkit.jobs.options import EvaluationOptions
+from distillkit.jobs.subjects import found_subjects
 from distillkit.models.build import build_denoiser, described_weights
 from distillkit.models.store.folder import read_spec, write_teacher
 from distillkit.students.artifact import save_student
