@@ -90,6 +90,11 @@ class Conditioner(BaseModel, ABC):
         return "none"
 
     @property
+    def rounded_to(self) -> str:
+        """What its conditions are rounded to in this run, which its description does not say; "" for nothing."""
+        return ""
+
+    @property
     def lacks(self) -> str:
         """What a training needs to be given before there are conditions to draw, for people; "" where nothing is."""
         return ""

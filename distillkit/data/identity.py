@@ -8,6 +8,7 @@ import torch
 from pydantic import BaseModel
 from torch import Tensor
 
+from distillkit.contracts.conditioner import Conditioner
 from distillkit.contracts.teacher import Teacher
 from distillkit.models.hashes import content_hash
 from distillkit.registry import registry
@@ -28,10 +29,16 @@ def teacher_identity(teacher: Teacher) -> dict[str, Any]:
         "sigma_data": getattr(denoiser, "sigma_data", 0.5),
         "weights": spec.weights_sha256 or content_hash(_tensors(denoiser.state_dict())),
         "precision": sorted({str(parameter.dtype) for parameter in denoiser.parameters()}),
-        "conditioner": _described("conditioners", teacher.conditioner),
+        "conditioner": conditioner_identity(teacher.conditioner),
         "codec": _described("codecs", teacher.codec),
         "shape": list(spec.shape),
     }
+
+
+def conditioner_identity(conditioner: Conditioner) -> dict[str, Any]:
+    """Everything that conditions depend on, keys apart."""
+    rounded = {"rounded to": conditioner.rounded_to} if conditioner.rounded_to else {}
+    return {**_described("conditioners", conditioner), **rounded}
 
 
 def _described(kind: str, part: BaseModel) -> dict[str, Any]:

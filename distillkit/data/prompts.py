@@ -11,7 +11,7 @@ from array import array
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, overload
+from typing import IO, Any, Literal, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -55,6 +55,11 @@ class PromptsConfig(BaseModel):
     )
     split: str = Field("train", min_length=1, max_length=200, description="part of a data set of the hub that is read")
     unique: bool = Field(False, description="drop prompts that have been there before")
+    encodings: Literal["auto", "store", "on-the-fly"] = Field(
+        "auto",
+        description="text encodings: made once into a store in the cache, or on the fly; auto goes by their size",
+    )
+    dtype: Literal["fp16", "bf16", "fp32"] = Field("fp16", description="what text encodings are rounded to")
 
 
 class PromptTexts(Sequence[str]):

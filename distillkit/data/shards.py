@@ -24,7 +24,10 @@ log = logging.getLogger(__name__)
 MANIFEST = "manifest.json"
 FORMAT = 2
 
-DTYPES = {"F32": torch.float32, "I64": torch.int64}
+DTYPES = {
+    "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64, "I32": torch.int32,
+    "U8": torch.uint8, "BOOL": torch.bool,
+}  # fmt: skip
 LARGEST_HEADER, LARGEST_MANIFEST = 2**16, 64 * 2**20
 
 

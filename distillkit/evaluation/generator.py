@@ -85,11 +85,12 @@ class Generator:
 
     def identity(self) -> Mapping[str, Any]:
         subject, schedule = self.subject, self.denoiser.schedule
+        rounded = {"rounded to": self.conditioner.rounded_to} if self.conditioner.rounded_to else {}
         return {
             "weights": subject.weights_sha256 or content_hash(self.denoiser.state_dict()),
             "network": dict(self.denoiser.description or {}) or _class_name(self.denoiser),
             "schedule": {"class": _class_name(schedule), **schedule.model_dump(mode="json")},
-            "conditioner": described("conditioners", self.conditioner),
+            "conditioner": {**described("conditioners", self.conditioner), **rounded},
             "codec": described("codecs", self.codec),
             "shape": list(self.shape),
             "sampler": subject.sampler,

@@ -30,7 +30,7 @@ from distillkit.jobs.context import Context
 from distillkit.jobs.evaluate import record_name
 from distillkit.jobs.measures import Measures, measures_for
 from distillkit.jobs.previews import Previews
-from distillkit.jobs.prompts import cut, opened, require_prompts, with_prompts
+from distillkit.jobs.prompts import cut, encoded, opened, require_prompts, with_prompts
 from distillkit.jobs.recipe import inputs_of, recipe_of, sources_of
 from distillkit.jobs.rows import Result, Row, read_row, row_json, table_of
 from distillkit.jobs.timing import timed
@@ -70,7 +70,8 @@ class Distillation:
     ) -> None:
         self.folder, self.context, self.method = folder, context, method
         self.prompts = opened(config.prompts, context.reporter.say)
-        self.teacher = (with_prompts(teacher, self.prompts.prompts) if self.prompts else teacher).to(context.device)
+        prompts = self.prompts.prompts if self.prompts else None
+        self.teacher = with_prompts(teacher, prompts, config.prompts.dtype).to(context.device)
         self.recipe = recipe_of(config, method, self.teacher)
         self.sources = sources_of(config, method, self.teacher, self.recipe)
         require_prompts(self.teacher.spec.name, self.teacher.conditioner.lacks)
@@ -164,6 +165,7 @@ class Distillation:
         began, context = time.monotonic(), self.context
         self.prepare()
         job = context.source_job(self.folder.path)
+        self.teacher.conditioner = encoded(self.teacher, self.config, context, self.folder.path)
         opened = {kind: source.open(job) for kind, source in self.sources.items()}
         cost = CostMeter()
         for source in self.sources.values():

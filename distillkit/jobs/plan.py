@@ -20,6 +20,7 @@ from distillkit.jobs.api import Plan
 from distillkit.jobs.context import Context, check_launch
 from distillkit.jobs.distil import Distillation
 from distillkit.jobs.measures import measures_for
+from distillkit.jobs.prompts import encodings_plan
 from distillkit.jobs.teacher_recipe import teacher_recipe
 from distillkit.jobs.train_teacher import TeacherRunConfig, new_teacher
 from distillkit.jobs.training import require_checkpoint_space
@@ -80,6 +81,9 @@ def _distillation_rows(plan: Plan, job: Distillation, remark: str) -> Rows:
     ]
     trial, reason = _tried(recipe, job.teacher, training, context.accelerator)
     disk = memory = 0.0
+    if encodings := encodings_plan(job.teacher, job.config):
+        rows.append(("text encodings", encodings.summary))
+        disk, memory = disk + encodings.disk_bytes, memory + encodings.memory_bytes
     for source in job.sources.values():
         found = source.plan()
         took = ""

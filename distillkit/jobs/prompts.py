@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
+from accelerate.utils import broadcast_object_list
+
+from distillkit.contracts.conditioner import Conditioner
 from distillkit.contracts.teacher import Teacher
 from distillkit.contracts.text import PromptList
+from distillkit.data.encodings import EncodingPlan, plan_encodings, with_encodings
 from distillkit.data.prompts import HUB, FoundPrompts, PromptsConfig, PromptTexts, open_prompts
 from distillkit.downloads import DownloadNeeded, only_planned
 from distillkit.errors import UsageError
+from distillkit.jobs.context import Context
 from distillkit.models.diffusers import hub
 from distillkit.models.prompts import Prompts
 from distillkit.models.store.reference import Folder, Reference, Repository
@@ -45,7 +51,8 @@ def opened(config: PromptsConfig, say: Callable[[str], None]) -> FoundPrompts | 
         UsageError, DistillkitError: as `open_prompts`.
     """
     if config.path is None:
-        if given := [name for name, value in config if name != "path" and value != getattr(PromptsConfig(), name)]:
+        plain = PromptsConfig()
+        if given := [name for name in ("column", "split", "unique") if getattr(config, name) != getattr(plain, name)]:
             raise UsageError(f"--prompts-{given[0].replace('_', '-')} is for --prompts FILE, and there is none")
         return None
     if config.path.startswith(HUB) and only_planned(config.path):
@@ -72,15 +79,49 @@ def typed_prompts(typed: Sequence[str] | None, file: str | None, count: int | No
     return list(open_prompts(config).prompts.texts[: count or MOST_PROMPTS])
 
 
-def with_prompts(teacher: Teacher, prompts: PromptList) -> Teacher:
-    """The teacher, its conditions those of these prompts; the one that is given stays as it is.
+def with_prompts(teacher: Teacher, prompts: PromptList | None, rounding: str) -> Teacher:
+    """The teacher of a run, its conditions those of these prompts if there are any; the one that is given stays as it
+    is, whatever becomes of the run's conditioner.
+
+    Args:
+        rounding: of text encodings.
 
     Raises:
         UsageError: where it takes none.
     """
     own = copy.copy(teacher)
-    own.conditioner = teacher.conditioner.with_prompts(prompts)
+    conditioner = teacher.conditioner.with_prompts(prompts) if prompts else teacher.conditioner
+    own.conditioner = conditioner.with_rounding(rounding) if isinstance(conditioner, Prompts) else conditioner
     return own
+
+
+def encodings_plan(teacher: Teacher, config: RunConfig) -> EncodingPlan | None:
+    """Where the text encodings of a run are to be; None where it has none.
+
+    Raises:
+        DistillkitError: for a store that the disk cannot hold.
+    """
+    if not isinstance(teacher.conditioner, Prompts):
+        return None
+    return plan_encodings(teacher.conditioner, config.prompts.encodings, config.training.duration)
+
+
+def encoded(teacher: Teacher, config: RunConfig, context: Context, folder: Path) -> Conditioner:
+    """The teacher's conditioner, with the encodings of its list at hand; itself where it has none.
+
+    Raises:
+        DistillkitError, Interrupted: as `with_encodings`.
+    """
+    conditioner = teacher.conditioner
+    # The first process decides for all: disks of several machines are not equally full.
+    plans = [encodings_plan(teacher, config) if context.main else None]
+    if not isinstance(conditioner, Prompts):
+        return conditioner
+    broadcast_object_list(plans)
+    plan = plans[0]
+    assert plan is not None
+    context.reporter.say(f"text encodings: {plan.summary}")
+    return with_encodings(conditioner, plan.where, context.source_job(folder))
 
 
 def require_prompts(name: str, lacks: str) -> None:

@@ -12,14 +12,18 @@ from torch import Tensor
 from distillkit.contracts.condition import Condition
 from distillkit.contracts.conditioner import Conditioner
 from distillkit.contracts.text import PromptList, TextEncoder
-from distillkit.errors import UsageError
+from distillkit.errors import DistillkitError, UsageError
 from distillkit.registry import registry
-from distillkit.text import printable
+from distillkit.text import printable, short
 
 LONGEST = 100_000
 """Characters of a prompt."""
 EXAMPLES = 60
 """Prompts of a list that a description carries."""
+
+DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
+FEW = 64
+"""Fields of fewer numbers, such as sizes in pixels, are not rounded."""
 
 Prompt = Annotated[str, Field(max_length=LONGEST)]
 Encodings = Callable[[Tensor], Condition]
@@ -44,6 +48,7 @@ class Prompts(Conditioner):
     _numbers: dict[str, int] = PrivateAttr(default_factory=dict)
     _null: Condition | None = PrivateAttr(None)
     _encodings: Encodings | None = PrivateAttr(None)
+    _rounding: str = PrivateAttr("fp32")
     _device: torch.device = PrivateAttr(default_factory=lambda: torch.device("cpu"))
 
     @field_validator("encoder", mode="before")
@@ -64,11 +69,27 @@ class Prompts(Conditioner):
         made._texts, made._typed, made._numbers, made._encodings = prompts.texts, [], {}, None
         return made
 
-    def with_encodings(self, encodings: Encodings | None) -> Self:
-        """The same, taking the conditions of its list from where they have been made before."""
+    def with_encodings(self, encodings: Encodings | None, null: Condition | None = None) -> Self:
+        """The same, taking the conditions of its list from where they have been made before.
+
+        Args:
+            null: the null condition, one row, where it has been made too.
+        """
         made = self.model_copy()
         made._encodings = encodings
+        made._null = made._null if null is None else null.to(self._device)
         return made
+
+    def with_rounding(self, rounding: str) -> Self:
+        """The same, the conditions of its list rounded to "fp16", "bf16" or "fp32", as a store keeps them: they are the
+        same whether they are stored or not. What a person types is not rounded."""
+        made = self.model_copy()
+        made._rounding = rounding
+        return made
+
+    @property
+    def rounded_to(self) -> str:
+        return "" if self._rounding == "fp32" else self._rounding
 
     @property
     def texts(self) -> Sequence[str]:
@@ -96,8 +117,36 @@ class Prompts(Conditioner):
 
     def encode(self, keys: Tensor) -> Condition:
         numbers = keys.cpu()
-        if self._encodings is not None and bool((numbers < self.count).all()):
-            return self._encodings(numbers).to(self._device)
+        listed = numbers < self.count
+        if (self._encodings is None and not self.rounded_to) or not listed.any():
+            return self._made(numbers)
+        if not listed.all():
+            order = torch.cat([listed.nonzero(), listed.logical_not().nonzero()]).flatten().argsort()
+            both = [self.encode(numbers[listed]), self._made(numbers[~listed])]
+            return Condition.cat(both).select(order.to(self._device))
+        stored = self.stored(numbers) if self._encodings is None else self._encodings(numbers).to(self._device)
+        # They are kept in half precision, and computed with in what the networks have.
+        return Condition(**{k: v.float() if v.is_floating_point() else v for k, v in stored.items()})
+
+    def stored(self, keys: Tensor) -> Condition:
+        """Conditions of the list's keys (B,) by the encoder, rounded as they are stored, in the dtype of that.
+
+        Raises:
+            DistillkitError: for one that is not finite, or not after rounding; names the prompt.
+        """
+        numbers, dtype = keys.cpu(), DTYPES[self._rounding]
+        condition = self._made(numbers)
+        many = {k for k, v in condition.items() if v.is_floating_point() and v[0].numel() >= FEW}
+        made = {name: value.to(dtype) if name in many else value for name, value in condition.items()}
+        for name, value in made.items():
+            if value.is_floating_point() and not (finite := value.flatten(1).isfinite().all(1)).all():
+                place = int(finite.logical_not().nonzero()[0])
+                wider = "; --prompts-dtype bf16 has a wider range" if condition[name][place].isfinite().all() else ""
+                text = short(self.text(int(numbers[place])))
+                raise DistillkitError(f"the encoding ({name}) of {text} is not finite in {self._rounding}{wider}")
+        return Condition(**made)
+
+    def _made(self, numbers: Tensor) -> Condition:
         # Every prompt once: batches repeat prompts, and encoders are large.
         unique, places = numbers.unique(return_inverse=True)
         return self._encoded([self.text(key) for key in unique.tolist()]).select(places.to(self._device))

@@ -106,6 +106,7 @@ SAFE_TO_CHANGE = frozenset(
         "training.sample_every",
         "training.batch_per_device",
         "evaluation.batch",
+        "prompts.encodings",
         "sources.data.workers",
         "sources.data.skip_damaged",
         "sources.data.max_pixels",

@@ -40,12 +40,14 @@ def arguments(pipeline, *more):
 def test_a_run_with_prompts_and_the_same_ones_when_it_goes_on(pipeline, listed, inside, tmp_path):
     plan = inside(*arguments(pipeline, "--prompts", listed, "--dry-run"))
     assert plan.returncode == 0 and "11 prompts from" in " ".join(plan.stdout.split()), plan.stderr
+    assert "text encodings │ 11 prompts" in plan.stdout.replace("  ", " ")
     assert not (tmp_path / "run").exists()
-    done = inside(*arguments(pipeline, "--prompts", listed, "-o", "run"))
+    done = inside(*arguments(pipeline, "--prompts", listed, "-o", "run", "--prompts-encodings", "store"))
     assert done.returncode == 0, done.stderr
     said = " ".join(done.stdout.split())
     assert f"prompts: 11 prompts from {listed}" in said
     assert said.count("longer than the text encoder reads") == 1 and "warning: 1 of 11 prompts" in said
+    assert "text encodings: 11 prompts" in said and "11 to make" in said
     inputs = json.loads((tmp_path / "run" / "inputs.json").read_text())
     assert inputs["prompts"].startswith("11 of ")
     described = json.loads((tmp_path / "run" / "student" / "student.json").read_text())
