@@ -6,6 +6,7 @@ import os
 import platform
 import shlex
 import sys
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ def environment() -> dict[str, Any]:
 
     return {
         "command": redacted(shlex.join(["distillkit", *sys.argv[1:]])),
-        "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
+        "versions": {"python": platform.python_version(), **_versions()},
         "platform": platform.platform(),
         "processor": processor(),
         "cpus": os.cpu_count(),
@@ -30,6 +31,13 @@ def environment() -> dict[str, Any]:
     }
 
 
+@cache
+def _versions() -> dict[str, str]:
+    """Of the packages; every figure of a run is kept with them, and looking them up reads their metadata."""
+    return {name: version(name) for name in PACKAGES}
+
+
+@cache
 def processor() -> str:
     """The processor's name, as the system gives it."""
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import socket
@@ -23,9 +24,15 @@ from distillkit.models.build import build_denoiser
 from distillkit.models.edm.families import described
 from distillkit.models.store.folder import fresh_teacher, write_teacher
 from distillkit.models.store.resolve import load_teacher, resolve
-from tests.warm import Process, Warm
+from tests.warm import Process, Warm, unsynced
 
 GOLDENS = Path(__file__).parent / "goldens"
+
+
+def pytest_collection_finish() -> None:
+    """What has been imported stays, so the collector need not look at it again and again."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -33,6 +40,14 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """No test and no fixture reads or writes the user's cache; the worker's tests share one."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DISTILLKIT_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+        yield
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _no_waiting_for_the_disk() -> Iterator[None]:
+    """Files need not survive a power cut here; fresh interpreters wait for the disk as users' do."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", unsynced)
         yield
 
 
