@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
@@ -103,7 +104,8 @@ class WholePipeline:
             packed = getattr(pipeline, "_pack_latents", None)
             noise = packed(noise, len(noise), *shape) if packed else noise
             call["latents"] = noise.to(pipeline.device, next(_network(pipeline).parameters()).dtype)
-        made = torch.from_numpy(pipeline(generator=generators, **call).images)
+        with _drawing_from(pipeline.scheduler, generators):
+            made = torch.from_numpy(pipeline(generator=generators, **call).images)
         if not torch.isfinite(made).all():
             raise DistillkitError(f"{self.subject.name} gives NaN or infinity instead of images")
         # As `Pixels.decode`: rounded half up in float32.
@@ -241,6 +243,26 @@ class _Conditions:
         if self.prompts:
             return {"prompt": [self.prompts[index % len(self.prompts)] for index in batch]}
         return {"class_labels": [index % self.classes for index in batch]} if self.classes else {}
+
+
+@contextmanager
+def _drawing_from(scheduler: Any, generators: list[torch.Generator]) -> Iterator[None]:
+    """The scheduler draws fresh noise from these, also where its pipeline leaves it to torch's own generator."""
+    step = scheduler.step
+    if "generator" not in inspect.signature(step).parameters:
+        yield
+        return
+
+    @wraps(step)
+    def drawing(*args: Any, **given: Any) -> Any:
+        given.setdefault("generator", generators)
+        return step(*args, **given)
+
+    scheduler.step = drawing
+    try:
+        yield
+    finally:
+        del scheduler.step
 
 
 @contextmanager

@@ -189,7 +189,13 @@ def _call(student: Student, pipeline: Any, scheduler: Scheduler) -> dict[str, An
     else:
         raise UsageError(f"a {pipeline.__name__} does not take the student's steps {list(grid)}")
     if "guidance_scale" in known:
-        call["guidance_scale"] = float(getattr(conditioner, "embedded_guidance", None) or 1.0)
+        # FLUX.1-dev's is an input of its network, others' is in the student.
+        embedded = getattr(conditioner.encoder, "guidance", None) if isinstance(conditioner, Prompts) else None
+        call["guidance_scale"] = 1.0 if embedded is None else float(embedded)
+    _, height, width = student.codec.decoded_shape(student.generator.shape)
+    side: Any = getattr(_network_of(student)[1].config, "sample_size", None)
+    if "height" in known and side not in (student.generator.shape[1], list(student.generator.shape[1:])):
+        call |= {"height": height, "width": width}
     if "use_resolution_binning" in known:
         call["use_resolution_binning"] = False
     return call

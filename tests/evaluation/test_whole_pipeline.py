@@ -1,6 +1,5 @@
 """Pipelines of diffusers as subjects: their own scheduler, the protocol's noise and prompts, evaluations counted."""
 
-import json
 import shutil
 
 import numpy as np
@@ -18,7 +17,7 @@ from distillkit.models.store.resolve import load_teacher
 from distillkit.students.artifact import Student
 from distillkit.students.description import describe_student
 from distillkit.students.export import export
-from tests.models.pipelines import stable_diffusion
+from tests.models.pipelines import change, dit, flux, pixart, sd3, stable_diffusion
 
 
 class Colours(FeatureExtractor):
@@ -39,10 +38,8 @@ def pipelines(tmp_path_factory):
     folder = tmp_path_factory.mktemp("pipelines")
     ddim = stable_diffusion(folder / "ddim")
     shutil.copytree(ddim, folder / "lcm")
-    path = folder / "lcm" / "scheduler" / "scheduler_config.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "_class_name": "LCMScheduler"}))
-    index = json.loads((folder / "lcm" / "model_index.json").read_text())
-    (folder / "lcm" / "model_index.json").write_text(json.dumps({**index, "scheduler": ["diffusers", "LCMScheduler"]}))
+    change(folder / "lcm" / "scheduler" / "scheduler_config.json", _class_name="LCMScheduler")
+    change(folder / "lcm" / "model_index.json", scheduler=["diffusers", "LCMScheduler"])
     return folder
 
 
@@ -80,6 +77,24 @@ def test_samples_depend_on_their_seed_alone(evaluate, pipelines, tmp_path):
     assert abs(one - other).max() <= 1 and one.std() > 10
     assert abs(one[3:] - later).max() <= 1  # three prompts in turn
     assert abs(one[:3] - later).max() > 10
+
+
+@pytest.mark.parametrize("family", [dit, pixart, sd3, flux])
+def test_other_families(evaluate, tmp_path, family):
+    """Fresh noise between evaluations too, in any batch."""
+    folder = family(tmp_path / "own")
+    scheduler = folder / "scheduler" / "scheduler_config.json"
+    if family in (dit, pixart):
+        change(scheduler, _class_name="LCMScheduler")
+        change(folder / "model_index.json", scheduler=["diffusers", "LCMScheduler"])
+    else:
+        change(scheduler, stochastic_sampling=True)
+    texts = {} if family is not dit else {"prompts": None}
+    made = [evaluate(str(folder), steps=2, batch=batch, samples=2, output="records", save_images=f"{batch}", **texts)
+            for batch in (2, 1)]  # fmt: skip
+    one, other = pictures(tmp_path / "2"), pictures(tmp_path / "1")
+    assert abs(one - other).max() <= 1 and one.std() > 5
+    assert made[0].nfe == 2 and made[0].protocol_id == made[1].protocol_id
 
 
 def test_prompts_are_part_of_the_protocol(evaluate, pipelines, tmp_path):
@@ -125,8 +140,7 @@ def test_a_solver_makes_a_teacher_of_it(evaluate, pipelines):
 
 def changed(source, folder, **index):
     shutil.copytree(source, folder)
-    path = folder / "model_index.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), **index}))
+    change(folder / "model_index.json", **index)
     return folder
 
 

@@ -1,5 +1,6 @@
 """Students of diffusers pipelines as plain pipelines: the same samples by diffusers alone, and by load_student."""
 
+import inspect
 import json
 import shutil
 from pathlib import Path
@@ -17,7 +18,7 @@ from distillkit.students.artifact import save_student
 from distillkit.students.description import describe_student
 from distillkit.students.export import export
 from distillkit.students.schedulers import scheduler_of
-from tests.models.pipelines import sdxl, stable_diffusion
+from tests.models.pipelines import dit, flux, pixart, sd3, sdxl, stable_diffusion
 
 PROMPTS = ["a cat", "two dogs"]
 
@@ -55,7 +56,7 @@ def snippet(folder):
 def call_of(folder):
     """The arguments of the pipeline's call on the card, but the prompt."""
     written = snippet(folder).partition("image = pipeline(")[2].partition(").images")[0]
-    return eval(f"(lambda prompt, **call: call)({written})")
+    return eval(f"(lambda prompt='', **call: call)({written})")
 
 
 @pytest.fixture(scope="module")
@@ -114,9 +115,46 @@ def test_other_predictions_and_zero_terminal_snr(tmp_path, prediction, zero, sam
     assert saved["prediction_type"] == prediction
 
 
-@pytest.mark.parametrize("name", ["one-step", "four"])
-def test_stable_diffusion_xl(tmp_path, name):
-    test_diffusers_alone_makes_the_same(sdxl(tmp_path / "teacher"), tmp_path, name)
+FLOW = RenoisingSampler(levels=(1.0, 0.9, 0.5))
+
+
+@pytest.mark.parametrize(
+    ("family", "sampler"),
+    [
+        (sdxl, SAMPLERS["four"]),
+        (dit, OneStep()),
+        (dit, SAMPLERS["four"]),
+        (pixart, SAMPLERS["uneven"]),
+        (sd3, OneStep()),
+        (sd3, FLOW),
+        (flux, FLOW),
+    ],
+)
+def test_every_family_by_the_call_on_the_card(tmp_path, monkeypatch, family, sampler):
+    monkeypatch.setattr("distillkit.models.diffusers.flux.SIDE", 8)
+    student = student_at(tmp_path / "student", family(tmp_path / "teacher"), sampler)
+    export(student, "diffusers", tmp_path / "out", self_contained=True)
+    pipeline = DiffusionPipeline.from_pretrained(tmp_path / "out", use_safetensors=True)
+    pipeline.set_progress_bar_config(disable=True)
+    known, call = inspect.signature(pipeline.__call__).parameters, call_of(tmp_path / "out")
+    # A pipeline draws its first noise from the generator; what comes later too, or from torch's own.
+    noise, *more = drawn(3, 4, (2, *student.generator.shape))
+    if family in (dit, sd3):
+        more = drawn(4, 3, noise.shape)
+    elif family is flux:
+        sides = student.codec.decoded_shape(student.generator.shape)[1:]
+        packed = drawn(4, 3, (2, noise.shape[2] * noise.shape[3] // 4, 4 * noise.shape[1]))
+        more = [pipeline._unpack_latents(one, *sides, pipeline.vae_scale_factor) for one in packed]
+    typed = PROMPTS if "prompt" in known else ["7", "3"]
+    call |= {"prompt": typed} if "prompt" in known else {"class_labels": [7, 3]}
+    torch.manual_seed(4)
+    theirs = pipeline(output_type="np", generator=torch.Generator().manual_seed(3), **call).images
+    with torch.no_grad():
+        condition = student.conditioner.encode(student.conditioner.parse(typed))
+        ours = student.codec.decode(student.generator(noise, condition, lambda k: more[k]))
+    difference = ours.permute(0, 2, 3, 1) - torch.from_numpy(theirs) * 255
+    assert (difference.abs() > 1).float().mean() < 1e-3 and ours.float().std() > 5
+    assert torch.equal(load_student(tmp_path / "out").codec.decode(noise), student.codec.decode(noise))
 
 
 def test_a_teacher_that_ends_almost_in_pure_noise(tmp_path):
