@@ -16,6 +16,7 @@ from distillkit.cli.choices import (
     TimeoutOption,
     TrackerProjectOption,
     light_parameters,
+    offered,
     run_folders,
     trackers,
 )
@@ -55,6 +56,13 @@ def common_options(
     name: Annotated[
         str | None,
         typer.Argument(help="Name of the teacher; without --data, one that brings its own.", show_default=False),
+    ] = None,
+    like: Annotated[
+        str | None,
+        typer.Option(
+            help="With --data: the network, anew, and autoencoder and text encoder of this pipeline of diffusers.",
+            autocompletion=offered("teachers"),
+        ),
     ] = None,
     output_dir: Annotated[
         Path | None, typer.Option("--output-dir", "-o", help="Folder.  [default: runs/teacher-NAME-TIME]")
@@ -102,7 +110,7 @@ def train(values: dict[str, Any]) -> None:
     dry_run, quiet, timeout = values.pop("dry_run"), values.pop("quiet"), values.pop("timeout")
     typed = typed_values(values)
     top: dict[str, Any] = {
-        str(key): typed.pop(key) for key in ("name", "seed", "conditional", "licence") if key in typed
+        str(key): typed.pop(key) for key in ("name", "like", "seed", "conditional", "licence") if key in typed
     }
     options = merge(nested(typed, teacher_sections()), top, set_values(run["set_"] or []))
     resume: Path | None = run["resume"]

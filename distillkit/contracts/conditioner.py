@@ -95,6 +95,11 @@ class Conditioner(BaseModel, ABC):
         return ""
 
     @property
+    def takes_text(self) -> bool:
+        """Whether any text has a key, so that `parse` takes the captions of images."""
+        return False
+
+    @property
     def lacks(self) -> str:
         """What a training needs to be given before there are conditions to draw, for people; "" where nothing is."""
         return ""

@@ -1,4 +1,4 @@
-"""From the classes of images to the numbers that a model knows them by."""
+"""From the classes and texts of images to the numbers that a model knows them by."""
 
 from __future__ import annotations
 
@@ -21,6 +21,8 @@ def numbers_of(files: ImageFiles, conditioner: Conditioner) -> tuple[Tensor, str
     Raises:
         UsageError: for more classes than the model has, or names of which it knows some alone.
     """
+    if conditioner.takes_text:
+        return _texts(files, conditioner)
     keys = torch.zeros(len(files), dtype=torch.int64)
     if files.labels is None or not conditioner.count:
         return keys, "used without labels" if files.labels is not None else ""
@@ -48,3 +50,23 @@ def numbers_of(files: ImageFiles, conditioner: Conditioner) -> tuple[Tensor, str
         fewer = f"{used:,} of the model's {conditioner.summary()}"
         note = f"{note}; {fewer}" if note else fewer
     return torch.from_numpy(labels), note
+
+
+def _texts(files: ImageFiles, conditioner: Conditioner) -> tuple[Tensor, str]:
+    """Keys of the images' texts, or of their classes' names where they have no others.
+
+    Raises:
+        UsageError: where they have neither, or a text that the conditioner refuses.
+    """
+    if files.captions is not None:
+        names = sorted(set(files.captions))
+        numbers = {name: number for number, name in enumerate(names)}
+        labels = torch.tensor([numbers[text] for text in files.captions])
+        return conditioner.parse(names)[labels], f"{len(names):,} different texts"
+    if files.labels is None or not files.class_names:
+        raise UsageError(
+            "these images have no texts, which the model is conditioned on: put a .txt beside each image, or a "
+            'metadata.jsonl with lines {"file_name": "a.png", "text": "a red circle"}'
+        )
+    names = [name.replace("_", " ") for name in files.class_names]
+    return conditioner.parse(names)[torch.from_numpy(files.labels)], "the names of their folders are their texts"

@@ -31,6 +31,7 @@ class ImageFiles(ABC):
         names: one for each image, in a fixed order.
         labels: (N,) int64 class indices, or None.
         class_names: of the classes in order, where their source names them.
+        captions: the text of each image, or None.
         fingerprint: hash of names, labels and contents as far as they are known without reading.
         left_out: what was not taken, and why, for people.
         notes: what else people should know.
@@ -39,6 +40,7 @@ class ImageFiles(ABC):
     names: Sequence[str]
     labels: Labels | None
     class_names: tuple[str, ...] = ()
+    captions: Sequence[str] | None = None
     fingerprint: str
     left_out: Sequence[str] = ()
     notes: Sequence[str] = ()
@@ -171,8 +173,10 @@ def range_names(name: str, count: int) -> list[str]:
     return [f"{name}[{index}]" for index in range(count)]
 
 
-def fingerprint(contents: Any, labels: Labels | None) -> str:
-    """sha256 over what identifies the images, and their labels."""
+def fingerprint(contents: Any, labels: Labels | None, captions: Sequence[str] | None = None) -> str:
+    """sha256 over what identifies the images, their labels and their texts."""
     digest = hashlib.sha256(canonical_json(contents).encode())
     digest.update(b"no labels" if labels is None else labels.tobytes())
+    if captions is not None:
+        digest.update(canonical_json(list(captions)).encode())
     return digest.hexdigest()

@@ -8,6 +8,7 @@ import zlib
 from collections import Counter
 from pathlib import Path, PurePosixPath
 
+from distillkit.data.captions import captions_of
 from distillkit.data.decoding import Damaged, is_image_name
 from distillkit.data.files import HEAD, MOST_BYTES, ImageFiles, counted, fingerprint, kind_of, read_file
 from distillkit.data.labels import LABELS, label_files, shown
@@ -41,10 +42,11 @@ class FolderImages(ImageFiles):
         self._sizes = [size for _, size in found.images]
         labelling = label_files(self.names, self._described, self.root)
         self.labels, self.class_names, self.notes = labelling.labels, labelling.class_names, labelling.notes
+        self.captions = captions_of(self.names, self._described, self.root)
         self.left_out = found.left_out()
         # Names and sizes of all, contents of some: other images of the same names are told apart.
         some = [self._checksum(k * len(self) // MOST_READ) for k in range(MOST_READ)] if len(self) else []
-        self.fingerprint = fingerprint([[list(entry) for entry in found.images], some], self.labels)
+        self.fingerprint = fingerprint([[list(entry) for entry in found.images], some], self.labels, self.captions)
 
     def read(self, index: int, most: int = MOST_BYTES) -> bytes:
         if self._sizes[index] > MOST_BYTES:

@@ -204,7 +204,7 @@ def _check_fit(reader: ImageReader, path: str, teacher: Teacher) -> None:
             f"the images in {path} are {reader.shape} (channels, height, width) and those of the teacher {name} are "
             f"{shape}. Give {' and '.join(advice) or 'others'}, or choose another teacher."
         )
-    if teacher.conditioner.count and reader.files.labels is None:
+    if teacher.conditioner.count and not teacher.conditioner.takes_text and reader.files.labels is None:
         why = f" ({'; '.join(reader.files.notes)})" if reader.files.notes else ""
         raise UsageError(
             f"the images in {path} have no labels{why} and the teacher {name} needs them "

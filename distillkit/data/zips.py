@@ -11,6 +11,7 @@ import zlib
 from collections import Counter
 from pathlib import Path, PurePosixPath
 
+from distillkit.data.captions import captions_of
 from distillkit.data.decoding import Damaged, is_image_name
 from distillkit.data.files import MOST_BYTES, ImageFiles, counted, fingerprint
 from distillkit.data.folders import MOST_LABEL_BYTES, NO_DATA, others
@@ -45,10 +46,15 @@ class ZipImages(ImageFiles):
         taken = self._taken(members)
         self.names, self._members = [name for name, _ in taken], [member for _, member in taken]
         by_name = dict(members)
-        labelling = label_files(self.names, lambda name: self._labels(by_name.get(name)), f"{path}:", packed=True)
+
+        def described(name: str) -> bytes | None:
+            return self._labels(by_name.get(name))
+
+        labelling = label_files(self.names, described, f"{path}:", packed=True)
         self.labels, self.class_names, self.notes = labelling.labels, labelling.class_names, labelling.notes
         sizes = [[name, m.file_size, m.CRC] for name, m in taken]
-        self.fingerprint = fingerprint(sizes, self.labels)
+        self.captions = captions_of(self.names, described, f"{path}:")
+        self.fingerprint = fingerprint(sizes, self.labels, self.captions)
 
     def read(self, index: int, most: int = MOST_BYTES) -> bytes:
         return self._read(self._members[index], self.where(index), most)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
@@ -11,15 +11,16 @@ from torch import Tensor
 from distillkit.contracts.condition import Condition
 from distillkit.contracts.objective import Objective
 from distillkit.contracts.recipe import Recipe
+from distillkit.contracts.schedule import Schedule
 from distillkit.contracts.source import Images
 from distillkit.contracts.step import Step
 from distillkit.contracts.student import StudentGenerator
 from distillkit.contracts.teacher import Teacher
 from distillkit.counts import Integers
-from distillkit.diffusion.schedules import lognormal_ratios
+from distillkit.diffusion.schedules import EDMSchedule
 from distillkit.errors import UsageError
 from distillkit.models.edm.families import Family, describe_network
-from distillkit.parts.score_matching import denoising_loss
+from distillkit.parts.score_matching import Levels, denoising_loss, evenly_from, lognormal_levels, noise_levels
 
 EDM_TRAINING: Mapping[str, Any] = {
     "duration": "200M",
@@ -31,6 +32,17 @@ EDM_TRAINING: Mapping[str, Any] = {
     "ema_halflife": "500k",
 }
 """EDM's training of CIFAR-10 (Karras et al. 2022, Table 7 and appendix F.2, without augmentation)."""
+
+
+LATENT_TRAINING: Mapping[str, Any] = {
+    "duration": "400M",
+    "batch": 2048,
+    "lr": 1e-4,
+    "warmup": "5%",
+    "ema_halflife": "14.2M",
+}
+"""Rate, batch and optimiser of CompVis' card of Stable Diffusion 1 (AdamW, warm-up to 1e-4), its average of 0.9999; the
+duration is a beginning."""
 
 
 class NetworkConfig(BaseModel):
@@ -68,15 +80,29 @@ class LossConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    noise_mean: float = Field(-1.2, description="mean of ln(sigma / alpha)")
-    noise_std: float = Field(1.2, gt=0, description="standard deviation of ln(sigma / alpha)")
-    label_dropout: float = Field(0.1, ge=0, lt=1, description="share of labels left out, so that it can be guided")
+    noise_levels: Literal["lognormal", "even"] | None = Field(
+        None, description="lognormal as EDM, or even over the schedule's own grid; by the schedule if none"
+    )
+    noise_mean: float = Field(-1.2, description="mean of ln(sigma / alpha), where it is lognormal")
+    noise_std: float = Field(1.2, gt=0, description="standard deviation of ln(sigma / alpha), where it is lognormal")
+    label_dropout: float = Field(
+        0.1, ge=0, lt=1, description="share of labels and prompts left out, so that it can be guided"
+    )
+
+    def levels(self, schedule: Schedule) -> Levels:
+        """The distribution of noise levels on a schedule."""
+        lognormal = isinstance(schedule, EDMSchedule) if self.noise_levels is None else self.noise_levels == "lognormal"
+        if lognormal:
+            return lognormal_levels(schedule, mean=self.noise_mean, std=self.noise_std)
+        return evenly_from(noise_levels(schedule))
 
 
 class DenoisingScoreMatching(Objective):
-    """E lambda(t) |D(x_t, t, c) - x0|^2, ln(sigma / alpha) ~ N(-1.2, 1.2^2) (Karras et al. 2022, Eq. 2 and Table 1).
+    """E lambda(t) |D(x_t, t, c) - x0|^2: with ln(sigma / alpha) ~ N(-1.2, 1.2^2) on EDM's schedule (Karras et al. 2022,
+    Eq. 2 and Table 1), and as the plain loss of what the network predicts at even times on others (Ho et al. 2020, Eq.
+    14).
 
-    Labels are left out at the rate of `label_dropout`, so that the teacher can be guided.
+    Labels and prompts are left out at the rate of `label_dropout`, so that the teacher can be guided.
     """
 
     needs = (Images,)
@@ -84,11 +110,11 @@ class DenoisingScoreMatching(Objective):
     def __init__(self, config: LossConfig, teacher: Teacher) -> None:
         super().__init__()
         self.config, self.conditioner = config, teacher.conditioner
+        self.levels = config.levels(teacher.schedule)
 
     def __call__(self, step: Step) -> Tensor:
         images, denoiser = step.images, step.student.denoiser
-        level = lognormal_ratios(step.uniform("sigma"), mean=self.config.noise_mean, std=self.config.noise_std)
-        t = denoiser.schedule.at(level).to(step.device)
+        t = self.levels(step.uniform("sigma")).to(step.device)
         condition = images.condition
         if condition and self.config.label_dropout:
             dropped = (step.uniform("label dropout") < self.config.label_dropout).to(step.device)

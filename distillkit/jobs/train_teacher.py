@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import dataclass
@@ -15,10 +16,11 @@ from distillkit.contracts.conditioner import ClassLabels, Conditioner, Unconditi
 from distillkit.contracts.source import Batches, Images
 from distillkit.contracts.student import StudentGenerator
 from distillkit.contracts.teacher import Teacher, TeacherSpec
+from distillkit.contracts.text import PromptList
 from distillkit.counts import parse_count
 from distillkit.data.config import DataConfig
 from distillkit.data.files import ImageFiles
-from distillkit.data.stream import ImageStream, open_reader
+from distillkit.data.stream import ImageStream, open_reader, open_stream
 from distillkit.engine.checkpoint import Checkpoints
 from distillkit.engine.config import TrainingConfig
 from distillkit.engine.metrics import MetricsFile
@@ -28,12 +30,14 @@ from distillkit.errors import UsageError
 from distillkit.evaluation.generator import teacher_generator
 from distillkit.evaluation.measure import Measure
 from distillkit.evaluation.record import Record
-from distillkit.files import slug
+from distillkit.files import canonical_json, slug
 from distillkit.jobs.context import Context
 from distillkit.jobs.measures import measures_for
 from distillkit.jobs.previews import Previews
-from distillkit.jobs.teacher_recipe import EDM_TRAINING, LossConfig, NetworkConfig, teacher_recipe
+from distillkit.jobs.teacher_recipe import EDM_TRAINING, LATENT_TRAINING, LossConfig, NetworkConfig, teacher_recipe
 from distillkit.jobs.training import evaluation_of, measured, train
+from distillkit.models.diffusers.parts import PipelineParts
+from distillkit.models.diffusers.write import write_pipeline
 from distillkit.models.store.folder import fresh_teacher, write_teacher
 from distillkit.models.store.resolve import cards, default_teacher, resolve
 from distillkit.registry import registry
@@ -48,6 +52,9 @@ class TeacherRunConfig(BaseModel):
 
     name: str = Field(default_factory=default_teacher, pattern=r"^[\w.-]+$", description="name of the teacher")
     seed: int = Field(0, ge=0, lt=2**63, description="seed of weights and draws")
+    like: str = Field(
+        "", description="pipeline whose network, anew, and whose autoencoder and text encoder, as they are, it has"
+    )
     conditional: bool = Field(True, description="use the labels, where the images have them")
     licence: str = Field("", description="licence of the weights, recorded with every student")
     data: DataConfig = Field(default_factory=DataConfig)
@@ -65,8 +72,11 @@ def resolve_teacher(options: Mapping[str, Any], file: ConfigFile | None = None) 
     """
     asked = merge(file.values if file else {}, options)
     data = asked.get("data")
+    if asked.get("like") and options.get("network"):
+        raise UsageError(f"--like {asked['like']} has a network already: leave out the options of another")
     if path := data.get("path") if isinstance(data, Mapping) else None:
-        defaults: dict[str, Any] = {"training": EDM_TRAINING, "name": slug(Path(str(path)).stem)}
+        training = LATENT_TRAINING if asked.get("like") else EDM_TRAINING
+        defaults: dict[str, Any] = {"training": training, "name": slug(Path(str(path)).stem)}
     else:
         name = str(asked.get("name", default_teacher()))
         card = cards().get(name)
@@ -104,6 +114,8 @@ def new_teacher(
             raise UsageError(f"{config.name} brings no data; give its images: --data FILE.zip, FOLDER or hf:ORG/NAME")
         say(f"data: what comes with the teacher {config.name}")
         return teacher, teacher.images(device)
+    if config.like:
+        return _like(config, device, say)
     reader = open_reader(config.data)
     conditioner = _conditioner(reader.files, config)
     stream = ImageStream(reader, device, conditioner=conditioner, say=say)
@@ -119,6 +131,30 @@ def new_teacher(
         f"(fingerprint {stream.files.fingerprint[:16]})",
     )
     return fresh_teacher(spec, config.seed), stream
+
+
+def _like(
+    config: TeacherRunConfig, device: torch.device, say: Callable[[str], None]
+) -> tuple[Teacher, Batches[Images]]:
+    """As `new_teacher`, with the network of another, whose latents and conditions it learns."""
+    teacher = resolve(config.like).fresh(config.seed).to(device)
+    reader = open_reader(config.data, teacher)
+    texts = sorted(set(reader.files.captions or reader.files.class_names))
+    if teacher.conditioner.takes_text and texts:
+        # The pictures that show the training are of prompts like those that it learns.
+        digest = hashlib.sha256(canonical_json(texts).encode()).hexdigest()
+        teacher.conditioner = teacher.conditioner.with_prompts(PromptList(texts, "the texts of the images", digest))
+    stream = open_stream(config.data, teacher, device, reader=reader, say=say)
+    say(f"data: {stream.summary}")
+    teacher.spec = teacher.spec.model_copy(
+        update={
+            "name": config.name, "licence": config.licence,
+            "source": f"trained by distillkit like {config.like} on {Path(str(config.data.path)).name}, "
+            f"{len(stream):,} images (fingerprint {stream.files.fingerprint[:16]})",
+        }
+    )  # fmt: skip
+    teacher.images = None
+    return teacher, stream
 
 
 def _conditioner(files: ImageFiles, config: TeacherRunConfig) -> Conditioner:
@@ -185,8 +221,16 @@ class TeacherTraining:
                 outputs.trackers.table("results", ["figure", "value"], figures, trainer.step * trainer.config.batch)
         spec = self.teacher.spec
         if context.main:
-            spec = write_teacher(folder / "teacher", trainer.ema.denoiser.state_dict(), spec)
+            spec = self._written(trainer.ema, spec)
         return TrainedTeacher(folder / "teacher", record, spec.weights_sha256)
+
+    def _written(self, student: StudentGenerator, spec: TeacherSpec) -> TeacherSpec:
+        """The teacher's folder: a pipeline of diffusers where its latents are those of one."""
+        folder, weights = self.folder / "teacher", student.denoiser.state_dict()
+        parts = getattr(self.teacher.codec, "parts", None)
+        if isinstance(parts, PipelineParts):
+            return spec.model_copy(update={"weights_sha256": write_pipeline(folder, parts.folder, weights)})
+        return write_teacher(folder, weights, spec)
 
     def _of(self, student: StudentGenerator) -> Teacher:
         """A teacher with the student's denoiser."""

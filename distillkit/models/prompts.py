@@ -97,6 +97,10 @@ class Prompts(Conditioner):
         return self.examples if self._texts is None else self._texts
 
     @property
+    def takes_text(self) -> bool:
+        return True
+
+    @property
     def lacks(self) -> str:
         if self._texts is not None:
             return ""
