@@ -17,12 +17,15 @@ DEVELOPMENT = nox.project.dependency_groups(PROJECT, "dev")
 # Python a hundred times, so compiled modules are kept, whatever the surroundings say.
 SURROUNDINGS = {"OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": ""}
 
+WORKERS = ("-n", "2", "--dist", "loadfile", "--no-loadscope-reorder")
+"""A file's tests share what they have made; tests/order.py says which files come first."""
+
 
 @nox.session
 def tests(session: nox.Session) -> None:
     """All tests, on two workers."""
     session.install("-e", ".", *DEVELOPMENT)
-    session.run("pytest", *(session.posargs or ["-n", "2", "--dist", "loadfile"]), env=SURROUNDINGS)
+    session.run("pytest", *(session.posargs or WORKERS), env=SURROUNDINGS)
 
 
 SHORT = (
@@ -54,7 +57,7 @@ def coverage(session: nox.Session) -> None:
     """All tests with coverage, which slows them."""
     session.install("-e", ".", *DEVELOPMENT)
     report = ["--cov", "--cov-report", "term:skip-covered"]
-    session.run("pytest", "-n", "2", "--dist", "loadfile", *report, env=SURROUNDINGS)
+    session.run("pytest", *WORKERS, *report, env=SURROUNDINGS)
 
 
 @nox.session

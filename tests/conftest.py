@@ -24,9 +24,16 @@ from distillkit.models.build import build_denoiser
 from distillkit.models.edm.families import described
 from distillkit.models.store.folder import fresh_teacher, write_teacher
 from distillkit.models.store.resolve import load_teacher, resolve
+from tests.order import longest_first
 from tests.warm import Process, Warm, unsynced
 
 GOLDENS = Path(__file__).parent / "goldens"
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Whoever names files for one process gets them in the order in which they were named."""
+    if hasattr(config, "workerinput"):
+        longest_first(items)
 
 
 def pytest_collection_finish() -> None:

@@ -43,6 +43,7 @@ class Previews:
         self.rng, self.device = SampleRNG(seed), next(teacher.denoiser.parameters(), torch.empty(0)).device
         self.rows = shown(teacher.codec.content)
         self._teacher_row: Tensor | None = None
+        self._drawn: dict[tuple[str, range], Tensor] = {}
 
     @torch.inference_mode()
     def __call__(self, student: StudentGenerator, step: int) -> Path:
@@ -82,7 +83,10 @@ class Previews:
         return student(self._noise(purpose, rows), self._condition(rows), lambda k: self._noise(f"{purpose}/{k}", rows))
 
     def _noise(self, purpose: str, rows: range) -> Tensor:
-        return self.rng.normal(purpose, 0, rows, self.teacher.spec.shape).to(self.device)
+        """Drawn once: thousands of points, each from a seed of its own, take longer than a small student's pass."""
+        if (purpose, rows) not in self._drawn:
+            self._drawn[purpose, rows] = self.rng.normal(purpose, 0, rows, self.teacher.spec.shape).to(self.device)
+        return self._drawn[purpose, rows]
 
     def _condition(self, rows: range) -> Condition:
         conditioner = self.teacher.conditioner

@@ -1,6 +1,7 @@
 """`evaluate`, `protocols`, `reference`, `compare` through the real entry point."""
 
 import json
+import shutil
 import signal
 import time
 
@@ -10,16 +11,27 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+import distillkit
 from distillkit.embedded.digits.data import load_digits
 from distillkit.evaluation.record import read_record
 from distillkit.students.artifact import load_student
 from tests.conftest import HANG, command
 
 
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, tiny_teacher_folder):
+    """One short run's folder; tests take a copy."""
+    folder = tmp_path_factory.mktemp("trained") / "run"
+    distillkit.distil(
+        "dmd", teacher=tiny_teacher_folder, distance="l2", duration=320, batch=16, pairs_count=64, lr=1e-3,
+        evaluation_samples=60, evaluate_samples=60, output_dir=folder, quiet=True,
+    )  # fmt: skip
+    return folder
+
+
 @pytest.fixture
-def student(inside, small_run, tmp_path):
-    done = inside(*small_run, "--output-dir", "run", "--quiet")
-    assert done.returncode == 0, done.stderr
+def student(trained, tmp_path):
+    shutil.copytree(trained, tmp_path / "run")
     return "run"
 
 
