@@ -93,7 +93,7 @@ def test_drawings_show_two_things_apart_in_their_places(scene, seed):
     picture = draw(scene, seed).double()
     ground = torch.tensor(world.GROUND_RGB[world.BACKGROUNDS.index(scene.background)]).double()[:, None, None]
     strength = (picture - ground).abs().sum(0)
-    painted = strength > 0.25 * strength.max()
+    painted = strength > 0.3 * strength.max()  # the tip of a triangle covers up to 0.28 of the pixel before it
     assert not painted[[0, -1]].any() and not painted[:, [0, -1]].any(), "touches the border"
     across = 0 if scene.relation in ("left of", "right of") else 1
     order = (scene.first, scene.second) if scene.relation in ("left of", "above") else (scene.second, scene.first)

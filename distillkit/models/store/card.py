@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from distillkit.contracts.source import Batches, Images
 from distillkit.contracts.teacher import Teacher, TeacherSpec
+from distillkit.contracts.text import PromptList
 from distillkit.models.store.folder import fresh_teacher
 from distillkit.progress import Quiet, Reporter
 
@@ -33,6 +35,8 @@ class Card:
             repeats it.
         images: opens the data that it was trained on, where they come with it: (teacher, device) -> batches of
             `Images` in that teacher's samples and conditions.
+        prompts: its own list of prompts, where one comes with it.
+        folder: the diffusers pipeline that its frozen parts are read from, where it comes as one.
         default: whether it is the teacher of commands that name none.
         exact: whether its distribution is known, so that students can be checked against the truth.
     """
@@ -47,6 +51,8 @@ class Card:
     sha256: str = ""
     training: Mapping[str, Any] | None = None
     images: Callable[[Teacher, torch.device], Batches[Images]] | None = None
+    prompts: Callable[[], PromptList] | None = None
+    folder: Path | None = None
     default: bool = False
     exact: bool = False
 
@@ -77,6 +83,13 @@ class TeacherOffer:
         return self._with_data(fresh_teacher(self.card.spec, seed))
 
     def _with_data(self, teacher: Teacher) -> Teacher:
-        if self.card.images:
-            teacher.images = partial(self.card.images, teacher)
-        return teacher
+        return with_data(teacher, self.card)
+
+
+def with_data(teacher: Teacher, card: Card) -> Teacher:
+    """The teacher with the data and the prompts of a card."""
+    if card.prompts:
+        teacher.conditioner = teacher.conditioner.with_prompts(card.prompts())
+    if card.images:
+        teacher.images = partial(card.images, teacher)
+    return teacher

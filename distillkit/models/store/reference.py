@@ -5,7 +5,6 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 from distillkit.contracts.teacher import Teacher, TeacherSpec
@@ -15,7 +14,7 @@ from distillkit.files import sha256
 from distillkit.models.diffusers import folder as diffusers_folder
 from distillkit.models.diffusers import hub
 from distillkit.models.store import fetch
-from distillkit.models.store.card import Card, TeacherOffer
+from distillkit.models.store.card import Card, TeacherOffer, with_data
 from distillkit.models.store.convert import convert
 from distillkit.models.store.folder import SPEC, WEIGHTS, fresh_teacher, is_teacher_folder, read_spec, read_teacher
 from distillkit.progress import Reporter
@@ -167,8 +166,8 @@ def with_own_images(teacher: Teacher) -> Teacher:
     offer = registry().named("teachers").get(teacher.spec.name)
     card = offer.value.card if offer and isinstance(offer.value, TeacherOffer) else None
     kind = {"shape", "conditioner", "codec"}
-    if card and card.images and card.spec.model_dump(include=kind) == teacher.spec.model_dump(include=kind):
-        teacher.images = partial(card.images, teacher)
+    if card and card.spec.model_dump(include=kind) == teacher.spec.model_dump(include=kind):
+        return with_data(teacher, card)
     return teacher
 
 
