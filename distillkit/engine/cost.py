@@ -9,12 +9,20 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 from distillkit.contracts.condition import Condition
 from distillkit.contracts.denoiser import Denoiser
 
 Layers = tuple[str, ...]
+
+_FUSED_ON_CPU = {
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *_, **__: sdpa_flop_count(q, k, v),
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: (
+        lambda gradient, q, k, v, *_, **__: sdpa_backward_flop_count(gradient, q, k, v)
+    ),
+}
+"""Fused attention on the CPU, of which PyTorch's counter does not know: without these it is counted as free."""
 
 
 class CostMeter:
@@ -87,6 +95,11 @@ class CostMeter:
         self._partial.clear()
 
 
+def flop_counter() -> FlopCounterMode:
+    """Counts floating-point operations while it is entered, those of fused attention among them."""
+    return FlopCounterMode(display=False, custom_mapping=_FUSED_ON_CPU)
+
+
 def partial_share(denoiser: Denoiser, layers: Layers, args: tuple[Any, ...]) -> float:
     """Floating-point operations of a pass that ends at `layers` as a share of a whole one's.
 
@@ -102,10 +115,10 @@ def partial_share(denoiser: Denoiser, layers: Layers, args: tuple[Any, ...]) -> 
         inputs = _zeros(x), _zeros(t), Condition(**{name: _zeros(value) for name, value in condition.items()})
         denoiser.eval()
         with torch.no_grad():
-            with FlopCounterMode(display=False) as part:
+            with flop_counter() as part:
                 denoiser.features(*inputs, layers)
             # Not a plain call: features of a compiled network are taken uncompiled, and so is this pass.
-            with FlopCounterMode(display=False) as whole:
+            with flop_counter() as whole:
                 denoiser.with_features(*inputs, layers)
         share = part.get_total_flops() / whole.get_total_flops()
         return share if 0 < share <= 1 else 1.0

@@ -17,14 +17,13 @@ from accelerate import Accelerator
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import FlopCounterMode
 
 from distillkit.contracts.random import SampleRNG
 from distillkit.contracts.recipe import Recipe
 from distillkit.contracts.source import Batches, batch_types
 from distillkit.contracts.teacher import Teacher
 from distillkit.engine.config import TrainingConfig
-from distillkit.engine.cost import CostMeter
+from distillkit.engine.cost import CostMeter, flop_counter
 from distillkit.engine.trainer import Trainer
 from distillkit.registry import registry
 
@@ -186,7 +185,7 @@ class _Counted:
 def _counted(trainer: Trainer, steps: int) -> _Counted | None:
     """None where the counters do not know the operations."""
     try:
-        with _Alive() as alive, FlopCounterMode(display=False) as flops:
+        with _Alive() as alive, flop_counter() as flops:
             for _ in range(steps):
                 trainer.train_step()
     except Exception:  # forward-mode differentiation has tensors without storage, which the counters cannot see

@@ -13,6 +13,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd import forward_ad
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.checkpoint import checkpoint
 
 
@@ -183,21 +185,50 @@ class UNetBlock(nn.Module):
         else:
             h = F.silu(self.norm1(h + condition))
         h = self.conv1(F.dropout(h, self.dropout, self.training))
-        x = (h + (x if self.skip is None else self.skip(x))) * self.skip_scale
+        x = self._scaled(h + (x if self.skip is None else self.skip(x)))
         return self._attend(x) if self.heads else x
 
     def _attend(self, x: Tensor) -> Tensor:
         batch, channels, height, width = x.shape
-        # The released weights interleave q, k, v within each head: (heads, C/heads, 3, H*W).
-        qkv = self.qkv(self.norm2(x)).reshape(batch, self.heads, channels // self.heads, 3, height * width)
-        q, k, v = (part.transpose(-1, -2) for part in qkv.unbind(3))
+        q, k, v = self._heads(self.qkv(self.norm2(x)))
         if self.float32_attention:
             with torch.autocast(x.device.type, enabled=False):
-                attended = F.scaled_dot_product_attention(q.float(), k.float(), v.float()).to(v.dtype)
+                attended = attention(q.float(), k.float(), v.float()).to(v.dtype)
         else:
-            attended = F.scaled_dot_product_attention(q, k, v)
-        attended = attended.transpose(-1, -2).reshape(x.shape)
-        return (self.proj(attended) + x) * self.skip_scale
+            attended = attention(q, k, v)
+        attended = attended.transpose(1, 2).reshape(batch, height, width, channels).permute(0, 3, 1, 2)
+        # In the layout of x: where layouts mix, every layer after it copies.
+        if x.is_contiguous():
+            attended = attended.contiguous()
+        return self._scaled(self.proj(attended) + x)
+
+    def _heads(self, qkv: Tensor) -> tuple[Tensor, ...]:
+        """(B, 3 C, H, W) in either memory layout -> three times (B, heads, H*W, C/heads), each vector in one piece.
+
+        The released weights interleave q, k, v within each head: (heads, C/heads, 3, H*W).
+        """
+        heads = (self.heads, self.out_channels // self.heads, 3)
+        if qkv.is_contiguous():
+            parts = qkv.reshape(len(qkv), *heads, -1).permute(3, 0, 1, 4, 2)
+        else:
+            parts = qkv.permute(0, 2, 3, 1).reshape(len(qkv), -1, *heads).permute(4, 0, 2, 1, 3)
+        return parts.contiguous().unbind(0)
+
+    def _scaled(self, x: Tensor) -> Tensor:
+        return x if self.skip_scale == 1 else x * self.skip_scale
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """softmax(q k^T / sqrt(C)) v of (B, heads, tokens, C).
+
+    Fused kernels keep no tokens x tokens weights. They want every vector in one piece, and have a first derivative in
+    reverse mode alone: forward-mode differentiation gets the plain operations, and second derivatives need a
+    `torch.nn.attention.sdpa_kernel(SDPBackend.MATH)` around the pass.
+    """
+    if not torch.compiler.is_compiling() and forward_ad.unpack_dual(q).tangent is not None:
+        with sdpa_kernel(SDPBackend.MATH):
+            return F.scaled_dot_product_attention(q, k, v)
+    return F.scaled_dot_product_attention(q, k, v)
 
 
 def drop_labels(labels: Tensor, rate: float) -> Tensor:
