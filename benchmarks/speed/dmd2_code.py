@@ -15,6 +15,7 @@ import copy
 import json
 import pickle
 import resource
+import shlex
 import statistics
 import subprocess
 import sys
@@ -79,9 +80,7 @@ class Ours:
         critic = recipe.learners[0]
         assert isinstance(critic, Critic)
         critic.head.load_state_dict(head.state_dict())
-        config = TrainingConfig(
-            batch=given.batch, duration="1B", lr=LR, channels_last=given.channels_last, compile=given.compile
-        )
+        config = TrainingConfig(batch=given.batch, duration="1B", lr=LR, channels_last=given.channels_last)
         self.trainer = Trainer(
             recipe, teacher, config, accelerator=Accelerator(cpu=True), seed=0, sources={Images: self.source}, say=print
         )
@@ -267,7 +266,6 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--channels-last", default="auto")
-    parser.add_argument("--compile", action="store_true")
     parser.add_argument("--alone", choices=("ours", "theirs"), help=argparse.SUPPRESS)
     parser.add_argument("--json", type=Path, help="also write the figures here")
     given = parser.parse_args()
@@ -290,12 +288,13 @@ def main() -> None:
         ) / UPDATES
     kinds = ("student and critic", "critic alone", "mean of a round")
     speed = {kind: found[f"theirs, {kind}"] / found[f"ours, {kind}"] for kind in kinds}
+    command = ["python", "-m", "benchmarks.speed.dmd2_code", "FOLDER", *sys.argv[2:]]
     report = {
         "theirs / ours, seconds": speed, "seconds": found, "mebibytes above the imports": mebibytes,
         "largest relative differences": differences,
         "network": {**architecture(given), "img_resolution": given.resolution,
                     "parameters": sum(p.numel() for p in teacher.denoiser.parameters())},
-        "batch": given.batch, "environment": environment(),
+        "batch": given.batch, "environment": {**environment(), "command": shlex.join(command)},
     }  # fmt: skip
     print(
         json.dumps(
