@@ -40,6 +40,11 @@ class Codec(BaseModel, ABC):
     def encode(self, data: Tensor) -> Tensor:
         """Images or video uint8, or points float32 -> samples (B, ...) float32."""
 
+    def distribution(self, data: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Mean and standard deviation of the samples that data may be, both (B, ...) float32: what a variational
+        autoencoder gives, whose draws latent models are trained on. No deviation where `encode` says all there is."""
+        return self.encode(data), None
+
     def decoded_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """Shape of a decoded sample whose sample has `shape`, both without the batch."""
         return shape

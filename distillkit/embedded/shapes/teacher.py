@@ -51,8 +51,11 @@ class DrawnImages:
         drawn = torch.cat(
             [draw_all(row[None], torch.Generator().manual_seed(n)) for row, n in zip(described, seeds, strict=True)]
         )
-        sample = self.teacher.codec.encode(drawn.to(self.device)).to(self.device)
-        return Images(sample, conditioner.encode(keys.to(self.device)).to(self.device))
+        mean, deviation = self.teacher.codec.distribution(drawn.to(self.device))
+        if deviation is not None:
+            # As its training saw them: the decoder ignores this noise, a discriminator would not.
+            mean = mean + deviation * rng.normal("images/latent", step, indices, mean.shape[1:]).to(self.device)
+        return Images(mean, conditioner.encode(keys.to(self.device)).to(self.device))
 
 
 def _read(reporter: Reporter, should_stop: Callable[[], int]) -> Teacher:

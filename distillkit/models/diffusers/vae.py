@@ -73,13 +73,16 @@ class AutoencoderKL(Codec):
         parts = self._in_turn(samples, self.factor**2, WITH_GRADIENT)
         return torch.cat([checkpoint(self._decoded, part, use_reentrant=False) for part in parts])
 
-    @torch.no_grad()
     def encode(self, data: Tensor) -> Tensor:
+        return self.distribution(data)[0]
+
+    @torch.no_grad()
+    def distribution(self, data: Tensor) -> tuple[Tensor, Tensor]:
         model = self._loaded()
-        parts = self._in_turn(data.to(self._device), 1)
-        means = [model.encode(Pixels().encode(part)).latent_dist.mode() for part in parts]
-        shift, spread = self._spread(torch.cat(means))
-        return (torch.cat(means) - shift) / spread
+        codes = [model.encode(Pixels().encode(part)).latent_dist for part in self._in_turn(data.to(self._device), 1)]
+        mean, deviation = torch.cat([code.mean for code in codes]), torch.cat([code.std for code in codes])
+        shift, spread = self._spread(mean)
+        return (mean - shift) / spread, deviation / spread
 
     def decoded_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         return self.channels, self.factor * shape[1], self.factor * shape[2]
