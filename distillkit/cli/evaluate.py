@@ -35,7 +35,7 @@ def evaluate(
     metrics: Annotated[
         str,
         typer.Option(
-            help="fd, kid, prdc (precision, recall, density, coverage), is, memorisation.  [default: the protocol's]"
+            help="fd, kid, prdc (precision, recall, density, coverage), is, memorisation, clip.  [default: its own]"
         ),
     ] = "",
     reference: Annotated[
@@ -60,6 +60,10 @@ def evaluate(
         str | None,
         typer.Option(help="Prompts, a file or hf:ORG/NAME[:COLUMN]; another protocol.  [default: the protocol's]"),
     ] = None,
+    clip: Annotated[
+        str | None, typer.Option(help="CLIP (folder or hf:ORG/REPO) that compares images with their prompts.")
+    ] = None,
+    clip_prefix: Annotated[str, typer.Option("--clip-prefix", help="Text before every prompt that CLIP reads.")] = "",
     precision: Annotated[
         str | None,
         typer.Option(help="Of the generator: fp32, bf16 or fp16. Features are in fp32.  [default: fp32]"),
@@ -110,7 +114,7 @@ def evaluate(
         subject, protocol, device=device, quiet=quiet, reference=reference, extractor=extractor, samples=samples,
         first_seed=first_seed, nfe=evaluations, metrics=tuple(m.strip() for m in metrics.split(",") if m.strip()),
         batch=batch, precision=precision, guidance=guidance, steps=steps, solver=solver,
-        prompts=prompts, output=output, save_images=save_images,
+        prompts=prompts, clip=clip, clip_prefix=clip_prefix, output=output, save_images=save_images,
         data_background=data_background, data_grey=data_grey, data_image_column=data_image_column,
         data_max_pixels=data_max_pixels, skip_damaged=skip_damaged,
     )  # fmt: skip

@@ -63,9 +63,10 @@ def compare(records: Sequence[Record | Quoted], *, group: bool = False) -> tuple
 
 def _table(records: list[Record]) -> Table:
     label = records[0].label
-    best = min(records, key=lambda r: r.figures[label].value)
+    sign = -1 if records[0].protocol.more_is_better else 1
+    best = min(records, key=lambda r: sign * r.figures[label].value)
     lines = []
-    for record in sorted(records, key=lambda r: (r.nfe or 0, r.figures[label].value)):
+    for record in sorted(records, key=lambda r: (r.nfe or 0, sign * r.figures[label].value)):
         difference, error = paired_difference(record.figures[label], best.figures[label])
         # Given images share no seeds with anything, so their groups are not pairs.
         paired = record is not best and record.protocol.samples.rng != "given images"

@@ -96,7 +96,7 @@ class Kept:
 
     Args:
         folder: where the files are.
-        dim: features of a sample. row: numbers kept of it, class probabilities included.
+        dim: features of a sample. row: numbers kept of it, class probabilities and the like included.
 
     Attributes:
         notes: what was sealed with the samples; empty where there are none.
@@ -176,11 +176,6 @@ class Kept:
     def features(self) -> Tensor:
         """(N, dim) float32."""
         return self.rows.all()[:, : self.dim]
-
-    @property
-    def probabilities(self) -> Tensor:
-        """(N, classes) float32."""
-        return self.rows.all()[:, self.dim :]
 
     @property
     def samples_sha256(self) -> str:

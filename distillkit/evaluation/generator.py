@@ -213,7 +213,7 @@ class GivenImages:
     def samples_of(self, spec: SampleSpec) -> SampleSpec:
         return SampleSpec(
             count=min(spec.count, len(self.files)), rng="given images", noise="none", labels="none", quantise="given",
-            prepare=spec.prepare,
+            prepare=spec.prepare, prompts_sha256=spec.prompts_sha256,
         )  # fmt: skip
 
     def identity(self) -> Mapping[str, Any]:

@@ -7,14 +7,25 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import ClassVar, Self
 
+import torch
+from torch import Tensor
+
 from distillkit.contracts.text import prompts_sha256
 from distillkit.errors import UsageError
+from distillkit.evaluation.clip import Clip, clip_figure
 from distillkit.evaluation.extractor import FeatureExtractor
 from distillkit.evaluation.features import GROUPS, Kept, groups_of, moments_of
 from distillkit.evaluation.frechet import Jackknife, distance_to, without
 from distillkit.evaluation.kernel import inception_jackknife, kernel_distance
 from distillkit.evaluation.neighbours import manifolds, memorisation
-from distillkit.evaluation.protocol import ImagePreparation, Protocol
+from distillkit.evaluation.protocol import (
+    EstimatorSpec,
+    ImagePreparation,
+    Protocol,
+    ReferenceSpec,
+    SampleSpec,
+    clip_label,
+)
 from distillkit.evaluation.record import Figure
 from distillkit.evaluation.reference import Reference
 
@@ -42,6 +53,18 @@ class Measure(ABC):
     ) -> None:  # fmt: skip
         self.protocol, self.extractor = protocol, extractor
         self.preparation, self.prompts = preparation, prompts
+
+    def to(self, device: torch.device) -> Self:
+        """Compute on this device from now on; itself."""
+        self.extractor.to(device)
+        return self
+
+    def rows(self, decoded: Tensor, metrics: Sequence[str]) -> Tensor:
+        """What is kept (B, row) of decoded samples (B, ...)."""
+        features = self.extractor(decoded)
+        if self.row(metrics) == self.extractor.spec.dim:
+            return features
+        return torch.cat([features, self.extractor.probabilities(decoded)], dim=1)
 
     @property
     def count(self) -> int:
@@ -91,20 +114,35 @@ class FrechetMeasure(Measure):
     """The Fréchet distance between features of samples and of a reference, and what else the same features show.
 
     Metrics: fd, the Fréchet distance; kid, the kernel distance; prdc: precision, recall, density and coverage; is, the
-    Inception score; memorisation, distances to the nearest neighbour.
+    Inception score; memorisation, distances to the nearest neighbour; clip, how images fit their prompts.
 
     Args:
         reference: the statistics that the protocol names.
+        clip: by which images are also compared with their prompts.
     """
 
-    metrics: ClassVar[tuple[str, ...]] = ("fd", "kid", "prdc", "is", "memorisation")
+    metrics: ClassVar[tuple[str, ...]] = ("fd", "kid", "prdc", "is", "memorisation", "clip")
 
     def __init__(
         self, protocol: Protocol, extractor: FeatureExtractor, reference: Reference, *,
-        preparation: ImagePreparation | None = None, prompts: Sequence[str] = (),
+        preparation: ImagePreparation | None = None, prompts: Sequence[str] = (), clip: Clip | None = None,
     ) -> None:  # fmt: skip
         super().__init__(protocol, extractor, preparation=preparation, prompts=prompts)
-        self.reference = reference
+        self.reference, self.clip = reference, clip
+
+    def to(self, device: torch.device) -> Self:
+        if self.clip:
+            self.clip.to(device)
+        return super().to(device)
+
+    def rows(self, decoded: Tensor, metrics: Sequence[str]) -> Tensor:
+        """Features, class probabilities where they are needed, and CLIP's embeddings."""
+        parts = [self.extractor(decoded)]
+        if "is" in metrics:
+            parts.append(self.extractor.probabilities(decoded))
+        if self.clip and "clip" in metrics:
+            parts.append(self.clip(decoded))
+        return torch.cat(parts, dim=1)
 
     def row(self, metrics: Sequence[str]) -> int:
         dim = super().row(metrics)
@@ -115,11 +153,14 @@ class FrechetMeasure(Measure):
                 f"{', '.join(self._beside(metrics))} need the reference's features, and {self.reference.id} has "
                 "moments only; make a reference with `distillkit reference make --keep-features`"
             )
-        return dim + (self.extractor.classes if "is" in metrics else 0)
+        if "clip" in metrics and self.clip is None:
+            raise UsageError("the metric 'clip' needs a model: --clip FOLDER or hf:ORG/REPO")
+        embedded = self.clip.spec.dim if self.clip and "clip" in metrics else 0
+        return dim + (self.extractor.classes if "is" in metrics else 0) + embedded
 
     @staticmethod
     def _beside(metrics: Sequence[str]) -> list[str]:
-        return [metric for metric in metrics if metric not in ("fd", "is")]
+        return [metric for metric in metrics if metric not in ("fd", "is", "clip")]
 
     def figures(self, kept: Kept, metrics: Sequence[str]) -> tuple[dict[str, Figure], list[str]]:
         figures, remarks = {self.protocol.label: frechet_figure(kept, self.reference)}, []
@@ -141,8 +182,31 @@ class FrechetMeasure(Measure):
             if "memorisation" in metrics:
                 figures[f"memorisation[{name}]-{n}"] = _figure(memorisation(generated, real, groups), "nearest@1")
         if "is" in metrics:
-            figures[f"IS[{name}]-{count}"] = _figure(inception_jackknife(kept.probabilities, groups), "one split@1")
+            probabilities = kept.rows.all()[:, dim : dim + self.extractor.classes]
+            figures[f"IS[{name}]-{count}"] = _figure(inception_jackknife(probabilities, groups), "one split@1")
+        if "clip" in metrics and self.clip:
+            embeddings = kept.rows.all()[:, -self.clip.spec.dim :]
+            figures[clip_label(self.clip.spec, count)] = clip_figure(embeddings, self.clip, self.prompts)
         return figures, remarks
+
+
+class ClipMeasure(Measure):
+    """The CLIP score alone, which needs no reference."""
+
+    metrics: ClassVar[tuple[str, ...]] = ("clip",)
+
+    def __init__(self, clip: Clip, *, count: int = 10_000, first_seed: int = 0) -> None:
+        protocol = Protocol(
+            name=f"clip-{clip.spec.id.partition('/')[0]}", extractor=clip.spec,
+            samples=SampleSpec(count=count, first_seed=first_seed),
+            reference=ReferenceSpec(id="the samples' prompts", sha256=prompts_sha256(()), count=2),
+            estimator=EstimatorSpec(metric="clip"),
+        )  # fmt: skip
+        super().__init__(protocol, clip)
+        self.clip = clip
+
+    def figures(self, kept: Kept, metrics: Sequence[str]) -> tuple[dict[str, Figure], list[str]]:
+        return {self.protocol.label: clip_figure(kept.features, self.clip, self.prompts)}, []
 
 
 def _figure(found: Jackknife, estimator: str) -> Figure:

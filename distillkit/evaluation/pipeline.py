@@ -25,7 +25,6 @@ from torch import Tensor
 
 from distillkit.environment import environment
 from distillkit.errors import DistillkitError, Interrupted, UsageError
-from distillkit.evaluation.extractor import FeatureExtractor
 from distillkit.evaluation.features import Kept
 from distillkit.evaluation.generator import Candidate
 from distillkit.evaluation.measure import Measure
@@ -86,11 +85,11 @@ def measure(
     measure = fitted(candidate, measure.with_samples(count, first_seed))
     metrics = tuple(metrics) or measure.metrics[:1]
     row, began, reporter = measure.row(metrics), time.monotonic(), reporter or Quiet()
-    work_folder = folder / _key(candidate, measure, row, world) if folder else None
+    work_folder = folder / _key(candidate, measure, metrics, world) if folder else None
     with _work_folder(work_folder, rank, reporter, stop) as work:
         kept, tally = _keep(
-            candidate, measure, row, work, device, batch or measure.batch, rank, world, reporter, title, stop, save,
-            resumable=work == work_folder,
+            candidate, measure, row, metrics, work, device, batch or measure.batch, rank, world, reporter, title, stop,
+            save, resumable=work == work_folder,
         )  # fmt: skip
         whole, parts = _gathered(kept, work, row, tally, rank, world)
         made: list[Record | None] = [None]
@@ -136,36 +135,36 @@ def fitted(candidate: Candidate, measure: Measure) -> Measure:
     return measure.with_protocol(measure.protocol.model_copy(update={"samples": samples}))
 
 
-def _key(candidate: Candidate, measure: Measure, row: int, world: int) -> str:
-    identity = {"of": candidate.identity(), "protocol": measure.protocol.id, "row": row, "world": world}
+def _key(candidate: Candidate, measure: Measure, metrics: Sequence[str], world: int) -> str:
+    identity = {"of": candidate.identity(), "protocol": measure.protocol.id, "rows": [*metrics], "world": world}
     return hashlib.sha256(canonical_json(identity).encode()).hexdigest()[:16]
 
 
 @torch.inference_mode()
 def extract(
-    extractor: FeatureExtractor, samples: Iterable[Tensor], kept: Kept, advance: Callable[[int], None]
+    rows: Callable[[Tensor], Tensor], samples: Iterable[Tensor], kept: Kept, advance: Callable[[int], None]
 ) -> Iterator[Tensor]:
     """Keep the features of batches of decoded samples (B, ...), which are handed through.
+
+    Args:
+        rows: decoded samples -> what is kept of them (B, row).
 
     Raises:
         DistillkitError: when features are not finite.
     """
-    with_classes = kept.rows.dim > kept.dim
     for decoded in samples:
-        rows = extractor(decoded)
-        if with_classes:
-            rows = torch.cat([rows, extractor.probabilities(decoded)], dim=1)
         try:
-            kept.add(rows, decoded)
+            kept.add(rows(decoded), decoded)
         except ValueError as error:
-            raise DistillkitError(f"{extractor.spec.id}: {error}") from error
+            raise DistillkitError(str(error)) from error
         advance(len(decoded))
         yield decoded
 
 
 def _keep(
-    candidate: Candidate, measure: Measure, row: int, work: Path, device: torch.device, batch: int, rank: int,
-    world: int, reporter: Reporter, title: str, stop: Callable[[], int], save: Save | None, *, resumable: bool,
+    candidate: Candidate, measure: Measure, row: int, metrics: Sequence[str], work: Path, device: torch.device,
+    batch: int, rank: int, world: int, reporter: Reporter, title: str, stop: Callable[[], int], save: Save | None, *,
+    resumable: bool,
 ) -> tuple[Kept, Tally]:  # fmt: skip
     """Make this process's share of the samples and keep their features; what is there already is not made again."""
     count = measure.protocol.samples.count
@@ -182,10 +181,10 @@ def _keep(
         reporter.say(f"continuing with {len(kept):,} of {len(mine):,} samples that were measured before")
     first = mine.start + len(kept)
     batches = [range(k, min(k + batch, mine.stop)) for k in range(first, mine.stop, batch)]
-    extractor = measure.extractor.to(device)
+    measure = measure.to(device)
     with reporter.task(title or f"measuring {candidate.subject.name}", len(mine), "samples", len(kept)) as task:
         source = candidate.draw(measure, batches, device, tally)
-        for decoded in extract(extractor, source, kept, task.advance):
+        for decoded in extract(lambda decoded: measure.rows(decoded, metrics), source, kept, task.advance):
             if save:
                 save(decoded, mine.start + len(kept) - len(decoded))
             if resumable:

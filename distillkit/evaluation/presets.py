@@ -16,8 +16,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from distillkit.contracts.teacher import Teacher
 from distillkit.contracts.text import prompts_sha256
 from distillkit.errors import DistillkitError, UsageError
+from distillkit.evaluation.clip import Clip
 from distillkit.evaluation.extractor import FeatureExtractor, evaluation_folder, torchscript_extractor
-from distillkit.evaluation.measure import FrechetMeasure, Measure
+from distillkit.evaluation.measure import ClipMeasure, FrechetMeasure, Measure
 from distillkit.evaluation.protocol import ImagePreparation, Protocol, SampleSpec
 from distillkit.evaluation.reference import SUFFIX, Making, Reference, load_reference
 from distillkit.evaluation.reference_files import reference_of
@@ -172,7 +173,7 @@ def load_extractor(name: str, shape: tuple[int, ...] = (3, 32, 32)) -> FeatureEx
 def load_measure(
     name: str | None, *, reference: Reference | Path | str | None = None,
     extractor: FeatureExtractor | str | None = None, count: int | None = None, first_seed: int = 0,
-    shape: tuple[int, ...] = (3, 32, 32),
+    shape: tuple[int, ...] = (3, 32, 32), clip: Clip | None = None,
 ) -> Measure:  # fmt: skip
     """A protocol with its extractor and reference, verified.
 
@@ -183,11 +184,14 @@ def load_measure(
             how it was made needs none, and takes no other.
         count, first_seed: other samples than the protocol's. Each of these makes it another protocol.
         shape: of the images, for a TorchScript file.
+        clip: by which images are also compared with their prompts; the CLIP score alone where nothing else is given.
 
     Raises:
         UsageError: for an unknown name, or a protocol that cannot be changed so.
         DistillkitError: when a file is missing, wrong, or has no recorded hash yet; says what to do.
     """
+    if clip and name is None and reference is None and extractor is None:
+        return ClipMeasure(clip, count=count or 10_000, first_seed=first_seed)
     if name and is_reference(name):
         if reference is not None or extractor is not None:
             raise UsageError(
@@ -196,7 +200,7 @@ def load_measure(
         name, reference = None, name
     chosen = preset(name) if name else None
     if isinstance(chosen, OwnMeasure):
-        return _made(chosen, reference, extractor, count, first_seed)
+        return _made(chosen, reference, extractor or clip, count, first_seed)
     reference = load_reference(Path(reference).expanduser()) if isinstance(reference, (str, Path)) else reference
     extractor = load_extractor(extractor, shape) if isinstance(extractor, str) else extractor
     own = reference is not None or extractor is not None
@@ -225,8 +229,11 @@ def load_measure(
         prompts_sha256=prompts_sha256(prompts) if prompts else "",
     )  # fmt: skip
     title = chosen.name if chosen and not own else slug(f"{reference.id}-{extractor.spec.id}")
-    protocol = Protocol(name=title, extractor=extractor.spec, samples=samples, reference=reference.spec)
-    return FrechetMeasure(protocol, extractor, reference, preparation=images, prompts=prompts)
+    protocol = Protocol(
+        name=title, extractor=extractor.spec, samples=samples, reference=reference.spec,
+        clip=clip.spec if clip else None,
+    )  # fmt: skip
+    return FrechetMeasure(protocol, extractor, reference, preparation=images, prompts=prompts, clip=clip)
 
 
 def _recorded_extractor(reference: Reference, making: Making, shape: tuple[int, ...]) -> FeatureExtractor:
@@ -270,7 +277,7 @@ def _made(chosen: OwnMeasure, reference: object, extractor: object, count: int |
     """The measure of a plugin that makes its own, on other samples where it has them."""
     if reference is not None or extractor is not None:
         raise UsageError(
-            f"the protocol {chosen.name} has its own way to measure; leave --reference and --extractor out"
+            f"the protocol {chosen.name} has its own way to measure; leave --reference, --extractor and --clip out"
         )
     offer = registry().find("protocols", chosen.name, COMMAND)
     with blaming(f"protocol {chosen.name}", offer.origin, "fails"):

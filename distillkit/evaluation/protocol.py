@@ -74,7 +74,7 @@ class ReferenceSpec(_Part):
 class EstimatorSpec(_Part):
     """How the figure is computed from features."""
 
-    metric: Literal["frechet", "kl"] = "frechet"
+    metric: Literal["frechet", "kl", "clip"] = "frechet"
     version: int = 1
     ddof: int = 1
 
@@ -87,14 +87,17 @@ class Protocol(_Part):
     samples: SampleSpec
     reference: ReferenceSpec
     estimator: EstimatorSpec = EstimatorSpec()
+    clip: ExtractorSpec | None = Field(None, description="by which images are also compared with their prompts")
 
     @property
     def id(self) -> str:
         """`p1-` and the first 16 hexadecimals of the sha256 of the canonical JSON without the name, and without prompts
-        where there are none."""
+        and a CLIP where there are none."""
         body = self.model_dump(mode="json", exclude={"name"})
         if not self.samples.prompts_sha256:
             del body["samples"]["prompts_sha256"]
+        if self.clip is None:
+            del body["clip"]
         return "p1-" + hashlib.sha256(canonical_json(body).encode()).hexdigest()[:16]
 
     @property
@@ -102,23 +105,39 @@ class Protocol(_Part):
         """What the figure is, in a sentence or two for people."""
         if self.estimator.metric == "kl":
             return "divergence to the known distribution in nats, computed on a grid of cells; 0 is that distribution."
+        if self.estimator.metric == "clip":
+            return f"CLIP score, the mean of {self.extractor.scale} between images and their prompts; more is better."
         text = f"Fréchet distance in the features of {self.extractor.id}, {self.samples.count:,} samples; 0 is "
         return f"{text}{self.reference.id} itself." + ("" if self.label.startswith("FID-") else " Not Inception FID.")
 
     @property
     def label(self) -> str:
         """The figure's name, computed and never chosen: FID-N for the 2015 Inception network's pool3 features, known by
-        their weights' hash, FD[extractor]-N for all others, and KL[cells]-N where the truth is known."""
+        their weights' hash, FD[extractor]-N for all others, KL[cells]-N where the truth is known, and CLIP[model]-N
+        where images are compared with their prompts alone."""
         extractor = self.extractor
+        if self.estimator.metric == "clip":
+            return clip_label(extractor, self.samples.count)
         if self.estimator.metric == "kl":
             return f"KL[{extractor.id}]-{self.samples.count}"
         is_fid = extractor.weights_sha256 in INCEPTION_2015 and extractor.id.endswith("/pool3")
         return f"{'FID' if is_fid else f'FD[{extractor.id}]'}-{self.samples.count}"
 
+    @property
+    def more_is_better(self) -> bool:
+        return self.estimator.metric == "clip"
+
     def differences(self, other: Protocol) -> list[str]:
         """'samples.count: 5000, not 50000' for every field of the identity that differs."""
         ours, theirs = (dict(_flat(p.model_dump(mode="json", exclude={"name"}))) for p in (self, other))
-        return [f"{key}: {ours[key]}, not {theirs[key]}" for key in ours if ours[key] != theirs[key]]
+        keys = [*ours, *(key for key in theirs if key not in ours)]
+        pairs = ((key, ours.get(key), theirs.get(key)) for key in keys)
+        return [f"{key}: {mine}, not {other}" for key, mine, other in pairs if mine != other]
+
+
+def clip_label(clip: ExtractorSpec, count: int) -> str:
+    """The name of a CLIP score."""
+    return f"CLIP[{clip.id.partition('/')[0]}@{clip.weights_sha256[:8]}]-{count}"
 
 
 def _flat(value: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:

@@ -56,7 +56,7 @@ def evaluate_subject(
     made = []
     for one in found:
         record = measure(
-            one.candidate, protocol, device=context.device, metrics=options.metrics, batch=options.batch,
+            one.candidate, protocol, device=context.device, metrics=_metrics(options), batch=options.batch,
             rank=context.rank, world=context.world, reporter=context.reporter, stop=context.stopped,
             folder=cache_folder() / "evaluations", save=saver.add if saver.path else None,
         )  # fmt: skip
@@ -68,6 +68,13 @@ def evaluate_subject(
             path = _path(record, one, options)
             made.append(Evaluated(write_record(path, record), path))
     return made
+
+
+def _metrics(options: EvaluationOptions) -> tuple[str, ...]:
+    """Those that were asked for; where a CLIP was, the protocol's own and the CLIP score."""
+    asked = tuple(options.metrics)
+    with_others = options.clip and (options.protocol or options.reference) and "clip" not in asked
+    return (*(asked or ("fd",)), "clip") if with_others else asked
 
 
 def _path(record: Record, found: Found, options: EvaluationOptions) -> Path:

@@ -33,6 +33,9 @@ class EvaluationOptions:
         solver: "heun", "euler" or "ddim", of a teacher; its own by default.
         prompts: file or `hf:DATASET[:COLUMN]` of the prompts that images are made of, which is another protocol; the
             protocol's own by default.
+        clip: folder or `hf:ORG/REPO` of a CLIP by which images are compared with their prompts; the CLIP score alone
+            where neither a protocol nor a reference is given.
+        clip_prefix: before every prompt that CLIP reads.
         output: file (.json) or folder of the record.
         save_images: folder of PNG files, or a .npz file, where the images are kept as well.
         data_background, data_grey, data_image_column, data_max_pixels, skip_damaged: of given images, as `DataConfig`
@@ -55,6 +58,8 @@ class EvaluationOptions:
     steps: int | None = None
     solver: SolverName | None = None
     prompts: Path | str | None = None
+    clip: Path | str | None = None
+    clip_prefix: str = ""
     output: Path | str | None = None
     save_images: Path | str | None = None
     data_background: str | None = None
@@ -75,6 +80,8 @@ class EvaluationOptions:
             raise UsageError(f"--solver {self.solver}: {', '.join(SOLVERS)}")
         if self.steps is not None and self.nfe:
             raise UsageError("--steps and --nfe say the same twice: leave one out")
+        if self.clip_prefix and not self.clip:
+            raise UsageError("--clip-prefix is for --clip MODEL, and there is none")
         self.images_at(None)
         if small := [nfe for nfe in self.nfe if nfe < 1]:
             raise UsageError(f"--nfe {small[0]}: at least 1")

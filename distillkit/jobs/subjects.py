@@ -11,6 +11,7 @@ from distillkit.data.prompts import PromptsConfig, open_prompts
 from distillkit.data.reader import open_files
 from distillkit.diffusion.solvers import SOLVERS
 from distillkit.errors import UsageError
+from distillkit.evaluation.clip import Clip
 from distillkit.evaluation.generator import (
     Candidate,
     Generator,
@@ -170,10 +171,10 @@ def _teachers(teacher: Teacher, records: Path, options: EvaluationOptions, conte
 
 
 def _images(name: str, options: EvaluationOptions) -> Found:
-    generated = (options.nfe, options.steps, options.solver, options.prompts)
+    generated = (options.nfe, options.steps, options.solver)
     if any(generated) or options.guidance != 1.0 or options.precision != "fp32":
         raise UsageError(
-            f"{name} holds images: --nfe, --steps, --solver, --prompts, --guidance and --precision are for generators"
+            f"{name} holds images: --nfe, --steps, --solver, --guidance and --precision are for generators"
         )
     config = options.images_at(name)
     files = open_files(config)
@@ -188,7 +189,8 @@ def measure_for(found: Found, options: EvaluationOptions) -> Measure:
         UsageError: when there is none, or it does not let itself be changed so.
         DistillkitError: when its files are missing or wrong.
     """
-    name, own = options.protocol or found.protocol, options.reference is not None
+    clip = Clip(str(options.clip), prefix=options.clip_prefix) if options.clip else None
+    name, own = options.protocol or (None if clip else found.protocol), options.reference is not None
     if own and not options.protocol and name and (is_reference(name) or isinstance(preset(name), OwnMeasure)):
         name = None
     count = options.samples
@@ -198,7 +200,7 @@ def measure_for(found: Found, options: EvaluationOptions) -> Measure:
         count = min(count or len(found.candidate.files), len(found.candidate.files))
     measure = load_measure(
         name, reference=options.reference, extractor=options.extractor, count=count, first_seed=options.first_seed,
-        shape=found.shape or (3, 32, 32),
+        shape=found.shape or (3, 32, 32), clip=clip,
     )  # fmt: skip
     samples = measure.protocol.samples
     if (count is not None and samples.count != count) or samples.first_seed != options.first_seed:

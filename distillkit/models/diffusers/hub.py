@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from distillkit.downloads import DownloadNeeded, only_planned
@@ -31,14 +32,28 @@ def snapshot(name: str, *, weights: bool = True) -> Path:
         UsageError: for a malformed name.
         DistillkitError: when they are not in the cache and cannot be had.
     """
-    from huggingface_hub import snapshot_download
-
     repository, revision = parts(name)
     if cached(name) is None and only_planned(name):
         raise DownloadNeeded(f"what {name} is made of is known only when it has been downloaded")
+    return _download(name, lambda: [*CONFIGURATION, *(_weights_of(repository, revision) if weights else ())])
+
+
+def files_of(name: str, files: Sequence[str]) -> Path:
+    """The folder of `hf:ORG/REPO[@REVISION]` with one variant of the weights in it and these files (shell patterns).
+
+    Raises:
+        UsageError: for a malformed name.
+        DistillkitError: when they are not in the cache and cannot be had.
+    """
+    return _download(name, lambda: [*files, *_weights_of(*parts(name), above=("",))])
+
+
+def _download(name: str, patterns: Callable[[], list[str]]) -> Path:
+    from huggingface_hub import snapshot_download
+
+    repository, revision = parts(name)
     try:
-        patterns = [*CONFIGURATION, *(_weights_of(repository, revision) if weights else ())]
-        return Path(snapshot_download(repository, revision=revision, allow_patterns=patterns))
+        return Path(snapshot_download(repository, revision=revision, allow_patterns=patterns()))
     except Exception as error:  # the hub's client raises many kinds
         reason = redacted(str(error).partition("\n")[0])
         raise DistillkitError(
@@ -68,19 +83,23 @@ def _listed(folder: Path) -> Found | None:
     return chosen([place.name for place in folder.iterdir()]) if folder.is_dir() else None
 
 
-def _weights_of(repository: str, revision: str | None) -> list[str]:
-    """What else a teacher needs of a repository: vocabularies, and one variant of the weights of every part."""
+def _weights_of(repository: str, revision: str | None, above: Sequence[str] = ("", *PARTS)) -> list[str]:
+    """What else a teacher needs of a repository: vocabularies, and one variant of the weights of every part.
+
+    Args:
+        above: the folders of weights.
+    """
     from huggingface_hub import HfApi
 
     patterns = ["model.safetensors", *VOCABULARIES]
     try:
         names = HfApi().list_repo_files(repository, revision=revision)
     except Exception:  # without the network, what is in the cache will do; what else is wrong the download says
-        return [*patterns, *(f"{above}{name}" for above in ("", *PARTS) for name in WHOLE)]
-    for above in ("", *PARTS):
-        beside = [name.removeprefix(above) for name in names if name.startswith(above)]
+        return [*patterns, *(f"{folder}{name}" for folder in above for name in WHOLE)]
+    for folder in above:
+        beside = [name.removeprefix(folder) for name in names if name.startswith(folder)]
         if found := chosen([name for name in beside if "/" not in name]):
-            patterns += [above + name for name in (*found.files, *found.patterns)]
+            patterns += [folder + name for name in (*found.files, *found.patterns)]
     return patterns
 
 
