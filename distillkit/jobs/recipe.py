@@ -36,7 +36,7 @@ def recipe_of(config: RunConfig, method: Installed, teacher: Teacher) -> Recipe:
     if recipe.guidance not in (None, 1.0) and not teacher.conditioner.has_null:
         raise UsageError(
             f"--guidance {recipe.guidance:g}: the teacher {teacher.spec.name} has no unconditional prediction to guide "
-            "against; use guidance 1"
+            "against (where guidance is an input of the network, it is on already); use guidance 1"
         )
     student = config.student
     if student.levels or student.start_ratio or student.times:
