@@ -178,6 +178,11 @@ class Kept:
         return self.rows.all()[:, : self.dim]
 
     @property
+    def probabilities(self) -> Tensor:
+        """(N, row - dim) float32: what is kept behind the features."""
+        return self.rows.all()[:, self.dim :]
+
+    @property
     def samples_sha256(self) -> str:
         """Hash over the samples' hashes in order: the same for any batch size and number of processes."""
         return hashlib.sha256(self._hashes.read_bytes()).hexdigest()

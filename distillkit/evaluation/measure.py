@@ -182,7 +182,7 @@ class FrechetMeasure(Measure):
             if "memorisation" in metrics:
                 figures[f"memorisation[{name}]-{n}"] = _figure(memorisation(generated, real, groups), "nearest@1")
         if "is" in metrics:
-            probabilities = kept.rows.all()[:, dim : dim + self.extractor.classes]
+            probabilities = kept.probabilities[:, : self.extractor.classes]
             figures[f"IS[{name}]-{count}"] = _figure(inception_jackknife(probabilities, groups), "one split@1")
         if "clip" in metrics and self.clip:
             embeddings = kept.rows.all()[:, -self.clip.spec.dim :]
