@@ -15,6 +15,7 @@ from torch import Tensor
 from distillkit.contracts.condition import Condition
 from distillkit.contracts.random import Indices, SampleRNG
 from distillkit.contracts.teacher import Teacher
+from distillkit.contracts.text import PromptList
 
 Batch = TypeVar("Batch")
 Served_co = TypeVar("Served_co", covariant=True)
@@ -106,6 +107,7 @@ class Source(ABC, Generic[Batch]):
     name: ClassVar[str]
     batch_type: ClassVar[type]
     Config: ClassVar[type[SourceConfig]] = SourceConfig
+    draws: int | None = None
 
     def __init__(self, teacher: Teacher, config: Any) -> None:
         self.teacher, self.config = teacher, config
@@ -139,6 +141,11 @@ class Source(ABC, Generic[Batch]):
     def fingerprint(self) -> str:
         """Hash of what it reads beside its settings and the teacher, such as files: a run on other data is another."""
         return ""
+
+    @property
+    def prompts(self) -> PromptList | None:
+        """Prompts that come with its data, such as captions, which a teacher that lacks prompts is trained with."""
+        return None
 
     def plan(self) -> SourcePlan:
         """What opening it would take; nothing is made or downloaded."""

@@ -1,77 +1,127 @@
-"""Texts of image files: a .txt beside each, or a metadata.jsonl as Hugging Face's image folders have."""
+"""Captions of images: texts beside the files of images, and their list as prompts."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from pathlib import PurePosixPath
+import hashlib
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import BinaryIO
 
+import torch
+from torch import Tensor
+
+from distillkit.contracts.conditioner import Conditioner
+from distillkit.contracts.text import PromptList, prompts_sha256
+from distillkit.data.files import ImageFiles, counted
 from distillkit.data.labels import shown
+from distillkit.data.prompt_files import rows_of
+from distillkit.data.prompts import kept_texts
+from distillkit.data.tables import TABLES, captioned_rows
 from distillkit.errors import DistillkitError
-from distillkit.reading import parse_json
+from distillkit.models.prompts import Prompts
 
-LISTED = "metadata.jsonl"
-TEXT_KEYS = ("text", "caption", "prompt")
-"""The keys of a text in a line of metadata.jsonl, the first that is there."""
+METADATA = tuple(f"metadata{ending}" for ending in TABLES)
+"""Tables of captions in a folder of images, by the names that Hugging Face's `imagefolder` gives them."""
+LARGEST = 2**19
+"""Bytes of a file that holds one caption."""
 
 
-def captions_of(names: Sequence[str], described: Callable[[str], bytes | None], where: str) -> list[str] | None:
-    """The text of every image, None where there are no texts.
+def beside(name: str) -> str:
+    """The file of an image's caption: "a/b.jpg" -> "a/b.txt"."""
+    return f"{name.rpartition('.')[0] or name}.txt"
+
+
+def decoded(data: bytes | None, where: str) -> str:
+    """The text of a caption's file; "" where there is none.
+
+    Raises:
+        DistillkitError: when it is not UTF-8, or too large.
+    """
+    if data is None:
+        return ""
+    if len(data) > LARGEST:
+        raise DistillkitError(f"the caption {shown(where, 1000)} has more than {LARGEST:,} bytes")
+    try:
+        return " ".join(data.decode("utf-8-sig").split())
+    except UnicodeDecodeError as error:
+        raise DistillkitError(f"the caption {shown(where, 1000)} is not UTF-8 text (byte {error.start:,})") from error
+
+
+def texts_beside(names: Iterable[str], read: Callable[[str], bytes | None], where: str) -> Sequence[str]:
+    """The captions of images with these names, in their order.
 
     Args:
-        names: of the images, which have "/" between folders.
-        described: the content of the file of a name, None where there is none.
+        read: the bytes of the file of a name; None where there is none.
         where: the names are, for messages.
 
     Raises:
-        DistillkitError: for a damaged file, or an image without a text where others have one.
+        DistillkitError: for a caption that is no text.
     """
-    if not names:
-        return None
+    return kept_texts(decoded(read(beside(name)), where + beside(name)) for name in names)
+
+
+def texts_listed(
+    names: Sequence[str], open_table: Callable[[str], BinaryIO | None], where: str, column: str | None = None
+) -> Sequence[str] | None:
+    """The captions of images by the first table of metadata that lies beside them; None where there is none.
+
+    Args:
+        names: of the images, which have "/" between folders.
+        open_table: the table of a name; None where there is none.
+        where: the names are, for messages.
+        column: of the captions, where several could be.
+
+    Raises:
+        UsageError: for a table without a column of captions.
+        DistillkitError: for a damaged one.
+    """
     tops = {name.partition("/")[0] for name in names}
     around = f"{next(iter(tops))}/" if len(tops) == 1 and all("/" in name for name in names) else ""
     for folder in dict.fromkeys(("", around)):
-        if (text := described(folder + LISTED)) is not None:
-            return _listed(text, [name.removeprefix(folder) for name in names], f"{where}{folder}{LISTED}")
-    if described(_beside(names[0])) is None:
-        return None
-    found = []
-    for name in names:
-        text = described(_beside(name))
-        if text is None:
-            raise DistillkitError(f"{where}{shown(_beside(name))} is missing: every image needs its text, or none")
-        found.append(_decoded(text, f"{where}{shown(_beside(name))}").strip())
-    return found
+        for table in METADATA:
+            if (file := open_table(folder + table)) is None:
+                continue
+            with file:
+                path = Path(f"{where}{folder}{table}")
+                listed = dict(captioned_rows(rows_of(file, path), path, None, column, required=True))
+            return kept_texts(listed.get(name.removeprefix(folder), "") for name in names)
+    return None
 
 
-def _beside(name: str) -> str:
-    return str(PurePosixPath(name).with_suffix(".txt"))
+def captions_of(files: ImageFiles, path: str) -> PromptList | None:
+    """One prompt for each image, in their order: its caption, or the name of its class; the empty prompt where it has
+    none. None where no image has any.
+
+    Args:
+        path: of the images, for people.
+
+    Raises:
+        DistillkitError: for a caption that is no text.
+    """
+    texts = files.captions
+    if texts is None and files.labels is not None and files.class_names:
+        names = files.class_names
+        texts = kept_texts(names[label].replace("_", " ") for label in files.labels.tolist())
+    return None if texts is None else PromptList(texts, f"the captions in {path}", prompts_sha256(texts))
 
 
-def _listed(text: bytes, names: Sequence[str], where: str) -> list[str]:
-    """Texts by the lines of metadata.jsonl, {"file_name": "a.png", "text": "..."}."""
-    by_name: dict[str, str] = {}
-    for number, line in enumerate(_decoded(text, where).splitlines(), 1):
-        if not line.strip():
-            continue
-        try:
-            entry = parse_json(line.encode(), f"{where}:{number}", values=10_000)
-        except ValueError as error:
-            raise DistillkitError(f"{where}:{number} is no JSON: {str(error)[:200]}") from error
-        name = entry.get("file_name") if isinstance(entry, dict) else None
-        caption = next((entry[key] for key in TEXT_KEYS if key in entry), None) if isinstance(name, str) else None
-        if not isinstance(name, str) or not isinstance(caption, str):
-            raise DistillkitError(
-                f'{where}:{number} is no line such as {{"file_name": "a.png", "text": "a red circle"}}; the text may '
-                f"also be called {' or '.join(TEXT_KEYS[1:])}"
-            )
-        by_name[name] = caption.strip()
-    if missing := next((name for name in names if name not in by_name), None):
-        raise DistillkitError(f"{where} has no text for {shown(missing)}: add it, or remove the image")
-    return [by_name[name] for name in names]
+def fingerprint_of(files: ImageFiles, conditioner: Conditioner) -> str:
+    """Hash of images, and of their captions where a model reads them."""
+    captions = captions_of(files, "") if conditioner.takes_text else None
+    whole = f"{files.fingerprint} {captions.sha256}" if captions else ""
+    return hashlib.sha256(whole.encode()).hexdigest() if captions else files.fingerprint
 
 
-def _decoded(text: bytes, where: str) -> str:
-    try:
-        return text.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise DistillkitError(f"{where} is no text in UTF-8") from error
+def prompt_numbers(files: ImageFiles, conditioner: Conditioner) -> tuple[Tensor, str]:
+    """Keys (N,) int64 of the images' captions, and what people should know of it.
+
+    Where the captions are the conditioner's list, they are the images' own numbers; else those after the list's.
+    """
+    captions = captions_of(files, "")
+    if captions is None:
+        return conditioner.parse([""]).expand(len(files)), "without captions: the empty prompt"
+    listed = isinstance(conditioner, Prompts) and captions.sha256 == conditioner.listed
+    keys = torch.arange(len(files)) if listed else conditioner.parse(list(captions.texts))
+    empty = sum(not text for text in captions.texts)
+    note = "captions" if files.captions is not None else "the names of classes as captions"
+    return keys, f"with {note}" + (f"; {counted(empty, 'image')} without, used with the empty prompt" if empty else "")

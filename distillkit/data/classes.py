@@ -1,4 +1,4 @@
-"""From the classes and texts of images to the numbers that a model knows them by."""
+"""From the classes and captions of images to the numbers that a model knows them by."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from distillkit.contracts.conditioner import Conditioner
+from distillkit.data.captions import prompt_numbers
 from distillkit.data.files import ImageFiles
 from distillkit.data.labels import shown
 from distillkit.errors import UsageError
@@ -15,6 +16,8 @@ from distillkit.errors import UsageError
 def numbers_of(files: ImageFiles, conditioner: Conditioner) -> tuple[Tensor, str]:
     """Keys (N,) int64 of the images, zeros where there is nothing to choose, and what people should know of it.
 
+    Of models of text they are the numbers of the images' captions.
+
     Classes with names that the model knows are its classes of these names: a folder called 7 is class 7, also where it
     is the only one. Where it knows none of them, they are taken in their order.
 
@@ -22,7 +25,7 @@ def numbers_of(files: ImageFiles, conditioner: Conditioner) -> tuple[Tensor, str
         UsageError: for more classes than the model has, or names of which it knows some alone.
     """
     if conditioner.takes_text:
-        return _texts(files, conditioner)
+        return prompt_numbers(files, conditioner)
     keys = torch.zeros(len(files), dtype=torch.int64)
     if files.labels is None or not conditioner.count:
         return keys, "used without labels" if files.labels is not None else ""
@@ -50,23 +53,3 @@ def numbers_of(files: ImageFiles, conditioner: Conditioner) -> tuple[Tensor, str
         fewer = f"{used:,} of the model's {conditioner.summary()}"
         note = f"{note}; {fewer}" if note else fewer
     return torch.from_numpy(labels), note
-
-
-def _texts(files: ImageFiles, conditioner: Conditioner) -> tuple[Tensor, str]:
-    """Keys of the images' texts, or of their classes' names where they have no others.
-
-    Raises:
-        UsageError: where they have neither, or a text that the conditioner refuses.
-    """
-    if files.captions is not None:
-        names = sorted(set(files.captions))
-        numbers = {name: number for number, name in enumerate(names)}
-        labels = torch.tensor([numbers[text] for text in files.captions])
-        return conditioner.parse(names)[labels], f"{len(names):,} different texts"
-    if files.labels is None or not files.class_names:
-        raise UsageError(
-            "these images have no texts, which the model is conditioned on: put a .txt beside each image, or a "
-            'metadata.jsonl with lines {"file_name": "a.png", "text": "a red circle"}'
-        )
-    names = [name.replace("_", " ") for name in files.class_names]
-    return conditioner.parse(names)[torch.from_numpy(files.labels)], "the names of their folders are their texts"

@@ -30,11 +30,12 @@ class DataConfig(SourceConfig):
 
     path: str | None = Field(
         None, min_length=1, json_schema_extra={"flag": "data"},
-        description="zip file, folder, parquet or .npz file or hf:ORG/NAME[:SPLIT]; what comes with the teacher if "
-        "none",
+        description="zip or tar file, folder, parquet or .npz file, table (csv, jsonl) or hf:ORG/NAME[:SPLIT]; what "
+        "comes with the teacher if none",
     )  # fmt: skip
     image_column: str | None = Field(None, description="column of the images, where a data set has several")
     label_column: str | None = Field(None, description="column of the labels, where a data set has several")
+    caption_column: str | None = Field(None, description="column of the captions, where a table has several")
     resolution: int | None = Field(
         None, ge=1, le=4096, description="crop to the centred square and resize to this; images are left alone if none"
     )
@@ -54,6 +55,11 @@ class DataConfig(SourceConfig):
         0, ge=0, json_schema_extra={"flag": "skip-damaged"},
         description="how many images may be damaged: each is named, and the next of its class is read in its place",
     )  # fmt: skip
+    latents: Literal["auto", "store", "on-the-fly"] = Field(
+        "auto", description="latents of models that have some: made once into a store in the cache, or on the fly; "
+        "auto goes by their size",
+    )  # fmt: skip
+    latents_dtype: Literal["fp32", "fp16"] = Field("fp32", description="what latents are rounded to")
     workers: int = Field(1, ge=0, le=64, description="threads that decode ahead, more for large images; 0: none")
 
     def decoder(self, channels: int | None = None) -> Decoder:

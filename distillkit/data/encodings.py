@@ -15,6 +15,7 @@ from torch import Tensor
 
 from distillkit.contracts.condition import Condition
 from distillkit.contracts.source import SourceJob
+from distillkit.data.files import size_text
 from distillkit.data.shards import Shards, identity_hash
 from distillkit.errors import DistillkitError
 from distillkit.files import cache_folder, existing_parent, remove_leftovers
@@ -175,7 +176,7 @@ def plan_encodings(conditioner: Prompts, asked: str = "auto", draws: int | None 
     row = begun or sum(value.nbytes for value in store.conditioner.stored(torch.zeros(1).long()).values())
     missing = store.missing() if begun else count
     size, needed = row * count, row * missing
-    about = f"{count:,} prompts, {_bytes(size)} in {conditioner.rounded_to or 'fp32'}"
+    about = f"{count:,} prompts, {size_text(size)} in {conditioner.rounded_to or 'fp32'}"
     free, reason = shutil.disk_usage(existing_parent(store.folder)).free, ""
     if asked == "auto" and size <= IN_MEMORY:
         return EncodingPlan("memory", f"{about}, encoded when the run starts and kept in memory", memory_bytes=size)
@@ -184,14 +185,15 @@ def plan_encodings(conditioner: Prompts, asked: str = "auto", draws: int | None 
         if not reason and draws is not None and draws < missing:
             reason = f"this run draws about {draws:,} prompts"
         if not reason and needed > SHARE * free:
-            reason = f"a store would take {_bytes(needed)} of the {_bytes(free)} that are free in {store.folder.parent}"
+            where = store.folder.parent
+            reason = f"a store would take {size_text(needed)} of the {size_text(free)} that are free in {where}"
     if asked == "on-the-fly" or reason:
         why = f" ({reason})" if reason else ""
         return EncodingPlan("on-the-fly", f"{count:,} prompts, encoded by the frozen encoder when they are drawn{why}")
     if needed > free:
         raise DistillkitError(
-            f"text encodings need {_bytes(needed)} in {store.folder} and {_bytes(free)} are free; set DISTILLKIT_CACHE "
-            "to a larger disk, or leave them out by --prompts-encodings on-the-fly"
+            f"text encodings need {size_text(needed)} in {store.folder} and {size_text(free)} are free; set "
+            "DISTILLKIT_CACHE to a larger disk, or leave them out by --prompts-encodings on-the-fly"
         )
     to_make = f", {missing:,} to make" if missing else ""
     return EncodingPlan("store", f"{about}, memory-mapped from {store.folder}{to_make}", disk_bytes=needed)
@@ -262,7 +264,3 @@ def _stored(conditioner: Prompts, job: SourceJob) -> Prompts:
             store.shards.record()
     job.barrier()
     return store.open()
-
-
-def _bytes(count: float) -> str:
-    return f"{count / 1e6:,.1f} MB" if count < 1e9 else f"{count / 1e9:,.1f} GB"

@@ -21,7 +21,7 @@ MOST_BYTES = 2**28
 HEAD = 2**16
 """Bytes of a file's beginning that mostly tell what it says of itself."""
 
-ARCHIVES = (".tar", ".tgz", ".gz", ".bz2", ".xz", ".7z", ".rar", ".zst")
+ARCHIVES = (".tgz", ".gz", ".bz2", ".xz", ".7z", ".rar", ".zst")
 
 
 class ImageFiles(ABC):
@@ -31,7 +31,7 @@ class ImageFiles(ABC):
         names: one for each image, in a fixed order.
         labels: (N,) int64 class indices, or None.
         class_names: of the classes in order, where their source names them.
-        captions: the text of each image, or None.
+        captions: a text for each image, empty where it has none; None where there are none at all.
         fingerprint: hash of names, labels and contents as far as they are known without reading.
         left_out: what was not taken, and why, for people.
         notes: what else people should know.
@@ -80,57 +80,80 @@ class ImageFiles(ABC):
         return found
 
 
-def open_images(path: str, *, image_column: str | None = None, label_column: str | None = None) -> ImageFiles:
-    """Images from `hf:ORG/NAME[:SPLIT]`, a zip file, a folder, a parquet file, a .npz file or a saved Hugging Face
-    dataset.
+def open_images(
+    path: str, *, image_column: str | None = None, label_column: str | None = None, caption_column: str | None = None
+) -> ImageFiles:
+    """Images from `hf:ORG/NAME[:SPLIT]`, a zip or tar file, a folder of images or of tar files, a parquet file, a table
+    that lists images (csv, tsv, jsonl), a .npz file or a saved Hugging Face dataset.
 
     A zip file or folder is labelled by its `dataset.json` as EDM's and StyleGAN's tools write it, or without one by its
-    subfolders, in the order of their names; it may have no labels.
+    subfolders, in the order of their names; it may have no labels. Captions are .txt files beside the images, rows of
+    its metadata.jsonl or metadata.csv, or a column.
 
     Args:
-        image_column, label_column: of a dataset that has several.
+        image_column, label_column, caption_column: of a dataset that has several.
 
     Raises:
         UsageError: when there is nothing of the kind, it is empty, or a choice has to be made.
         DistillkitError: when it is damaged.
     """
-    images = _opened(path, image_column, label_column)
+    images = _opened(path, image_column, label_column, caption_column)
     if not len(images):
         there = f"; left out: {', '.join(images.left_out)}" if images.left_out else ""
         raise UsageError(f"no images in {path}: it holds none of {', '.join(formats())}{there}")
     return images
 
 
-def _opened(path: str, image_column: str | None, label_column: str | None) -> ImageFiles:
+def _opened(path: str, image: str | None, label: str | None, caption: str | None) -> ImageFiles:
     from distillkit.data import hub
-    from distillkit.data.arrays import ArrayImages
-    from distillkit.data.folders import FolderImages
-    from distillkit.data.zips import ZipImages
+    from distillkit.data.tables import TABLES, TableImages
 
-    columns = hub.Columns(image_column, label_column)
+    columns = hub.Columns(image, label, caption)
     if path.startswith("hf:"):
         return hub.from_hub(path.removeprefix("hf:"), columns)
     place = Path(path).expanduser()
-    kind = kind_of(place)
+    kind, ending = kind_of(place), place.suffix.lower()
     if kind not in ("file", "folder"):
         told = f"it is a {kind}" if kind else "there is nothing"
         raise UsageError(
-            f"no images at {shown(path)}: {told}; name a folder, a zip, parquet or .npz file or hf:ORG/NAME"
+            f"no images at {shown(path)}: {told}; name a folder, a zip, tar, parquet or .npz file, a table or "
+            "hf:ORG/NAME"
         )
-    if kind == "file" and place.suffix.lower() == ".parquet":
+    if kind == "file" and ending == ".parquet":
         return hub.from_parquet([place], str(place), columns)
     if kind == "folder" and (found := hub.saved_in(place, columns)):
         return found
-    if image_column or label_column:
+    is_table = kind == "file" and ending in TABLES
+    asked = {"image": None if is_table else image, "label": label}
+    asked["caption"] = caption if kind == "file" and not is_table else None
+    if given := next((name for name, value in asked.items() if value), None):
         raise UsageError(
-            f"--data-{'image' if image_column else 'label'}-column is for parquet files and Hugging Face datasets, and "
-            f"{path} is none"
+            f"--data-{given}-column is for parquet files, tables and Hugging Face datasets, and {path} is none"
         )
-    if kind == "folder":
-        return FolderImages(place)
-    if place.suffix.lower() == ".npz":
+    if is_table:
+        return TableImages(place, image, caption)
+    return _in_folder(place, caption) if kind == "folder" else _in_file(place, path)
+
+
+def _in_folder(place: Path, caption: str | None) -> ImageFiles:
+    from distillkit.data.folders import FolderImages
+    from distillkit.data.tars import TarImages, tar_files_in
+
+    tars = tar_files_in(place)
+    return TarImages(tars, str(place)) if tars else FolderImages(place, caption)
+
+
+def _in_file(place: Path, path: str) -> ImageFiles:
+    from distillkit.data.arrays import ArrayImages
+    from distillkit.data.tars import TarImages
+    from distillkit.data.zips import ZipImages
+
+    ending = place.suffix.lower()
+    if ending == ".tar":
+        return TarImages([place], str(place))
+    if ending == ".npz":
         return ArrayImages(place)
-    if place.suffix.lower() in ARCHIVES:
+    if ending in ARCHIVES:
         raise UsageError(f"{path} is an archive that is not read: unpack it and name the folder, or make a zip file")
     if is_image_name(place.name):
         raise UsageError(f"{path} is one file: name the folder of the images")
@@ -168,15 +191,18 @@ def counted(count: int, one: str, many: str = "") -> str:
     return f"{count:,} {one if count == 1 else many or one + 's'}"
 
 
+def size_text(count: float) -> str:
+    """Bytes for people: '64.0 MB', '1.2 GB'."""
+    return f"{count / 1e6:,.1f} MB" if count < 1e9 else f"{count / 1e9:,.1f} GB"
+
+
 def range_names(name: str, count: int) -> list[str]:
     """Names of rows."""
     return [f"{name}[{index}]" for index in range(count)]
 
 
-def fingerprint(contents: Any, labels: Labels | None, captions: Sequence[str] | None = None) -> str:
-    """sha256 over what identifies the images, their labels and their texts."""
+def fingerprint(contents: Any, labels: Labels | None) -> str:
+    """sha256 over what identifies the images, and their labels."""
     digest = hashlib.sha256(canonical_json(contents).encode())
     digest.update(b"no labels" if labels is None else labels.tobytes())
-    if captions is not None:
-        digest.update(canonical_json(list(captions)).encode())
     return digest.hexdigest()

@@ -6,9 +6,11 @@ import os
 import stat
 import zlib
 from collections import Counter
+from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path, PurePosixPath
+from typing import BinaryIO
 
-from distillkit.data.captions import captions_of
 from distillkit.data.decoding import Damaged, is_image_name
 from distillkit.data.files import HEAD, MOST_BYTES, ImageFiles, counted, fingerprint, kind_of, read_file
 from distillkit.data.labels import LABELS, label_files, shown
@@ -30,23 +32,54 @@ MOST_LABEL_BYTES = (2**21, 2**12)
 class FolderImages(ImageFiles):
     """Image files under a folder. Paths are kept as text: there may be millions.
 
+    Args:
+        caption: column of the captions in its metadata.jsonl or metadata.csv.
+
     Raises:
         UsageError: for a pipe or device among the images, or parts of a data set in the place of classes.
         DistillkitError: for a folder that cannot be read, or damaged labels.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, caption: str | None = None) -> None:
         self.root = os.path.join(path, "")  # noqa: PTH118
         found = _Walk(self.root)
+        self._caption_column, self._texts = caption, found.texts
         self.names = [name for name, _ in found.images]
         self._sizes = [size for _, size in found.images]
         labelling = label_files(self.names, self._described, self.root)
         self.labels, self.class_names, self.notes = labelling.labels, labelling.class_names, labelling.notes
-        self.captions = captions_of(self.names, self._described, self.root)
+        if found.texts:
+            self.notes = [*self.notes, f"{counted(found.texts, 'text')} beside them"]
         self.left_out = found.left_out()
         # Names and sizes of all, contents of some: other images of the same names are told apart.
         some = [self._checksum(k * len(self) // MOST_READ) for k in range(MOST_READ)] if len(self) else []
-        self.fingerprint = fingerprint([[list(entry) for entry in found.images], some], self.labels, self.captions)
+        self.fingerprint = fingerprint([[list(entry) for entry in found.images], some], self.labels)
+
+    @cached_property
+    def captions(self) -> Sequence[str] | None:  # type: ignore[override]
+        """Of the first metadata table there is, or of the .txt files beside the images."""
+        from distillkit.data.captions import LARGEST, METADATA, texts_beside, texts_listed
+
+        def table(name: str) -> BinaryIO | None:
+            return Path(self.root + name).open("rb") if kind_of(self.root + name) == "file" else None
+
+        if (listed := texts_listed(self.names, table, self.root, self._caption_column)) is not None:
+            return listed
+        if self._caption_column is not None:
+            raise UsageError(f"--data-caption-column is for tables, and {self.root} has none of {', '.join(METADATA)}")
+        if not self._texts:
+            return None
+
+        def read(name: str) -> bytes | None:
+            try:
+                return read_file(self.root + name, LARGEST + 1)
+            except FileNotFoundError:
+                return None
+            except OSError as error:
+                raise DistillkitError(f"cannot read the caption {self.root + name}: {error.strerror}") from error
+
+        texts = texts_beside(self.names, read, self.root)
+        return texts if any(texts) else None
 
     def read(self, index: int, most: int = MOST_BYTES) -> bytes:
         if self._sizes[index] > MOST_BYTES:
@@ -94,6 +127,7 @@ class _Walk:
         self._broken: list[str] = []
         self._circles: list[str] = []
         self._others: Counter[str] = Counter()
+        self._texts: list[str] = []
         self._folders: set[str] = set()
         seen = os.stat(root)  # noqa: PTH116
         waiting = [("", frozenset({(seen.st_dev, seen.st_ino)}))]
@@ -109,6 +143,7 @@ class _Walk:
                 )
             waiting += self._look_into(root, folder, above)
         self.images.sort()
+        self.texts = self._beside_images()
         filled = {""}
         for name, _ in self.images:
             while (name := name[: name.rstrip("/").rfind("/") + 1]) not in filled:
@@ -141,6 +176,9 @@ class _Walk:
     def _take(self, root: str, entry: os.DirEntry[str], name: str) -> None:
         if name.rpartition("/")[2] == LABELS:
             return
+        if entry.name.endswith(".txt"):
+            self._texts.append(name)
+            return
         if not is_image_name(entry.name):
             self._others[PurePosixPath(entry.name).suffix.lower() or "without a suffix"] += 1
             return
@@ -152,6 +190,16 @@ class _Walk:
         if not stat.S_ISREG(status.st_mode):
             raise UsageError(f"{shown(root + name)} is a {kind_of(root + name)}, not an image: remove it")
         self.images.append((name, status.st_size))
+
+    def _beside_images(self) -> int:
+        """How many .txt files lie beside images of their names; the others are left out."""
+        if not self._texts:
+            return 0
+        images = {name.rpartition(".")[0] for name, _ in self.images}
+        beside = sum(name.removesuffix(".txt") in images for name in self._texts)
+        if beside < len(self._texts):
+            self._others[".txt"] += len(self._texts) - beside
+        return beside
 
     def left_out(self) -> list[str]:
         """What was not taken, for people."""

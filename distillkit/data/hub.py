@@ -6,6 +6,7 @@ import importlib.util
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ import numpy as np
 from distillkit.data.decoding import Damaged, is_image_name
 from distillkit.data.files import MOST_BYTES, ImageFiles, counted, fingerprint, read_file
 from distillkit.data.labels import Labels, check_labels, shown
+from distillkit.data.prompt_files import COLUMNS, column_of
+from distillkit.data.prompts import kept_texts
 from distillkit.errors import DistillkitError, UsageError
 
 LABEL_NAMES = ("label", "labels", "class", "class_id", "class_label", "target", "category", "y")
@@ -30,6 +33,7 @@ class Columns:
 
     image: str | None = None
     label: str | None = None
+    caption: str | None = None
 
 
 class HubImages(ImageFiles):
@@ -58,13 +62,24 @@ class HubImages(ImageFiles):
             self.left_out.append(f"{counted(empty, 'row')} without an image (such as row {first})")
         if not len(self._rows):
             raise UsageError(f"no images in {name}: the column {shown(self.column)} is empty")
+        self._captions = self._caption_column(dataset, columns.caption, label)
         self._data = dataset.select_columns([self.column])
         self.names = [f"row {row}" for row in self._rows]
         self.labels = None if label is None else self._labels(dataset, label)
-        unused = sorted(set(dataset.features) - {self.column, label})
+        unused = sorted(set(dataset.features) - {self.column, label, self._captions})
         if unused:
             self.left_out.append(f"the {'column' if len(unused) == 1 else 'columns'} {_listed(unused)}")
+        self._whole = dataset
         self.fingerprint = fingerprint([str(getattr(dataset, "_fingerprint", name)), len(dataset)], self.labels)
+
+    @cached_property
+    def captions(self) -> Sequence[str] | None:  # type: ignore[override]
+        if self._captions is None:
+            return None
+        # Indexed after it is cut to the column: rows of images are large.
+        texts = self._whole.select_columns([self._captions]).select(self._rows)
+        column = self._captions
+        return kept_texts((text or "").strip() for batch in texts.iter(batch_size=4096) for text in batch[column])
 
     def read(self, index: int, most: int = MOST_BYTES) -> bytes:
         try:
@@ -124,6 +139,14 @@ class HubImages(ImageFiles):
         if len(found) > 1:
             self.notes.append(f"labels are the column {shown(obvious[0])} of {_listed(found)}")
         return obvious[0] if obvious else None
+
+    def _caption_column(self, dataset: Any, asked: str | None, label: str | None) -> str | None:
+        """The column of captions: text of a usual name; None where there is none."""
+        texts = [name for name, feature in dataset.features.items() if _plain(feature) == "str" and name != label]
+        if asked is None and not any(name.lower() in COLUMNS for name in texts):
+            return None
+        return column_of(texts, asked, self.name, "--data-caption-column", "; columns of text count",
+                         every=list(dataset.features), what="the captions are")  # fmt: skip
 
     def _labels(self, dataset: Any, column: str) -> Labels:
         import datasets

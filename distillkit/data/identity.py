@@ -25,12 +25,12 @@ def teacher_identity(teacher: Teacher) -> dict[str, Any]:
     kind = type(denoiser)
     return {
         "network": dict(denoiser.description or spec.network) or f"{kind.__module__}:{kind.__qualname__}",
-        "schedule": _described("", denoiser.schedule),
+        "schedule": described_part("", denoiser.schedule),
         "sigma_data": getattr(denoiser, "sigma_data", 0.5),
         "weights": spec.weights_sha256 or content_hash(_tensors(denoiser.state_dict())),
         "precision": sorted({str(parameter.dtype) for parameter in denoiser.parameters()}),
         "conditioner": conditioner_identity(teacher.conditioner),
-        "codec": _described("codecs", teacher.codec),
+        "codec": described_part("codecs", teacher.codec),
         "shape": list(spec.shape),
     }
 
@@ -38,10 +38,10 @@ def teacher_identity(teacher: Teacher) -> dict[str, Any]:
 def conditioner_identity(conditioner: Conditioner) -> dict[str, Any]:
     """Everything that conditions depend on, keys apart."""
     rounded = {"rounded to": conditioner.rounded_to} if conditioner.rounded_to else {}
-    return {**_described("conditioners", conditioner), **rounded}
+    return {**described_part("conditioners", conditioner), **rounded}
 
 
-def _described(kind: str, part: BaseModel) -> dict[str, Any]:
+def described_part(kind: str, part: BaseModel) -> dict[str, Any]:
     """As files describe it, or where no plugin offers its class, by the class and its fields."""
     described = registry().describe(kind, part) if kind else {}
     cls = type(part)

@@ -10,11 +10,15 @@ import torch
 
 from distillkit.contracts.source import Batches, Images, Source, SourceConfig, SourceJob, SourcePlan
 from distillkit.contracts.teacher import Teacher
+from distillkit.contracts.text import PromptList
+from distillkit.data.captions import captions_of, fingerprint_of
 from distillkit.data.config import DataConfig
 from distillkit.data.hub import require_datasets
+from distillkit.data.latents import has_latents, plan_latents, with_latents
 from distillkit.data.reader import ImageReader
 from distillkit.data.stream import ImageStream, open_reader, open_stream
 from distillkit.data.synthetic import SyntheticImages
+from distillkit.downloads import DownloadNeeded, only_planned
 from distillkit.errors import UsageError
 
 __all__ = ["DataConfig", "ImageSource"]
@@ -34,7 +38,7 @@ class ImageSource(Source[Images]):
             return self._own()(job.device)
         stream = open_stream(self.config, self.teacher, job.device, reader=self._reader, say=job.say)
         job.say(f"data: {stream.summary}")
-        return stream
+        return with_latents(stream, job, self.draws) if has_latents(stream.codec) else stream
 
     def check(self) -> None:
         """Open the files as `open` does; a dataset of the hub is downloaded for it."""
@@ -57,11 +61,27 @@ class ImageSource(Source[Images]):
             require_datasets()
             return SourcePlan(f"{path}, loaded and checked when the run starts")
         stream = self._opened()
-        return SourcePlan(stream.summary, memory_bytes=stream.kept_bytes)
+        if not has_latents(stream.codec):
+            return SourcePlan(stream.summary, memory_bytes=stream.kept_bytes)
+        latents = plan_latents(stream, self.draws)
+        memory = 0 if latents.stored else stream.kept_bytes
+        return SourcePlan(f"{stream.summary}; {latents.summary}", disk_bytes=latents.disk_bytes, memory_bytes=memory)
+
+    @property
+    def prompts(self) -> PromptList | None:
+        path = self.config.path
+        if path is None:
+            return None
+        if path.startswith("hf:") and only_planned(path):
+            raise DownloadNeeded(f"which captions {path} holds is known only when it has been downloaded")
+        return captions_of(self._reader.files, path)
 
     @property
     def fingerprint(self) -> str:
-        return self._reader.files.fingerprint if self.config.path else ""
+        """Of the images, and of their captions where the teacher reads them."""
+        if not self.config.path:
+            return ""
+        return fingerprint_of(self._reader.files, self.teacher.conditioner)
 
     @classmethod
     def synthetic(cls, teacher: Teacher, device: torch.device) -> Batches[Images]:
@@ -86,7 +106,16 @@ class ImageSource(Source[Images]):
                 "--data FILE.zip, --data FOLDER or --data hf:ORG/NAME"
             )
         plain = DataConfig()
-        for field in ("resolution", "sampling", "flip", "background", "grey", "image_column", "label_column"):
+        for field in (
+            "resolution",
+            "sampling",
+            "flip",
+            "background",
+            "grey",
+            "image_column",
+            "label_column",
+            "caption_column",
+        ):
             if getattr(self.config, field) != getattr(plain, field):
                 raise UsageError(
                     f"--data-{field.replace('_', '-')} is for images of your own: give their --data as well, or leave "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import importlib.util
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -15,6 +15,9 @@ from distillkit.text import printable
 
 Numbered = Iterator[tuple[int, str | None]]
 """(number of a line, row or entry from 1, text); no text where there is none."""
+
+Row = Mapping[str, Any]
+"""Of a table: values by column."""
 
 LONGEST_LINE = 2**20
 """Bytes of a line, or characters of a row."""
@@ -83,19 +86,30 @@ def _text(data: bytes, path: Path, number: int) -> str:
 def _table(path: Path, column: str | None, option: str) -> Numbered:
     """A column of a file whose first line names its columns, separated by commas or tabs."""
     with regular_file(path) as (file, _):
-        lines = (_text(line, path, number) for number, line in _raw_lines(file, path))
-        rows = csv.reader(lines, delimiter="\t" if path.suffix.lower() == ".tsv" else ",", strict=True)
-        number = 1
+        header, rows = _rows(file, path)
+        place = header.index(column_of(header, column, str(path), option, "; the first line names them"))
+        for number, row in rows:
+            yield number, row[place] if place < len(row) else None
+
+
+def _rows(file: BinaryIO, path: Path) -> tuple[list[str], Iterator[tuple[int, list[str]]]]:
+    """The names of the columns, and the rows with their numbers."""
+    lines = (_text(line, path, number) for number, line in _raw_lines(file, path))
+    table = csv.reader(lines, delimiter="\t" if path.suffix.lower() == ".tsv" else ",", strict=True)
+
+    def numbered() -> Iterator[tuple[int, list[str]]]:
+        number = 0
         try:
-            header = [name.strip() for name in next(rows, [])]
-            if not any(header):
-                raise UsageError(f"no prompts in {path}: it is empty")
-            place = header.index(column_of(header, column, str(path), option, "; the first line names them"))
-            for row in rows:
-                number += 1
-                yield number, row[place] if place < len(row) else None
+            for number, row in enumerate(table, 1):
+                yield number, row
         except csv.Error as error:
             raise Unreadable(f"cannot read {path}: row {number:,} or the one after it: {error}") from error
+
+    rows = numbered()
+    header = [name.strip() for name in next(rows, (1, []))[1]]
+    if not any(header):
+        raise UsageError(f"nothing is in {path}: it is empty")
+    return header, rows
 
 
 def _json_lines(path: Path, column: str | None, option: str) -> Numbered:
@@ -166,12 +180,15 @@ def _parquet(path: Path, column: str | None, option: str) -> Numbered:
 
 
 def column_of(
-    there: Sequence[str], asked: str | None, where: str, option: str, hint: str = "", every: Sequence[str] = ()
-) -> str:
-    """The column that was asked for, or the only one of a usual name.
+    there: Sequence[str], asked: str | None, where: str, option: str, hint: str = "", every: Sequence[str] = (),
+    usual: Sequence[str] = COLUMNS, what: str = "the prompts are",
+) -> str:  # fmt: skip
+    """The column that was asked for, or the first of the usual names.
 
     Args:
         every: all columns, where some are none of text.
+        usual: names that are taken where none is asked for.
+        what: is in the column, for messages.
 
     Raises:
         UsageError: when it is not there or not obvious; names those that are.
@@ -181,13 +198,38 @@ def column_of(
         if asked not in there:
             raise UsageError(f"{option} {printable(asked[:80])}: {where} has no such column of text ({columns})")
         return asked
-    found = [name for name in there if name.lower() in COLUMNS]
-    if len(found) > 1:
-        best = min(COLUMNS.index(name.lower()) for name in found)
-        found = [name for name in found if COLUMNS.index(name.lower()) == best]
-    if len(found) != 1:
-        raise UsageError(f"{where} does not say which column the prompts are ({columns}): name it by {option}")
-    return found[0]
+    for name in usual:
+        found = [column for column in there if column.lower() == name]
+        if len(found) == 1:
+            return found[0]
+        if found:
+            break
+    raise UsageError(f"{where} does not say which column {what} ({columns}): name it by {option}")
+
+
+def rows_in(path: Path) -> Iterator[tuple[int, Row]]:
+    """The rows of a csv, tsv or jsonl file with their numbers, values by column.
+
+    Raises:
+        UsageError: for lines that are no objects, or an empty table.
+        DistillkitError: when it is damaged.
+    """
+    with regular_file(path) as (file, _):
+        yield from rows_of(file, path)
+
+
+def rows_of(file: BinaryIO, path: Path) -> Iterator[tuple[int, Row]]:
+    """As `rows_in`, of an open file; `path` says what it is and what it is called."""
+    if path.suffix.lower() in (".csv", ".tsv"):
+        header, rows = _rows(file, path)
+        yield from ((number, dict(zip(header, row, strict=False))) for number, row in rows)
+        return
+    for number, line in _raw_lines(file, path):
+        if line.strip():
+            entry = parse_json(line, f"{path}, line {number:,}")
+            if not isinstance(entry, dict):
+                raise UsageError(f"{path}, line {number:,}: an object is due there")
+            yield number, entry
 
 
 def _listed(names: Sequence[str]) -> str:

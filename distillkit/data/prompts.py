@@ -8,7 +8,7 @@ import os
 import re
 import tempfile
 from array import array
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Literal, overload
@@ -216,6 +216,17 @@ def _read(texts: Numbered, unique: bool, unit: str, name: str) -> tuple[FoundPro
     kept = PromptTexts(_mapped(file), table[first] if unique else table)
     found = PromptList(kept, name, prompts_sha256(kept))
     return FoundPrompts(found, blank, int((~first).sum()), unique), file
+
+
+def kept_texts(texts: Iterable[str]) -> PromptTexts:
+    """Texts in one buffer, in memory where they are small and on the disk else; empty ones stay."""
+    file, places, end = tempfile.SpooledTemporaryFile(max_size=IN_MEMORY), array("q"), 0  # noqa: SIM115
+    for number, text in enumerate(texts, 1):
+        data = _checked(text, f"caption {number:,}")
+        file.write(data)
+        places.extend((end, end + len(data)))
+        end += len(data)
+    return PromptTexts(_mapped(file), np.frombuffer(places, np.int64).reshape(-1, 2))
 
 
 def _checked(text: str, where: str) -> bytes:

@@ -135,7 +135,10 @@ def open_files(config: DataConfig) -> ImageFiles:
         UsageError, DistillkitError: as `open_images`.
     """
     assert config.path is not None
-    return open_images(config.path, image_column=config.image_column, label_column=config.label_column)
+    return open_images(
+        config.path, image_column=config.image_column, label_column=config.label_column,
+        caption_column=config.caption_column,
+    )  # fmt: skip
 
 
 def pixels_in_order(reader: ImageReader, batches: Iterable[range]) -> Iterator[Tensor]:

@@ -10,19 +10,22 @@ import torch
 from torch import Tensor
 
 from distillkit.contracts.codec import Codec, Pixels
+from distillkit.contracts.condition import Condition
 from distillkit.contracts.conditioner import ClassLabels, Conditioner, Unconditional
 from distillkit.contracts.random import Indices, SampleRNG
 from distillkit.contracts.schedule import per_sample
 from distillkit.contracts.source import Images
 from distillkit.contracts.teacher import Teacher
+from distillkit.data.captions import captions_of
 from distillkit.data.classes import numbers_of
 from distillkit.data.config import DataConfig
 from distillkit.data.decoding import PixelArray
 from distillkit.data.files import ImageFiles
 from distillkit.data.labels import LABELS
 from distillkit.data.reader import ImageReader
-from distillkit.errors import UsageError
+from distillkit.errors import DistillkitError, UsageError
 
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
 KEPT_BYTES = 2**30
 """Decoded images are kept in memory where all of them need no more."""
 
@@ -87,12 +90,12 @@ class ImageStream:
 
     def batch(self, rng: SampleRNG, step: int, indices: Indices) -> Images:
         """Samples (B, ...) of the images on the device, and their conditions."""
-        chosen = self._chosen(rng, step, indices)
+        chosen = self.chosen(rng, step, indices)
         key = (step, indices[0], len(indices))
         parts = self._ahead.pop(key, None) or self._start(chosen)
         if self._pool:
             self._ahead = {k: v for k, v in self._ahead.items() if k[0] > step or k[:2] > key[:2]}
-            self._ahead[step + 1, key[1], key[2]] = self._start(self._chosen(rng, step + 1, indices))
+            self._ahead[step + 1, key[1], key[2]] = self._start(self.chosen(rng, step + 1, indices))
         pixels = torch.from_numpy(np.stack([image for part in parts for image in part.result()]))
         for line in self.reader.said():
             self.say(line)
@@ -100,14 +103,27 @@ class ImageStream:
             pixels = pixels.pin_memory()
         pixels = pixels.to(self.device, non_blocking=True).permute(0, 3, 1, 2)
         if self.config.flip:
-            mirrored = (rng.uniform("images/flip", step, indices) < 0.5).to(self.device)
+            mirrored = self.mirrored(rng, step, indices).to(self.device)
             pixels = torch.where(per_sample(mirrored, pixels), pixels.flip(3), pixels)
-        with torch.no_grad():
+        if isinstance(self.codec, Pixels):
             sample = self.codec.encode(pixels).contiguous()
-        keys = self._keys[chosen].to(self.device, non_blocking=True)
-        return Images(sample, self.conditioner.encode(keys).to(self.device))
+        else:
+            dtype, numbers = DTYPES[self.config.latents_dtype], chosen.tolist()
+            mean, deviation = encoded(self.codec, pixels, dtype, lambda place: self.files.where(numbers[place]))
+            sample = latents_of(mean, deviation, rng, step, indices)
+        return Images(sample, self.condition(chosen))
 
-    def _chosen(self, rng: SampleRNG, step: int, indices: Indices) -> Tensor:
+    def condition(self, chosen: Tensor) -> Condition:
+        """The conditions of the images with these numbers (B,), on the device."""
+        keys = self._keys[chosen].to(self.device, non_blocking=True)
+        return self.conditioner.encode(keys).to(self.device)
+
+    def mirrored(self, rng: SampleRNG, step: int, indices: Indices) -> Tensor:
+        """Which images of a batch (B,) are mirrored."""
+        return (rng.uniform("images/flip", step, indices) < 0.5) & self.config.flip
+
+    def chosen(self, rng: SampleRNG, step: int, indices: Indices) -> Tensor:
+        """The numbers (B,) of a batch's images."""
         if not self._classes:
             return rng.integers("images", step, indices, len(self))
         which = rng.integers("images/class", step, indices, len(self._classes))
@@ -137,6 +153,40 @@ class ImageStream:
             self._kept[number] = pixels
             self._is_kept[number] = True
         return pixels
+
+
+@torch.no_grad()
+def encoded(
+    codec: Codec, pixels: Tensor, dtype: torch.dtype, where: Callable[[int], str]
+) -> tuple[Tensor, Tensor | None]:
+    """Mean and deviation (B, ...) of the samples of images (B, C, H, W) uint8, rounded to `dtype`.
+
+    Args:
+        where: the image at a place of the batch comes from, for messages.
+
+    Raises:
+        DistillkitError: naming the first image whose sample is not finite.
+    """
+    mean, deviation = (None if part is None else part.contiguous().to(dtype) for part in codec.distribution(pixels))
+    assert mean is not None
+    finite = mean.flatten(1).isfinite().all(1)
+    if deviation is not None:
+        finite &= deviation.flatten(1).isfinite().all(1)
+    if not finite.all():
+        place = int(finite.logical_not().nonzero()[0])
+        raise DistillkitError(
+            f"the latent of {where(place)} is not finite: the autoencoder overflows, or its weights are damaged"
+        )
+    return mean, deviation
+
+
+def latents_of(mean: Tensor, deviation: Tensor | None, rng: SampleRNG, step: int, indices: Indices) -> Tensor:
+    """Samples (B, ...) float32 drawn from the autoencoder's distribution, as latent models see them in their training:
+    the decoder ignores this noise, a discriminator would not."""
+    if deviation is None:
+        return mean.float()
+    noise = rng.normal("images/latent", step, indices, mean.shape[1:]).to(mean.device)
+    return mean.float() + deviation.float() * noise
 
 
 def own_conditioner(files: ImageFiles) -> Conditioner:
@@ -204,7 +254,13 @@ def _check_fit(reader: ImageReader, path: str, teacher: Teacher) -> None:
             f"the images in {path} are {reader.shape} (channels, height, width) and those of the teacher {name} are "
             f"{shape}. Give {' and '.join(advice) or 'others'}, or choose another teacher."
         )
-    if teacher.conditioner.count and not teacher.conditioner.takes_text and reader.files.labels is None:
+    if teacher.conditioner.takes_text:
+        if captions_of(reader.files, path) is None:
+            raise UsageError(
+                f"the images in {path} have no captions and the teacher {name} needs them: a .txt beside each image, a "
+                "metadata.jsonl with file_name and text, or a table, parquet file or data set with a column of them"
+            )
+    elif teacher.conditioner.count and reader.files.labels is None:
         why = f" ({'; '.join(reader.files.notes)})" if reader.files.notes else ""
         raise UsageError(
             f"the images in {path} have no labels{why} and the teacher {name} needs them "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import stat
 import struct
@@ -9,9 +10,11 @@ import threading
 import zipfile
 import zlib
 from collections import Counter
+from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path, PurePosixPath
+from typing import BinaryIO
 
-from distillkit.data.captions import captions_of
 from distillkit.data.decoding import Damaged, is_image_name
 from distillkit.data.files import MOST_BYTES, ImageFiles, counted, fingerprint
 from distillkit.data.folders import MOST_LABEL_BYTES, NO_DATA, others
@@ -43,18 +46,34 @@ class ZipImages(ImageFiles):
             place = PurePosixPath(name)
             if place.is_absolute() or ".." in place.parts or (place.parts and ":" in place.parts[0]):
                 raise DistillkitError(f"{path}: refused: its member {shown(name, 80)} points outside of it")
+        self._texts = {name: m for name, m in members if name.lower().endswith((".txt", ".csv", ".tsv", "jsonl"))}
         taken = self._taken(members)
         self.names, self._members = [name for name, _ in taken], [member for _, member in taken]
         by_name = dict(members)
-
-        def described(name: str) -> bytes | None:
-            return self._labels(by_name.get(name))
-
-        labelling = label_files(self.names, described, f"{path}:", packed=True)
+        labelling = label_files(self.names, lambda name: self._labels(by_name.get(name)), f"{path}:", packed=True)
         self.labels, self.class_names, self.notes = labelling.labels, labelling.class_names, labelling.notes
         sizes = [[name, m.file_size, m.CRC] for name, m in taken]
-        self.captions = captions_of(self.names, described, f"{path}:")
-        self.fingerprint = fingerprint(sizes, self.labels, self.captions)
+        self.fingerprint = fingerprint(sizes, self.labels)
+
+    @cached_property
+    def captions(self) -> Sequence[str] | None:  # type: ignore[override]
+        """Of the first metadata table there is, or of the .txt members beside the images."""
+        from distillkit.data.captions import LARGEST, texts_beside, texts_listed
+
+        def table(name: str) -> BinaryIO | None:
+            return io.BytesIO(self._labels(self._texts[name]) or b"") if name in self._texts else None
+
+        if (listed := texts_listed(self.names, table, f"{self.path}:")) is not None:
+            return listed
+
+        def read(name: str) -> bytes | None:
+            if (member := self._texts.get(name)) is None:
+                return None
+            require_plain(member, f"{self.path}:{shown(name)}")
+            return self._read(member, f"{self.path}:{shown(name)}", LARGEST + 1)
+
+        texts = texts_beside(self.names, read, f"{self.path}:") if self._texts else ()
+        return texts if any(texts) else None
 
     def read(self, index: int, most: int = MOST_BYTES) -> bytes:
         return self._read(self._members[index], self.where(index), most)

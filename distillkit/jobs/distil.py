@@ -30,7 +30,7 @@ from distillkit.jobs.context import Context
 from distillkit.jobs.evaluate import record_name
 from distillkit.jobs.measures import Measures, measures_for
 from distillkit.jobs.previews import Previews
-from distillkit.jobs.prompts import cut, encoded, opened, require_prompts, with_prompts
+from distillkit.jobs.prompts import captions_among, cut, encoded, opened, require_prompts, with_prompts
 from distillkit.jobs.recipe import inputs_of, recipe_of, sources_of
 from distillkit.jobs.rows import Result, Row, read_row, row_json, table_of
 from distillkit.jobs.timing import timed
@@ -74,6 +74,9 @@ class Distillation:
         self.teacher = with_prompts(teacher, prompts, config.prompts.dtype).to(context.device)
         self.recipe = recipe_of(config, method, self.teacher)
         self.sources = sources_of(config, method, self.teacher, self.recipe)
+        if self.teacher.conditioner.lacks and (captions := captions_among(self.sources.values())):
+            self.prompts = captions
+            self.teacher.conditioner = self.teacher.conditioner.with_prompts(captions.prompts)
         require_prompts(self.teacher.spec.name, self.teacher.conditioner.lacks)
         self.config = config.model_copy(
             update={"sources": {s.name: s.config.model_dump(mode="json") for s in self.sources.values()}}

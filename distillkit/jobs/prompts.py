@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from accelerate.utils import broadcast_object_list
 
 from distillkit.contracts.conditioner import Conditioner
+from distillkit.contracts.source import Source
 from distillkit.contracts.teacher import Teacher
 from distillkit.contracts.text import PromptList
 from distillkit.data.encodings import EncodingPlan, plan_encodings, with_encodings
@@ -79,6 +82,12 @@ def typed_prompts(typed: Sequence[str] | None, file: str | None, count: int | No
     return list(open_prompts(config).prompts.texts[: count or MOST_PROMPTS])
 
 
+def captions_among(sources: Iterable[Source[Any]]) -> FoundPrompts | None:
+    """The prompts that come with the data; None where there are none."""
+    found = next((prompts for source in sources if (prompts := source.prompts)), None)
+    return None if found is None else FoundPrompts(found)
+
+
 def with_prompts(teacher: Teacher, prompts: PromptList | None, rounding: str) -> Teacher:
     """The teacher of a run, its conditions those of these prompts if there are any; the one that is given stays as it
     is, whatever becomes of the run's conditioner.
@@ -91,6 +100,9 @@ def with_prompts(teacher: Teacher, prompts: PromptList | None, rounding: str) ->
     """
     own = copy.copy(teacher)
     conditioner = teacher.conditioner.with_prompts(prompts) if prompts else teacher.conditioner
+    if prompts is None and isinstance(own.images, partial) and own.images.args == (teacher,):
+        # Its data make their conditions by the run's conditioner, which has encodings at hand.
+        own.images = partial(own.images.func, own)
     own.conditioner = conditioner.with_rounding(rounding) if isinstance(conditioner, Prompts) else conditioner
     return own
 

@@ -18,6 +18,7 @@ from distillkit.contracts.student import StudentGenerator
 from distillkit.contracts.teacher import Teacher, TeacherSpec
 from distillkit.contracts.text import PromptList
 from distillkit.counts import parse_count
+from distillkit.data.captions import fingerprint_of
 from distillkit.data.config import DataConfig
 from distillkit.data.files import ImageFiles
 from distillkit.data.stream import ImageStream, open_reader, open_stream
@@ -197,7 +198,9 @@ class TeacherTraining:
     def inputs(self) -> dict[str, str]:
         """The images by what they are, for a resumption to compare."""
         images = self.images
-        return {"data": f"fingerprint {images.files.fingerprint[:16]}"} if isinstance(images, ImageStream) else {}
+        if not isinstance(images, ImageStream):
+            return {}
+        return {"data": f"fingerprint {fingerprint_of(images.files, self.teacher.conditioner)[:16]}"}
 
     def run(self, *, resume: bool = False) -> TrainedTeacher:
         """Train from scratch, or from the newest checkpoint, and write the teacher's folder.

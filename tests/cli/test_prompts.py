@@ -10,14 +10,14 @@ import torch
 from PIL import Image
 
 from distillkit import SampleRNG, UsageError, load_student, load_teacher
-from tests.data.pipelines import tiny_pipeline
+from tests.models.pipelines import stable_diffusion
 
 LETTERS = "abcdefghij"
 
 
 @pytest.fixture(scope="module")
 def pipeline(tmp_path_factory):
-    return tiny_pipeline(tmp_path_factory.mktemp("text"))
+    return stable_diffusion(tmp_path_factory.mktemp("text") / "tiny-text")
 
 
 @pytest.fixture
@@ -151,3 +151,23 @@ def test_what_cannot_be_drawn_is_said(pipeline, inside, tmp_path, options, says)
 
 def test_classes_are_no_prompts(inside):
     assert "is not a class" in inside("sample", "digits", "--prompt", "a cat").stderr
+
+
+def test_captions_are_prompts_and_images_latents(pipeline, inside, tmp_path):
+    (tmp_path / "images").mkdir()
+    for k, letter in enumerate(LETTERS):
+        Image.new("RGB", (16, 16), (20 * k, 0, 90)).save(tmp_path / "images" / f"{k}.png")
+        (tmp_path / "images" / f"{k}.txt").write_text(f"a {letter}")
+    done = inside(
+        "run", "consistency", "--teacher", pipeline, "--data", "images", "--data-flip", "--protocol", "none",
+        "--duration", "16", "--batch", "8", "--channels-last", "off", "-o", "run",
+    )  # fmt: skip
+    said = " ".join(done.stdout.split())
+    assert done.returncode == 0, done.stderr
+    assert "prompts: 10 prompts from the captions in images" in said and "with captions" in said
+    assert "latents (means and deviations" in said and "10 to make" in said
+    described = json.loads((tmp_path / "run" / "student" / "student.json").read_text())
+    assert described["conditioner"]["examples"] == [f"a {letter}" for letter in LETTERS]
+    (tmp_path / "images" / "3.txt").write_text("another")
+    other = inside("run", "consistency", "--resume", "run", "--duration", "32")
+    assert other.returncode == 2 and "prompts:" in other.stderr and "data:" in other.stderr

@@ -67,13 +67,12 @@ def test_a_text_model_is_trained_from_pictures_with_texts_and_is_a_pipeline(insi
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda folder: (folder / "03.txt").unlink(), "03.txt is missing"),
-        (lambda folder: [path.unlink() for path in folder.glob("*.txt")], "no texts.*metadata.jsonl"),
+        (lambda folder: [path.unlink() for path in folder.glob("*.txt")], "no captions.*metadata.jsonl"),
         (
             lambda folder: (folder / "metadata.jsonl").write_text('{"file_name": "00.png"}'),
-            "metadata.jsonl:1 is no line",
+            "metadata.jsonl, row 1 does not say which column the captions are",
         ),
-        (lambda folder: (folder / "03.txt").write_bytes(b"\xff\xfe"), "UTF-8"),
+        (lambda folder: (folder / "03.txt").write_bytes(b"\xff\xfe"), "03.txt is not UTF-8"),
     ],
 )
 def test_texts_that_cannot_be_used_are_named(pipeline, captioned, change, message):

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
+from pydantic import PrivateAttr
 from torch import Tensor, nn
 
-from distillkit import ClassLabels, Codec, Condition, Conditioner, Denoiser, Teacher, TeacherSpec
+from distillkit import ClassLabels, Codec, Condition, Conditioner, Denoiser, Teacher, TeacherSpec, TextEncoder
 from distillkit.contracts.schedule import per_sample
 from distillkit.diffusion.schedules import EDMSchedule
 
@@ -49,6 +52,35 @@ class HalfSize(Codec):
 
     def encoded_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         return (shape[0] * 2, shape[1] // self.factor, shape[2] // self.factor)
+
+
+LENGTH, WIDTH = 8, 12
+
+
+class Letters(TextEncoder):
+    """Every kind of field: states, a mask, a vector that is pooled, and sizes; remembers what it has encoded."""
+
+    scale: float = 1.0
+
+    _seen: list[str] = PrivateAttr(default_factory=list)
+    _released: list[bool] = PrivateAttr(default_factory=list)
+
+    def encode(self, texts: Sequence[str]) -> Condition:
+        self._seen.extend(texts)
+        rows = [[float(ord(letter)) for letter in text[:LENGTH].ljust(LENGTH)] for text in texts]
+        codes = torch.tensor(rows) * self.scale
+        angles = codes[..., None] * torch.arange(1, WIDTH + 1) / 77
+        return Condition(
+            text=angles.sin() * self.scale, mask=codes != 32, pooled=angles.cos().mean(1),
+            sizes=torch.full((len(texts), 2), 2049.0), numbers=torch.tensor([[len(text)] for text in texts]),
+        )  # fmt: skip
+
+    def null(self) -> Condition:
+        encoded = self.encode([""])
+        return Condition(text=encoded["text"], pooled=encoded["pooled"])
+
+    def release(self) -> None:
+        self._released.append(True)
 
 
 TEN = ClassLabels(classes=10)

@@ -3,47 +3,18 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
 import torch
-from pydantic import PrivateAttr
 
-from distillkit import Condition, DistillkitError, PromptList, Prompts, TextEncoder
+from distillkit import DistillkitError, PromptList, Prompts
 from distillkit.contracts.source import SourceJob
 from distillkit.data import encodings as module
 from distillkit.data.encodings import EncodingStore, plan_encodings, with_encodings
 from distillkit.data.pairs import PairStore
 from distillkit.testing.teachers import unconditional
-
-LENGTH, WIDTH = 8, 12
-
-
-class Letters(TextEncoder):
-    """Every kind of field: states, a mask, a vector that is pooled, and sizes; remembers what it has encoded."""
-
-    scale: float = 1.0
-
-    _seen: list[str] = PrivateAttr(default_factory=list)
-    _released: list[bool] = PrivateAttr(default_factory=list)
-
-    def encode(self, texts: Sequence[str]) -> Condition:
-        self._seen.extend(texts)
-        rows = [[float(ord(letter)) for letter in text[:LENGTH].ljust(LENGTH)] for text in texts]
-        codes = torch.tensor(rows) * self.scale
-        angles = codes[..., None] * torch.arange(1, WIDTH + 1) / 77
-        return Condition(
-            text=angles.sin() * self.scale, mask=codes != 32, pooled=angles.cos().mean(1),
-            sizes=torch.full((len(texts), 2), 2049.0), numbers=torch.tensor([[len(text)] for text in texts]),
-        )  # fmt: skip
-
-    def null(self) -> Condition:
-        encoded = self.encode([""])
-        return Condition(text=encoded["text"], pooled=encoded["pooled"])
-
-    def release(self) -> None:
-        self._released.append(True)
+from tests.data.teachers import LENGTH, WIDTH, Letters
 
 
 def conditioner(count: int = 50, scale: float = 1.0, first: str = "a", dtype: str = "fp16") -> Prompts:
