@@ -94,18 +94,29 @@ def fetch(name: Annotated[str, typer.Argument(help="Name of the protocol.")]) ->
 @app.command()
 def pin(
     name: Annotated[str, typer.Argument(help="Name of the protocol.")],
-    sha256: Annotated[str, typer.Option(help="Hash of the reference numbers that you trust.")],
+    sha256: Annotated[str, typer.Option(help="Hash of the reference numbers that you trust.")] = "",
+    prompts_sha256: Annotated[
+        str, typer.Option("--prompts-sha256", help="Hash of the prompts that you trust, where it has some.")
+    ] = "",
 ) -> None:
-    """Record the hash of a protocol's reference numbers; anything else is refused from then on."""
+    """Record the hash of a protocol's reference numbers or prompts; anything else is refused from then on."""
     from distillkit.cli.closing import console
     from distillkit.errors import UsageError
-    from distillkit.evaluation.reference_files import lock_file
+    from distillkit.evaluation.reference_files import PROMPTS, lock_file
     from distillkit.evaluation.reference_files import pin as record
 
     chosen = file_protocol(name)
-    if len(sha256) != 64 or set(sha256) - set("0123456789abcdef"):
-        raise UsageError(f"--sha256 {sha256}: a hash has 64 hexadecimal characters")
-    record(chosen.name, sha256)
+    if prompts_sha256 and not chosen.prompts:
+        raise UsageError(f"{name} has no prompts: leave --prompts-sha256 out")
+    given = {"--sha256": (sha256, chosen.name), "--prompts-sha256": (prompts_sha256, chosen.name + PROMPTS)}
+    if not any(value for value, _ in given.values()):
+        raise UsageError("give --sha256 or --prompts-sha256")
+    for option, (value, _) in given.items():
+        if value and (len(value) != 64 or set(value) - set("0123456789abcdef")):
+            raise UsageError(f"{option} {value}: a hash has 64 hexadecimal characters")
+    for value, key in given.values():
+        if value:
+            record(key, value)
     console().print(f"recorded in {lock_file()}", highlight=False, soft_wrap=True, markup=False)
 
 

@@ -29,6 +29,10 @@ def make(
     extractor: Annotated[
         str | None, typer.Option(help="Extractor by name, such as rgb32cnn, or a TorchScript file.")
     ] = None,
+    prompts: Annotated[
+        str | None,
+        typer.Option(help="Prompts of the samples to compare, a file or hf:ORG/NAME[:COLUMN]: part of the protocol."),
+    ] = None,
     name: Annotated[str, typer.Option(help="Name of the data set.  [default: the data's]")] = "",
     data_resolution: Annotated[
         int | None, typer.Option("--data-resolution", min=1, help="Crop to the centred square and resize to this.")
@@ -57,6 +61,7 @@ def make(
     """Extract the features of all images and write their moments, with the hash that protocols name."""
     from distillkit.cli.closing import console
     from distillkit.data.config import DataConfig
+    from distillkit.data.prompts import PromptsConfig, open_prompts
     from distillkit.errors import UsageError
     from distillkit.evaluation.presets import OwnMeasure, preset
     from distillkit.jobs.context import job_context
@@ -68,6 +73,8 @@ def make(
     if output.suffix != ".safetensors":
         raise UsageError(f"--output {output}: reference statistics are written as .safetensors")
     chosen = preset(protocol) if protocol else None
+    if chosen and prompts:
+        raise UsageError(f"the protocol {protocol} has its own prompts or none: leave --prompts out")
     if isinstance(chosen, OwnMeasure):
         raise UsageError(f"--protocol {protocol}: it has no reference statistics to make")
     if chosen and chosen.images:
@@ -84,6 +91,7 @@ def make(
         reference = make_reference(
             config, network, output, context.reporter, context.stop, device=context.device,
             name=name or (chosen.reference.id if chosen else ""), batch=batch, keep_features=keep_features,
+            prompts=tuple(open_prompts(PromptsConfig(path=prompts)).prompts.texts) if prompts else (),
         )  # fmt: skip
     out = console()
     out.print(f"{reference.count:,} images, {len(reference.mean):,} features, in {output}", highlight=False)

@@ -186,11 +186,7 @@ class Decoder:
             mode = {1: "L", 3: "RGB"}[channels]
             converted: Any = image if image.mode == mode else image.convert(mode)
             if self.resolution is not None:
-                side = min(converted.size)
-                left, top = (converted.width - side) // 2, (converted.height - side) // 2
-                # Cropped first: the filter must not see beyond the square.
-                converted = converted.crop((left, top, left + side, top + side))
-                converted = converted.resize((self.resolution,) * 2, Image.Resampling[self.filter.upper()])
+                converted = centred(converted, self.resolution, self.filter)
             pixels = np.asarray(converted)
             return pixels[:, :, None] if pixels.ndim == 2 else pixels
 
@@ -207,6 +203,15 @@ class Decoder:
             colour = (*ImageColor.getrgb(self.background)[:3], 255)
             whole = Image.alpha_composite(Image.new("RGBA", whole.size, colour), whole)
         return whole.getchannel("R") if grey else whole.convert("RGB")
+
+
+def centred(image: Any, resolution: int, resampling: Filter) -> Any:
+    """The centred square of an image of Pillow, resized."""
+    side = min(image.size)
+    left, top = (image.width - side) // 2, (image.height - side) // 2
+    # Cropped first: the filter must not see beyond the square.
+    square = image.crop((left, top, left + side, top + side))
+    return square.resize((resolution, resolution), Image.Resampling[resampling.upper()])
 
 
 def decode(data: bytes, name: str, **options: Any) -> PixelArray:

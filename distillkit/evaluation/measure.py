@@ -7,10 +7,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import ClassVar, Self
 
+import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from distillkit.contracts.text import prompts_sha256
+from distillkit.data.decoding import centred
 from distillkit.errors import UsageError
 from distillkit.evaluation.clip import Clip, clip_figure
 from distillkit.evaluation.extractor import FeatureExtractor
@@ -40,7 +43,7 @@ class Measure(ABC):
     Args:
         protocol: everything that can change its figures.
         extractor: the network that the protocol names.
-        preparation: what is done to given images before the extractor.
+        preparation: what is done to images before the extractor, generated ones and those of the reference alike.
         prompts: the protocol's own; conditions are made of them, in turn.
     """
 
@@ -59,8 +62,20 @@ class Measure(ABC):
         self.extractor.to(device)
         return self
 
+    def prepared(self, decoded: Tensor) -> Tensor:
+        """Images (B, C, H, W) uint8 cropped and resized as the protocol says; those of its size stay as they are."""
+        wanted = self.preparation
+        if wanted is None or decoded.ndim != 4 or decoded.shape[-2:] == (wanted.resolution,) * 2:
+            return decoded
+        made = []
+        for pixels in decoded.permute(0, 2, 3, 1).cpu().numpy():
+            image = Image.fromarray(pixels.squeeze(2) if pixels.shape[2] == 1 else pixels)
+            resized = np.asarray(centred(image, wanted.resolution, wanted.filter))
+            made.append(resized.reshape(wanted.resolution, wanted.resolution, -1))
+        return torch.from_numpy(np.stack(made)).permute(0, 3, 1, 2).to(decoded.device)
+
     def rows(self, decoded: Tensor, metrics: Sequence[str]) -> Tensor:
-        """What is kept (B, row) of decoded samples (B, ...)."""
+        """What is kept (B, row) of decoded samples (B, ...), prepared already."""
         features = self.extractor(decoded)
         if self.row(metrics) == self.extractor.spec.dim:
             return features

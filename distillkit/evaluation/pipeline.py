@@ -182,9 +182,13 @@ def _keep(
     first = mine.start + len(kept)
     batches = [range(k, min(k + batch, mine.stop)) for k in range(first, mine.stop, batch)]
     measure = measure.to(device)
+
+    def rows(decoded: Tensor) -> Tensor:
+        return measure.rows(measure.prepared(decoded), metrics)
+
     with reporter.task(title or f"measuring {candidate.subject.name}", len(mine), "samples", len(kept)) as task:
         source = candidate.draw(measure, batches, device, tally)
-        for decoded in extract(lambda decoded: measure.rows(decoded, metrics), source, kept, task.advance):
+        for decoded in extract(rows, source, kept, task.advance):
             if save:
                 save(decoded, mine.start + len(kept) - len(decoded))
             if resumable:

@@ -17,19 +17,18 @@ from distillkit.contracts.teacher import Teacher
 from distillkit.contracts.text import prompts_sha256
 from distillkit.errors import DistillkitError, UsageError
 from distillkit.evaluation.clip import Clip
-from distillkit.evaluation.extractor import FeatureExtractor, evaluation_folder, torchscript_extractor
+from distillkit.evaluation.extractor import FeatureExtractor, torchscript_extractor
 from distillkit.evaluation.measure import ClipMeasure, FrechetMeasure, Measure
 from distillkit.evaluation.protocol import ImagePreparation, Protocol, SampleSpec
 from distillkit.evaluation.reference import SUFFIX, Making, Reference, load_reference
-from distillkit.evaluation.reference_files import reference_of
+from distillkit.evaluation.reference_files import prompts_of, reference_of
 from distillkit.files import slug
-from distillkit.reading import Unreadable, first_problem, read_text
+from distillkit.reading import first_problem
 from distillkit.registry import Installed, Registry, blaming, registry
 
 log = logging.getLogger(__name__)
 
 COMMAND = "distillkit protocols"
-LARGEST_PROMPTS = 64 * 2**20
 
 
 class _Part(BaseModel):
@@ -221,7 +220,7 @@ def load_measure(
         )
     making = reference.making
     images = chosen.images if chosen else making.images if making else None
-    prompts = _prompts(chosen.prompts) if chosen and chosen.prompts else ()
+    prompts = prompts_of(chosen) if chosen and chosen.prompts else reference.prompts
     samples = SampleSpec(
         count=count or (chosen.count if chosen else 10_000), first_seed=first_seed,
         labels=chosen.labels if chosen else "index mod classes",
@@ -285,20 +284,3 @@ def _made(chosen: OwnMeasure, reference: object, extractor: object, count: int |
     if not isinstance(measure, Measure):
         raise DistillkitError(f"the protocol {chosen.name} ({offer.origin}) does not make a distillkit.Measure")
     return measure.with_samples(count, first_seed)
-
-
-def _prompts(name: str) -> tuple[str, ...]:
-    """The prompts of a text file: a path, or a name in the evaluation folder.
-
-    Raises:
-        DistillkitError: when it is not there or holds none.
-    """
-    path = evaluation_folder() / Path(name).expanduser()
-    try:
-        lines = read_text(path, LARGEST_PROMPTS).splitlines()
-    except Unreadable as error:
-        raise DistillkitError(f"the protocol's prompts: {error}") from error
-    prompts = tuple(line.strip() for line in lines if line.strip())
-    if not prompts:
-        raise DistillkitError(f"{path} holds no prompts; it has one a line")
-    return prompts

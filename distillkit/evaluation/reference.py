@@ -53,6 +53,7 @@ class Reference:
         mean: (d,) float64. covariance: (d, d) float64.
         features: (n, d) float32 where kept; what kernel distance and neighbours need.
         making: how it was made, where that is known.
+        prompts: of which samples are made to be compared with it; none where the file does not say.
     """
 
     id: str
@@ -61,6 +62,7 @@ class Reference:
     covariance: Tensor
     features: Tensor | None = None
     making: Making | None = None
+    prompts: tuple[str, ...] = ()
 
     @cached_property
     def root(self) -> Tensor:
@@ -87,6 +89,9 @@ def save_reference(path: Path, reference: Reference) -> None:
     tensors = {"mean": reference.mean.contiguous(), "covariance": reference.covariance.contiguous()}
     if reference.features is not None:
         tensors["features"] = reference.features.contiguous()
+    if reference.prompts:
+        listed = "\0".join(reference.prompts).encode()
+        tensors["prompts"] = torch.frombuffer(bytearray(listed), dtype=torch.uint8)
     metadata = {"id": reference.id, "count": str(reference.count)}
     if reference.making is not None:
         metadata["making"] = reference.making.model_dump_json()
@@ -108,7 +113,7 @@ def load_reference(path: Path, *, name: str = "", count: int = 0, key: str = "fi
     """
     if not path.is_file():
         raise UsageError(f"{path}: there are no reference statistics there")
-    making = None
+    making, prompts = None, tuple[str, ...]()
     try:
         if path.suffix == SUFFIX:
             tensors, metadata = read_with_metadata(path)
@@ -116,6 +121,7 @@ def load_reference(path: Path, *, name: str = "", count: int = 0, key: str = "fi
             name, count = name_from(metadata.get("id", name or path.stem)), int(metadata.get("count", count))
             where = f"how {path} was made"
             said = parse_json(metadata["making"].encode(), where) if "making" in metadata else None
+            prompts = _prompts_in(tensors.get("prompts"))
             making = None if said is None else validated(Making, said, where)
         else:
             mean, covariance = (torch.from_numpy(np.array(v, dtype=np.float64)) for v in _moments(path, key))
@@ -125,7 +131,13 @@ def load_reference(path: Path, *, name: str = "", count: int = 0, key: str = "fi
     except Exception as error:  # numpy and zipfile raise many kinds for what damaged files hold
         reason = str(error)[:200] or type(error).__name__
         raise DistillkitError(f"{path} is damaged or holds no reference statistics: {reason}") from error
-    return checked(Reference(name or path.stem, count, mean.double(), covariance.double(), features, making), path)
+    return checked(
+        Reference(name or path.stem, count, mean.double(), covariance.double(), features, making, prompts), path
+    )
+
+
+def _prompts_in(data: Tensor | None) -> tuple[str, ...]:
+    return () if data is None else tuple(bytes(data.to(torch.uint8).tolist()).decode().split("\0"))
 
 
 def _moments(path: Path, key: str) -> tuple[Any, Any]:

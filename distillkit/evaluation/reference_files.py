@@ -10,19 +10,26 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from distillkit.contracts.text import prompts_sha256
 from distillkit.downloads import download, offline
 from distillkit.errors import DistillkitError
 from distillkit.evaluation.extractor import INCEPTION_FILE, INCEPTION_SHA256, INCEPTION_URL, evaluation_folder
 from distillkit.evaluation.reference import Reference, load_reference
 from distillkit.files import read_recorded, write_json
 from distillkit.progress import Reporter
+from distillkit.reading import Unreadable, read_text
 
 if TYPE_CHECKING:
     from distillkit.evaluation.presets import ProtocolPreset
 
 
+PROMPTS = "/prompts"
+"""Behind a protocol's name in the lock file, for the hash of its prompts."""
+LARGEST_PROMPTS = 64 * 2**20
+
+
 def lock_file() -> Path:
-    """The recorded hashes of reference numbers, by protocol."""
+    """The recorded hashes of reference numbers and of prompts, by protocol."""
     return evaluation_folder() / "lock.json"
 
 
@@ -56,6 +63,38 @@ def reference_of(chosen: ProtocolPreset) -> Reference:
             f"  found sha256 {found}\nFigures against it would not be comparable; restore the file."
         )
     return reference
+
+
+def prompts_of(chosen: ProtocolPreset) -> tuple[str, ...]:
+    """A protocol's prompts, one a line of a text file: a path, or a name in the evaluation folder. Those in the folder
+    must match the hash that was recorded for them, as references must.
+
+    Raises:
+        DistillkitError: when the file is not there, holds none, has no recorded hash (it is shown), or another one.
+    """
+    path = evaluation_folder() / Path(chosen.prompts).expanduser()
+    try:
+        lines = read_text(path, LARGEST_PROMPTS).splitlines()
+    except Unreadable as error:
+        raise DistillkitError(f"the prompts of {chosen.name}, one a line: {error}") from error
+    prompts = tuple(line.strip() for line in lines if line.strip())
+    if not prompts:
+        raise DistillkitError(f"{path} holds no prompts; it has one a line")
+    if Path(chosen.prompts).name != chosen.prompts:
+        return prompts  # of a plugin, which brings the file
+    found, known = prompts_sha256(prompts), pinned(chosen.name + PROMPTS)
+    if not known:
+        raise DistillkitError(
+            f"the prompts of {chosen.name} have no recorded hash yet. {path} holds {len(prompts):,}, which hash to\n"
+            f"  {found}\nCompare it with a hash you trust, then record it: distillkit protocols pin {chosen.name} "
+            f"--prompts-sha256 {found}"
+        )
+    if found != known:
+        raise DistillkitError(
+            f"{path} does not hold the prompts that were recorded:\n  recorded sha256 {known} ({lock_file()})\n"
+            f"  found sha256 {found}\nFigures on them would not be comparable; restore the file."
+        )
+    return prompts
 
 
 def _read(path: Path, chosen: ProtocolPreset) -> Reference:

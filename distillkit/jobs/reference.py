@@ -36,12 +36,14 @@ def make_reference(
     name: str = "",
     batch: int = 256,
     keep_features: bool = False,
+    prompts: tuple[str, ...] = (),
 ) -> Reference:
     """Extract the features of all images, in order, and write their moments; resumes after an interruption.
 
     Args:
         extractor: an object, a name, or a TorchScript file. Named ones are written into the file, which is then a
             protocol by itself: `--protocol FILE`.
+        prompts: of which the samples are made that are compared with it; part of that protocol.
 
     Raises:
         UsageError: without images, or for too many to keep.
@@ -89,7 +91,7 @@ def make_reference(
     moments = moments_of(kept.rows, dim)
     reference = Reference(
         name or Path(data.path).stem, moments.count, moments.mean, moments.covariance,
-        kept.features if keep_features else None, making,
+        kept.features if keep_features else None, making, prompts,
     )  # fmt: skip
     save_reference(output, reference)
     shutil.rmtree(kept.folder, ignore_errors=True)

@@ -184,7 +184,15 @@ def test_comparison_pairs_seeds_and_refuses_to_mix_protocols():
 
 
 def test_shipped_protocols_are_whole():
-    assert {"digits8", "edm-cifar10", "edm-imagenet64", "adm-imagenet64", "dmd2-coco30k", "fd-dinov2"} <= set(presets())
+    assert {
+        "digits8",
+        "edm-cifar10",
+        "edm-imagenet64",
+        "adm-imagenet64",
+        "dmd2-coco30k",
+        "coco30k",
+        "fd-dinov2",
+    } <= set(presets())
     assert any(name.startswith("clean-") for name in presets())
     for name, preset in presets().items():
         assert preset.name == name and preset.title
