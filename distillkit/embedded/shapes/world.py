@@ -38,6 +38,8 @@ WIDTHS = ((9.5, 10.2), (13.5, 14.2))
 """Widths in pixels of small and large things, from and to."""
 MARGIN, GAP, SIDEWAYS = 1.0, 1.0, 4.0
 """Pixels: free at the border, at least between two things, and at most off the middle across their relation."""
+DRAWS = 6
+"""Random numbers of a picture."""
 SINGLE = 0.2
 """The share of scenes with one thing, where scenes are drawn at random."""
 
@@ -209,13 +211,17 @@ def draw(scene: Scene, seed: int) -> Tensor:
 def draw_all(described: Tensor, generator: torch.Generator, chunk: int = 4096) -> Tensor:
     """A picture of each row of `codes`: (N, 9) -> (N, 3, 32, 32) uint8, on the generator's device."""
     device = generator.device
-    parts = [_draw(part.to(device), generator) for part in described.split(chunk)]
+    parts = [
+        drawn(part.to(device), torch.rand(len(part), DRAWS, generator=generator, device=device))
+        for part in described.split(chunk)
+    ]
     return torch.cat(parts) if parts else torch.empty(0, 3, SIDE, SIDE, dtype=torch.uint8, device=device)
 
 
-def _draw(described: Tensor, generator: torch.Generator) -> Tensor:
-    device, count = described.device, len(described)
-    uniform = torch.rand(count, 6, generator=generator, device=device)
+def drawn(described: Tensor, uniform: Tensor) -> Tensor:
+    """A picture of each row of `codes`, all that is random in it from uniforms in [0, 1): (N, 9) and (N, 6) ->
+    (N, 3, 32, 32) uint8."""
+    device = described.device
     two, relation = described[:, 0] == 1, described[:, 4].clamp(min=0)
     things = torch.stack([described[:, 1:4], described[:, 5:8].clamp(min=0)], 1)  # (N, 2, size colour shape)
     low, high = torch.tensor(WIDTHS, device=device)[things[..., 0]].unbind(-1)

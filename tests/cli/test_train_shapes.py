@@ -1,0 +1,33 @@
+"""`teachers train shapes`: the embedded text-to-image teacher's network, anew, on pictures that a program draws."""
+
+import json
+
+import torch
+from safetensors.torch import load_file
+
+from distillkit import SampleRNG, load_teacher
+from distillkit.progress import Quiet
+
+NETWORK = "unet/diffusion_pytorch_model.safetensors"
+
+
+def test_its_network_is_trained_anew_on_its_own_world(inside, tmp_path):
+    done = inside("teachers", "train", "shapes", "--duration", "1280", "--batch", "64", "--protocol", "none", "--quiet",
+                  "--channels-last", "off", "--output-dir", "t")  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    made, shipped = load_teacher(str(tmp_path / "t" / "teacher"), Quiet()), load_teacher("shapes", Quiet())
+    names = [name for name, value in made.denoiser.state_dict().items() if value.ndim > 1]
+    assert all(not torch.equal(made.denoiser.state_dict()[n], shipped.denoiser.state_dict()[n].float()) for n in names)
+    assert made.schedule == shipped.schedule and made.spec.shape == shipped.spec.shape
+    log = [json.loads(line) for line in (tmp_path / "t" / "metrics.jsonl").read_text().splitlines()]
+    losses = [line["loss/denoising_score_matching"] for line in log if "loss/denoising_score_matching" in line]
+    assert losses[-1] < losses[0]
+    assert load_file(tmp_path / "t" / "teacher" / NETWORK)["conv_in.weight"].dtype == torch.float32
+
+
+def test_a_picture_depends_on_its_number_alone():
+    teacher = load_teacher("shapes", Quiet())
+    batches = teacher.images(torch.device("cpu"))
+    whole, part = batches.batch(SampleRNG(0), 3, range(8)), batches.batch(SampleRNG(0), 3, [5, 6])
+    torch.testing.assert_close(whole.sample[5:7], part.sample, rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(whole.sample[5], batches.batch(SampleRNG(0), 4, [5]).sample[0], atol=1e-2)
