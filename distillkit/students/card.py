@@ -9,12 +9,16 @@ from pathlib import Path
 from typing import Any
 
 from distillkit.contracts.codec import Codec
+from distillkit.contracts.conditioner import Conditioner
 from distillkit.files import write_bytes
+from distillkit.models.prompts import Prompts
 from distillkit.registry import registry
 from distillkit.students.description import StudentDescription
 from distillkit.text import markdown
 
 CARD, PICTURE = "README.md", "samples.png"
+LONGEST_EXAMPLE = 200
+"""Characters of a prompt in a snippet."""
 BEGIN, END = "<!-- usage -->", "<!-- end of usage -->"
 
 
@@ -41,7 +45,7 @@ def card(description: StudentDescription, record: Mapping[str, Any] | None = Non
     return f"""---
 library_name: distillkit
 tags: [diffusion, distillation, {json.dumps(description.method)}]
-license: other
+{f"pipeline_tag: text-to-image{chr(10)}" if isinstance(conditioner, Prompts) else ""}license: other
 ---
 # {name}, distilled by {method}
 
@@ -52,7 +56,7 @@ A generator of {_content(codec, shape)}, {description.nfe:g} network evaluation(
 from distillkit import load_student
 
 student = load_student("path/to/this/folder")
-samples = student(64, seed=0)  # {(64, *shape)} {kind}
+samples = {_call(conditioner, (64, *shape))} {kind}
 ```
 {END}
 
@@ -64,7 +68,30 @@ samples = student(64, seed=0)  # {(64, *shape)} {kind}
 - Method: {method} from {markdown(description.method_package)}, distillkit {markdown(description.distillkit)}; \
 {description.images_seen:,} images seen; settings in student.json.
 - Guidance weight learnt in: {description.guidance:g}. Sampler: {description.sampler["kind"]}.
-{"".join(f"- {line}{chr(10)}" for line in _notes(description, record))}"""
+{_prompts(conditioner, record)}{"".join(f"- {line}{chr(10)}" for line in _notes(description, record))}"""
+
+
+def example_prompt(conditioner: Prompts) -> str:
+    """A short prompt of those that a student was made for, to show how it is used."""
+    short = (text for text in conditioner.examples if 0 < len(text) <= LONGEST_EXAMPLE and text.isprintable())
+    return next(short, "a photograph of a red circle")
+
+
+def _call(conditioner: Conditioner, shape: tuple[int, ...]) -> str:
+    """A call of the student, and the shape of what it makes."""
+    if not isinstance(conditioner, Prompts):
+        return f"student(64, seed=0)  # {shape}"
+    # A repr cannot end the block of code: it holds no line break.
+    return f"student(4, seed=0, prompts=[{example_prompt(conditioner)!r}])  # {(4, *shape[1:])}"
+
+
+def _prompts(conditioner: Conditioner, record: Mapping[str, Any] | None) -> str:
+    """The list that the student was trained with, in a line; "" where there was none."""
+    if not isinstance(conditioner, Prompts) or not conditioner.listed:
+        return ""
+    path = str(((record or {}).get("config") or {}).get("prompts", {}).get("path") or "")
+    name = path if path.startswith("hf:") else Path(path).name
+    return f"- Prompts: {markdown(name) or 'a list'} (sha256 `{conditioner.listed[:16]}`).\n"
 
 
 def with_usage(text: str, usage: str, *, library: str) -> str:

@@ -21,11 +21,10 @@ from distillkit.models.prompts import Prompts
 from distillkit.reading import read_mapping
 from distillkit.registry import registry
 from distillkit.students.artifact import DESCRIPTION, Student
+from distillkit.students.card import example_prompt
 from distillkit.students.schedulers import Scheduler, scheduler_of
 
 PLACE = "path/to/this/folder"
-LONGEST_EXAMPLE = 200
-"""Characters of a prompt in a snippet."""
 
 
 def parts_of(student: Student) -> list[PipelineParts]:
@@ -173,8 +172,7 @@ def _call(student: Student, pipeline: Any, scheduler: Scheduler) -> dict[str, An
     known, conditioner = inspect.signature(pipeline.__call__).parameters, student.conditioner
     call: dict[str, Any] = {}
     if isinstance(conditioner, Prompts) and "prompt" in known:
-        short = (text for text in conditioner.examples if 0 < len(text) <= LONGEST_EXAMPLE)
-        call["prompt"] = next(short, "a photograph of a red circle")
+        call["prompt"] = example_prompt(conditioner)
     elif isinstance(conditioner, ClassLabels) and "class_labels" in known:
         call["class_labels"] = [0]
     else:
@@ -218,7 +216,8 @@ def _usage(call: Mapping[str, Any], source: PipelineParts | None, component: str
     Args:
         source: where the parts are that were not trained; None where they are in the folder.
     """
-    arguments = ", ".join(_written(call))
+    written = [*_written(call)]
+    arguments = f"\n    {written[0]},\n    {', '.join(written[1:])},\n"
     if source is None:
         load = f'pipeline = DiffusionPipeline.from_pretrained("{PLACE}")'
         names: Iterable[str] = ("DiffusionPipeline",)

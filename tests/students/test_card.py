@@ -3,8 +3,12 @@
 import pytest
 import yaml
 
-from distillkit import Pixels, Points
+from distillkit import Pixels, Points, StudentGenerator, load_teacher
+from distillkit.contracts.text import PromptList
+from distillkit.students.artifact import save_student
 from distillkit.students.card import card, with_usage, write_card
+from distillkit.students.description import describe_student
+from tests.models.pipelines import stable_diffusion
 from tests.students.parts import TinyAutoencoder
 
 PROTOCOL = {"name": "tiny", "samples": {"count": 5000}}
@@ -87,3 +91,22 @@ def test_text_of_a_teachers_file_is_no_markup(teacher_of, student_of):
     assert text.count("<!-- usage -->") == 1 and "<script>" not in text and r"\|" in lines[0] and r"\`c" in lines[0]
     assert all(sign not in text.replace("\\" + sign, "") for sign in ("](", "__d", "[y"))
     assert yaml.safe_load(text.split("---")[1])["tags"][-1] == "a, b]: {c"
+
+
+def test_a_student_of_text_shows_its_prompts(tmp_path, monkeypatch):
+    teacher = load_teacher(str(stable_diffusion(tmp_path / "teacher")))
+    texts = PromptList.of(["x" * 300, "say \"```\" and 'a cat'"], "words.txt")
+    teacher.conditioner = teacher.conditioner.with_prompts(texts)
+    generator = StudentGenerator.from_teacher(teacher)
+    described = describe_student(generator, teacher, method="kd", method_package="kd 1", guidance=3.0)
+    folder = tmp_path / "path" / "to" / "this" / "folder"
+    save_student(folder, generator, described)
+    text = card(described, record_of(None, config={"prompts": {"path": "/home/someone/words.txt"}}))
+    assert f"Prompts: words.txt (sha256 `{texts.sha256[:16]}`)" in text and "/home" not in text.split("Teacher:")[0]
+    assert "Guidance weight learnt in: 3." in text
+    assert yaml.safe_load(text.split("---")[1])["pipeline_tag"] == "text-to-image"
+    monkeypatch.chdir(tmp_path)
+    scope = {}
+    exec(text.partition("```python\n")[2].partition("\n```\n<!-- end")[0], scope)
+    assert scope["samples"].shape == (4, 3, 16, 16) and "(4, 3, 16, 16) uint8" in text
+    assert "hf:org/words" in card(described, record_of(None, config={"prompts": {"path": "hf:org/words"}}))
