@@ -115,13 +115,28 @@ def fingerprint_of(files: ImageFiles, conditioner: Conditioner) -> str:
 def prompt_numbers(files: ImageFiles, conditioner: Conditioner) -> tuple[Tensor, str]:
     """Keys (N,) int64 of the images' captions, and what people should know of it.
 
-    Where the captions are the conditioner's list, they are the images' own numbers; else those after the list's.
+    Where the captions are the conditioner's list, they are the images' own numbers; else those of the same prompts in
+    the list, and numbers after the list's for others.
     """
     captions = captions_of(files, "")
     if captions is None:
         return conditioner.parse([""]).expand(len(files)), "without captions: the empty prompt"
-    listed = isinstance(conditioner, Prompts) and captions.sha256 == conditioner.listed
-    keys = torch.arange(len(files)) if listed else conditioner.parse(list(captions.texts))
+    if isinstance(conditioner, Prompts) and captions.sha256 == conditioner.listed:
+        keys = torch.arange(len(files))
+    else:
+        known = _numbers(conditioner, captions.texts)
+        keys = torch.tensor([known[text] for text in captions.texts], dtype=torch.int64)
     empty = sum(not text for text in captions.texts)
     note = "captions" if files.captions is not None else "the names of classes as captions"
     return keys, f"with {note}" + (f"; {counted(empty, 'image')} without, used with the empty prompt" if empty else "")
+
+
+def _numbers(conditioner: Conditioner, texts: Iterable[str]) -> dict[str, int]:
+    """The key of each text."""
+    wanted = dict.fromkeys(texts, -1)
+    if isinstance(conditioner, Prompts):
+        for number, text in enumerate(conditioner.texts):
+            if wanted.get(text, 0) < 0:
+                wanted[text] = number
+    others = [text for text, number in wanted.items() if number < 0]
+    return {**wanted, **dict(zip(others, conditioner.parse(others).tolist(), strict=True))}

@@ -168,7 +168,8 @@ class Distillation:
         began, context = time.monotonic(), self.context
         self.prepare()
         job = context.source_job(self.folder.path)
-        self.teacher.conditioner = encoded(self.teacher, self.config, context, self.folder.path)
+        asked, draws = self.config.prompts.encodings, self.config.training.duration
+        self.teacher.conditioner = encoded(self.teacher, asked, draws, context, self.folder.path)
         opened = {kind: source.open(job) for kind, source in self.sources.items()}
         cost = CostMeter()
         for source in self.sources.values():

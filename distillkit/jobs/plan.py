@@ -81,7 +81,7 @@ def _distillation_rows(plan: Plan, job: Distillation, remark: str) -> Rows:
     ]
     trial, reason = _tried(recipe, job.teacher, training, context.accelerator)
     disk = memory = 0.0
-    if encodings := encodings_plan(job.teacher, job.config):
+    if encodings := encodings_plan(job.teacher, job.config.prompts.encodings, training.duration):
         rows.append(("text encodings", encodings.summary))
         disk, memory = disk + encodings.disk_bytes, memory + encodings.memory_bytes
     for source in job.sources.values():

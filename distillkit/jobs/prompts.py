@@ -107,28 +107,36 @@ def with_prompts(teacher: Teacher, prompts: PromptList | None, rounding: str) ->
     return own
 
 
-def encodings_plan(teacher: Teacher, config: RunConfig) -> EncodingPlan | None:
-    """Where the text encodings of a run are to be; None where it has none.
+def encodings_plan(teacher: Teacher, asked: str, draws: int) -> EncodingPlan | None:
+    """Where the text encodings of a training are to be; None where it has none.
+
+    Args:
+        asked: "auto", "store" or "on-the-fly".
+        draws: of prompts, about.
 
     Raises:
         DistillkitError: for a store that the disk cannot hold.
     """
-    if not isinstance(teacher.conditioner, Prompts):
+    if not isinstance(teacher.conditioner, Prompts) or teacher.conditioner.lacks:
         return None
-    return plan_encodings(teacher.conditioner, config.prompts.encodings, config.training.duration)
+    return plan_encodings(teacher.conditioner, asked, draws)
 
 
-def encoded(teacher: Teacher, config: RunConfig, context: Context, folder: Path) -> Conditioner:
+def encoded(teacher: Teacher, asked: str, draws: int, context: Context, folder: Path) -> Conditioner:
     """The teacher's conditioner, with the encodings of its list at hand; itself where it has none.
+
+    Args:
+        asked, draws: as `encodings_plan` takes them.
+        folder: of the run.
 
     Raises:
         DistillkitError, Interrupted: as `with_encodings`.
     """
     conditioner = teacher.conditioner
-    # The first process decides for all: disks of several machines are not equally full.
-    plans = [encodings_plan(teacher, config) if context.main else None]
-    if not isinstance(conditioner, Prompts):
+    if not isinstance(conditioner, Prompts) or conditioner.lacks:
         return conditioner
+    # The first process decides for all: disks of several machines are not equally full.
+    plans = [encodings_plan(teacher, asked, draws) if context.main else None]
     broadcast_object_list(plans)
     plan = plans[0]
     assert plan is not None

@@ -109,7 +109,7 @@ class DenoisingScoreMatching(Objective):
 
     def __init__(self, config: LossConfig, teacher: Teacher) -> None:
         super().__init__()
-        self.config, self.conditioner = config, teacher.conditioner
+        self.config, self.teacher = config, teacher
         self.levels = config.levels(teacher.schedule)
 
     def __call__(self, step: Step) -> Tensor:
@@ -118,7 +118,7 @@ class DenoisingScoreMatching(Objective):
         condition = images.condition
         if condition and self.config.label_dropout:
             dropped = (step.uniform("label dropout") < self.config.label_dropout).to(step.device)
-            condition = Condition.where(dropped, self.conditioner.null(condition), condition)
+            condition = Condition.where(dropped, self.teacher.conditioner.null(condition), condition)
         return denoising_loss(denoiser, images.sample, step.normal("noise"), t, condition)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from distillkit.counts import parse_count
 from distillkit.data.captions import fingerprint_of
 from distillkit.data.config import DataConfig
 from distillkit.data.files import ImageFiles
+from distillkit.data.latents import has_latents, with_latents
 from distillkit.data.stream import ImageStream, open_reader, open_stream
 from distillkit.engine.checkpoint import Checkpoints
 from distillkit.engine.config import TrainingConfig
@@ -31,10 +31,11 @@ from distillkit.errors import UsageError
 from distillkit.evaluation.generator import teacher_generator
 from distillkit.evaluation.measure import Measure
 from distillkit.evaluation.record import Record
-from distillkit.files import canonical_json, slug
+from distillkit.files import slug
 from distillkit.jobs.context import Context
 from distillkit.jobs.measures import measures_for
 from distillkit.jobs.previews import Previews
+from distillkit.jobs.prompts import encoded
 from distillkit.jobs.teacher_recipe import EDM_TRAINING, LATENT_TRAINING, LossConfig, NetworkConfig, teacher_recipe
 from distillkit.jobs.training import evaluation_of, measured, train
 from distillkit.models.diffusers.parts import PipelineParts
@@ -143,8 +144,7 @@ def _like(
     texts = sorted(set(reader.files.captions or reader.files.class_names))
     if teacher.conditioner.takes_text and texts:
         # The pictures that show the training are of prompts like those that it learns.
-        digest = hashlib.sha256(canonical_json(texts).encode()).hexdigest()
-        teacher.conditioner = teacher.conditioner.with_prompts(PromptList(texts, "the texts of the images", digest))
+        teacher.conditioner = teacher.conditioner.with_prompts(PromptList.of(texts, "the texts of the images"))
     stream = open_stream(config.data, teacher, device, reader=reader, say=say)
     say(f"data: {stream.summary}")
     teacher.spec = teacher.spec.model_copy(
@@ -209,9 +209,10 @@ class TeacherTraining:
             Interrupted: after a signal, with the command that continues.
         """
         context, folder = self.context, self.folder
+        images = self._ready(self.images)
         trainer = Trainer(
             self.recipe, self.teacher, self.config.training, accelerator=context.accelerator, seed=self.config.seed,
-            sources={Images: self.images}, say=context.reporter.say,
+            sources={Images: images}, say=context.reporter.say,
         )  # fmt: skip
         # Dropout: the average that is sampled from and written stays in evaluation mode.
         trainer.student.train()
@@ -226,6 +227,15 @@ class TeacherTraining:
         if context.main:
             spec = self._written(trainer.ema, spec)
         return TrainedTeacher(folder / "teacher", record, spec.weights_sha256)
+
+    def _ready(self, images: Batches[Images]) -> Batches[Images]:
+        """The images with what does not change from step to step made before: text encodings, and latents."""
+        context, draws, folder = self.context, self.config.training.duration, self.folder.path
+        self.teacher.conditioner = encoded(self.teacher, "auto", draws, context, folder)
+        if not isinstance(images, ImageStream) or not has_latents(images.codec):
+            return images
+        images.conditioner = self.teacher.conditioner
+        return with_latents(images, context.source_job(folder), draws)
 
     def _written(self, student: StudentGenerator, spec: TeacherSpec) -> TeacherSpec:
         """The teacher's folder: a pipeline of diffusers where its latents are those of one."""

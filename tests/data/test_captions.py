@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from distillkit import DistillkitError, PromptList, Prompts, SampleRNG, SourceJob, UsageError
-from distillkit.data.captions import captions_of
+from distillkit.data.captions import captions_of, prompt_numbers
 from distillkit.data.config import DataConfig
 from distillkit.data.files import open_images
 from distillkit.data.images import ImageSource
@@ -165,6 +165,8 @@ def test_captions_beside_a_list_have_numbers_after_it(tmp_path):
     seen, condition = drawn(found.open(SourceJob(CPU)))
     assert torch.equal(condition["numbers"], Letters().encode([TEXTS[k] for k in seen])["numbers"])
     assert teacher.conditioner.count == 3, "they are not drawn as prompts"
+    keys = prompt_numbers(open_images(str(tmp_path / "a")), teacher.conditioner)[0]
+    assert keys[0] == 2 and keys[1:].min() >= 3, "those in the list have their numbers there"
 
 
 def test_names_of_classes_are_captions_where_there_are_no_others(tmp_path):
