@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from distillkit.benchmark.results import Results, Run, inside
@@ -57,6 +57,7 @@ class Standing:
     Args:
         figures: one for each training seed, in order.
         to_best: its value minus the best student's; None for the best one and for teachers.
+        others: what the protocol measures beside its own figure, by name, as `figures`.
     """
 
     name: str
@@ -65,6 +66,7 @@ class Standing:
     images_per_second: float
     runs: tuple[Run, ...] = ()
     to_best: Difference | None = None
+    others: Mapping[str, tuple[Figure, ...]] = field(default_factory=dict)
 
     @property
     def is_teacher(self) -> bool:
@@ -88,6 +90,13 @@ class Standing:
     def error(self) -> float | None:
         """Standard error of the mean: of the evaluation's samples, and of the training seeds where they are several."""
         return _error(self.values, _mean_left_out(self.figures))
+
+    def other(self, name: str) -> tuple[float, float | None] | None:
+        """Mean and standard error of another figure; None where it was not measured."""
+        if not (found := self.others.get(name)):
+            return None
+        values = [figure.value for figure in found]
+        return statistics.fmean(values), _error(values, _mean_left_out(found))
 
     @property
     def cost(self) -> float:
@@ -195,7 +204,13 @@ def leaderboard(folder: Path, results: Results) -> Leaderboard:
         raise DistillkitError(f"the records in {folder} were measured under several protocols: {sorted(protocols)}")
     first = next(iter(records.values()))
     teachers = [
-        Standing(_steps(record), _nfe(record), (record.figures[record.label],), record.images_per_second or 0.0)
+        Standing(
+            _steps(record),
+            _nfe(record),
+            (record.figures[record.label],),
+            record.images_per_second or 0.0,
+            others=_others([record]),
+        )
         for record in (records[name] for name in results.teacher_records)
     ]
     standings = [*teachers, *_students(done, records)]
@@ -227,8 +242,19 @@ def _students(done: list[Run], records: dict[str, Record]) -> list[Standing]:
         found.sort(key=lambda pair: pair[0].seed)
         figures = tuple(record.figures[record.label] for _, record in found)
         speed = statistics.fmean(record.images_per_second or 0.0 for _, record in found)
-        standings.append(Standing(entry, nfe, figures, speed, tuple(run for run, _ in found)))
+        others = _others([record for _, record in found])
+        standings.append(Standing(entry, nfe, figures, speed, tuple(run for run, _ in found), others=others))
     return standings
+
+
+def _others(records: Sequence[Record]) -> dict[str, tuple[Figure, ...]]:
+    """The figures beside the protocol's own that all records have."""
+    names = [name for name in records[0].figures if name != records[0].label]
+    return {
+        name: tuple(record.figures[name] for record in records)
+        for name in names
+        if all(name in record.figures for record in records)
+    }
 
 
 def _ranked(rows: list[Standing]) -> list[Standing]:

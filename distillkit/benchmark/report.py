@@ -71,6 +71,7 @@ def _values(folder: Path, results: Results, board: Leaderboard) -> dict[str, Any
         "how_sure": how_sure(board),
         "errors_are": errors_are(board),
         "tables": [Table.of(nfe, rows, results) for nfe, rows in board.tables.items()],
+        "others": [OtherFigures.of(nfe, rows) for nfe, rows in board.tables.items() if any(row.others for row in rows)],
         "teachers": TeacherTable.of(board.teachers) if board.teachers else None,
         "ablations": board.ablations(results),
         "first_runs": [run for entry in results.suite.methods for run in done if (run.entry, run.seed) == (entry, 0)],
@@ -145,6 +146,27 @@ class Table:
             )  # fmt: skip
         corrected = any(row.corrected is not None for row in rows)
         return cls(nfe, lines, charts.strip_ticks(axis), axis.log, corrected)
+
+
+@dataclass(frozen=True)
+class OtherFigures:
+    """What the protocol measures beside its own figure: a column for each, the generators in the order of their rank,
+    teachers first."""
+
+    nfe: int
+    names: list[str]
+    lines: list[tuple[str, list[str]]]
+
+    @classmethod
+    def of(cls, nfe: int, rows: Sequence[Standing]) -> OtherFigures:
+        names = list(dict.fromkeys(name for row in rows for name in row.others))
+        columns = []
+        for name in names:
+            found = [row.other(name) for row in rows]
+            places = decimals([f[0] for f in found if f], [f[1] for f in found if f])
+            columns.append([with_error(f[0], f[1], places) if f else "" for f in found])
+        lines = [(row.name, list(cells)) for row, cells in zip(rows, zip(*columns, strict=True), strict=True)]
+        return cls(nfe, [name.partition("[")[0] for name in names], lines)
 
 
 @dataclass(frozen=True)

@@ -83,6 +83,10 @@ def show_result(run: Run) -> None:
             f"{record.label}: {record.protocol.meaning} Protocol {record.protocol.name}, {record.protocol_id}.",
             highlight=False, markup=False,
         )  # fmt: skip
+        for name in (name for name in record.figures if name != record.label and "/" not in name):
+            measured = [(row.name, row.record.figures.get(name)) for row in rows if row.record]
+            others = ", ".join(f"{figure.text} ({generator})" for generator, figure in measured if figure)
+            out.print(f"{name}: {others}", highlight=False, markup=False)
     else:
         out.print("no figure of quality was measured (no protocol); `distillkit evaluate` measures the student later",
                   highlight=False)  # fmt: skip
