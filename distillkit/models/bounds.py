@@ -69,6 +69,14 @@ class UNet2DSizes(_Sizes):
 
 Each = Annotated[tuple[Count, ...], Field(max_length=64)] | Count
 """One number, or one for each block."""
+Depth = Annotated[int, Field(ge=1, le=256)]
+Depths = Depth | Annotated[tuple[Depth | Annotated[tuple[Depth, ...], Field(max_length=64)], ...], Field(max_length=64)]
+"""How many layers: one number, one for each block, or one for each layer of each block."""
+MOST_LAYERS = 4096
+
+
+def _deepest(depths: Any) -> int:
+    return max(map(_deepest, depths), default=1) if isinstance(depths, tuple) else int(depths or 1)
 
 
 class UNet2DConditionSizes(_Sizes):
@@ -77,7 +85,10 @@ class UNet2DConditionSizes(_Sizes):
     sample_size: Resolution | Annotated[tuple[Resolution, ...], Field(min_length=2, max_length=2)] | None = None
     in_channels: Count = 4
     out_channels: Count = 4
-    layers_per_block: Each = 2
+    layers_per_block: Depths = 2
+    transformer_layers_per_block: Depths = 1
+    reverse_transformer_layers_per_block: Depths | None = None
+    num_attention_heads: Each | None = None
     block_out_channels: tuple[Count, ...] = Field((320, 640, 1280, 1280), min_length=1, max_length=16)
     down_block_types: tuple[Annotated[str, Field(max_length=100)], ...] = Field((), max_length=16)
     up_block_types: tuple[Annotated[str, Field(max_length=100)], ...] = Field((), max_length=16)
@@ -87,8 +98,16 @@ class UNet2DConditionSizes(_Sizes):
     addition_time_embed_dim: int | None = Field(None, ge=1, le=65_536)
     projection_class_embeddings_input_dim: int | None = Field(None, ge=1, le=1_000_000)
 
+    @model_validator(mode="after")
+    def _bounded(self) -> Self:
+        inner = max(_deepest(self.transformer_layers_per_block), _deepest(self.reverse_transformer_layers_per_block))
+        layers = 2 * len(self.block_out_channels) * (_deepest(self.layers_per_block) + 1) * inner
+        if layers > MOST_LAYERS:
+            raise ValueError(f"{layers:,} layers are too many; at most {MOST_LAYERS:,}")
+        return self
 
-MOST_POSITIONS = 2**28
+
+MOST_POSITIONS = 2**27
 """Numbers in the table of a transformer's positions, which is made before weights are read."""
 
 
@@ -99,7 +118,7 @@ class TransformerSizes(_Sizes):
     patch_size: Few = 2
     in_channels: Count = 4
     out_channels: Count | None = None
-    num_layers: int = Field(28, ge=1, le=1024)
+    num_layers: Depth = 28
     num_attention_heads: int = Field(16, ge=1, le=4096)
     attention_head_dim: int = Field(72, ge=1, le=16_384)
     num_embeds_ada_norm: int | None = Field(1000, ge=1, le=1_000_000)
@@ -119,7 +138,7 @@ class SD3Sizes(TransformerSizes):
     """Of diffusers' SD3Transformer2DModel."""
 
     in_channels: Count = 16
-    num_layers: int = Field(18, ge=1, le=1024)
+    num_layers: Depth = 18
     num_attention_heads: int = Field(18, ge=1, le=4096)
     attention_head_dim: int = Field(64, ge=1, le=16_384)
     joint_attention_dim: Count = 4096
@@ -134,8 +153,8 @@ class FluxSizes(_Sizes):
     patch_size: int = Field(1, ge=1, le=1)
     in_channels: Count = 64
     out_channels: Count | None = None
-    num_layers: int = Field(19, ge=0, le=1024)
-    num_single_layers: int = Field(38, ge=0, le=1024)
+    num_layers: int = Field(19, ge=0, le=256)
+    num_single_layers: int = Field(38, ge=0, le=256)
     attention_head_dim: int = Field(128, ge=1, le=16_384)
     num_attention_heads: int = Field(24, ge=1, le=4096)
     joint_attention_dim: Count = 4096
@@ -169,7 +188,7 @@ class TextSizes(_Sizes):
     hidden_size: Count = 512
     intermediate_size: int = Field(2048, ge=1, le=1_000_000)
     projection_dim: int = Field(512, ge=0, le=65_536)
-    num_hidden_layers: int = Field(12, ge=0, le=1024)
+    num_hidden_layers: Depth = 12
     num_attention_heads: Count = 8
 
 
@@ -180,7 +199,7 @@ class T5Sizes(_Sizes):
     d_model: Count = 512
     d_kv: Count = 64
     d_ff: int = Field(2048, ge=1, le=1_000_000)
-    num_layers: int = Field(6, ge=0, le=1024)
+    num_layers: Depth = 6
     num_heads: Count = 8
     relative_attention_num_buckets: int = Field(32, ge=1, le=1_000_000)
 

@@ -236,6 +236,7 @@ def test_a_hub_snapshot_in_the_cache_is_loaded(unet, tmp_path, monkeypatch):
         return str(folder)
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
+    monkeypatch.setattr("huggingface_hub.HfApi.list_repo_files", lambda self, name, revision=None: [])
     teacher = load_teacher("hf:org/tiny@abc")
     assert asked == [("org/tiny", "abc")] and teacher.spec.name == "tiny"
     assert teacher.sample(torch.randn(1, 3, 8, 8), Condition(), steps=4).isfinite().all()

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 
 from distillkit.contracts.teacher import Teacher, TeacherSpec
-from distillkit.errors import UsageError
+from distillkit.errors import DistillkitError, UsageError
 from distillkit.models.diffusers.attention import renamed_attention
 from distillkit.models.diffusers.family import Described, Family, Pipeline
+from distillkit.models.diffusers.precision import check_dtype, in_dtype
 from distillkit.models.diffusers.weights import read_weights
 from distillkit.models.store.folder import denoiser_with, teacher_with
 from distillkit.names import name_from
@@ -78,9 +81,10 @@ def read_teacher(folder: Path, spec: TeacherSpec, dtype: torch.dtype = torch.flo
     """The teacher of such a folder, which `describe` has described, its network's weights in `dtype`.
 
     Raises:
-        UsageError: when its weights are missing.
+        UsageError: when its weights are missing, or `dtype` is none of those that networks take.
         DistillkitError: when they are damaged, refused, or do not fit.
     """
+    check_dtype(dtype)
     pipeline = pipeline_at(folder)
     prefix, network = _described(pipeline).prefix, pipeline.network
     tensors, digest, note = read_weights(network, dtype)
@@ -88,9 +92,21 @@ def read_teacher(folder: Path, spec: TeacherSpec, dtype: torch.dtype = torch.flo
         log.warning("reading %s; they are used in %s", note, str(dtype).removeprefix("torch."))
     complete = spec.model_copy(update={"weights_sha256": digest})
     state = {f"{prefix}{name}": value for name, value in tensors.items()}
-    teacher = teacher_with(complete, denoiser_with(spec, state, str(network), rename=renamed_attention))
+    with at(network):
+        teacher = teacher_with(complete, denoiser_with(spec, state, str(network), rename=renamed_attention))
     teacher.conditioner, teacher.codec = teacher.conditioner.hashed(), teacher.codec.hashed()
-    return teacher
+    return in_dtype(teacher, dtype)
+
+
+@contextmanager
+def at(place: Path) -> Iterator[None]:
+    """Name the place in errors that do not."""
+    try:
+        yield
+    except DistillkitError as error:
+        if str(place) in str(error):
+            raise
+        raise type(error)(f"{place}: {error}") from error
 
 
 def pipeline_at(folder: Path) -> Pipeline:

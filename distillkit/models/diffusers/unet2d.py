@@ -48,8 +48,8 @@ class DiffusersUNet(nn.Module):
         self, x: Tensor, t: Tensor, given: Condition | Tensor | None = None, augment: Tensor | None = None
     ) -> Tensor:
         labels = given.argmax(1) if isinstance(given, Tensor) else given.get("labels") if given else None
-        out = self.unet(x, t * self.time_scale, class_labels=labels, return_dict=False)[0]
-        return self.sign * out[:, : self.channels]
+        out = self.unet(x.to(self.unet.dtype), t * self.time_scale, class_labels=labels, return_dict=False)[0]
+        return self.sign * out[:, : self.channels].to(x.dtype)
 
 
 def unet2d(

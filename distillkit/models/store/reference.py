@@ -7,12 +7,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from distillkit.contracts.teacher import Teacher, TeacherSpec
 from distillkit.downloads import offline
 from distillkit.errors import DistillkitError, UsageError
 from distillkit.files import sha256
 from distillkit.models.diffusers import folder as diffusers_folder
 from distillkit.models.diffusers import hub
+from distillkit.models.diffusers.precision import in_dtype
 from distillkit.models.store import fetch
 from distillkit.models.store.card import Card, TeacherOffer, with_data
 from distillkit.models.store.convert import convert
@@ -64,15 +67,18 @@ class Reference(ABC):
         """
 
     @abstractmethod
-    def load(self, reporter: Reporter, should_stop: Callable[[], int] = lambda: 0) -> Teacher:
+    def load(
+        self, reporter: Reporter, should_stop: Callable[[], int] = lambda: 0, dtype: torch.dtype = torch.float32
+    ) -> Teacher:
         """The teacher; downloaded and converted first where that has not been done.
 
         Args:
             reporter: where downloads are reported.
             should_stop: a signal's number once one has come, else 0.
+            dtype: of its network's weights, and of its text encoders'.
 
         Raises:
-            UsageError: when it is not one that can be loaded.
+            UsageError: when it is not one that can be loaded, or not in `dtype`.
             DistillkitError: when a file is damaged, refused or cannot be had.
             Interrupted: after a signal during a download.
         """
@@ -124,14 +130,16 @@ class Offered(Reference):
         offer = self.offer.value
         return offer.fresh(seed) if isinstance(offer, TeacherOffer) else super().fresh(seed)
 
-    def load(self, reporter: Reporter, should_stop: Callable[[], int] = lambda: 0) -> Teacher:
+    def load(
+        self, reporter: Reporter, should_stop: Callable[[], int] = lambda: 0, dtype: torch.dtype = torch.float32
+    ) -> Teacher:
         value = self.offer.value
         with blaming(f"the teacher {self.name}", self.offer.origin, "cannot be loaded"):
             teacher = value(reporter, should_stop) if isinstance(value, TeacherOffer) else value()
         if not isinstance(teacher, Teacher):
             found = type(teacher).__name__
             raise DistillkitError(f"the teacher {self.name} ({self.offer.origin}) is a {found}, not a Teacher")
-        return teacher
+        return in_dtype(teacher, dtype)
 
 
 @dataclass(frozen=True)
@@ -153,12 +161,14 @@ class Folder(Reference):
     def preset_name(self) -> str:
         return self.spec.name
 
-    def load(self, reporter: Reporter, should_stop: Callable[[], int] = lambda: 0) -> Teacher:
+    def load(
+        self, reporter: Reporter, should_stop: Callable[[], int] = lambda: 0, dtype: torch.dtype = torch.float32
+    ) -> Teacher:
         if is_teacher_folder(self.path):
-            return with_own_images(read_teacher(self.path / SPEC, self.path / WEIGHTS))
+            return in_dtype(with_own_images(read_teacher(self.path / SPEC, self.path / WEIGHTS)), dtype)
         if (self.path / SPEC).is_file():
             raise UsageError(f"{self.path} is not a teacher folder: it has no {WEIGHTS}")
-        return diffusers_folder.read_teacher(self.path, self.spec)
+        return diffusers_folder.read_teacher(self.path, self.spec, dtype)
 
 
 def with_own_images(teacher: Teacher) -> Teacher:
@@ -192,13 +202,15 @@ class File(Reference):
         """The cached teacher folder of this file's contents."""
         return fetch.teachers_folder() / f"{self.path.stem}-{sha256(self.path)[:16]}"
 
-    def load(self, reporter: Reporter, should_stop: Callable[[], int] = lambda: 0) -> Teacher:
+    def load(
+        self, reporter: Reporter, should_stop: Callable[[], int] = lambda: 0, dtype: torch.dtype = torch.float32
+    ) -> Teacher:
         folder = self.folder
         if not is_teacher_folder(folder):
             reporter.say(f"reading {self.path} (nothing in it is executed)")
             licence = self.like.spec.licence if self.like else ""
             convert(self.path, folder, name=self.preset_name, licence=licence)
-        return read_teacher(folder / SPEC, folder / WEIGHTS)
+        return in_dtype(read_teacher(folder / SPEC, folder / WEIGHTS), dtype)
 
 
 @dataclass(frozen=True)
@@ -224,8 +236,10 @@ class Repository(Reference):
     def download_bytes(self) -> int | None:
         return 0 if self.available else None
 
-    def load(self, reporter: Reporter, should_stop: Callable[[], int] = lambda: 0) -> Teacher:
-        return Folder(self.name, hub.snapshot(self.name)).load(reporter, should_stop)
+    def load(
+        self, reporter: Reporter, should_stop: Callable[[], int] = lambda: 0, dtype: torch.dtype = torch.float32
+    ) -> Teacher:
+        return Folder(self.name, hub.snapshot(self.name)).load(reporter, should_stop, dtype)
 
     def check(self) -> None:
         if offline() and not self.available:

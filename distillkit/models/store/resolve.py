@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import torch
+
 from distillkit.contracts.teacher import Teacher
 from distillkit.errors import UsageError
 from distillkit.models.diffusers import hub
@@ -42,7 +44,12 @@ def resolve(name: str) -> Reference:
     )
 
 
-def load_teacher(name: str, reporter: Reporter | None = None, should_stop: Callable[[], int] = lambda: 0) -> Teacher:
+def load_teacher(
+    name: str,
+    reporter: Reporter | None = None,
+    should_stop: Callable[[], int] = lambda: 0,
+    dtype: torch.dtype = torch.float32,
+) -> Teacher:
     """A teacher by name or alias, `hf:ORG/REPO[@REVISION]`, folder or file.
 
     Folders hold `teacher.json` and `model.safetensors`, or a diffusers model; files are EDM pickles and `torch.save`
@@ -52,13 +59,14 @@ def load_teacher(name: str, reporter: Reporter | None = None, should_stop: Calla
         name: what to load.
         reporter: where downloads are reported; standard output by default.
         should_stop: a signal's number once one has come, else 0.
+        dtype: of the weights of its network and text encoders; those of diffusers take float32, bfloat16, float16.
 
     Raises:
-        UsageError: for a name that is none of these.
+        UsageError: for a name that is none of these, or a network that takes no other `dtype`.
         DistillkitError: when a file is damaged, refused or cannot be had.
         Interrupted: after a signal during a download.
     """
-    return resolve(name).load(reporter or reporter_for(), should_stop)
+    return resolve(name).load(reporter or reporter_for(), should_stop, dtype)
 
 
 def offered(name: str) -> Installed | None:

@@ -88,6 +88,12 @@ class FrozenText(TextEncoder):
             self._models[tower.encoder] = found
         return self._models[tower.encoder]
 
+    def in_dtype(self, dtype: str) -> Self:
+        """The same with its weights in another type."""
+        made = self.model_copy(update={"dtype": dtype})
+        made._models = {}
+        return made
+
     def too_long(self, texts: Sequence[str]) -> list[int]:
         """Those of which no tower reads the end."""
         cut = [self._cut(tower, texts) for tower in self.towers.values()]

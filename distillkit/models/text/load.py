@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from distillkit.errors import DistillkitError, UsageError
 from distillkit.models.bounds import TEXT_SIZES, TextSizes
 from distillkit.models.diffusers.parts import PipelineParts
 from distillkit.reading import validated
+from distillkit.text import short
 
 VOCABULARIES = ("tokenizer.json", "vocab.json", "vocab.txt")
 
@@ -54,26 +55,42 @@ def load_text_model(
 
     config, place = parts.configuration(component), parts.component(component)
     named = config.get("architectures") or [kind]
-    if kind not in named:
-        raise UsageError(f"{place} holds a {named[0]}, and {kind} is due")
+    if not isinstance(named, list) or kind not in named:
+        raise UsageError(f"{place} holds a {short(named[0] if isinstance(named, list) else named)}, and {kind} is due")
     validated(TEXT_SIZES.get(kind, TextSizes), config, str(place / "config.json"))
     cls = getattr(transformers, kind)
     tensors = parts.weights(component, dtype)
     try:
         with quietly():
             own = cls.config_class.from_dict(config)
-            model, report = cls.from_pretrained(
-                None, config=own, state_dict=tensors, output_loading_info=True, dtype=dtype
-            )
+            with torch.device("meta"):
+                expected = cls(own)
+            wrong = _differences(expected, tensors)
+            if not wrong:
+                model, report = cls.from_pretrained(
+                    None, config=own, state_dict=tensors, output_loading_info=True, dtype=dtype
+                )
+                wrong = sorted(map(str, [*report["missing_keys"], *report["mismatched_keys"]]))
     except Exception as error:  # transformers raises many kinds
         reason = str(error).partition("\n")[0][:300]
         raise DistillkitError(f"the {kind} in {place} cannot be made ({type(error).__name__}: {reason})") from error
-    if wrong := sorted(map(str, [*report["missing_keys"], *report["mismatched_keys"]])):
+    if wrong:
         raise DistillkitError(
             f"the weights in {place} are not those of its config.json: {len(wrong)} tensors differ or are missing, "
             f"such as {wrong[0]}"
         )
     return model.to(device).eval().requires_grad_(False)
+
+
+def _differences(expected: nn.Module, found: Mapping[str, Tensor]) -> list[str]:
+    """Names of weights of another shape; and of those that are not there, where these are most: before memory is asked
+    for them. transformers knows more names for a weight, so that few that seem to be missing may be there."""
+    own = {name: value.shape for name, value in expected.named_parameters()}
+    wrong = [name for name, shape in own.items() if name in found and found[name].shape != shape]
+    held = sum(value.numel() for value in found.values())
+    if sum(shape.numel() for shape in own.values()) > 2 * held:
+        wrong += [name for name in own if name not in found]
+    return sorted(wrong)
 
 
 @contextlib.contextmanager
