@@ -184,6 +184,8 @@ class Registry:
             return offer.value.model_validate(fields)
         except ValidationError as error:
             raise DistillkitError(f"the {kind[:-1]} {offer.kind}: {first_problem(error)}") from error
+        except DistillkitError:  # of a part of the part, whose package may be missing
+            raise
         except Exception as error:  # a plugin's own checks may fail in any way
             raise DistillkitError(f"the {kind[:-1]} {offer.kind} cannot be made: {_said(error)}") from error
 

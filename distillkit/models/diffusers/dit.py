@@ -13,7 +13,7 @@ from distillkit.contracts.conditioner import ClassLabels
 from distillkit.contracts.denoiser import Denoiser
 from distillkit.diffusion.denoisers import Prediction
 from distillkit.models.bounds import TransformerSizes, check
-from distillkit.models.diffusers.family import Described, Pipeline, class_names, vae_of
+from distillkit.models.diffusers.family import Described, Pipeline, class_names
 from distillkit.models.diffusers.predictions import predicting, time_scale
 from distillkit.models.diffusers.scheduler import Grid
 from distillkit.models.diffusers.transformer import TransformerNetwork, check_channels, with_positions
@@ -85,7 +85,7 @@ def describe(pipeline: Pipeline) -> Described:
         },
         prefix="model.transformer.",
         conditioner=ClassLabels(classes=classes, null_label=True, class_names=class_names(pipeline, classes)),
-        codec=vae_of(pipeline),
+        codec=pipeline.autoencoder(),
         solver="ddim",
         solver_steps=50,
     )

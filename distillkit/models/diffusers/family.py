@@ -118,6 +118,34 @@ class Pipeline:
                     f"{', '.join(map(str, known))}"
                 )
 
+    def autoencoder(self, *, shifted: bool = False, spread: bool = False) -> AutoencoderKL:
+        """The codec of the pipeline's AutoencoderKL.
+
+        Args:
+            shifted: the pipeline adds the VAE's `shift_factor`; those of Stable Diffusion 1 to XL, DiT and PixArt do
+                not look at it.
+            spread: it uses `latents_mean` and `latents_std`.
+
+        Raises:
+            UsageError: for an autoencoder of another class.
+            DistillkitError: for a configuration that is damaged.
+        """
+        config = self.parts.configuration("vae")
+        if (kind := config.get("_class_name")) != "AutoencoderKL":
+            raise UsageError(f"{self.folder}: its vae is a {short(kind)}; known: AutoencoderKL")
+        sizes = validated(VAESizes, config, str(self.folder / "vae" / "config.json"))
+        has_spread = spread and sizes.latents_mean and sizes.latents_std
+        return AutoencoderKL(
+            parts=self.parts,
+            factor=2 ** (len(sizes.block_out_channels) - 1),
+            channels=sizes.in_channels,
+            latent_channels=sizes.latent_channels,
+            scaling=0.18215 if sizes.scaling_factor is None else sizes.scaling_factor,
+            shift=(sizes.shift_factor or 0.0) if shifted else 0.0,
+            means=sizes.latents_mean or () if has_spread else (),
+            stds=sizes.latents_std or () if has_spread else (),
+        )
+
     def conditioned(self, noise: Noise | None = None) -> Mapping[str, Any]:
         """The arguments of a denoiser of this network, under this noise or the pipeline's."""
         noise = noise or self.noise
@@ -170,35 +198,6 @@ def class_names(pipeline: Pipeline, classes: int) -> tuple[str, ...]:
         for short, text in zip(first, texts, strict=True)
     )
     return names if all(names) else ()
-
-
-def vae_of(pipeline: Pipeline, *, shifted: bool = False, spread: bool = False) -> AutoencoderKL:
-    """The codec of a pipeline's AutoencoderKL.
-
-    Args:
-        shifted: the pipeline adds the VAE's `shift_factor`; pipelines of Stable Diffusion 1 to XL, DiT and PixArt do
-            not look at it.
-        spread: it uses `latents_mean` and `latents_std`.
-
-    Raises:
-        UsageError: for an autoencoder of another class.
-        DistillkitError: for a configuration that is damaged.
-    """
-    config = pipeline.parts.configuration("vae")
-    if (kind := config.get("_class_name")) != "AutoencoderKL":
-        raise UsageError(f"{pipeline.folder}: its vae is a {short(kind)}; known: AutoencoderKL")
-    sizes = validated(VAESizes, config, str(pipeline.folder / "vae" / "config.json"))
-    has_spread = spread and sizes.latents_mean and sizes.latents_std
-    return AutoencoderKL(
-        parts=pipeline.parts,
-        factor=2 ** (len(sizes.block_out_channels) - 1),
-        channels=sizes.in_channels,
-        latent_channels=sizes.latent_channels,
-        scaling=0.18215 if sizes.scaling_factor is None else sizes.scaling_factor,
-        shift=(sizes.shift_factor or 0.0) if shifted else 0.0,
-        means=sizes.latents_mean or () if has_spread else (),
-        stds=sizes.latents_std or () if has_spread else (),
-    )
 
 
 def sides(sample_size: object, pipeline: Pipeline) -> tuple[int, int]:

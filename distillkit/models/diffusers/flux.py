@@ -13,7 +13,7 @@ from distillkit.contracts.denoiser import Denoiser
 from distillkit.diffusion.denoisers import Prediction
 from distillkit.errors import UsageError
 from distillkit.models.bounds import FluxSizes, check
-from distillkit.models.diffusers.family import Described, Pipeline, vae_of
+from distillkit.models.diffusers.family import Described, Pipeline
 from distillkit.models.diffusers.predictions import FLOW_TIMES, predicting
 from distillkit.models.diffusers.scheduler import Grid
 from distillkit.models.diffusers.transformer import TransformerNetwork
@@ -105,7 +105,7 @@ def describe(pipeline: Pipeline) -> Described:
     """
     sizes = validated(FluxSizes, pipeline.config, str(pipeline.network / "config.json"))
     pipeline.require("vae", "text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2")
-    codec = vae_of(pipeline, shifted=True)
+    codec = pipeline.autoencoder(shifted=True)
     out = sizes.out_channels or sizes.in_channels
     if not sizes.in_channels == out == codec.latent_channels * PACKED**2:
         raise UsageError(

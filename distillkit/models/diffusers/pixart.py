@@ -11,7 +11,7 @@ from distillkit.contracts.condition import Condition
 from distillkit.contracts.denoiser import Denoiser
 from distillkit.diffusion.denoisers import Prediction
 from distillkit.models.bounds import TransformerSizes, check
-from distillkit.models.diffusers.family import Described, Pipeline, vae_of
+from distillkit.models.diffusers.family import Described, Pipeline
 from distillkit.models.diffusers.predictions import predicting, time_scale
 from distillkit.models.diffusers.scheduler import Grid
 from distillkit.models.diffusers.transformer import TransformerNetwork, check_channels, with_positions
@@ -85,7 +85,7 @@ def describe(pipeline: Pipeline) -> Described:
     sizes = validated(TransformerSizes, pipeline.config, str(pipeline.network / "config.json"))
     check_channels(sizes, pipeline)
     pipeline.require("vae", "text_encoder", "tokenizer")
-    codec, noise = vae_of(pipeline), pipeline.noise_on(Grid(own=True))
+    codec, noise = pipeline.autoencoder(), pipeline.noise_on(Grid(own=True))
     embeds = pipeline.config.get("use_additional_conditions")
     sees_size = sizes.sample_size == SAMPLE_SIZE_WITH_SIZES if embeds is None else bool(embeds)
     pixels = float(sizes.sample_size * codec.factor)

@@ -11,7 +11,7 @@ from distillkit.contracts.condition import Condition
 from distillkit.contracts.denoiser import Denoiser
 from distillkit.diffusion.denoisers import Prediction
 from distillkit.models.bounds import SD3Sizes, check
-from distillkit.models.diffusers.family import Described, Pipeline, vae_of
+from distillkit.models.diffusers.family import Described, Pipeline
 from distillkit.models.diffusers.predictions import predicting, time_scale
 from distillkit.models.diffusers.scheduler import Grid
 from distillkit.models.diffusers.transformer import TransformerNetwork, check_channels
@@ -85,7 +85,7 @@ def describe(pipeline: Pipeline) -> Described:
         },
         prefix="model.transformer.",
         conditioner=Prompts(encoder=SD3Text(parts=pipeline.parts, width=sizes.joint_attention_dim, third=third)),
-        codec=vae_of(pipeline, shifted=True),
+        codec=pipeline.autoencoder(shifted=True),
         solver="euler",
         solver_steps=28,
     )

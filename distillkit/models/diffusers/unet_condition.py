@@ -13,7 +13,7 @@ from distillkit.contracts.text import TextEncoder
 from distillkit.diffusion.denoisers import Prediction
 from distillkit.errors import UsageError
 from distillkit.models.bounds import UNet2DConditionSizes, check
-from distillkit.models.diffusers.family import Described, Pipeline, sides, vae_of
+from distillkit.models.diffusers.family import Described, Pipeline, sides
 from distillkit.models.diffusers.predictions import predicting, time_scale
 from distillkit.models.diffusers.scheduler import Grid
 from distillkit.models.prompts import Prompts
@@ -101,7 +101,7 @@ def describe(pipeline: Pipeline) -> Described:
     )  # fmt: skip
     large = pipeline.config.get("addition_embed_type") == "text_time"
     pipeline.require("vae")
-    codec = vae_of(pipeline, spread=large)
+    codec = pipeline.autoencoder(spread=large)
     height, width = sides(sizes.sample_size, pipeline)
     size = (codec.factor * height, codec.factor * width)
     return Described(
