@@ -228,7 +228,8 @@ class Bench:
             if content == "points" and self._frame is None:
                 self._frame = reach(made)
             pictures = reduced(tiles(made, content, self._frame))
-            save_grid(self.folder / path, pictures, min(COLUMNS, len(pictures)))
+            captions = [] if content == "points" else generator.conditioner.captions(keys)
+            save_grid(self.folder / path, pictures, min(COLUMNS, len(pictures)), captions=captions)
         self.results = self.results.model_copy(update={"grid": {**self.results.grid, name: str(path)}})
 
 

@@ -154,3 +154,15 @@ def test_editing_a_plugin_changes_its_hash(tmp_path, monkeypatch):
     (package / "part.py").write_text("x = 1\n")
     assert source_hash(edited_plugin.Method) != before
     sys.modules.pop("edited_plugin")
+
+
+def test_prompts_of_a_suite_lie_beside_it_or_are_named(write, tmp_path):
+    path = write(f"{SUITE}\nprompts: {{path: mine.txt, unique: true}}\n")
+    assert load_suite(path).prompts == {"path": "mine.txt", "unique": True}
+    (tmp_path / "mine.txt").write_text("a cat\n")
+    suite = load_suite(path)
+    assert suite.prompts["path"] == str(tmp_path / "mine.txt")
+    entry = next(iter(suite.methods))
+    config = configured(suite, entry)
+    assert config.prompts.path == suite.prompts["path"] and config.prompts.unique
+    assert chosen(suite, prompts="other.txt").prompts == {"path": "other.txt"}

@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 from distillkit import SampleRNG, UsageError, load_student, load_teacher
+from distillkit.models.diffusers import hub
 from tests.models.pipelines import stable_diffusion
 
 LETTERS = "abcdefghij"
@@ -171,3 +172,18 @@ def test_captions_are_prompts_and_images_latents(pipeline, inside, tmp_path):
     (tmp_path / "images" / "3.txt").write_text("another")
     other = inside("run", "consistency", "--resume", "run", "--duration", "32")
     assert other.returncode == 2 and "prompts:" in other.stderr and "data:" in other.stderr
+
+
+def test_a_model_of_the_hub_that_lacks_prompts_is_refused_before_it_is_loaded(pipeline, inside, listed, monkeypatch):
+    asked = []
+    monkeypatch.setattr(hub, "cached", lambda name: None)
+    monkeypatch.setattr(hub, "snapshot", lambda name, weights=True: (asked.append(weights), pipeline)[1])
+    lacking = inside("run", "kd", "--teacher", "hf:org/text", "-o", "run")
+    assert lacking.returncode == 2 and "needs prompts" in lacking.stderr and asked == [False]
+
+
+def test_a_plan_with_prompts_of_the_hub_downloads_nothing(pipeline, inside, monkeypatch, tmp_path):
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    plan = inside(*arguments(pipeline, "--prompts", "hf:org/prompts", "--dry-run"))
+    assert plan.returncode == 0, plan.stderr
+    assert "hf:org/prompts" in plan.stdout and "not known yet" in plan.stdout and not list(tmp_path.iterdir())
