@@ -149,6 +149,8 @@ READ_FIRST = ("HF_", "HOME", "LANG", "LC_", "OMP_", "PYTHON", "TORCH", "XDG_")
 @pytest.fixture(scope="session")
 def warm() -> Iterator[Warm]:
     """Starts processes that have imported torch already."""
+    if os.name != "posix":
+        pytest.skip("forks processes")
     server = Warm(environment())
     yield server
     server.close()
@@ -226,6 +228,8 @@ def start(tmp_path: Path, warm: Warm) -> Iterator[Callable[..., Process]]:
     for process in started:
         process.kill()
         process.wait()
+        if process.stdout is not None:
+            process.stdout.close()
 
 
 def command(*arguments: str | Path) -> list[str]:

@@ -149,7 +149,8 @@ def _text(file: IO[bytes]) -> str:
 
 def serve(requests: socket.socket) -> dict[str, Any]:
     """Fork a process for each request; returns in such a process alone, with what it is to do."""
-    for name in MODULES:
+    # On macOS a process that has started threads of its frameworks must not be forked.
+    for name in MODULES if sys.platform != "darwin" else ():
         importlib.import_module(name)
     os.fsync = unsynced
     gc.collect()
