@@ -177,7 +177,7 @@ class Bench:
         pictured = own if own in steps else max(steps)
         records = []
         for count in steps:
-            generator = teacher_generator(self.teacher, count)
+            generator = teacher_generator(self.teacher, count, self.suite.guidance)
             records.append(self._measured(generator, f"teacher-{count}-steps"))
             if count == pictured:
                 self._picture("teacher", generator)

@@ -132,13 +132,14 @@ def configuration(suite: Suite, entry: str, method: Installed, length: dict[str,
             which entry.
     """
     own, precision = suite.methods[entry], precision_of(suite)
+    guided, pairs = _guided(suite, method)
     options = {
         "teacher": suite.teacher,
-        "settings": own.settings,
+        "settings": merge(guided, own.settings),
         "training": merge({"precision": precision}, suite.training, own.training, length or {}),
         "student": own.student,
         "prompts": suite.prompts,
-        "sources": merge(suite.sources, own.sources),
+        "sources": merge(pairs, suite.sources, own.sources),
         "evaluation": {"protocol": suite.protocol or None, "samples": suite.samples},
     }
     try:
@@ -152,6 +153,16 @@ def configuration(suite: Suite, entry: str, method: Installed, length: dict[str,
         return config.model_copy(update={"training": training})
     except UsageError as error:
         raise UsageError(f"entry {entry}: {error}") from error
+
+
+def _guided(suite: Suite, method: Installed) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Settings of the method and of its data that guide the teacher as the suite does: pairs follow a method that has a
+    guidance of its own."""
+    if suite.guidance == 1:
+        return {}, {}
+    if "guidance" in method.value.Config.model_fields:
+        return {"guidance": suite.guidance}, {}
+    return {}, {"pairs": {"guidance": suite.guidance}}
 
 
 def affordable(budget: int, an_image: float, sources_cost: int, batch: int) -> int:

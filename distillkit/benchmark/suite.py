@@ -64,6 +64,9 @@ class Suite(_Part):
     teacher_steps: tuple[Annotated[int, Field(ge=1, le=10_000)], ...] = Field(
         (), description="steps of its solver to measure the teacher at; its own number if empty"
     )
+    guidance: float = Field(
+        1.0, ge=0, description="of the teacher where it is measured, and of every entry that names no other"
+    )
     curve_points: int = Field(8, ge=1, le=1000, description="evaluations of every training on its way")
     training: dict[str, Any] = Field(default_factory=dict, description="training values for every entry: precision ...")
     prompts: dict[str, Any] = Field(

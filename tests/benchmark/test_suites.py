@@ -117,6 +117,17 @@ def test_settings_are_the_presets_then_the_suites_then_the_entrys(write):
         configured(bad, "slow")
 
 
+def test_one_guidance_holds_for_a_suite(write):
+    """Of methods that have one, of the pairs of those that have none, and of the teacher that they stand beside."""
+    entries = "methods:\n  sid: {}\n  other: {method: dmd, settings: {guidance: 5.0}}"
+    suite = load_suite(write(SUITE.replace("methods:", entries).replace("teacher:", "guidance: 3.0\nteacher:")))
+    assert configured(suite, "sid").settings["guidance"] == 3 and configured(suite, "other").settings["guidance"] == 5
+    assert configured(suite, "kd").sources["pairs"]["guidance"] == 3
+    assert "pairs" not in configured(suite, "sid").sources
+    plain = load_suite(write(SUITE))
+    assert "guidance" not in configured(plain, "kd").sources.get("pairs", {})
+
+
 def test_a_suite_names_protocol_and_samples_of_every_run():
     suite = Suite(name="mine", teacher="digits", budget=1000, protocol="digits8", samples=300, methods={"kd": {}})
     evaluation = configured(suite, "kd").evaluation
