@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from distillkit.contracts.conditioner import Conditioner
 from distillkit.contracts.text import prompts_sha256
 from distillkit.data.decoding import centred
 from distillkit.errors import UsageError
@@ -31,6 +32,7 @@ from distillkit.evaluation.protocol import (
 )
 from distillkit.evaluation.record import Figure
 from distillkit.evaluation.reference import Reference
+from distillkit.models.prompts import Prompts
 
 
 class Measure(ABC):
@@ -248,3 +250,17 @@ def frechet_figure(kept: Kept, reference: Reference) -> Figure:
         value=jackknife.value, estimator="frechet@1", standard_error=jackknife.standard_error,
         corrected=jackknife.corrected, leave_one_out=jackknife.leave_one_out, terms=terms,
     )  # fmt: skip
+
+
+def with_examples(measure: Measure, conditioner: Conditioner) -> Measure:
+    """The measure on the examples of a model of text, where it has no prompts of its own: which prompts they were is
+    then part of the protocol, too.
+
+    Raises:
+        UsageError: where the model has none either.
+    """
+    if measure.prompts or not isinstance(conditioner, Prompts):
+        return measure
+    if not any(conditioner.examples):
+        raise UsageError("pictures of text are measured on prompts: --prompts FILE, or a protocol with prompts")
+    return measure.with_prompts(conditioner.examples)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from distillkit.contracts.teacher import Teacher
 from distillkit.errors import DistillkitError
-from distillkit.evaluation.measure import Measure
+from distillkit.evaluation.measure import Measure, with_examples
 from distillkit.evaluation.pipeline import SELECTION_SEED
 from distillkit.evaluation.presets import default_protocol, load_measure
 from distillkit.runs.config import EvaluationConfig
@@ -59,6 +59,7 @@ def measures_for(teacher: Teacher, config: EvaluationConfig) -> Measures:
         )
     try:
         closing = load_measure(name, count=config.samples, shape=teacher.codec.decoded_shape(teacher.spec.shape))
+        closing = with_examples(closing, teacher.conditioner)
     except DistillkitError as error:
         if config.protocol:
             raise

@@ -19,7 +19,7 @@ from distillkit.evaluation.generator import (
     student_generator,
     teacher_generator,
 )
-from distillkit.evaluation.measure import Measure
+from distillkit.evaluation.measure import Measure, with_examples
 from distillkit.evaluation.presets import OwnMeasure, default_protocol, is_reference, load_measure, preset, protocol_for
 from distillkit.evaluation.record import Subject
 from distillkit.evaluation.whole_pipeline import whole_pipeline
@@ -29,7 +29,6 @@ from distillkit.jobs.measures import NONE
 from distillkit.jobs.options import EvaluationOptions, solver_steps
 from distillkit.models.diffusers import hub
 from distillkit.models.diffusers.folder import is_diffusers_folder
-from distillkit.models.prompts import Prompts
 from distillkit.models.store.folder import SPEC
 from distillkit.models.store.reference import Folder, Repository
 from distillkit.models.store.reference import Reference as TeacherReference
@@ -220,9 +219,4 @@ def _with_prompts(measure: Measure, candidate: Candidate, options: EvaluationOpt
     """
     if options.prompts is not None:
         return measure.with_prompts(open_prompts(PromptsConfig(path=str(options.prompts))).prompts.texts)
-    conditioner = candidate.conditioner if isinstance(candidate, Generator) else None
-    if measure.prompts or not isinstance(conditioner, Prompts):
-        return measure
-    if not any(conditioner.examples):
-        raise UsageError(f"{candidate.subject.name} makes pictures of text: --prompts FILE, or a protocol with prompts")
-    return measure.with_prompts(conditioner.examples)
+    return with_examples(measure, candidate.conditioner) if isinstance(candidate, Generator) else measure

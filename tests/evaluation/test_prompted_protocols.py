@@ -1,13 +1,16 @@
 """Protocols with prompts: MS-COCO's, and files of `reference make`; images are prepared alike, drawn or given."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 import distillkit.cli.protocols as command
-from distillkit import DistillkitError, ExtractorSpec, FeatureExtractor, UsageError, offer
+from distillkit import DistillkitError, ExtractorSpec, FeatureExtractor, Teacher, UsageError, load_teacher, offer
 from distillkit import registry as registries
+from distillkit.contracts.text import PromptList, prompts_sha256
 from distillkit.data.config import DataConfig
 from distillkit.evaluation.extractor import evaluation_folder
 from distillkit.evaluation.presets import load_measure, preset
@@ -15,8 +18,10 @@ from distillkit.evaluation.reference import Reference, load_reference, save_refe
 from distillkit.evaluation.reference_files import pin, pinned
 from distillkit.jobs.context import job_context
 from distillkit.jobs.evaluate import evaluate_subject
+from distillkit.jobs.measures import measures_for
 from distillkit.jobs.options import EvaluationOptions
 from distillkit.jobs.reference import make_reference
+from distillkit.runs.config import EvaluationConfig
 from tests.models.pipelines import stable_diffusion
 
 
@@ -126,3 +131,17 @@ def test_drawn_images_are_prepared_as_given_ones_are(file, tmp_path):
         own["reference"] = Reference("plain", 30, own["reference"].mean, own["reference"].covariance)
         [plain] = evaluate_subject(str(pipeline), EvaluationOptions(steps=1, **options, **own), context)
         assert plain.record.figure.value != pytest.approx(drawn.record.figure.value, rel=1e-3)
+
+
+def test_runs_of_text_say_on_which_prompts_they_were_measured(file, tmp_path):
+    teacher = load_teacher(str(stable_diffusion(tmp_path / "pipeline")))
+    plain = load_reference(file)
+    save_reference(tmp_path / "plain.safetensors", dataclasses.replace(plain, prompts=()))
+    for texts in (["a dog"], ["a fish", "a bird"]):
+        own = Teacher(teacher.denoiser, teacher.spec, teacher.conditioner.with_prompts(PromptList.of(texts, "own")),
+                      teacher.codec)  # fmt: skip
+        measures = measures_for(own, EvaluationConfig(protocol=str(tmp_path / "plain.safetensors")))
+        assert measures.closing.prompts == measures.selecting.prompts == tuple(texts)
+        assert measures.closing.protocol.samples.prompts_sha256 == prompts_sha256(texts)
+        given = measures_for(own, EvaluationConfig(protocol=str(file)))
+        assert given.closing.prompts == ("a cat", "zwei Hühner")
