@@ -221,8 +221,8 @@ def evaluate(
         protocol: its name; the teacher's own by default.
         device: "auto", "cpu", "cuda" or "mps".
         quiet: no progress.
-        options: fields of `EvaluationOptions`: samples, first_seed, nfe (one number), metrics, guidance, precision,
-            reference, extractor, batch, output, save_images.
+        options: fields of `EvaluationOptions`: samples, first_seed, nfe (one number), metrics, guidance, steps, solver,
+            prompts, clip, precision, reference, extractor, batch, output, save_images.
 
     Raises:
         UsageError, DistillkitError: as `distil`.
