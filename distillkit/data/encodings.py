@@ -131,10 +131,11 @@ class EncodingStore:
         null = {
             name.removeprefix(NULL): value.clone() for name, value in self.shards.mapped(0).items() if name != BYTES
         }
-        return self.conditioner.with_encodings(_Stored(self), Condition(**null))
+        return self.conditioner.with_encodings(_Stored(self), Condition(**null) if null else None)
 
     def _null(self) -> dict[str, Tensor]:
-        return {name: value.cpu().contiguous() for name, value in self.conditioner.encoder.null().items()}
+        null = _null_of(self.conditioner)
+        return {} if null is None else {name: value.cpu().contiguous() for name, value in null.items()}
 
     @torch.no_grad()
     def _encoded(self, numbers: Sequence[int]) -> dict[str, Tensor]:
@@ -232,9 +233,14 @@ def _in_memory(conditioner: Prompts, job: SourceJob) -> Prompts:
             if job.should_stop():
                 raise job.interrupted("stopped while encoding prompts")
     whole = Condition.cat(kept)
-    with torch.no_grad():
-        null = conditioner.encoder.null()
-    return conditioner.with_encodings(lambda keys: whole.select(keys.to(next(iter(whole.values())).device)), null)
+    device = next(iter(whole.values())).device
+    return conditioner.with_encodings(lambda keys: whole.select(keys.to(device)), _null_of(conditioner))
+
+
+@torch.no_grad()
+def _null_of(conditioner: Prompts) -> Condition | None:
+    """The null condition, one row; None where the model has none."""
+    return conditioner.encoder.null() if conditioner.has_null else None
 
 
 def _stored(conditioner: Prompts, job: SourceJob) -> Prompts:

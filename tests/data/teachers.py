@@ -61,6 +61,7 @@ class Letters(TextEncoder):
     """Every kind of field: states, a mask, a vector that is pooled, and sizes; remembers what it has encoded."""
 
     scale: float = 1.0
+    guided: bool = True
 
     _seen: list[str] = PrivateAttr(default_factory=list)
     _released: list[bool] = PrivateAttr(default_factory=list)
@@ -75,7 +76,12 @@ class Letters(TextEncoder):
             sizes=torch.full((len(texts), 2), 2049.0), numbers=torch.tensor([[len(text)] for text in texts]),
         )  # fmt: skip
 
+    @property
+    def has_null(self) -> bool:
+        return self.guided
+
     def null(self) -> Condition:
+        assert self.guided
         encoded = self.encode([""])
         return Condition(text=encoded["text"], pooled=encoded["pooled"])
 

@@ -76,6 +76,13 @@ def test_everything_is_encoded_once_and_the_encoder_is_freed(where):
     assert torch.equal(again.encode(torch.tensor([7]))["text"], condition["text"][7:8])
 
 
+@pytest.mark.parametrize("where", ["memory", "store"])
+def test_a_model_without_a_null_condition_is_not_asked_for_one(where):
+    plain = Prompts(encoder=Letters(guided=False)).with_prompts(PromptList.of(["a", "b"], "list"))
+    found = with_encodings(plain, where, JOB)
+    assert not found.has_null and torch.equal(found.encode(torch.tensor([1]))["text"], Letters().encode(["b"])["text"])
+
+
 def test_a_store_is_another_one_for_whatever_it_depends_on():
     folders = [
         EncodingStore(prompts).folder
