@@ -143,7 +143,7 @@ class Prompts(Conditioner):
         many = {k for k, v in condition.items() if v.is_floating_point() and v[0].numel() >= FEW}
         made = {name: value.to(dtype) if name in many else value for name, value in condition.items()}
         for name, value in made.items():
-            if value.is_floating_point() and not (finite := value.flatten(1).isfinite().all(1)).all():
+            if value.is_floating_point() and not (finite := value.reshape(len(value), -1).isfinite().all(1)).all():
                 place = int(finite.logical_not().nonzero()[0])
                 wider = "; --prompts-dtype bf16 has a wider range" if condition[name][place].isfinite().all() else ""
                 text = short(self.text(int(numbers[place])))

@@ -58,7 +58,7 @@ LENGTH, WIDTH = 8, 12
 
 
 class Letters(TextEncoder):
-    """Every kind of field: states, a mask, a vector that is pooled, and sizes; remembers what it has encoded."""
+    """Every kind of field: states, a mask, a vector that is pooled, sizes and one number; remembers what it has encoded."""
 
     scale: float = 1.0
     guided: bool = True
@@ -74,6 +74,7 @@ class Letters(TextEncoder):
         return Condition(
             text=angles.sin() * self.scale, mask=codes != 32, pooled=angles.cos().mean(1),
             sizes=torch.full((len(texts), 2), 2049.0), numbers=torch.tensor([[len(text)] for text in texts]),
+            strength=torch.full((len(texts),), 3.5),
         )  # fmt: skip
 
     @property

@@ -26,7 +26,7 @@ def conditioner(count: int = 50, scale: float = 1.0, first: str = "a", dtype: st
 def _small_shards(tmp_path, monkeypatch):
     """Of four prompts each, in a cache of the test's own."""
     monkeypatch.setenv("DISTILLKIT_CACHE", str(tmp_path / "cache"))
-    row = 2 * LENGTH * WIDTH + LENGTH + 4 * WIDTH + 4 * 2 + 8
+    row = 2 * LENGTH * WIDTH + LENGTH + 4 * WIDTH + 4 * 2 + 8 + 4
     monkeypatch.setattr(module, "SHARD_BYTES", 4 * row)
     return row
 
