@@ -58,7 +58,7 @@ LENGTH, WIDTH = 8, 12
 
 
 class Letters(TextEncoder):
-    """Every kind of field: states, a mask, a vector that is pooled, sizes and one number; remembers what it has encoded."""
+    """Every kind of field: states, a mask, a pooled vector, sizes and one number; remembers what it has encoded."""
 
     scale: float = 1.0
     guided: bool = True

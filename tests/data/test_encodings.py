@@ -8,13 +8,14 @@ from dataclasses import replace
 import pytest
 import torch
 
-from distillkit import DistillkitError, PromptList, Prompts
+from distillkit import DistillkitError, PromptList, Prompts, load_teacher
 from distillkit.contracts.source import SourceJob
 from distillkit.data import encodings as module
 from distillkit.data.encodings import EncodingStore, plan_encodings, with_encodings
 from distillkit.data.pairs import PairStore
 from distillkit.testing.teachers import unconditional
 from tests.data.teachers import LENGTH, WIDTH, Letters
+from tests.models import pipelines
 
 
 def conditioner(count: int = 50, scale: float = 1.0, first: str = "a", dtype: str = "fp16") -> Prompts:
@@ -74,6 +75,19 @@ def test_everything_is_encoded_once_and_the_encoder_is_freed(where):
     again = with_encodings(conditioner(), where, JOB)
     assert (again.encoder._seen == []) == (where == "store")
     assert torch.equal(again.encode(torch.tensor([7]))["text"], condition["text"][7:8])
+
+
+@pytest.mark.parametrize("family", [pipelines.sdxl, pipelines.pixart, pipelines.flux])
+def test_conditions_of_every_family_can_be_stored(family, tmp_path):
+    loaded = load_teacher(str(family(tmp_path / "tiny"))).conditioner
+    plain, keys = loaded.with_prompts(PromptList.of(["one", "two", "one three"], "list")), torch.tensor([2, 0])
+    stored, exact = with_encodings(plain, "store", JOB), plain.encode(keys)
+    found = stored.encode(keys)
+    assert set(found) == set(exact)
+    assert all(torch.allclose(found[name], exact[name], atol=1e-5) for name in exact)
+    if plain.has_null:
+        null, fresh = stored.null(found), plain.null(exact)
+        assert all(torch.allclose(null[name], fresh[name], atol=1e-5) for name in fresh)
 
 
 @pytest.mark.parametrize("where", ["memory", "store"])
