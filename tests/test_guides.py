@@ -7,9 +7,13 @@ import textwrap
 from pathlib import Path
 
 import pytest
+import torch
+from diffusers import FlowMatchEulerDiscreteScheduler
+from safetensors.torch import save_file
 
-from distillkit import load_student
+from distillkit import load_student, load_teacher
 from distillkit.registry import registry
+from tests.models import pipelines
 
 GUIDES = Path(__file__).parents[1] / "docs"
 
@@ -89,7 +93,8 @@ def test_every_kind_of_plugin_in_the_guide_works(offered, inside, tmp_path):
         "teachers: sketcher, sharp-digits",
         "networks: TextFlow",
         "samplers: TwoJump",
-        "conditioners: Prompts",
+        "conditioners: Sentences",
+        "families: SketchTransformer2DModel",
         "codecs: Latents",
         "sources: trajectories",
         "protocols: digits-2k",
@@ -108,6 +113,21 @@ def test_every_kind_of_plugin_in_the_guide_works(offered, inside, tmp_path):
     written = inside("export", "run", "--to", "torch", "-o", "out")
     assert written.returncode == 0 and (tmp_path / "out" / "weights.pt").is_file(), written.stderr
     assert (tmp_path / "out" / "README.md").is_file(), "the card comes along"
+
+
+def test_the_guides_family_is_a_teacher(offered, tmp_path):
+    folder, weights = tmp_path / "tiny", load_teacher("sketcher").denoiser.state_dict()
+    (folder / "transformer").mkdir(parents=True)
+    network = {"_class_name": "SketchTransformer2DModel", "sample_size": 4, "width": 16}
+    (folder / "transformer" / "config.json").write_text(json.dumps(network))
+    state = {name.removeprefix("model."): value for name, value in weights.items()}
+    save_file(state, folder / "transformer" / "diffusion_pytorch_model.safetensors")
+    FlowMatchEulerDiscreteScheduler(shift=2.0).save_pretrained(folder / "scheduler")
+    pipelines.vae().save_pretrained(folder / "vae")
+    teacher = load_teacher(str(folder))
+    assert teacher.schedule.shift == 2.0 and teacher.spec.shape == (4, 4, 4)
+    condition = teacher.conditioner.encode(torch.tensor([0, 1]))
+    assert teacher.codec.decode(teacher.sample(torch.randn(2, 4, 4, 4), condition)).shape == (2, 3, 8, 8)
 
 
 @pytest.mark.parametrize(
