@@ -5,14 +5,15 @@ from __future__ import annotations
 import pytest
 
 LONGEST = (
-    "tests/testing/test_first_party.py", "tests/cli/test_run.py", "tests/cli/test_faults.py",
-    "tests/engine/test_processes.py", "tests/cli/test_teachers.py", "tests/benchmark/test_ground_truth.py",
-    "tests/cli/test_evaluate.py", "tests/test_guides.py", "tests/testing/test_mutations.py",
-    "tests/benchmark/test_bench.py", "tests/test_notebook.py", "tests/models/test_diffusers.py",
-    "tests/plugins/test_new_method.py", "tests/testing/test_kit.py", "tests/test_own_images.py",
+    "tests/testing/test_first_party.py", "tests/cli/test_run.py", "tests/jobs/test_text_teachers.py",
+    "tests/cli/test_teachers.py", "tests/engine/test_processes.py", "tests/testing/test_mutations.py",
+    "tests/models/test_families.py", "tests/cli/test_faults.py", "tests/students/test_plain_pipeline.py",
+    "tests/benchmark/test_ground_truth.py", "tests/test_guides.py", "tests/models/test_diffusers.py",
+    "tests/test_notebook.py", "tests/plugins/test_new_method.py", "tests/parts/test_distances.py",
+    "tests/cli/test_evaluate.py", "tests/engine/test_checkpoints.py", "tests/testing/test_kit.py",
     "tests/engine/test_kills.py",
 )  # fmt: skip
-"""The files of more than nine seconds, from the longest on; measured one after the other, on one core."""
+"""The files that take more than a sixtieth of the whole time, from the longest on, by their CPU time."""
 
 
 def longest_first(items: list[pytest.Item]) -> None:

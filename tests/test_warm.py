@@ -40,9 +40,10 @@ def test_nothing_of_one_is_seen_by_the_next(warm, tmp_path):
         arguments = [sys.executable, str(tmp_path / "around.py"), given]
         done = warm.run(arguments, tmp_path, environment({"GIVEN": given}), HANG)
         told.append(json.loads(done.stdout))
-    asked = "import os, torch; print(torch.get_default_dtype(), 'LEFT' in os.environ)"
-    after = warm.run([sys.executable, "-c", asked], tmp_path, environment(), HANG)
-    assert after.stdout == "torch.float32 False\n"
+    asked = "import os, torch; print(torch.get_default_dtype(), {'LEFT', 'NO_COLOR'} & set(os.environ))"
+    fewer = {name: value for name, value in environment().items() if name != "NO_COLOR"}
+    after = warm.run([sys.executable, "-c", asked], tmp_path, fewer, HANG)
+    assert after.stdout == "torch.float32 set()\n"
     assert len({one[0] for one in told} | {os.getpid()}) == 3, "each has a pid of its own"
     for given, (_, folder, seen, arguments) in zip(("1", "2"), told, strict=True):
         assert folder == str(tmp_path) and seen == given and arguments == [str(tmp_path / "around.py"), given]
