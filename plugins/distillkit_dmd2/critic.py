@@ -25,6 +25,13 @@ class Critic(FakeScore):
             meaning="share of real and generated images that the discriminator tells apart; 0.5 is chance, near 1 the "
             "student no longer learns from it: lower the weights of the GAN terms",
         ),
+        Diagnostic(
+            "std_to_images",
+            ok=(0.8, 1.25),
+            watch=(0.4, 2.0),
+            meaning="standard deviation of the student's samples over that of the real images; above 1 they are "
+            "over-saturated, as late in runs with strong guidance: lower it, or use --guidance-rescale 0.7",
+        ),
     )
 
     def __init__(self, teacher: Teacher, *, gan_weight: float, optimizer: OptimizerConfig | None = None) -> None:
@@ -47,5 +54,6 @@ class Critic(FakeScore):
             images.sample, step.normal("real/noise"), self.draw_levels(step, "real/level"), images.condition
         )
         step.log("critic_accuracy", accuracy(fake, real))
+        step.log("std_to_images", x.std() / images.sample.std())
         matching = weighted_error(denoised, x, self.denoiser.loss_weight(t))
         return matching + self.gan_weight * discriminator_loss(fake, real)

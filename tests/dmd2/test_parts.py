@@ -52,6 +52,7 @@ def test_the_critics_loss_is_both_of_its_parts():
     real = critic.head(critic.denoiser.features(noisy, t_real, images.condition))
     expected = matching + 0.5 * ((1 + fake.exp()).log().mean() + (1 + (-real).exp()).log().mean())
     torch.testing.assert_close(critic.loss(step), expected)
+    assert step.logged["std_to_images"] == pytest.approx((x.std() / images.sample.std()).item())
     assert step.logged["critic_accuracy"] == pytest.approx(
         ((real > 0).float().mean() / 2 + (fake < 0).float().mean() / 2).item()
     )
