@@ -11,7 +11,8 @@ from typing import Any
 from pydantic import ValidationError
 
 from distillkit.contracts.schedule import SMALLEST_ALPHA, Schedule
-from distillkit.diffusion.schedules import EDMSchedule, FlowSchedule, ShiftBySize, VPSchedule
+from distillkit.diffusion.schedules import EDMSchedule, FlowSchedule, VPSchedule
+from distillkit.diffusion.shifts import ShiftBySize
 from distillkit.errors import UsageError
 from distillkit.text import short
 
