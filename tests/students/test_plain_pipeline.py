@@ -194,6 +194,26 @@ def test_the_snippet_on_the_card_runs_as_printed(source, tmp_path, monkeypatch, 
     assert set(scope["pipeline"].unet.state_dict()) == set(student.generator.denoiser.model.unet.state_dict())
 
 
+def test_the_snippet_names_a_repository_with_its_revision(source, tmp_path, monkeypatch):
+    snapshot = tmp_path / "models--org--tiny" / "snapshots" / "abc"
+    shutil.copytree(source, snapshot)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *args, **given: str(snapshot))
+    monkeypatch.setattr("huggingface_hub.HfApi.list_repo_files", lambda *args, **given: [])
+    student = student_at(tmp_path / "student", snapshot, OneStep())
+    assert student.description.codec["parts"]["source"] == "hf:org/tiny@abc"
+    export(student, "diffusers", tmp_path / "out")
+    asked, code = [], snippet(tmp_path / "out").replace("path/to/this/folder", str(tmp_path / "out"))
+    load = DiffusionPipeline.from_pretrained
+
+    def loaded(name, revision=None, **given):
+        asked.append((name, revision))
+        return load(snapshot, **given)
+
+    monkeypatch.setattr(DiffusionPipeline, "from_pretrained", loaded)
+    exec(code, {})
+    assert asked == [("org/tiny", "abc")]
+
+
 def test_only_a_self_contained_student_outlives_its_teacher(source, tmp_path):
     own = tmp_path / "teacher"
     shutil.copytree(source, own)
