@@ -62,14 +62,13 @@ def load_text_model(
     tensors = parts.weights(component, dtype)
     try:
         with quietly():
-            own = cls.config_class.from_dict(config)
+            # Releases before 4.56 know the former name alone.
+            own = cls.config_class.from_dict({**config, **dict.fromkeys(("dtype", "torch_dtype"), _name(dtype))})
             with torch.device("meta"):
                 expected = cls(own)
             wrong = _differences(expected, tensors)
             if not wrong:
-                model, report = cls.from_pretrained(
-                    None, config=own, state_dict=tensors, output_loading_info=True, dtype=dtype
-                )
+                model, report = cls.from_pretrained(None, config=own, state_dict=tensors, output_loading_info=True)
                 wrong = sorted(map(str, [*report["missing_keys"], *report["mismatched_keys"]]))
     except Exception as error:  # transformers raises many kinds
         reason = str(error).partition("\n")[0][:300]
@@ -79,7 +78,7 @@ def load_text_model(
             f"the weights in {place} are not those of its config.json: {len(wrong)} tensors differ or are missing, "
             f"such as {wrong[0]}"
         )
-    return model.to(device).eval().requires_grad_(False)
+    return model.to(device, dtype).eval().requires_grad_(False)
 
 
 def _differences(expected: nn.Module, found: Mapping[str, Tensor]) -> list[str]:
@@ -91,6 +90,10 @@ def _differences(expected: nn.Module, found: Mapping[str, Tensor]) -> list[str]:
     if sum(shape.numel() for shape in own.values()) > 2 * held:
         wrong += [name for name in own if name not in found]
     return sorted(wrong)
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 @contextlib.contextmanager
