@@ -16,7 +16,7 @@ from distillkit.files import sha256, write_json
 from distillkit.models.store.resolve import load_teacher
 from distillkit.progress import reporter_for
 
-TEACHERS = ("digits", "mixture")
+TEACHERS = ("digits", "mixture", "shapes")
 
 
 def record_hashes() -> None:

@@ -27,6 +27,14 @@ PRESETS = (
         source="untuned, for seconds on a CPU core; few pairs, so that the KL has something to find",
     ),
     Preset(
+        name="shapes",
+        teachers=("shapes",),
+        settings={"kl_weight": 0.1, "regression_weight": 1.0, "distance": "l2"},
+        training={"batch": 32, "lr": 2e-3, "lr_schedule": "cosine", "duration": "12k", "ema_halflife": "500"},
+        pairs={"count": 1024, "steps": 10},
+        source="tuned here for three minutes on two CPU cores: benchmarks/results/shapes/tuning.md",
+    ),
+    Preset(
         name="cifar10 conditional",
         teachers=("edm-cifar10-cond*",),
         training=CIFAR10,

@@ -20,6 +20,13 @@ PRESETS = (
         source="untuned, for seconds on a CPU core",
     ),
     Preset(
+        name="shapes",
+        teachers=("shapes",),
+        settings={"updates": 2},
+        training={"batch": 32, "lr": 3e-4, "lr_schedule": "cosine", "duration": "16k", "ema_halflife": "500"},
+        source="tuned here for three minutes on two CPU cores: benchmarks/results/shapes/tuning.md",
+    ),
+    Preset(
         name="cifar10",
         teachers=("edm-cifar10-*",),
         settings={"gan_weight": 1e-3},
