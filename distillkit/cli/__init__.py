@@ -31,7 +31,7 @@ from distillkit.cli import (
     teachers,
 )
 from distillkit.cli.spelling import advice
-from distillkit.errors import DistillkitError, Interrupted
+from distillkit.errors import DistillkitError, Interrupted, is_out_of_memory
 from distillkit.text import printable, redacted
 
 
@@ -183,12 +183,11 @@ def _say_what_loads() -> None:
 
 def memory_advice(error: BaseException | None) -> str:
     """What helps against running out of memory; empty for any other error."""
-    signs = ("out of memory", "can't allocate memory", "not enough memory")
-    if error is None or not (isinstance(error, MemoryError) or any(sign in str(error) for sign in signs)):
+    if not is_out_of_memory(error):
         return ""
     return (
         "\nThat is too little memory. The last checkpoint is kept. Lower --batch-per-device (the total batch stays), "
-        "or use --gradient-checkpointing or --precision bf16."
+        "or use --gradient-checkpointing or --precision bf16; --dry-run shows what holds how much."
     )
 
 

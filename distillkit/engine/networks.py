@@ -63,6 +63,18 @@ class Networks:
         sizes = [(p.numel() * p.element_size(), p.requires_grad) for p in self.parameters()]
         return sum(size for size, _ in sizes), sum(size for size, trained in sizes if trained)
 
+    def held(self) -> str:
+        """What holds memory beside a pass, for people: the weights of every network, gradients and moments."""
+        networks = {"teacher": self.teacher.denoiser, **self.changed}
+        sizes = {
+            name: sum(p.numel() * p.element_size() for p in module.parameters()) for name, module in networks.items()
+        }
+        parts = [f"{name} {size / 1e6:,.1f} MB" for name, size in sizes.items() if size]
+        if frozen := self.teacher.codec.weight_bytes:
+            parts.append(f"the autoencoder {frozen / 1e6:,.1f} MB")
+        _, trained = self.weight_bytes()
+        return f"weights of {', '.join(parts)}; gradients and moments {3 * trained / 1e6:,.1f} MB"
+
     def checkpoint_bytes(self) -> int:
         """About how large a checkpoint is: every weight once, and the trained ones twice more for Adam's moments."""
         sizes = {name: sum(p.numel() * 4 for p in module.parameters()) for name, module in self.changed.items()}

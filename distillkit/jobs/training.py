@@ -6,7 +6,7 @@ from distillkit.data.decoding import Damaged, Unfit
 from distillkit.engine.config import TrainingConfig
 from distillkit.engine.outputs import Evaluation, Outputs
 from distillkit.engine.trainer import Stopped, Trainer
-from distillkit.errors import UsageError
+from distillkit.errors import DistillkitError, UsageError, is_out_of_memory
 from distillkit.evaluation.generator import Generator
 from distillkit.evaluation.measure import Measure
 from distillkit.evaluation.pipeline import measure
@@ -46,6 +46,15 @@ def train(trainer: Trainer, outputs: Outputs, folder: RunFolder, context: Contex
         raise type(error)(f"{error}\nSaved at step {trainer.step:,}. Continue with: {go_on}") from error
     except Stopped as stopped:
         raise context.interrupted(f"stopped and saved at step {stopped.step:,}") from stopped
+    except (MemoryError, RuntimeError, DistillkitError) as error:
+        cause = error if is_out_of_memory(error) else error.__cause__
+        if not is_out_of_memory(cause):
+            raise
+        in_pass = trainer.config.batch_per_device or -(-trainer.config.batch // context.world)
+        raise DistillkitError(
+            f"out of memory at step {trainer.step + 1:,}. What is held: {trainer.networks.held()}; and what a pass of "
+            f"{in_pass:,} samples computes ({error}). Continue with: {folder.resume_command}"
+        ) from cause
 
 
 def require_checkpoint_space(folder: RunFolder, training: TrainingConfig, one: int) -> None:

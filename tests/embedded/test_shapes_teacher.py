@@ -1,4 +1,4 @@
-"""The embedded text-to-image teacher: read as anyone's pipeline is, measured by its own protocol, distilled to one step."""
+"""The embedded text-to-image teacher: read as a pipeline, measured by its own protocol, distilled to one step."""
 
 import pytest
 import torch
@@ -45,9 +45,7 @@ def test_both_figures_come_from_the_same_samples(teacher):
     assert record.figures["alignment[shapescnn]-40"].value > 0.9
     assert record.figures["alignment[shapescnn]-40"].standard_error is not None
     with pytest.raises(UsageError, match="elephant"):
-        measure(
-            teacher_generator(teacher, 1), ShapesMeasure().with_prompts(["a purple elephant"]), device=CPU, count=4
-        )
+        measure(teacher_generator(teacher, 1), ShapesMeasure().with_prompts(["a purple elephant"]), device=CPU, count=4)
 
 
 def test_its_data_are_drawn_as_its_training_saw_them(teacher):

@@ -28,3 +28,25 @@ def test_what_was_typed_goes_round_for_teachers_and_students_alike(tiny_teacher_
         assert not torch.equal(*of)
         with pytest.raises(UsageError, match="classes is empty"):
             make_samples(str(tiny_teacher_folder), 2, context, classes=[])
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: 8 bytes")])
+def test_memory_that_runs_out_is_one_message_that_says_what_holds_how_much(error, inside, monkeypatch):
+    def runs_out(self, made, wanted):
+        raise error
+
+    monkeypatch.setattr("distillkit.parts.distances.NamedDistance.__call__", runs_out)
+    done = inside(
+        "run", "kd", "--duration", "32", "--batch", "16", "--pairs-count", "16", "--pairs-steps", "2",
+        "--protocol", "none", "--output-dir", "run",
+    )  # fmt: skip
+    assert done.returncode == 1 and "fault of distillkit" not in done.stderr
+    for word in (
+        "step 1",
+        "teacher 1.9 MB",
+        "gradients and moments",
+        "16 samples",
+        "--batch-per-device",
+        "--resume run",
+    ):
+        assert word in done.stderr, done.stderr
