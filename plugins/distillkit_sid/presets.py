@@ -30,7 +30,7 @@ PRESETS = (
         name="shapes",
         teachers=("shapes",),
         training={
-            "batch": 32, "lr": 2e-4, "beta1": 0.0, "optimizer": "adam", "weight_decay": 0.0, "lr_schedule": "cosine",
+            "batch": 32, "lr": 5e-4, "beta1": 0.0, "optimizer": "adam", "weight_decay": 0.0, "lr_schedule": "cosine",
             "duration": "12k", "ema_halflife": "500",
         },
         source="tuned here for three minutes on two CPU cores: benchmarks/results/shapes/tuning.md",

@@ -5,11 +5,14 @@ import torch
 
 from distillkit import SampleRNG, UsageError, distil, load_student, load_teacher
 from distillkit.contracts.text import PromptList
+from distillkit.data.prompts import PromptsConfig
 from distillkit.embedded.shapes.protocol import ShapesMeasure, held_out_prompts, measured_alignment
 from distillkit.embedded.shapes.world import parse, shipped_prompts
 from distillkit.evaluation.generator import teacher_generator
 from distillkit.evaluation.pipeline import measure
 from distillkit.evaluation.presets import default_protocol
+from distillkit.evaluation.teacher_record import record_key
+from distillkit.jobs.prompts import with_prompts
 
 CPU = torch.device("cpu")
 
@@ -36,6 +39,13 @@ def test_sentences_of_the_protocol_are_none_of_those_that_ship():
     assert len(set(held_out)) == 2000 and not set(held_out) & set(shipped_prompts())
     assert all(parse(prompt) for prompt in held_out)
     assert ShapesMeasure().protocol.id == "p1-ca5a04856b3cbc76"
+
+
+def test_its_record_ships_for_a_run_and_for_itself(teacher):
+    protocol = ShapesMeasure()
+    for own in (teacher, with_prompts(teacher, None, PromptsConfig().dtype)):
+        shipped = teacher.records[record_key(teacher_generator(own), protocol)]
+        assert shipped["figures"]["alignment[shapescnn]-2000"]["value"] > 0.99 and shipped["nfe"] == 20
 
 
 def test_both_figures_come_from_the_same_samples(teacher):
