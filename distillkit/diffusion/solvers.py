@@ -81,8 +81,10 @@ def ddim(denoise: DenoiseAt, noise: Tensor, times: Tensor, schedule: Schedule) -
     predicted at this one. Euler's steps, but for where the family's own sampler lands (`Schedule.landings`).
 
     Args:
-        denoise, noise, schedule: as in `heun`.
+        denoise: as in `heun`.
+        noise: as in `heun`.
         times: (N,) descending; N evaluations.
+        schedule: as in `heun`.
     """
     dtype = torch.float32 if noise.device.type == "mps" else torch.float64
     x = schedule.start(noise.to(dtype), float(times[0]))
