@@ -64,7 +64,7 @@ def show(name: Annotated[str, typer.Argument(help="Name of the protocol, or a fi
         return
     table = Table(show_header=False, title=f"{name}  {protocol.id}", title_justify="left")
     table.add_row("label", protocol.label)
-    for part, fields in protocol.model_dump(exclude={"name"}).items():
+    for part, fields in protocol.model_dump(exclude={"name"}, exclude_none=True).items():
         for key, value in fields.items():
             table.add_row(f"{part}.{key}", str(value))
     out.print(table)

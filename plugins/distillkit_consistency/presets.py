@@ -40,7 +40,7 @@ PRESETS = (
         name="shapes",
         teachers=("shapes",),
         settings={"levels": 12, "target_decay": 0.0, "distance": "l2", "weighting": "snr+1"},
-        training={"batch": 64, "lr": 1e-3, "lr_schedule": "cosine", "duration": "20k", "ema_halflife": "500"},
+        training={"lr": 1e-3, "lr_schedule": "cosine", "duration": "20k", "ema_halflife": "500"},
         source="tuned here for three minutes on two CPU cores: benchmarks/results/shapes/tuning.md",
     ),
     Preset(

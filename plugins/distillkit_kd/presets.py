@@ -20,8 +20,7 @@ PRESETS = (
     Preset(
         name="shapes",
         teachers=("shapes",),
-        settings={"distance": "l2"},
-        training={"batch": 64, "lr": 2e-3, "lr_schedule": "cosine", "duration": "32k", "ema_halflife": "1k"},
+        training={"lr": 2e-3, "lr_schedule": "cosine", "duration": "32k", "ema_halflife": "1k"},
         pairs={"count": 1024, "steps": 10},
         source="tuned here for three minutes on two CPU cores: benchmarks/results/shapes/tuning.md",
     ),

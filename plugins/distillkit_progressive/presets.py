@@ -37,7 +37,7 @@ PRESETS = (
         name="shapes",
         teachers=("shapes",),
         settings={"start_steps": 8},
-        training={"batch": 64, "lr": 1e-3, "lr_schedule": "linear", "duration": "24k", "ema_halflife": "500"},
+        training={"lr": 1e-3, "lr_schedule": "linear", "duration": "24k", "ema_halflife": "500"},
         source="tuned here for three minutes on two CPU cores: benchmarks/results/shapes/tuning.md",
     ),
     Preset(
