@@ -166,7 +166,7 @@ class OtherFigures:
             places = decimals([f[0] for f in found if f], [f[1] for f in found if f])
             columns.append([with_error(f[0], f[1], places) if f else "" for f in found])
         lines = [(row.name, list(cells)) for row, cells in zip(rows, zip(*columns, strict=True), strict=True)]
-        return cls(nfe, [name.partition("[")[0] for name in names], lines)
+        return cls(nfe, [name.partition("[")[0].rpartition("/")[2] for name in names], lines)
 
 
 @dataclass(frozen=True)
