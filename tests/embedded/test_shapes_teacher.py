@@ -6,7 +6,8 @@ import torch
 from distillkit import SampleRNG, UsageError, distil, load_student, load_teacher
 from distillkit.contracts.text import PromptList
 from distillkit.data.prompts import PromptsConfig
-from distillkit.embedded.shapes.protocol import ShapesMeasure, held_out_prompts, measured_alignment
+from distillkit.embedded.shapes.classifier import agreement
+from distillkit.embedded.shapes.protocol import ShapesMeasure, held_out_prompts, shapes_features
 from distillkit.embedded.shapes.world import parse, shipped_prompts
 from distillkit.evaluation.generator import teacher_generator
 from distillkit.evaluation.pipeline import measure
@@ -15,6 +16,12 @@ from distillkit.evaluation.teacher_record import record_key
 from distillkit.jobs.prompts import with_prompts
 
 CPU = torch.device("cpu")
+
+
+def measured_alignment(pixels, prompts):
+    """The share of attributes of pictures that are as their prompts say, (B,)."""
+    with torch.no_grad():
+        return agreement(shapes_features().probabilities(pixels), [parse(prompt) for prompt in prompts])["all"]
 
 
 @pytest.fixture(scope="module")
@@ -67,6 +74,13 @@ def test_its_data_are_drawn_as_its_training_saw_them(teacher):
     assert measured_alignment(pixels, teacher.conditioner.names(keys)).mean() > 0.99
     # Of the mean of the autoencoder's code alone it would be 0.87.
     assert 0.95 < images.sample.std() < 1.05
+
+
+def test_prompts_of_another_world_have_no_pictures_and_the_message_says_so():
+    teacher = load_teacher("shapes")
+    teacher.conditioner = teacher.conditioner.with_prompts(PromptList.of(["a purple elephant"], "one"))
+    with pytest.raises(UsageError, match="elephant"):
+        teacher.images(CPU).batch(SampleRNG(0), 0, range(2))
 
 
 def test_its_one_step_student_is_trained_measured_and_loaded(tmp_path):

@@ -10,15 +10,14 @@ from collections.abc import Sequence
 from functools import cache
 from typing import ClassVar
 
-import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
 from distillkit.contracts.text import prompts_sha256
 from distillkit.embedded.assets import asset_hashes, asset_path
 from distillkit.embedded.shapes.classifier import WEIGHTS, ShapesCNN, agreement, shapes_cnn
-from distillkit.embedded.shapes.world import SIDE, Scene, distinct_scenes, parse, sentence, shipped_prompts
-from distillkit.errors import DistillkitError, UsageError
+from distillkit.embedded.shapes.world import SIDE, distinct_scenes, scene_of, sentence, shipped_prompts
+from distillkit.errors import DistillkitError
 from distillkit.evaluation.extractor import FeatureExtractor
 from distillkit.evaluation.features import GROUPS, Kept, groups_of
 from distillkit.evaluation.frechet import Jackknife
@@ -112,20 +111,13 @@ class ShapesMeasure(Measure):
 
     def figures(self, kept: Kept, metrics: Sequence[str]) -> tuple[dict[str, Figure], list[str]]:
         count, logits = len(kept), kept.probabilities
-        asked = [_scene(prompt) for prompt in self.prompts]
+        asked = [scene_of(prompt) for prompt in self.prompts]
         scenes = [asked[k % len(asked)] for k in range(count)]
         shares = agreement(logits, scenes)
         found = {"alignment": shares["all"], **{f"alignment/{kind}": shares[kind] for kind in SHOWN}}
         figures = {self.protocol.label: frechet_figure(kept, shapes_reference())}
         figures |= {f"{name}[shapescnn]-{count}": _share(values) for name, values in found.items()}
         return figures, []
-
-
-def _scene(prompt: str) -> Scene:
-    try:
-        return parse(prompt)
-    except ValueError as error:
-        raise UsageError(f"the protocol shapes reads sentences of its own world alone: {error}") from error
 
 
 def _share(values: Tensor) -> Figure:
@@ -138,14 +130,3 @@ def _share(values: Tensor) -> Figure:
     left_out = tuple(values[there & (groups != group)].mean().item() for group in range(GROUPS))
     jackknife = Jackknife(mean, left_out)
     return Figure(value=mean, estimator="agreement@1", standard_error=jackknife.standard_error, leave_one_out=left_out)
-
-
-@torch.no_grad()
-def measured_alignment(pixels: Tensor, prompts: Sequence[str]) -> Tensor:
-    """The share of attributes of pictures (B, 3, 32, 32) uint8 that are as their prompts say, (B,) float64.
-
-    Raises:
-        ValueError: for a prompt that is no sentence of this world.
-    """
-    logits = shapes_features().probabilities(pixels)
-    return agreement(logits, [parse(prompt) for prompt in prompts])["all"]

@@ -12,8 +12,9 @@ from distillkit.contracts.random import Indices, SampleRNG
 from distillkit.contracts.source import Images
 from distillkit.contracts.teacher import Teacher
 from distillkit.contracts.text import PromptList
+from distillkit.data.stream import latents_of
 from distillkit.embedded.assets import asset_folder, asset_path, shipped_records
-from distillkit.embedded.shapes.world import DRAWS, codes, drawn, parse, shipped_prompts
+from distillkit.embedded.shapes.world import DRAWS, codes, drawn, scene_of, shipped_prompts
 from distillkit.models.diffusers.folder import read_teacher
 from distillkit.models.store.card import Card, TeacherOffer
 from distillkit.models.store.folder import read_spec
@@ -61,14 +62,11 @@ class DrawnImages:
         """Samples (B, ...) and their conditions; each depends on (seed, step, index) alone."""
         conditioner = self.teacher.conditioner
         keys = conditioner.draw(rng.uniform("images", step, indices))
-        described = codes([parse(text) for text in conditioner.names(keys)])
+        described = codes([scene_of(text) for text in conditioner.names(keys)])
         uniform = torch.stack([rng.uniform(f"images/drawing/{k}", step, indices).float() for k in range(DRAWS)], 1)
         pictures = drawn(described.to(self.device), uniform.to(self.device))
-        mean, deviation = self.teacher.codec.distribution(pictures)
-        if deviation is not None:
-            # As its training saw them: the decoder ignores this noise, a discriminator would not.
-            mean = mean + deviation * rng.normal("images/latent", step, indices, mean.shape[1:]).to(self.device)
-        return Images(mean, conditioner.encode(keys.to(self.device)).to(self.device))
+        sample = latents_of(*self.teacher.codec.distribution(pictures), rng, step, indices)
+        return Images(sample, conditioner.encode(keys.to(self.device)).to(self.device))
 
 
 def _read(reporter: Reporter, should_stop: Callable[[], int]) -> Teacher:

@@ -14,6 +14,8 @@ from itertools import product
 import torch
 from torch import Tensor
 
+from distillkit.errors import UsageError
+
 SIZES = ("small", "large")
 COLOURS = ("red", "green", "blue", "yellow", "purple", "cyan")
 SHAPES = ("circle", "square", "triangle")
@@ -143,6 +145,18 @@ def parse(text: str) -> Scene:
     if words.left:
         raise words.error("nothing may follow the background")
     return Scene(first, background, relation, second)
+
+
+def scene_of(prompt: str) -> Scene:
+    """The scene of a prompt that a person gave.
+
+    Raises:
+        UsageError: for what is no sentence of this world.
+    """
+    try:
+        return parse(prompt)
+    except ValueError as error:
+        raise UsageError(f"the teacher shapes and its protocol know sentences of their world alone: {error}") from error
 
 
 def _thing(words: _Words) -> Thing:
