@@ -106,14 +106,10 @@ class EncodingStore:
             DistillkitError: when they cannot be written, or an encoding is not finite.
         """
         count, rows = self.conditioner.count, self.rows
-        try:
-            for number in range(1 + rank, 1 + -(-count // rows), world):
-                if not self.shards.is_whole(number):
-                    some = range((number - 1) * rows, min(number * rows, count))
-                    self.shards.write(number, self._encoded(some))
-                    advance(len(some))
-        finally:
-            self.shards.record()
+        self.shards.fill(
+            range(1 + rank, 1 + -(-count // rows), world),
+            lambda number: self._encoded(range((number - 1) * rows, min(number * rows, count))), advance,
+        )  # fmt: skip
 
     def open(self) -> Prompts:
         """The conditioner, taking its conditions from here; all must have been made.
@@ -245,28 +241,12 @@ def _null_of(conditioner: Prompts) -> Condition | None:
 
 def _stored(conditioner: Prompts, job: SourceJob) -> Prompts:
     store = EncodingStore(conditioner)
-
-    def stop_if_asked() -> None:
-        if job.should_stop():
-            raise job.interrupted(f"stopped while encoding prompts; complete ones stay in {store.folder}")
-
     if missing := store.missing():
         if job.rank == 0:
             store.begin()
         job.barrier()
         store.shards.refresh()
-        with (job.task or Quiet().task)("encoding prompts", missing, "prompts") as bar:
-
-            def advance(made: int) -> None:
-                bar.advance(min(made * job.world, missing))
-                stop_if_asked()
-
-            store.make(job.rank, job.world, advance)
-    stop_if_asked()
-    # In turn, so that no process writes over what another has just recorded.
-    for turn in range(job.world):
-        job.barrier()
-        if turn == job.rank:
-            store.shards.record()
-    job.barrier()
+    store.shards.share(
+        job, "encoding prompts", "prompts", missing, lambda advance: store.make(job.rank, job.world, advance)
+    )
     return store.open()

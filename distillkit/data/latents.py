@@ -22,7 +22,6 @@ from distillkit.data.shards import Shards, identity_hash
 from distillkit.data.stream import DTYPES, ImageStream, encoded, latents_of
 from distillkit.errors import DistillkitError
 from distillkit.files import cache_folder, existing_parent, remove_leftovers, slug
-from distillkit.progress import Quiet
 
 SHARD_BYTES, MOST_ROWS = 2**25, 1024
 ENCODED_AT_ONCE = 16
@@ -102,14 +101,10 @@ class LatentStore:
             DistillkitError: when they cannot be written, an image cannot be read, or a latent is not finite.
         """
         remove_leftovers(self.folder)
-        try:
-            for number in range(rank, -(-self.count // self.rows), world):
-                if not self.shards.is_whole(number):
-                    some = range(number * self.rows, min((number + 1) * self.rows, self.count))
-                    self.shards.write(number, self._encoded(some))
-                    advance(len(some))
-        finally:
-            self.shards.record()
+        self.shards.fill(range(rank, -(-self.count // self.rows), world), self._shard, advance)
+
+    def _shard(self, number: int) -> dict[str, Tensor]:
+        return self._encoded(range(number * self.rows, min((number + 1) * self.rows, self.count)))
 
     def _encoded(self, numbers: range) -> dict[str, Tensor]:
         made: dict[str, list[Tensor]] = {}
@@ -214,28 +209,12 @@ def with_latents(stream: ImageStream, job: SourceJob, draws: int | None = None) 
     if not plan.stored:
         return stream
     store = LatentStore(stream)
-
-    def stop_if_asked() -> None:
-        if job.should_stop():
-            raise job.interrupted(f"stopped while encoding images; complete latents stay in {store.folder}")
-
-    missing = store.missing()
-    with (job.task or Quiet().task)("encoding images", missing, "images") as bar:
-
-        def advance(made: int) -> None:
-            bar.advance(min(made * job.world, missing))
-            stop_if_asked()
-
-        store.make(job.rank, job.world, advance)
+    store.shards.share(
+        job, "encoding images", "images", store.missing(), lambda advance: store.make(job.rank, job.world, advance),
+        kept="complete latents",
+    )  # fmt: skip
     for line in stream.reader.said():
         job.say(line)
-    stop_if_asked()
-    # In turn, so that no process writes over what another has just recorded.
-    for turn in range(job.world):
-        job.barrier()
-        if turn == job.rank:
-            store.shards.record()
-    job.barrier()
     store.shards.refresh()
     if left := store.missing():
         raise DistillkitError(

@@ -24,7 +24,6 @@ from distillkit.data.synthetic import SyntheticPairs
 from distillkit.diffusion.solvers import SolverName, solver_evaluations
 from distillkit.errors import DistillkitError, UsageError
 from distillkit.files import cache_folder, existing_parent, remove_leftovers, unwritable
-from distillkit.progress import Quiet
 
 SHARD_PAIRS = 256
 """Most pairs in one shard, which is what an interruption can cost and what is solved in one pass."""
@@ -103,13 +102,9 @@ class PairStore:
             DistillkitError: when they cannot be written, or the teacher's samples are not finite.
         """
         remove_leftovers(self.folder)
-        try:
-            for number in range(rank, self._shards_of(count), world):
-                if not self.shards.is_whole(number):
-                    self.shards.write(number, self._solve(number, device))
-                    advance(self.shard)
-        finally:
-            self.shards.record()
+        self.shards.fill(
+            range(rank, self._shards_of(count), world), lambda number: self._solve(number, device), advance
+        )
 
     def open(self, count: int, device: torch.device) -> StoredPairs:
         """The first `count` pairs, verified; all must have been made.
@@ -205,18 +200,13 @@ class PairSource(Source[Pairs]):
         count = self.config.count
         store = self._store_for(job)
         mine = store.missing(count, rank=job.rank, world=job.world)
-        if mine:
-            self._make(job, store, len(mine))
-        else:
+        if not mine:
             job.say(f"using {count:,} noise-image pairs from {store.folder}")
-        # Every process stops here or none: one that went on would wait for the others at the barrier.
-        self._stop_if_asked(job, store)
-        # In turn, so that no process writes over what another has just recorded.
-        for turn in range(job.world):
-            job.barrier()
-            if turn == job.rank:
-                store.shards.record()
-        job.barrier()
+        total = min(len(mine) * job.world * store.shard, -(-count // store.shard) * store.shard)
+        store.shards.share(
+            job, "making noise-image pairs", "pairs", total,
+            lambda advance: store.make(count, job.device, rank=job.rank, world=job.world, advance=advance),
+        )  # fmt: skip
         return store.open(count, job.device)
 
     def _store_for(self, job: SourceJob) -> PairStore:
@@ -232,21 +222,6 @@ class PairSource(Source[Pairs]):
         return PairStore(
             self.teacher, steps=store.steps, solver=store.solver, guidance=store.guidance, root=folder / "pairs"
         )
-
-    def _make(self, job: SourceJob, store: PairStore, mine: int) -> None:
-        count = self.config.count
-        total = min(mine * job.world * store.shard, -(-count // store.shard) * store.shard)
-        with (job.task or Quiet().task)("making noise-image pairs", total, "pairs") as bar:
-
-            def advance(made: int) -> None:
-                bar.advance(min(made * job.world, total))
-                self._stop_if_asked(job, store)
-
-            store.make(count, job.device, rank=job.rank, world=job.world, advance=advance)
-
-    def _stop_if_asked(self, job: SourceJob, store: PairStore) -> None:
-        if job.should_stop():
-            raise job.interrupted(f"stopped while making noise-image pairs; complete ones stay in {store.folder}")
 
     def check(self) -> None:
         """Refuse guidance that the teacher cannot have, and pairs that the disk cannot hold."""

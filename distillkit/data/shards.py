@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -13,9 +13,11 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
+from distillkit.contracts.source import SourceJob
 from distillkit.errors import DistillkitError
 from distillkit.files import canonical_json, write_bytes, write_json
 from distillkit.models.hashes import content_hash
+from distillkit.progress import Quiet
 from distillkit.reading import Missing, Unreadable, parse_json, read_json
 from distillkit.tensors import read_with_metadata
 
@@ -87,6 +89,61 @@ class Shards:
         write_bytes(path, save(dict(tensors), metadata={"id": self.id, "sha256": sha256}))
         state = path.stat()
         self._verified[number] = Entry(sha256, state.st_size, state.st_mtime_ns)
+
+    def fill(
+        self, numbers: range, content: Callable[[int], Mapping[str, Tensor]], advance: Callable[[int], None]
+    ) -> None:
+        """Write those of these shards that are not whole; `advance(rows)` after each. It may be interrupted at any
+        time, and complete shards stay.
+
+        Raises:
+            WriteError: when they cannot be written.
+        """
+        try:
+            for number in numbers:
+                if not self.is_whole(number):
+                    tensors = content(number)
+                    self.write(number, tensors)
+                    advance(len(next(iter(tensors.values()))))
+        finally:
+            self.record()
+
+    def share(
+        self, job: SourceJob, doing: str, unit: str, total: int, make: Callable[[Callable[[int], None]], None],
+        kept: str = "complete ones",
+    ) -> None:  # fmt: skip
+        """Make this process' part of what is missing, and have every process know of all parts. Called by all of them.
+
+        Args:
+            doing: title of the progress, such as "encoding prompts".
+            total: units of all processes; 0 where this one has nothing to make.
+            make: makes this process' part, and calls what it is given with the units after each shard.
+            kept: what stays after an interruption, for people.
+
+        Raises:
+            Interrupted: after a signal; complete shards stay.
+        """
+
+        def stop_if_asked() -> None:
+            if job.should_stop():
+                raise job.interrupted(f"stopped while {doing}; {kept} stay in {self.folder}")
+
+        if total:
+            with (job.task or Quiet().task)(doing, total, unit) as bar:
+
+                def advance(made: int) -> None:
+                    bar.advance(min(made * job.world, total))
+                    stop_if_asked()
+
+                make(advance)
+        # Every process stops here or none: one that went on would wait for the others at the barrier.
+        stop_if_asked()
+        # In turn, so that no process writes over what another has just recorded.
+        for turn in range(job.world):
+            job.barrier()
+            if turn == job.rank:
+                self.record()
+        job.barrier()
 
     def mapped(self, number: int) -> dict[str, Tensor]:
         """The shard's tensors, memory-mapped: no page of theirs is touched before it is used.
