@@ -112,10 +112,8 @@ class Generator:
                 if device.type == "cuda":
                     torch.cuda.synchronize(device)
                 # The first batch pays for one-time set-up; it counts only if there is no other.
-                if batch != batches[0] or len(batches) == 1:
-                    tally.seconds += time.perf_counter() - began
-                    tally.timed_samples += len(seeds)
-                tally.samples += len(seeds)
+                timed = batch != batches[0] or len(batches) == 1
+                tally.add(len(seeds), time.perf_counter() - began, timed=timed)
                 tally.evaluations = before + evaluations()
                 yield require_content(decoded, self.content)
 

@@ -67,6 +67,13 @@ class Tally:
     timed_samples: int = 0
     seconds: float = 0.0
 
+    def add(self, samples: int, seconds: float, *, timed: bool) -> None:
+        """Count a batch; `timed` is false for one whose time says nothing of the others."""
+        self.samples += samples
+        if timed:
+            self.seconds += seconds
+            self.timed_samples += samples
+
     @property
     def nfe(self) -> float:
         """Network evaluations of a sample, measured."""

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from distillkit.contracts.codec import Content
 from distillkit.errors import DistillkitError, UsageError
+from distillkit.evaluation.generator import AUTOCAST
 from distillkit.evaluation.measure import Measure
 from distillkit.evaluation.protocol import SampleSpec
 from distillkit.evaluation.record import Subject
@@ -29,7 +30,6 @@ from distillkit.reading import Missing, read_mapping
 
 LEFT_OUT = "safety_checker"
 """It would put black images in the place of some."""
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)
@@ -76,10 +76,8 @@ class WholePipeline:
                 if device.type == "cuda":
                     torch.cuda.synchronize(device)
                 # The first batch pays for one-time set-up; it counts only if there is no other.
-                if batch != batches[0] or len(batches) == 1:
-                    tally.seconds += time.perf_counter() - began
-                    tally.timed_samples += len(batch)
-                tally.samples += len(batch)
+                timed = batch != batches[0] or len(batches) == 1
+                tally.add(len(batch), time.perf_counter() - began, timed=timed)
                 tally.evaluations = before + evaluations()
                 yield require_content(decoded.to(device), "images")
 
@@ -113,7 +111,8 @@ class WholePipeline:
 
     def _pipeline(self, device: torch.device) -> Any:
         if not self._loaded:
-            self._loaded["pipeline"] = _read(self.folder).to(device, DTYPES[self.subject.precision])
+            dtype = AUTOCAST.get(self.subject.precision, torch.float32)
+            self._loaded["pipeline"] = _read(self.folder).to(device, dtype)
         return self._loaded["pipeline"]
 
 
