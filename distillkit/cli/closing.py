@@ -38,12 +38,16 @@ def figures_table(title: str, name: str, *columns: str) -> Table:
     return table
 
 
-def suggest_run(out: Terminal, teacher: str) -> None:
-    """The command that distils this teacher, and the methods there are."""
+def suggest_run(out: Terminal, teacher: str, *, prompts: bool = False) -> None:
+    """The command that distils this teacher, and the methods there are.
+
+    Args:
+        prompts: whether it needs a list of prompts.
+    """
     methods = ", ".join(sorted(registry().named("methods"))) or "none is installed"
     out.print(
-        f"next: distillkit run METHOD --teacher {shlex.quote(teacher)}   (METHOD: {methods})", highlight=False,
-        soft_wrap=True, markup=False,
+        f"next: distillkit run METHOD --teacher {shlex.quote(teacher)}{' --prompts FILE' * prompts}   "
+        f"(METHOD: {methods})", highlight=False, soft_wrap=True, markup=False,
     )  # fmt: skip
 
 
@@ -83,7 +87,7 @@ def show_result(run: Run) -> None:
             f"{record.label}: {record.protocol.meaning} Protocol {record.protocol.name}, {record.protocol_id}.",
             highlight=False, markup=False,
         )  # fmt: skip
-        for name in (name for name in record.figures if name != record.label and "/" not in name):
+        for name in (name for name in record.figures if name != record.label and "/" not in name.partition("[")[0]):
             measured = [(row.name, row.record.figures.get(name)) for row in rows if row.record]
             others = ", ".join(f"{figure.text} ({generator})" for generator, figure in measured if figure)
             out.print(f"{name}: {others}", highlight=False, markup=False)

@@ -145,4 +145,4 @@ def train(values: dict[str, Any]) -> None:
         f"weights sha256 {trained.weights_sha256}\nteacher in {trained.folder}", highlight=False, soft_wrap=True,
         markup=False,
     )  # fmt: skip
-    suggest_run(out, str(trained.folder))
+    suggest_run(out, str(trained.folder), prompts=trained.takes_text)

@@ -168,11 +168,12 @@ def _conditioner(files: ImageFiles, config: TeacherRunConfig) -> Conditioner:
 
 @dataclass(frozen=True)
 class TrainedTeacher:
-    """Where the weights are, and how good the teacher's own sampler is with them."""
+    """Where the weights are, how good the teacher's own sampler is with them, and whether it takes prompts."""
 
     folder: Path
     record: Record | None
     weights_sha256: str
+    takes_text: bool
 
 
 class TeacherTraining:
@@ -226,7 +227,7 @@ class TeacherTraining:
         spec = self.teacher.spec
         if context.main:
             spec = self._written(trainer.ema, spec)
-        return TrainedTeacher(folder / "teacher", record, spec.weights_sha256)
+        return TrainedTeacher(folder / "teacher", record, spec.weights_sha256, self.teacher.conditioner.takes_text)
 
     def _ready(self, images: Batches[Images]) -> Batches[Images]:
         """The images with what does not change from step to step made before: text encodings, and latents."""

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from distillkit.benchmark.leaderboard import Difference, Leaderboard, Standing, difference
+from distillkit.benchmark.report import OtherFigures
 from distillkit.benchmark.results import Results, Run
 from distillkit.benchmark.suite import Suite
 from distillkit.benchmark.verdicts import findings, how_sure
@@ -65,6 +66,22 @@ def test_two_standard_errors_hold_the_truth_most_of_the_time():
         apart = difference(standing("a", a), standing("b", b))
         held += abs(apart.value + 0.5) <= 2.776 * apart.error  # Student's t, four degrees of freedom
     assert 0.92 <= held / trials <= 0.98
+
+
+def test_figures_beside_the_own_one_have_means_and_errors_over_seeds():
+    def of(values):
+        return tuple(Figure(value=value, estimator="x@1") for value in values)
+
+    a = dataclasses.replace(standing("a", [1.0, 2.0]), others={"alignment[x]-9": of([0.5, 0.7])})
+    both = {"alignment[x]-9": of([0.4, 0.4]), "alignment/colour[x]-9": of([0.1, 0.3])}
+    b = dataclasses.replace(standing("b", [3.0, 4.0]), others=both)
+    assert a.other("alignment[x]-9") == (pytest.approx(0.6), pytest.approx(0.1))
+    assert a.other("alignment/colour[x]-9") is None
+    table = OtherFigures.of(1, [a, b])
+    assert table.names == ["alignment", "colour"] and [name for name, _ in table.lines] == ["a", "b"]
+    (_, first), (_, second) = table.lines
+    assert first[0].startswith("0.6") and "±" in first[0] and first[1] == ""
+    assert second[0].startswith("0.4") and second[1].startswith("0.2")
 
 
 def test_significant_means_more_than_two_standard_errors():

@@ -324,3 +324,13 @@ def test_a_method_in_a_file_runs_with_its_own_sampler(tiny_teacher_folder, cli, 
     assert lost.returncode == 2 and "--plugin" in lost.stderr and "mine.py" in lost.stderr
     found = cli("--plugin", "mine.py", "sample", "run", "--num", "4")
     assert found.returncode == 0 and "2 network evaluation(s)" in found.stdout, found.stderr
+
+
+def test_the_closing_table_is_followed_by_figures_beside_the_own_one(inside):
+    done = inside(
+        "run", "kd", "--teacher", "mixture", "--duration", "64", "--batch", "32", "--pairs-count", "16",
+        "--pairs-steps", "2", "--output-dir", "run",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    lines = [line for line in " ".join(done.stdout.split()).split("covered[")[1:] if "(student, distilled)" in line]
+    assert lines and "(teacher, 18 Heun steps)" in lines[-1] and "(student, untrained)" in lines[-1]

@@ -15,6 +15,11 @@ def test_its_network_is_trained_anew_on_its_own_world(inside, tmp_path):
     done = inside("teachers", "train", "shapes", "--duration", "1280", "--batch", "64", "--protocol", "none", "--quiet",
                   "--channels-last", "off", "--output-dir", "t")  # fmt: skip
     assert done.returncode == 0, done.stderr
+    # As a pipeline of its own it knows no sentences: the next command says what it needs, and works.
+    assert "--teacher t/teacher --prompts FILE " in done.stdout
+    (tmp_path / "prompts.txt").write_text("a large red circle on white\n")
+    planned = inside("run", "kd", "--teacher", "t/teacher", "--prompts", "prompts.txt", "--distance", "l2", "--dry-run")
+    assert planned.returncode == 0, planned.stderr
     made, shipped = load_teacher(str(tmp_path / "t" / "teacher"), Quiet()), load_teacher("shapes", Quiet())
     names = [name for name, value in made.denoiser.state_dict().items() if value.ndim > 1]
     assert all(not torch.equal(made.denoiser.state_dict()[n], shipped.denoiser.state_dict()[n].float()) for n in names)
