@@ -37,7 +37,9 @@ class TrainingConfig(OptimizerConfig):
     warmup: CountOrShare = Field(
         0, description="images over which the learning rate rises from zero, or a share of the duration: 5%"
     )
-    ema_halflife: Count = Field(50_000, ge=0, description="half-life of the weights' moving average, in images")
+    ema_halflife: CountOrShare = Field(
+        50_000, description="half-life of the weights' moving average in images, or a share of the duration: 2%"
+    )
     ema_rampup: float = Field(
         0.05, gt=0, le=1, description="the half-life is at most this share of the images seen so far"
     )

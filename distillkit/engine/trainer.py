@@ -21,6 +21,7 @@ from distillkit.contracts.recipe import Recipe
 from distillkit.contracts.source import Batches
 from distillkit.contracts.step import Step
 from distillkit.contracts.teacher import Teacher
+from distillkit.counts import images_of
 from distillkit.engine.checkpoint import Checkpoint
 from distillkit.engine.config import INTERVALS, TrainingConfig
 from distillkit.engine.cost import CostMeter
@@ -95,7 +96,8 @@ class Trainer:
         for network in (*recipe.learners, *self.networks.owned.values()):
             network.to(device).eval()
         prepare_networks(config, (self.student, *recipe.learners), (self.ema, teacher.denoiser), self.roles().values())
-        self.average = MovingAverage(self.student, self.ema, halflife=config.ema_halflife, rampup=config.ema_rampup)
+        halflife = images_of(config.ema_halflife, config.duration)
+        self.average = MovingAverage(self.student, self.ema, halflife=halflife, rampup=config.ema_rampup)
         self.diagnostics = [d for part in recipe.parts for d in part.diagnostics]
         self.channels_last: bool | None = None
         self._step = partial(

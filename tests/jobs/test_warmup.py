@@ -44,3 +44,12 @@ def test_doubts_are_said_before_a_teachers_training(inside, monkeypatch):
     monkeypatch.setattr("distillkit.jobs.plan._tried", lambda *args: (None, "left out"))
     done = inside("teachers", "train", "digits", "--duration", "1k", "--warmup", "10M", "--dry-run")
     assert done.returncode == 0 and done.stdout.count("warning:") == 2, done.stdout
+
+
+def test_the_averages_half_life_may_be_a_share_of_the_training():
+    assert (
+        TrainingConfig(ema_halflife="2%").ema_halflife == "2%"
+        and TrainingConfig(ema_halflife="3k").ema_halflife == 3000
+    )
+    with pytest.raises(ValueError, match="share of the duration"):
+        TrainingConfig(ema_halflife="200%")

@@ -1,0 +1,54 @@
+"""`python -m benchmarks.tuning SUITE [ENTRY ...]`: tune entries of a suite with equal care, and write what was found.
+
+Each entry gets the same number of settings, drawn from its method's space (`spaces.py`), at the same share of the
+suite's budget with seed 0; the best few are trained again at the whole budget, and the best of these is the choice. The
+log has a line for every training. Stopped and started again, it goes on; entries in the log are not searched again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from benchmarks.tuning.search import Line, search
+from benchmarks.tuning.summary import summary
+from distillkit.benchmark.suite import load_suite
+from distillkit.files import append_bytes, write_bytes
+
+RESULTS = Path(__file__).parents[1] / "results"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("suite", help="its name")
+    parser.add_argument("entries", nargs="*", help="of the suite; all but ablations by default")
+    parser.add_argument("--settings", type=int, default=24, help="for each entry, its preset among them")
+    parser.add_argument("--share", type=float, default=0.25, help="of the budget, for each setting")
+    parser.add_argument("--finalists", type=int, default=3, help="that are trained at the whole budget")
+    parser.add_argument("--seed", type=int, default=0, help="of the sequence of settings")
+    parser.add_argument("--folder", type=Path, default=Path("tuning"), help="of the trainings")
+    parser.add_argument("--log", type=Path, help="benchmarks/results/SUITE/tuning.jsonl by default")
+    options = parser.parse_args()
+    suite = load_suite(options.suite)
+    log = options.log or RESULTS / suite.name / "tuning.jsonl"
+    entries = options.entries or [name for name, entry in suite.methods.items() if not entry.ablation_of]
+    for entry in entries:
+        if any(line["entry"] == entry for line in read(log)):
+            print(f"{entry}: in {log} already")
+            continue
+        lines = search(
+            suite, entry, options.folder / suite.name, settings=options.settings, share=options.share,
+            finalists=options.finalists, seed=options.seed,
+        )  # fmt: skip
+        append_bytes(log, "".join(json.dumps(line) + "\n" for line in lines).encode())
+        write_bytes(log.with_suffix(".md"), summary(suite, read(log)).encode())
+        print(f"{entry}: {len(lines)} trainings in {log}")
+
+
+def read(log: Path) -> list[Line]:
+    return [json.loads(line) for line in log.read_text().splitlines()] if log.is_file() else []
+
+
+if __name__ == "__main__":
+    main()

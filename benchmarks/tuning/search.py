@@ -1,0 +1,84 @@
+"""The search: a seeded quasi-random sequence of settings at a share of the budget, then the best at the whole.
+
+Every setting is an entry of a suite and is trained, resumed and measured by `distillkit.bench`, as the suite's own are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from scipy.stats import qmc
+
+from benchmarks.tuning.dimensions import Changes, setting
+from benchmarks.tuning.spaces import space
+from distillkit import bench
+from distillkit.benchmark.results import Run
+from distillkit.benchmark.suite import Entry, Suite
+from distillkit.evaluation.record import Record, read_record
+from distillkit.runs.config import merge
+
+Line = dict[str, Any]
+"""One training in the log."""
+
+
+def settings_of(suite: str, method: str, count: int, seed: int) -> list[Changes]:
+    """The preset as it is, then points of a scrambled Sobol sequence (Owen 1998); the same for the same seed."""
+    dimensions = space(suite, method)
+    points = qmc.Sobol(len(dimensions), scramble=True, rng=seed).random_base2((count - 1).bit_length())
+    return [{}, *(setting(dimensions, point) for point in points[: count - 1])]
+
+
+def tried(
+    suite: Suite, entry: str, changes: Sequence[tuple[int, Changes]], budget: int, folder: Path, round_: str
+) -> list[Line]:
+    """Train and measure the entry with each of these numbered changes; what is in the folder already is kept."""
+    whole = suite.methods[entry]
+    entries = {
+        f"{entry}-{number:02}": Entry(
+            method=suite.method_of(entry),
+            settings=merge(whole.settings, change.get("settings", {})),
+            training=merge(whole.training, change.get("training", {})),
+            student=merge(whole.student, change.get("student", {})),
+            sources=merge(whole.sources, change.get("sources", {})),
+        )
+        for number, change in changes
+    }
+    own = {"methods": entries, "budget": budget, "seeds": 1, "curve_points": 1, "nfe": (), "teacher_steps": (1,)}
+    result = bench(suite.model_copy(update=own), output_dir=folder, quiet=True)
+    runs = {run.entry: run for run in result.results.runs}
+    return [
+        {"suite": suite.name, "entry": entry, "round": round_, "number": number, "changes": change}
+        | figures(runs[f"{entry}-{number:02}"], folder)
+        for number, change in changes
+    ]
+
+
+def figures(run: Run, folder: Path) -> Line:
+    """What came of one training; `value` is None where it failed."""
+    if run.state == "failed":
+        return {"value": None, "reason": run.reason}
+    record = read_record(folder / run.records[0])
+    assert isinstance(record, Record)
+    own = record.figures[record.label]
+    others = {label: figure.value for label, figure in record.figures.items() if label != record.label}
+    return {
+        "label": record.label, "value": own.value, "error": own.standard_error, "others": others,
+        "cost": round(sum(run.cost.values())), "images": run.images, "health": run.health,
+    }  # fmt: skip
+
+
+def best(lines: Sequence[Line], count: int) -> list[Line]:
+    """The lines with the smallest figures."""
+    return sorted((line for line in lines if line["value"] is not None), key=lambda line: line["value"])[:count]
+
+
+def search(
+    suite: Suite, entry: str, folder: Path, *, settings: int, share: float, finalists: int, seed: int
+) -> list[Line]:
+    """All trainings of one entry's search: `settings` at a share of the budget, the best `finalists` at the whole."""
+    changes = list(enumerate(settings_of(suite.name, suite.method_of(entry), settings, seed)))
+    first = tried(suite, entry, changes, round(share * suite.budget), folder / f"{entry}-share", "share")
+    again = [(line["number"], line["changes"]) for line in best(first, finalists)]
+    return [*first, *tried(suite, entry, again, suite.budget, folder / f"{entry}-whole", "whole")]

@@ -1,0 +1,86 @@
+"""The space that is searched for each method: what is common to all, and what is its own.
+
+What the papers fix (SiD's alpha, the range of DMD's levels) is varied too where the settings offer it. Pairs are part
+of the budget, so their number is searched.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from benchmarks.tuning.dimensions import Choice, Dimension, Log, Times
+
+LR = "training.lr"
+START = Choice("student.start_ratio", (None, 2.5, 8.0))
+"""The noise level at which the student starts; None: the method's own."""
+BETA1 = Choice("training.beta1", (0.0, 0.9))
+LEVELS = (Choice("settings.level_min", (0.02, 0.1, 0.2, 0.3)), Choice("settings.level_max", (0.6, 0.75, 0.85, 0.98)))
+WEIGHTING = Choice("settings.weighting", ("uniform", "karras", "snr+1", "truncated-snr"))
+DISTANCE = Choice("settings.distance", ("l2", "l1", "pseudo-huber"))
+
+SUITES: Mapping[str, tuple[Dimension, ...]] = {
+    "digits": (
+        Log(LR, 2e-4, 3e-3),
+        Choice("training.batch", (32, 64, 128)),
+        Choice("training.ema_halflife", ("0.5%", "1%", "2%", "5%")),
+    ),
+    "mixture": (
+        Log(LR, 2e-4, 4e-3),
+        Choice("training.batch", (64, 128, 256, 512)),
+        Choice("training.ema_halflife", ("0.5%", "1%", "2%", "5%")),
+    ),
+    "shapes": (
+        Log(LR, 1e-4, 3e-3),
+        Choice("training.batch", (16, 32, 64)),
+        Choice("training.ema_halflife", ("0.5%", "1%", "2%", "5%")),
+    ),
+}
+"""Of every entry of a suite."""
+
+PAIRS: Mapping[str, Dimension] = {
+    "digits": Choice("sources.pairs.count", (512, 1024, 2048, 3072)),
+    "mixture": Choice("sources.pairs.count", (32, 512, 2048, 8192)),
+    "shapes": Choice("sources.pairs.count", (256, 512, 1024)),
+}
+"""Of methods that regress on pairs. The largest leave half of a quarter of the budget for the training."""
+
+
+def fake(name: str) -> Dimension:
+    """A rate of a fake score or critic in multiples of the student's: it must outrun the student."""
+    return Times(f"settings.{name}", LR, 1.0, 10.0)
+
+
+METHODS: Mapping[str, tuple[Dimension, ...]] = {
+    "dmd": (
+        fake("fake_lr"), Choice("settings.fake_updates", (1, 2, 3)), Log("settings.kl_weight", 0.02, 2.0), *LEVELS,
+        START,
+    ),
+    "dmd2": (
+        fake("critic_lr"), Choice("settings.updates", (1, 2, 3, 5)), Log("settings.gan_weight", 1e-3, 1.0),
+        Log("settings.critic_gan_weight", 1e-3, 1.0), *LEVELS, START, BETA1,
+    ),
+    "sid": (
+        fake("fake_lr"), Choice("settings.alpha", (0.8, 1.0, 1.1, 1.2)), Choice("settings.largest", (0.6, 0.8, 1.0)),
+        START, BETA1,
+    ),
+    "consistency": (
+        Choice("settings.levels", (8, 12, 18, 28, 40)), Choice("settings.target_decay", (0.0, 0.9, 0.95)), DISTANCE,
+        WEIGHTING, START,
+    ),
+    "progressive": (Choice("settings.start_steps", (4, 8, 16, 32)), Choice("settings.last_share", (1.0, 2.0, 4.0)),
+                    WEIGHTING),
+    "kd": (DISTANCE, START),
+}  # fmt: skip
+"""Of one method."""
+
+WITH_PAIRS = {"dmd", "kd"}
+
+
+def space(suite: str, method: str) -> tuple[Dimension, ...]:
+    """All dimensions that are searched for a method in a suite.
+
+    Raises:
+        KeyError: where the suite or the method has none.
+    """
+    pairs = (PAIRS[suite],) if method in WITH_PAIRS else ()
+    return SUITES[suite] + METHODS[method] + pairs

@@ -1,0 +1,81 @@
+"""The log of a search as a page for people."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from benchmarks.tuning.search import Line, best
+from distillkit.benchmark.suite import Suite
+
+
+def summary(suite: Suite, lines: Sequence[Line]) -> str:
+    """Markdown: how the search went, then for each entry its finalists and its choice."""
+    names = list(dict.fromkeys(line["entry"] for line in lines))
+    return "\n".join([*_head(suite, lines), *(text for name in names for text in _entry(name, lines)), ""])
+
+
+def _head(suite: Suite, lines: Sequence[Line]) -> Iterator[str]:
+    label = next((line["label"] for line in lines if "label" in line), "")
+    first = [line for line in lines if line["round"] == "share"]
+    each = max(sum(line["entry"] == name for line in first) for name in {line["entry"] for line in first})
+    yield f"# How the presets for the suite `{suite.name}` were chosen"
+    yield ""
+    yield (
+        f"Each entry had the same number of settings ({each}: its former preset, number 0, and points of a seeded "
+        "quasi-random sequence in the space that `benchmarks/tuning/spaces.py` gives its method), each trained with "
+        f"seed 0 for the same share of the suite's budget of {suite.budget:,} forward-equivalents. The best three were "
+        f"trained again for the whole; the best of these is the choice. The figure is {label}, lower is better; every "
+        "training is a line of `tuning.jsonl`. The figures that decided are not those of the report, which are of "
+        "trainings made anew, with three seeds."
+    )
+    yield ""
+    yield "| entry | share: preset | median | best | failed | whole: choice | number |"
+    yield "|---|---:|---:|---:|---:|---:|---:|"
+    for name in dict.fromkeys(line["entry"] for line in lines):
+        yield _row(name, [line for line in lines if line["entry"] == name])
+
+
+def _row(name: str, lines: Sequence[Line]) -> str:
+    first = [line for line in lines if line["round"] == "share"]
+    values = [line["value"] for line in first if line["value"] is not None]
+    preset = next((line["value"] for line in first if line["number"] == 0), None)
+    choice = chosen(lines)
+    cells = [
+        name, _number(preset), _number(statistics.median(values)), _number(min(values)), str(len(first) - len(values)),
+        _number(choice["value"]), str(choice["number"]),
+    ]  # fmt: skip
+    return "| " + " | ".join(cells) + " |"
+
+
+def _entry(name: str, lines: Sequence[Line]) -> Iterator[str]:
+    own = [line for line in lines if line["entry"] == name]
+    yield from (
+        "",
+        f"## {name}",
+        "",
+        "| number | share | whole | changes to the former preset |",
+        "|---:|---:|---:|---|",
+    )
+    share = {line["number"]: line["value"] for line in own if line["round"] == "share"}
+    for line in best([line for line in own if line["round"] == "whole"], len(own)):
+        number = line["number"]
+        yield f"| {number} | {_number(share[number])} | {_number(line['value'])} | {_changes(line['changes'])} |"
+
+
+def chosen(lines: Sequence[Line]) -> Line:
+    """The best at the whole budget, of one entry's lines."""
+    return best([line for line in lines if line["round"] == "whole"], 1)[0]
+
+
+def _changes(changes: Any, above: str = "") -> str:
+    parts = [
+        _changes(value, f"{above}{name}.") if isinstance(value, dict) else f"`{above}{name}` {value}"
+        for name, value in changes.items()
+    ]
+    return ", ".join(parts) or "none"
+
+
+def _number(value: float | None) -> str:
+    return "failed" if value is None else f"{value:.4g}"

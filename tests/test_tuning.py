@@ -1,0 +1,68 @@
+"""Presets are tuned with equal care: as many settings for every entry, all of them valid, and a choice from the log."""
+
+import sys
+
+import pytest
+
+from benchmarks.tuning import __main__ as command
+from benchmarks.tuning.dimensions import Choice, Log, Times, setting
+from benchmarks.tuning.search import best, settings_of
+from benchmarks.tuning.spaces import SUITES
+from distillkit.benchmark.suite import Entry, load_suite
+from distillkit.registry import registry
+from distillkit.runs.config import merge, resolve
+
+
+def entries(name):
+    suite = load_suite(name)
+    return suite, [entry for entry, values in suite.methods.items() if not values.ablation_of]
+
+
+@pytest.mark.parametrize("name", sorted(SUITES))
+def test_every_entry_has_as_many_settings_and_all_are_valid(name):
+    suite, names = entries(name)
+    for entry in names:
+        method, whole = suite.method_of(entry), suite.methods[entry]
+        drawn = settings_of(name, method, 24, seed=0)
+        assert len(drawn) == 24 and drawn[0] == {}
+        assert len({str(changes) for changes in drawn}) == 24
+        for changes in drawn:
+            given = Entry.model_validate(merge(whole.model_dump(), changes))
+            options = {"teacher": suite.teacher, "settings": given.settings, "training": given.training}
+            config = resolve(registry().method(method), options={**options, "student": given.student})[0]
+            assert config.training.lr == given.training.get("lr", config.training.lr)
+
+
+def test_the_same_seed_draws_the_same_and_another_others():
+    assert settings_of("digits", "dmd", 8, seed=0) == settings_of("digits", "dmd", 24, seed=0)[:8]
+    assert settings_of("digits", "dmd", 8, seed=0)[1:] != settings_of("digits", "dmd", 8, seed=1)[1:]
+
+
+def test_a_point_becomes_nested_changes():
+    dimensions = (Log("training.lr", 1e-4, 1e-2), Times("settings.rate", "training.lr", 1, 10), Choice("a.b.c", (1, 2)))
+    assert setting(dimensions, (0.5, 0.5, 0.99)) == {
+        "training": {"lr": 1e-3}, "settings": {"rate": 3.2e-3}, "a": {"b": {"c": 2}},
+    }  # fmt: skip
+
+
+def test_a_training_that_failed_is_not_the_best():
+    lines = [{"value": None}, {"value": 2.0}, {"value": 1.0}, {"value": 3.0}]
+    assert [line["value"] for line in best(lines, 2)] == [1.0, 2.0]
+
+
+def test_a_search_from_the_command_line_goes_on_where_it_was(monkeypatch, tmp_path, capsys):
+    small = load_suite("mixture").model_copy(update={"budget": 24_000, "samples": 4096})
+    monkeypatch.setattr(command, "load_suite", lambda name: small)
+    log = tmp_path / "tuning.jsonl"
+    options = ["mixture", "progressive", "--settings=3", "--finalists=1", f"--folder={tmp_path}", f"--log={log}"]
+    monkeypatch.setattr(sys, "argv", ["tuning", *options])
+    command.main()
+    lines = command.read(log)
+    assert [(line["round"], line["number"]) for line in lines[:3]] == [("share", 0), ("share", 1), ("share", 2)]
+    share, (whole,) = lines[:3], lines[3:]
+    assert whole["number"] == best(share, 1)[0]["number"] and whole["changes"] == best(share, 1)[0]["changes"]
+    assert max(line["cost"] for line in share) <= 6_000 < whole["cost"] <= 24_000
+    page = log.with_suffix(".md").read_text()
+    assert "24,000 forward-equivalents" in page and f"| {whole['number']} | " in page
+    command.main()
+    assert command.read(log) == lines and "already" in capsys.readouterr().out
