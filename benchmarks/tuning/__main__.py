@@ -1,6 +1,6 @@
 """`python -m benchmarks.tuning SUITE [ENTRY ...]`: tune entries of a suite with equal care, and write what was found.
 
-Each entry gets the same number of settings, drawn from its method's space (`spaces.py`), at the same share of the
+Each entry gets the same number of settings, drawn from its space (`spaces.py`), at the same share of the
 suite's budget with seed 0; the best few are trained again at the whole budget, and the best of these is the choice. The
 log has a line for every training. Stopped and started again, it goes on; entries in the log are not searched again.
 """
@@ -22,7 +22,7 @@ RESULTS = Path(__file__).parents[1] / "results"
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("suite", help="its name")
-    parser.add_argument("entries", nargs="*", help="of the suite; all but ablations by default")
+    parser.add_argument("entries", nargs="*", help="of the suite; all by default")
     parser.add_argument("--settings", type=int, default=24, help="for each entry, its preset among them")
     parser.add_argument("--share", type=float, default=0.25, help="of the budget, for each setting")
     parser.add_argument("--finalists", type=int, default=3, help="that are trained at the whole budget")
@@ -32,8 +32,7 @@ def main() -> None:
     options = parser.parse_args()
     suite = load_suite(options.suite)
     log = options.log or RESULTS / suite.name / "tuning.jsonl"
-    entries = options.entries or [name for name, entry in suite.methods.items() if not entry.ablation_of]
-    for entry in entries:
+    for entry in options.entries or suite.methods:
         if any(line["entry"] == entry for line in read(log)):
             print(f"{entry}: in {log} already")
             continue

@@ -23,9 +23,9 @@ Line = dict[str, Any]
 """One training in the log."""
 
 
-def settings_of(suite: str, method: str, count: int, seed: int) -> list[Changes]:
+def settings_of(suite: str, entry: str, count: int, seed: int) -> list[Changes]:
     """The preset as it is, then points of a scrambled Sobol sequence (Owen 1998); the same for the same seed."""
-    dimensions = space(suite, method)
+    dimensions = space(suite, entry)
     points = qmc.Sobol(len(dimensions), scramble=True, rng=seed).random_base2((count - 1).bit_length())
     return [{}, *(setting(dimensions, point) for point in points[: count - 1])]
 
@@ -78,7 +78,7 @@ def search(
     suite: Suite, entry: str, folder: Path, *, settings: int, share: float, finalists: int, seed: int
 ) -> list[Line]:
     """All trainings of one entry's search: `settings` at a share of the budget, the best `finalists` at the whole."""
-    changes = list(enumerate(settings_of(suite.name, suite.method_of(entry), settings, seed)))
+    changes = list(enumerate(settings_of(suite.name, entry, settings, seed)))
     first = tried(suite, entry, changes, round(share * suite.budget), folder / f"{entry}-share", "share")
     again = [(line["number"], line["changes"]) for line in best(first, finalists)]
     return [*first, *tried(suite, entry, again, suite.budget, folder / f"{entry}-whole", "whole")]

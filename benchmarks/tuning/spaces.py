@@ -1,4 +1,4 @@
-"""The space that is searched for each method: what is common to all, and what is its own.
+"""The space that is searched for each entry: what is common to all, and what is its own.
 
 What the papers fix (SiD's alpha, the range of DMD's levels) is varied too where the settings offer it. Pairs are part
 of the budget, so their number is searched.
@@ -50,11 +50,13 @@ def fake(name: str) -> Dimension:
     return Times(f"settings.{name}", LR, 1.0, 10.0)
 
 
+SCORES = (fake("fake_lr"), Choice("settings.fake_updates", (1, 2, 3)), *LEVELS, START)
+"""Of DMD's KL objective."""
+
 METHODS: Mapping[str, tuple[Dimension, ...]] = {
-    "dmd": (
-        fake("fake_lr"), Choice("settings.fake_updates", (1, 2, 3)), Log("settings.kl_weight", 0.02, 2.0), *LEVELS,
-        START,
-    ),
+    "dmd": (Log("settings.kl_weight", 0.02, 2.0), *SCORES),
+    "dmd-without-regression": (*SCORES, BETA1),
+    "dmd-without-kl": (DISTANCE, START),
     "dmd2": (
         fake("critic_lr"), Choice("settings.updates", (1, 2, 3, 5)), Log("settings.gan_weight", 1e-3, 1.0),
         Log("settings.critic_gan_weight", 1e-3, 1.0), *LEVELS, START, BETA1,
@@ -71,16 +73,16 @@ METHODS: Mapping[str, tuple[Dimension, ...]] = {
                     WEIGHTING),
     "kd": (DISTANCE, START),
 }  # fmt: skip
-"""Of one method."""
+"""Of one method, or of an ablation, whose best settings are others."""
 
-WITH_PAIRS = {"dmd", "kd"}
+WITH_PAIRS = {"dmd", "dmd-without-kl", "kd"}
 
 
-def space(suite: str, method: str) -> tuple[Dimension, ...]:
-    """All dimensions that are searched for a method in a suite.
+def space(suite: str, entry: str) -> tuple[Dimension, ...]:
+    """All dimensions that are searched for an entry of a suite.
 
     Raises:
-        KeyError: where the suite or the method has none.
+        KeyError: where the suite or the entry has none.
     """
-    pairs = (PAIRS[suite],) if method in WITH_PAIRS else ()
-    return SUITES[suite] + METHODS[method] + pairs
+    pairs = (PAIRS[suite],) if entry in WITH_PAIRS else ()
+    return SUITES[suite] + METHODS[entry] + pairs

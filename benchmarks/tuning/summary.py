@@ -24,7 +24,7 @@ def _head(suite: Suite, lines: Sequence[Line]) -> Iterator[str]:
     yield ""
     yield (
         f"Each entry had the same number of settings ({each}: its former preset, number 0, and points of a seeded "
-        "quasi-random sequence in the space that `benchmarks/tuning/spaces.py` gives its method), each trained with "
+        "quasi-random sequence in the space that `benchmarks/tuning/spaces.py` gives it), each trained with "
         f"seed 0 for the same share of the suite's budget of {suite.budget:,} forward-equivalents. The best three were "
         f"trained again for the whole; the best of these is the choice. The figure is {label}, lower is better; every "
         "training is a line of `tuning.jsonl`. The figures that decided are not those of the report, which are of "
