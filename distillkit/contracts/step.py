@@ -13,6 +13,7 @@ from distillkit.contracts.condition import Condition
 from distillkit.contracts.conditioner import Conditioner
 from distillkit.contracts.random import Indices, SampleRNG
 from distillkit.contracts.source import Batches, Images, Pairs, PairSamples, Samples
+from distillkit.contracts.stage import Stage
 from distillkit.contracts.student import StudentGenerator
 
 Batch = TypeVar("Batch")
@@ -34,6 +35,8 @@ class Step:
         student_due: whether the student is updated in this step.
         needs: what the recipe declares to read; see `Objective.needs`.
         sources: opened sources by the type of their batches.
+        stage: the part of the training that the step belongs to.
+        progress: share of the stage that is done before this step, 0 to 1: for what changes on the way.
     """
 
     def __init__(
@@ -48,7 +51,10 @@ class Step:
         student_due: bool = True,
         needs: frozenset[type] = frozenset(),
         sources: Mapping[type, Batches[Any]] | None = None,
+        stage: Stage | None = None,
+        progress: float = 0.0,
     ) -> None:
+        self.stage, self.progress = stage or Stage(), progress
         self.index, self.indices, self.student = index, indices, student
         self.student_due = student_due
         self.rng, self.device = rng, device

@@ -1,11 +1,12 @@
 """What several methods share; part of the public API.
 
 Denoising score matching and the gradients of score differences (DMD, DMD2, SiD), discriminators on a denoiser's
-features, target networks, the regression on noise-image pairs, and distances by name. The mathematics below them,
-schedules, solvers and samplers, is in `distillkit.diffusion`.
+features, consistency models and their targets, the regression on noise-image pairs, and distances by name. The
+mathematics below them, schedules, solvers and samplers, is in `distillkit.diffusion`.
 """
 
 from distillkit.parts.clean import CLEAN, CleanSource
+from distillkit.parts.consistency import CONSISTENCY_HEALTH, Neighbours, StepName, log_ends
 from distillkit.parts.discriminator import (
     DiscriminatorHead,
     accuracy,
@@ -39,6 +40,7 @@ from distillkit.parts.targets import Target
 
 __all__ = [
     "CLEAN",
+    "CONSISTENCY_HEALTH",
     "FAKE_TO_REAL_ERROR",
     "KL_GRADIENT_RMS",
     "LEVELS",
@@ -50,7 +52,9 @@ __all__ = [
     "FakeScore",
     "Levels",
     "NamedDistance",
+    "Neighbours",
     "Regression",
+    "StepName",
     "Target",
     "accuracy",
     "denoising_loss",
@@ -60,6 +64,7 @@ __all__ = [
     "generator_loss",
     "head_for",
     "kl_gradient",
+    "log_ends",
     "log_errors",
     "lognormal_levels",
     "noise_levels",

@@ -22,7 +22,7 @@ from distillkit.registry import registry
 from distillkit.runs.config import resolve
 
 Settings = Mapping[str, Any]
-BATCH = 8
+BATCH, STEPS = 8, 4
 CPU = torch.device("cpu")
 
 
@@ -62,11 +62,11 @@ class Parts:
     rng: SampleRNG
 
     def step(self, index: int = 0, needs: Sequence[type] | None = None) -> Step:
-        """A whole batch with the student due, as for parts that declare these needs."""
+        """A whole batch with the student due, as for parts that declare these needs; in a stage of `STEPS` steps."""
         return Step(
             index=index, indices=range(BATCH), student=self.recipe.student, conditioner=self.teacher.conditioner,
             rng=self.rng, device=CPU, needs=self.recipe.needs if needs is None else frozenset(needs),
-            sources=self.sources,
+            sources=self.sources, stage=self.recipe.stages[0], progress=index % STEPS / STEPS,
         )  # fmt: skip
 
     def student_loss(self, step: Step, objectives: Sequence[Objective] | None = None) -> Tensor:

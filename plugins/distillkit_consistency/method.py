@@ -6,8 +6,8 @@ from pydantic import Field
 
 from distillkit import Method, MethodConfig, Recipe, StudentGenerator, Teacher
 from distillkit.diffusion import WEIGHTINGS, ConsistencySampler, WeightingName
-from distillkit.parts import CleanSource, DistanceName, distance_for
-from distillkit_consistency.consistency import ConsistencyLoss, StepName
+from distillkit.parts import CleanSource, DistanceName, StepName, distance_for
+from distillkit_consistency.consistency import ConsistencyLoss
 from distillkit_consistency.presets import PRESETS
 
 

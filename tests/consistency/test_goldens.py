@@ -50,7 +50,7 @@ def test_the_whole_objective(networks, name, teacher, weighting):
         made["student"], Teacher(made["teacher"], SPEC, ClassLabels(classes=10)) if teacher else None,
         NamedDistance("l2"), WEIGHTINGS[weighting], levels=40, decay=0.95, source="images",
     )  # fmt: skip
-    loss.target.network.load_state_dict(made["target"].state_dict())
+    loss.neighbours.target.network.load_state_dict(made["target"].state_dict())
     made["student"].requires_grad_(True)
     student = StudentGenerator(made["student"], ConsistencySampler(levels=(80.0,)), SPEC.shape)
     value = loss(Replay(t, student, condition, t["index_cd"], 39))
@@ -62,7 +62,7 @@ def test_the_whole_objective(networks, name, teacher, weighting):
             assert (found.grad - t[key]).abs().max() <= 1e-3 * t[key].abs().max(), key
             compared += 1
     assert compared
-    assert all(p.grad is None for p in loss.target.network.parameters())
+    assert all(p.grad is None for p in loss.neighbours.target.network.parameters())
 
 
 def test_boundary_condition(networks):

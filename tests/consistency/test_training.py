@@ -58,11 +58,11 @@ def test_neighbours_with_and_without_the_teacher(schedule):
     data, noise = step.images, step.normal("noise")
     t, t_next = (level.float().expand(4) for level in teacher.schedule.path(4)[1:3])
     x = teacher.schedule.add_noise(data.sample, noise, t)
-    found = recipe.objectives[0].neighbour(x, data.sample, noise, t, t_next, data.condition)
+    found = recipe.objectives[0].neighbours.step(x, data.sample, noise, t, t_next, data.condition)
     expected = heun_step(lambda x, t: teacher(x, t, data.condition, 3.0), teacher.schedule, x, t, t_next)
     assert torch.equal(found, expected)
     free = made(teacher, teacher_free=True)
-    found = free.objectives[0].neighbour(x, data.sample, noise, t, t_next, data.condition)
+    found = free.objectives[0].neighbours.step(x, data.sample, noise, t, t_next, data.condition)
     assert torch.equal(found, teacher.schedule.add_noise(data.sample, noise, t_next))
     assert (recipe.guidance, free.guidance) == (3.0, None)
 
@@ -92,7 +92,7 @@ def test_a_skipping_ddim_step_is_that_of_latent_consistency_models():
     expected = torch.cat([
         scheduler.step(predicted[i : i + 1], int(t[i]), x[i : i + 1]).prev_sample for i in range(len(t))
     ])  # fmt: skip
-    found = objective.neighbour(x, x0, noise, t, t_next, condition)
+    found = objective.neighbours.step(x, x0, noise, t, t_next, condition)
     torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)
 
 

@@ -104,11 +104,15 @@ def test_batch_that_processes_cannot_share_is_refused(bench):
 
 
 def test_stages_split_the_duration_and_restart_optimisers_and_average(bench):
-    begun = []
+    begun, seen = [], []
 
     class Staged(Toy):
         def begin_stage(self, stage, student):
             begun.append((stage.name, trainer.step))
+
+        def __call__(self, step):
+            seen.append((step.stage.name, step.progress))
+            return super().__call__(step)
 
     recipe = bench.toy(Staged(), stages=(Stage("long", share=2), Stage("short", share=1)))
     trainer = bench.trainer(recipe)
@@ -118,6 +122,7 @@ def test_stages_split_the_duration_and_restart_optimisers_and_average(bench):
         optimisers.add(trainer._updaters["student"])
     assert begun == [("long", 0), ("short", 4)]
     assert len(optimisers) == 2
+    assert seen == [*(("long", k / 4) for k in range(4)), ("short", 0), ("short", 0.5)]
 
 
 def test_recipe_with_two_parts_of_one_name_is_refused(bench):

@@ -10,6 +10,7 @@ from tests.testing.mutate import mutated
 
 SCORES, DIFFERENCE = "distillkit.parts.score_matching", "distillkit.parts.score_difference"
 TARGETS, REGRESSION = "distillkit.parts.targets", "distillkit.parts.regression"
+NEIGHBOURS = "distillkit.parts.consistency"
 HALVING, CONSISTENCY = "distillkit_progressive.halving", "distillkit_consistency.consistency"
 IDENTITY, CRITIC = "distillkit_sid.score_identity", "distillkit_dmd2.critic"
 
@@ -131,7 +132,7 @@ MUTATIONS = {
         "self.teacher(noisy, t, condition)", "guidance",
     ),
     "consistency: guidance dropped": Mutation(
-        "consistency", EFFECT, CONSISTENCY, "teacher(x, t, condition, self.guidance)", "teacher(x, t, condition)",
+        "consistency", EFFECT, NEIGHBOURS, "teacher(x, t, condition, self.guidance)", "teacher(x, t, condition)",
         "guidance",
     ),
     "dmd2: student in the place of real images": Mutation(
@@ -145,7 +146,7 @@ MUTATIONS = {
     ),
     # Updates.
     "consistency: target's average never updated": Mutation(
-        "consistency", EFFECT, CONSISTENCY, "self.target.update()", "pass", "target_decay"
+        "consistency", EFFECT, CONSISTENCY, "self.neighbours.target.update()", "pass", "target_decay"
     ),
     "target: decay dropped": Mutation(
         "consistency", EFFECT, TARGETS, "1 - self.decay)", "1.0)", "target_decay"

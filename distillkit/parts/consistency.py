@@ -1,0 +1,115 @@
+"""Consistency models: their function, neighbouring points of a trajectory, and what must be the same at both."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from distillkit.contracts.condition import Condition
+from distillkit.contracts.denoiser import Denoiser
+from distillkit.contracts.health import Diagnostic
+from distillkit.contracts.step import Step
+from distillkit.contracts.teacher import Teacher
+from distillkit.diffusion.samplers import consistency_function
+from distillkit.diffusion.solvers import euler_step, heun_step
+from distillkit.parts.targets import Target
+
+StepName = Literal["heun", "ddim"]
+
+CONSISTENCY_HEALTH = (
+    Diagnostic(
+        "std_to_data",
+        ok=(0.8, 1.15),
+        watch=(0.4, 2.0),
+        meaning="standard deviation of the ends that the student gives to noisy samples over that of the clean ones; "
+        "towards 0 all trajectories end alike, above 1 they diverge: lower the learning rate",
+    ),
+    Diagnostic(
+        "neighbour_gap",
+        ok=(0.0, 0.3),
+        watch=(0.0, 1.0),
+        meaning="how far the ends of neighbouring points lie apart, in units of the data's standard deviation; where "
+        "it grows the student runs after its own target: lower the learning rate, or take more levels",
+    ),
+)
+
+
+class Neighbours:
+    """Two points of one trajectory, and the ends that the student and its target give them (Song et al. 2023, arXiv
+    2303.01469, Eq. 7 and 10).
+
+    The teacher alone is guided: a target that was guided again would be guided once more in every round.
+
+    Args:
+        student: its denoiser.
+        teacher: whose ODE leads from a point to its neighbour (distillation); None for the clean sample at the
+            neighbour's level with the same noise (training without a teacher).
+        solver: of that step: "heun", or "ddim" with one evaluation.
+        guidance: of the teacher.
+        decay: of the target network's moving average.
+
+    Attributes:
+        target: the network that targets are taken from.
+    """
+
+    def __init__(
+        self,
+        student: Denoiser,
+        teacher: Teacher | None,
+        *,
+        solver: StepName = "heun",
+        guidance: float = 1.0,
+        decay: float = 0.0,
+    ) -> None:
+        self.teacher, self.solver, self.guidance = teacher, solver, guidance
+        self.schedule, self.sigma_data = student.schedule, float(getattr(student, "sigma_data", 0.5))
+        self.target = Target(student, decay)
+
+    def modules(self) -> Mapping[str, nn.Module]:
+        """For `Objective.modules`."""
+        return {"target": self.target.network} if self.target.network is not None else {}
+
+    def ends(
+        self, student: Denoiser, x0: Tensor, noise: Tensor, t: Tensor, t_next: Tensor, condition: Condition
+    ) -> tuple[Tensor, Tensor]:
+        """f(x_t, t) with gradient, and the target's end of the neighbour at t_next without; both (B, ...).
+
+        Args:
+            student: the network of f.
+            x0, noise: (B, ...), of which x_t is made.
+            t, t_next: (B,), t the noisier.
+            condition: of every sample.
+        """
+        x = self.schedule.add_noise(x0, noise, t)
+        with torch.no_grad():
+            x_next = self.step(x, x0, noise, t, t_next, condition)
+            target = self.f(self.target, x_next, t_next, condition)
+        return self.f(student, x, t, condition), target
+
+    def step(self, x: Tensor, x0: Tensor, noise: Tensor, t: Tensor, t_next: Tensor, condition: Condition) -> Tensor:
+        """The point at t_next of the trajectory through x (B, ...) at t."""
+        if self.teacher is None:
+            return self.schedule.add_noise(x0, noise, t_next)
+        teacher = self.teacher
+
+        def guided(x: Tensor, t: Tensor) -> Tensor:
+            return teacher(x, t, condition, self.guidance)
+
+        if self.solver == "ddim":
+            return euler_step(self.schedule, x, guided(x, t), t, t_next)
+        return heun_step(guided, self.schedule, x, t, t_next)
+
+    def f(self, denoise: Callable[..., Tensor], x: Tensor, t: Tensor, condition: Condition) -> Tensor:
+        """The consistency function of a denoiser."""
+        return consistency_function(denoise, x, t, condition, schedule=self.schedule, sigma_data=self.sigma_data)
+
+
+@torch.no_grad()
+def log_ends(step: Step, end: Tensor, target: Tensor, x0: Tensor) -> None:
+    """Log what `CONSISTENCY_HEALTH` judges, from both ends and the clean samples, all (B, ...)."""
+    spread = x0.std()
+    step.log("std_to_data", end.std() / spread)
+    step.log("neighbour_gap", (end - target).square().mean().sqrt() / spread)
