@@ -216,13 +216,14 @@ class Trainer:
     def _micro_batches(self, index: int, due: bool) -> Iterator[tuple[Step, float]]:
         """This process' part of the total batch in passes of at most `batch_per_device`, with their shares of it."""
         start, end = self._bounds[self._stage]
-        at = {"stage": self.recipe.stages[self._stage], "progress": min((index - start) / max(end - start, 1), 1.0)}
+        stage, progress = self.recipe.stages[self._stage], min((index - start) / max(end - start, 1), 1.0)
         local = self.config.batch // self.accelerator.num_processes
         first = local * self.accelerator.process_index
         passes = -(-local // (self.config.batch_per_device or local))
         cuts = [first + local * k // passes for k in range(passes + 1)]
         for low, high in pairwise(cuts):
-            yield self._step(index=index, indices=range(low, high), student_due=due, **at), (high - low) / local
+            step = self._step(index=index, indices=range(low, high), student_due=due, stage=stage, progress=progress)
+            yield step, (high - low) / local
 
     def _enter_stage(self, step: int, *, resuming: bool = False) -> None:
         """Start the stage that a step belongs to: fresh optimisers, its sampler, its average."""
