@@ -50,7 +50,7 @@ def test_a_search_from_the_command_line_goes_on_where_it_was(monkeypatch, tmp_pa
     small = load_suite("mixture").model_copy(update={"budget": 24_000, "samples": 4096})
     monkeypatch.setattr(command, "load_suite", lambda name: small)
     log = tmp_path / "tuning.jsonl"
-    options = ["mixture", "progressive", "--settings=3", "--finalists=1", f"--folder={tmp_path}", f"--log={log}"]
+    options = ["mixture", "sid", "--settings=3", "--finalists=1", f"--folder={tmp_path}", f"--log={log}"]
     monkeypatch.setattr(sys, "argv", ["tuning", *options])
     command.main()
     lines = command.read(log)
@@ -58,6 +58,7 @@ def test_a_search_from_the_command_line_goes_on_where_it_was(monkeypatch, tmp_pa
     share, (whole,) = lines[:3], lines[3:]
     assert whole["number"] == best(share, 1)[0]["number"] and whole["changes"] == best(share, 1)[0]["changes"]
     assert max(line["cost"] for line in share) <= 6_000 < whole["cost"] <= 24_000
+    assert set(whole["diagnostics"]) == set(whole["health"]) != set()
     page = log.with_suffix(".md").read_text()
     assert "24,000 forward-equivalents" in page and f"| {whole['number']} | " in page
     command.main()

@@ -5,7 +5,8 @@ Every setting is an entry of a suite and is trained, resumed and measured by `di
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import statistics
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,11 @@ from scipy.stats import qmc
 from benchmarks.tuning.dimensions import Changes, setting
 from benchmarks.tuning.spaces import space
 from distillkit import bench
+from distillkit.benchmark.harness import LARGEST_METRICS
 from distillkit.benchmark.results import Run
 from distillkit.benchmark.suite import Entry, Suite
 from distillkit.evaluation.record import Record, read_record
+from distillkit.reading import json_lines
 from distillkit.runs.config import merge
 
 Line = dict[str, Any]
@@ -66,7 +69,16 @@ def figures(run: Run, folder: Path) -> Line:
     return {
         "label": record.label, "value": own.value, "error": own.standard_error, "others": others,
         "cost": round(sum(run.cost.values())), "images": run.images, "health": run.health,
+        "diagnostics": diagnostics(folder / run.folder, run.health),
     }  # fmt: skip
+
+
+def diagnostics(run: Path, names: Iterable[str]) -> dict[str, float]:
+    """The mean of each logged value over the last quarter of a training."""
+    logged = list(json_lines(run / "metrics.jsonl", most=LARGEST_METRICS))
+    last = [line for line in logged if line["images"] > 0.75 * logged[-1]["images"]]
+    values = {name: [line[name] for line in last if name in line] for name in names}
+    return {name: statistics.fmean(found) for name, found in values.items() if found}
 
 
 def best(lines: Sequence[Line], count: int) -> list[Line]:

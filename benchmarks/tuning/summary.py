@@ -6,6 +6,8 @@ import statistics
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import numpy as np
+
 from benchmarks.tuning.search import Line, best
 from distillkit.benchmark.suite import Suite
 
@@ -13,7 +15,8 @@ from distillkit.benchmark.suite import Suite
 def summary(suite: Suite, lines: Sequence[Line]) -> str:
     """Markdown: how the search went, then for each entry its finalists and its choice."""
     names = list(dict.fromkeys(line["entry"] for line in lines))
-    return "\n".join([*_head(suite, lines), *(text for name in names for text in _entry(name, lines)), ""])
+    entries = (text for name in names for text in _entry(name, lines))
+    return "\n".join([*_head(suite, lines), *_health(lines), *entries, ""])
 
 
 def _head(suite: Suite, lines: Sequence[Line]) -> Iterator[str]:
@@ -47,6 +50,37 @@ def _row(name: str, lines: Sequence[Line]) -> str:
         _number(choice["value"]), str(choice["number"]),
     ]  # fmt: skip
     return "| " + " | ".join(cells) + " |"
+
+
+GOOD, BAD = 1.5, 4.0
+"""In figures of an entry's best training at the same budget: what ended well is below, what ended badly above."""
+
+
+def _health(lines: Sequence[Line]) -> Iterator[str]:
+    yield from (
+        "", "## Health", "",
+        f"Means of the logged values over the last quarter of the trainings that ended within {GOOD} times the figure "
+        f"of their entry's best of the same round, and of those that ended above {BAD} times it, all entries together: "
+        "median and the range from the 5th to the 95th percentile, and the share that was judged ok.", "",
+        "| value | trainings | ended well | ok | trainings | ended badly | ok |", "|---|---:|---:|---:|---:|---:|---:|",
+    )  # fmt: skip
+    good, bad = [], []
+    for line in lines:
+        if line["value"] is not None:
+            same = [other for other in lines if (other["entry"], other["round"]) == (line["entry"], line["round"])]
+            ratio = line["value"] / best(same, 1)[0]["value"]
+            (good if ratio <= GOOD else bad if ratio > BAD else []).append(line)
+    for name in sorted({name for line in lines for name in line.get("diagnostics", {})}):
+        yield f"| `{name}` | {_judged(name, good)} | {_judged(name, bad)} |"
+
+
+def _judged(name: str, lines: Sequence[Line]) -> str:
+    found = [line for line in lines if name in line["diagnostics"]]
+    if not found:
+        return "0 | |"
+    low, middle, high = np.quantile([line["diagnostics"][name] for line in found], (0.05, 0.5, 0.95))
+    ok = sum(line["health"][name] == "ok" for line in found) / len(found)
+    return f"{len(found)} | {middle:.3g} ({low:.3g} to {high:.3g}) | {ok:.0%}"
 
 
 def _entry(name: str, lines: Sequence[Line]) -> Iterator[str]:
