@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import Any, TypeVar
 
@@ -19,8 +19,8 @@ from distillkit.contracts.student import StudentGenerator
 Batch = TypeVar("Batch")
 
 
-class Step:
-    """One training step as seen by objectives and learners, on one process and one micro-batch.
+class Draws:
+    """What one training step reads, on one process and one micro-batch: batches of data, and random numbers.
 
     Every random draw depends on the run's seed, the step and the sample's index in the total batch, so it does
     not matter how many processes or micro-batches share the work.
@@ -28,15 +28,9 @@ class Step:
     Args:
         index: number of the step, from 0.
         indices: the samples' places in the total batch.
-        student: the generator in training.
-        conditioner: the teacher's.
         rng: the run's random draws.
         device: where tensors are to be.
-        student_due: whether the student is updated in this step.
-        needs: what the recipe declares to read; see `Objective.needs`.
         sources: opened sources by the type of their batches.
-        stage: the part of the training that the step belongs to.
-        progress: share of the stage that is done before this step, 0 to 1: for what changes on the way.
     """
 
     def __init__(
@@ -44,22 +38,12 @@ class Step:
         *,
         index: int,
         indices: Indices,
-        student: StudentGenerator,
-        conditioner: Conditioner,
         rng: SampleRNG,
         device: torch.device,
-        student_due: bool = True,
-        needs: frozenset[type] = frozenset(),
         sources: Mapping[type, Batches[Any]] | None = None,
-        stage: Stage | None = None,
-        progress: float = 0.0,
     ) -> None:
-        self.stage, self.progress = stage or Stage(), progress
-        self.index, self.indices, self.student = index, indices, student
-        self.student_due = student_due
+        self.index, self.indices = index, indices
         self.rng, self.device = rng, device
-        self._conditioner = conditioner
-        self._needs = needs
         self._sources = sources or {}
         self._batches: dict[type, Any] = {}
         self._logged: dict[str, Tensor] = {}
@@ -92,9 +76,9 @@ class Step:
         """A batch of real images; needs `Images`."""
         return self[Images]
 
-    def normal(self, purpose: str) -> Tensor:
-        """Fresh standard normal noise (B, ...); one stream for each `purpose`, such as "kl/noise"."""
-        return self.rng.normal(purpose, self.index, self.indices, self.student.shape).to(self.device, non_blocking=True)
+    def normal_of(self, purpose: str, shape: Sequence[int]) -> Tensor:
+        """Fresh standard normal noise (B, *shape); one stream for each `purpose`."""
+        return self.rng.normal(purpose, self.index, self.indices, shape).to(self.device, non_blocking=True)
 
     def uniform(self, purpose: str) -> Tensor:
         """Fresh uniforms (B,) float64 in [0, 1) on the CPU; one stream for each `purpose`."""
@@ -103,6 +87,54 @@ class Step:
     def drawn_from(self, values: Tensor, purpose: str) -> Tensor:
         """One of `values` (N,), on the CPU, for each sample, evenly drawn, (B,); one stream for each `purpose`."""
         return values[(self.uniform(purpose) * len(values)).long()].to(self.device, non_blocking=True)
+
+    def log(self, name: str, value: Tensor) -> None:
+        """Record a scalar tensor; kept on the device and averaged over the logging interval."""
+        self._logged[name] = value.detach()
+
+    @property
+    def logged(self) -> Mapping[str, Tensor]:
+        return self._logged
+
+
+class Step(Draws):
+    """One training step as seen by objectives and learners: what it draws, and what the student makes of it.
+
+    Args:
+        index, indices, rng, device, sources: as `Draws` takes them.
+        student: the generator in training.
+        conditioner: the teacher's.
+        student_due: whether the student is updated in this step.
+        needs: what the recipe declares to read; see `Objective.needs`.
+        stage: the part of the training that the step belongs to.
+        progress: share of the stage that is done before this step, 0 to 1: for what changes on the way.
+    """
+
+    def __init__(
+        self,
+        *,
+        index: int,
+        indices: Indices,
+        student: StudentGenerator,
+        conditioner: Conditioner,
+        rng: SampleRNG,
+        device: torch.device,
+        student_due: bool = True,
+        needs: frozenset[type] = frozenset(),
+        sources: Mapping[type, Batches[Any]] | None = None,
+        stage: Stage | None = None,
+        progress: float = 0.0,
+    ) -> None:
+        super().__init__(index=index, indices=indices, rng=rng, device=device, sources=sources)
+        self.student, self.student_due = student, student_due
+        self.stage, self.progress = stage or Stage(), progress
+        self._conditioner = conditioner
+        self._needs = needs
+
+    def normal(self, purpose: str) -> Tensor:
+        """Fresh standard normal noise (B, ...) of a sample's shape; one stream for each `purpose`, such as
+        "kl/noise"."""
+        return self.normal_of(purpose, self.student.shape)
 
     @cached_property
     def noise(self) -> Tensor:
@@ -163,11 +195,3 @@ class Step:
             if name in self.__dict__:
                 self.__dict__[name] = self.__dict__[name].detach()
         self.__dict__.pop("_both", None)
-
-    def log(self, name: str, value: Tensor) -> None:
-        """Record a scalar tensor; kept on the device and averaged over the logging interval."""
-        self._logged[name] = value.detach()
-
-    @property
-    def logged(self) -> Mapping[str, Tensor]:
-        return self._logged

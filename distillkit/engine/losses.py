@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 from torch import Tensor, nn
 
 from distillkit.contracts.learner import Learner
 from distillkit.contracts.objective import Objective
-from distillkit.contracts.step import Step
+from distillkit.contracts.step import Draws
 from distillkit.errors import DistillkitError
 
 
-def loss_of(part: Objective | Learner, step: Step) -> Tensor:
+def loss_of(part: Objective | Learner, step: Draws) -> Tensor:
     """The loss of an objective or learner, with its name on everything that can go wrong in it.
 
     Raises:
         DistillkitError: when it fails, or returns anything but a scalar tensor.
     """
+    # What is trained beside a student reads its step; what is trained alone has none, and reads what is drawn.
+    compute: Callable[[Any], Tensor] = part.loss if isinstance(part, Learner) else part
     try:
-        loss = part.loss(step) if isinstance(part, Learner) else part(step)
+        loss = compute(step)
     except DistillkitError:
         raise
     except Exception as error:  # a plugin may fail in any way

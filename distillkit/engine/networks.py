@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
 
 from torch import nn
 
@@ -12,7 +13,52 @@ from distillkit.contracts.student import StudentGenerator
 from distillkit.contracts.teacher import Teacher
 
 
-class Networks:
+class Held(ABC):
+    """What a training holds in memory and in its checkpoints."""
+
+    @property
+    @abstractmethod
+    def changed(self) -> Mapping[str, nn.Module]:
+        """Every network that training changes, by its name in checkpoints."""
+
+    @property
+    @abstractmethod
+    def optimised(self) -> Sequence[str]:
+        """The names of those among them that have an optimiser."""
+
+    @property
+    def frozen(self) -> Mapping[str, int]:
+        """Bytes of what is held beside them and never changed, by what it is."""
+        return {}
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """Of every network that training changes."""
+        return (p for module in self.changed.values() for p in module.parameters())
+
+    def weight_bytes(self) -> tuple[int, int]:
+        """Bytes of all weights that training changes, and of those that have gradients."""
+        sizes = [(p.numel() * p.element_size(), p.requires_grad) for p in self.parameters()]
+        return sum(size for size, _ in sizes), sum(size for size, trained in sizes if trained)
+
+    def held(self) -> str:
+        """What holds memory beside a pass, for people: the weights of every network, gradients and moments."""
+        sizes = {**self.frozen, **{name: bytes_of(module) for name, module in self.changed.items()}}
+        parts = [f"{name} {size / 1e6:,.1f} MB" for name, size in sizes.items() if size]
+        _, trained = self.weight_bytes()
+        return f"weights of {', '.join(parts)}; gradients and moments {3 * trained / 1e6:,.1f} MB"
+
+    def checkpoint_bytes(self) -> int:
+        """About how large a checkpoint is: every weight once, and the trained ones twice more for Adam's moments."""
+        sizes = {name: sum(p.numel() * 4 for p in module.parameters()) for name, module in self.changed.items()}
+        return sum(sizes.values()) + 2 * sum(sizes[name] for name in self.optimised)
+
+
+def bytes_of(module: nn.Module) -> int:
+    """Of a network's weights."""
+    return sum(p.numel() * p.element_size() for p in module.parameters())
+
+
+class Networks(Held):
     """Student, moving average, learners, and what objectives own; the teacher beside them.
 
     Args:
@@ -29,7 +75,6 @@ class Networks:
 
     @property
     def changed(self) -> dict[str, nn.Module]:
-        """Every network that training changes, by its name in checkpoints."""
         learners = {learner.name: learner for learner in self.recipe.learners}
         return {"student": self.recipe.student, "average": self.ema, **learners, **self.owned}
 
@@ -54,29 +99,10 @@ class Networks:
         # Networks that objectives own (an average, a frozen reference) are a cost like any other.
         return counted | {name: module for name, module in self.owned.items() if isinstance(module, Denoiser)}
 
-    def parameters(self) -> Iterator[nn.Parameter]:
-        """Of every network that training changes."""
-        return (p for module in self.changed.values() for p in module.parameters())
+    @property
+    def optimised(self) -> list[str]:
+        return ["student", *(learner.name for learner in self.recipe.learners)]
 
-    def weight_bytes(self) -> tuple[int, int]:
-        """Bytes of all weights that training changes, and of those that have gradients."""
-        sizes = [(p.numel() * p.element_size(), p.requires_grad) for p in self.parameters()]
-        return sum(size for size, _ in sizes), sum(size for size, trained in sizes if trained)
-
-    def held(self) -> str:
-        """What holds memory beside a pass, for people: the weights of every network, gradients and moments."""
-        networks = {"teacher": self.teacher.denoiser, **self.changed}
-        sizes = {
-            name: sum(p.numel() * p.element_size() for p in module.parameters()) for name, module in networks.items()
-        }
-        parts = [f"{name} {size / 1e6:,.1f} MB" for name, size in sizes.items() if size]
-        if frozen := self.teacher.codec.weight_bytes:
-            parts.append(f"the autoencoder {frozen / 1e6:,.1f} MB")
-        _, trained = self.weight_bytes()
-        return f"weights of {', '.join(parts)}; gradients and moments {3 * trained / 1e6:,.1f} MB"
-
-    def checkpoint_bytes(self) -> int:
-        """About how large a checkpoint is: every weight once, and the trained ones twice more for Adam's moments."""
-        sizes = {name: sum(p.numel() * 4 for p in module.parameters()) for name, module in self.changed.items()}
-        trained = ["student", *(learner.name for learner in self.recipe.learners)]
-        return sum(sizes.values()) + 2 * sum(sizes[name] for name in trained)
+    @property
+    def frozen(self) -> dict[str, int]:
+        return {"teacher": bytes_of(self.teacher.denoiser), "the autoencoder": self.teacher.codec.weight_bytes}

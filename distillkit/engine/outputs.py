@@ -8,9 +8,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from distillkit.contracts.health import Diagnostic, Health
 from distillkit.contracts.sampler import Sampler
-from distillkit.contracts.student import StudentGenerator
 from distillkit.engine.checkpoint import Checkpoints
 from distillkit.engine.metrics import MetricsFile, judge
 from distillkit.engine.trackers import Trackers
@@ -59,12 +60,12 @@ class Selection:
 
 @dataclass
 class Outputs:
-    """Where a run writes, and what it calls at intervals with the moving-average student.
+    """Where a run writes, and what it calls at intervals with the moving average of what is trained.
 
     Args:
         main: whether this process writes; the others only call.
-        preview: (student, step) -> the picture that it wrote, where it wrote one.
-        evaluate: student -> its figure, the same on all processes; None where nothing is measured.
+        preview: (the average, step) -> the picture that it wrote, where it wrote one.
+        evaluate: the average -> its figure, the same on all processes; None where nothing is measured.
         describe_student: (sampler, images seen) -> the student's description, kept in every checkpoint, so that its
             moving average alone can be loaded as a student.
     """
@@ -74,8 +75,8 @@ class Outputs:
     trackers: Trackers
     reporter: Reporter
     main: bool = True
-    preview: Callable[[StudentGenerator, int], Path | None] = lambda student, step: None
-    evaluate: Callable[[StudentGenerator], Evaluation | None] = lambda student: None
+    preview: Callable[[Any, int], Path | None] = lambda average, step: None
+    evaluate: Callable[[Any], Evaluation | None] = lambda average: None
     describe_student: Callable[[Sampler, int], Mapping[str, Any]] | None = None
     health: dict[str, Health] = field(default_factory=dict)
     figure: Evaluation | None = None
@@ -102,9 +103,9 @@ class Outputs:
             self.metrics.append({"step": step, "images": images, **values, "cost": cost, "health": health})
         self.trackers.log(values, images)
 
-    def score(self, step: int, images: int, student: StudentGenerator, cost: float) -> Evaluation | None:
-        """Evaluate the student and write the figure beside what it cost."""
-        figure = self.evaluate(student)
+    def score(self, step: int, images: int, average: nn.Module, cost: float) -> Evaluation | None:
+        """Evaluate the average and write the figure beside what it cost."""
+        figure = self.evaluate(average)
         if figure is None:
             return None
         self.figure = figure
@@ -113,9 +114,9 @@ class Outputs:
         self.trackers.log({figure.label: figure.value}, images)
         return figure
 
-    def show(self, step: int, images: int, student: StudentGenerator) -> None:
-        """Draw what the student makes, for people here and at the tracker."""
-        self.trackers.show("samples", self.preview(student, step), images)
+    def show(self, step: int, images: int, average: nn.Module) -> None:
+        """Draw what the average makes, for people here and at the tracker."""
+        self.trackers.show("samples", self.preview(average, step), images)
 
     def remark(self, step: int, last: Mapping[str, float]) -> str:
         """What is shown beside the progress bar: step, losses, the last figure, health."""

@@ -7,7 +7,7 @@ from accelerate import Accelerator
 
 from distillkit.contracts.learner import Learner
 from distillkit.contracts.recipe import Recipe
-from distillkit.contracts.step import Step
+from distillkit.contracts.step import Draws, Step
 from distillkit.engine.losses import constant, loss_of, require_gradient
 from distillkit.engine.metrics import Means
 from distillkit.engine.optimization import Updater
@@ -48,8 +48,20 @@ class Passes:
 
     def learner(self, learner: Learner, step: Step, share: float, updater: Updater) -> None:
         """Loss and gradient of a learner."""
-        with autocast(self.accelerator):
-            loss = loss_of(learner, step)
-        self.means.add(f"loss/{learner.name}", loss, share)
-        require_gradient(loss, f"the loss of the learner {learner.name}", "its own parameters")
-        updater.backward(loss * share)
+        learner_pass(learner, step, share, updater, self.accelerator, self.means)
+
+
+def learner_pass(
+    learner: Learner, step: Draws, share: float, updater: Updater, accelerator: Accelerator, means: Means
+) -> None:
+    """Loss and gradient of a learner, beside a student or alone.
+
+    Args:
+        share: of the step in the total batch.
+        means: take the loss.
+    """
+    with autocast(accelerator):
+        loss = loss_of(learner, step)
+    means.add(f"loss/{learner.name}", loss, share)
+    require_gradient(loss, f"the loss of the learner {learner.name}", "its own parameters")
+    updater.backward(loss * share)

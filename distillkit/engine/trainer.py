@@ -1,63 +1,35 @@
-"""The training loop: one for all methods."""
+"""The training of a recipe: one for all methods."""
 
 from __future__ import annotations
 
 import copy
-import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict
 from functools import partial
-from itertools import pairwise
 from typing import Any
 
-import torch
 from accelerate import Accelerator
 from torch import nn
 
 from distillkit.contracts.denoiser import Denoiser
 from distillkit.contracts.learner import OptimizerConfig
-from distillkit.contracts.random import SampleRNG
 from distillkit.contracts.recipe import Recipe
 from distillkit.contracts.source import Batches
 from distillkit.contracts.step import Step
+from distillkit.contracts.student import StudentGenerator
 from distillkit.contracts.teacher import Teacher
 from distillkit.counts import images_of
-from distillkit.engine.checkpoint import Checkpoint
-from distillkit.engine.config import INTERVALS, TrainingConfig
+from distillkit.engine.config import TrainingConfig
 from distillkit.engine.cost import CostMeter
-from distillkit.engine.interrupt import Agreement
-from distillkit.engine.metrics import Means
+from distillkit.engine.loop import Loop
 from distillkit.engine.networks import Networks
 from distillkit.engine.optimization import MovingAverage, Updater, learning_rate_factor, merged
 from distillkit.engine.outputs import Outputs, Selection
 from distillkit.engine.passes import Passes
 from distillkit.engine.preparation import choose_channels_last, lay_out, prepare_networks
-from distillkit.engine.state import (
-    collect,
-    generators,
-    own_draws,
-    progress,
-    require_finite,
-    restore,
-    restore_generators,
-)
-from distillkit.errors import UsageError
 
 
-class Stopped(Exception):
-    """Training ended early on request, after saving."""
-
-    def __init__(self, step: int) -> None:
-        super().__init__(f"stopped after step {step}")
-        self.step = step
-
-
-class Trainer:
+class Trainer(Loop):
     """Trains a recipe's student and learners.
-
-    A step is one update: its total batch is shared by the processes in contiguous parts, and by micro-batches
-    within a process. All random draws are functions of (seed, step, sample index), so a run that is interrupted
-    and resumed makes the same numbers as one that is not.
 
     Args:
         recipe: student, objectives, learners, stages; moved to the device here. Its objectives have been prepared.
@@ -85,93 +57,25 @@ class Trainer:
         cost: CostMeter | None = None,
         say: Callable[[str], None] = lambda text: None,
     ) -> None:
-        if config.batch % accelerator.num_processes:
-            raise UsageError(f"--batch {config.batch} cannot be shared evenly by {accelerator.num_processes} processes")
-        self.recipe, self.teacher, self.config, self.accelerator = recipe, teacher, config, accelerator
-        self.rng, self.cost, self.say, self.step = SampleRNG(seed), cost or CostMeter(), say, 0
-        device = accelerator.device
+        super().__init__(config, accelerator=accelerator, seed=seed, cost=cost, say=say)
+        self.recipe, self.teacher, device = recipe, teacher, accelerator.device
         self.student = recipe.student.to(device).eval()
-        self.ema = copy.deepcopy(self.student)
-        self.networks = Networks(recipe, teacher, self.ema)
+        self.ema: StudentGenerator = copy.deepcopy(self.student)
+        self.networks: Networks = Networks(recipe, teacher, self.ema)
         for network in (*recipe.learners, *self.networks.owned.values()):
             network.to(device).eval()
         prepare_networks(config, (self.student, *recipe.learners), (self.ema, teacher.denoiser), self.roles().values())
         halflife = images_of(config.ema_halflife, config.duration)
         self.average = MovingAverage(self.student, self.ema, halflife=halflife, rampup=config.ema_rampup)
         self.diagnostics = [d for part in recipe.parts for d in part.diagnostics]
-        self.channels_last: bool | None = None
         self._step = partial(
             Step, student=self.student, conditioner=teacher.conditioner, rng=self.rng, device=device,
             needs=recipe.needs, sources=sources or {},
         )  # fmt: skip
-        self._means, self._selection = Means(), Selection()
-        # What is due at the present step and follows its checkpoint: it is done on resuming where it was not.
-        self._to_evaluate = self._to_preview = False
-        self._began, self._seconds_before = time.monotonic(), 0.0
         self._passes = Passes(recipe, accelerator, self._means)
         self._bounds = config.divided([stage.share for stage in recipe.stages])
         self._trained = self.networks.trained
         self._stage = -1
-        self._updaters: dict[str, Updater] = {}
-
-    @property
-    def seconds(self) -> float:
-        """Since the trainer was made, and of the trainings that were saved and resumed before."""
-        return self._seconds_before + time.monotonic() - self._began
-
-    @property
-    def selection(self) -> dict[str, Any]:
-        """{"best_step", "best_value", "evaluated"}: which checkpoint was best, and how many were looked at."""
-        return asdict(self._selection)
-
-    def run(self, outputs: Outputs, should_stop: Callable[[], bool] = lambda: False) -> None:
-        """Train from the present step to the end, writing checkpoints, metrics and previews.
-
-        Raises:
-            Stopped: when `should_stop` asked for it; a checkpoint has been written.
-            DistillkitError: when a loss is no longer finite; the last good checkpoint stays.
-        """
-        config, total = self.config, self.config.steps
-        every = {kind: config.interval(kind) for kind in INTERVALS}
-        last: dict[str, float] = {}
-        self.prepare()
-        agreed = Agreement(self.accelerator)
-        if self.step == 0:
-            # The engine draws nothing from the global generator, but dropout and plugins may. Checkpoints hold it.
-            torch.manual_seed(self.rng.seed + self.accelerator.process_index)
-            self._preview(outputs)
-        if self._to_evaluate:
-            self._evaluate(outputs)
-        if self._to_preview:
-            self._preview(outputs)
-        logged_at, logged_step = time.monotonic(), self.step
-        with outputs.reporter.task("training", total * config.batch, "images", self.step * config.batch) as task:
-            while self.step < total:
-                # Previews and evaluations are no cost of the method, so only this is counted.
-                with self.cost.watch(self.roles(), self.accelerator.num_processes):
-                    self.train_step()
-                task.advance(config.batch)
-                step, stop = self.step, agreed(should_stop)
-                due = {kind: step == total or step % interval == 0 for kind, interval in every.items()}
-                # The checkpoint is there before the evaluation, which a signal may end.
-                self._to_evaluate, self._to_preview = due["evaluate"], due["sample"]
-                closing = due["log"] or due["checkpoint"] or due["evaluate"]
-                saving = stop or due["checkpoint"] or due["evaluate"]
-                # Not because of a signal: a run that was stopped logs what one that was not stopped logs.
-                if closing:
-                    speed = (step - logged_step) * config.batch / max(time.monotonic() - logged_at, 1e-9)
-                    last |= self._interval(outputs, speed)
-                if saving:
-                    self.save(outputs)
-                if stop and step < total:
-                    raise Stopped(step)
-                if due["evaluate"] and not stop:
-                    self._evaluate(outputs)
-                if due["sample"] and not stop:
-                    self._preview(outputs)
-                if closing:
-                    task.note(outputs.remark(step, last))
-                    logged_at, logged_step = time.monotonic(), step
 
     def train_step(self) -> None:
         """One update of the learners and, where it is due, of the student.
@@ -179,7 +83,7 @@ class Trainer:
         The student's backward pass comes before the learners' losses, and each learner's right after its own: one graph
         is in memory at a time.
         """
-        self._enter_stage(self.step)
+        self._enter(self.step)
         index, recipe = self.step, self.recipe
         due = (index + 1) % recipe.student_every == 0
         learners = [learner for learner in recipe.learners if (index + 1) % learner.every == 0]
@@ -214,18 +118,14 @@ class Trainer:
             self._trained[role].after_update()
 
     def _micro_batches(self, index: int, due: bool) -> Iterator[tuple[Step, float]]:
-        """This process' part of the total batch in passes of at most `batch_per_device`, with their shares of it."""
+        """The passes of a step on this process, with their shares of its part of the batch."""
         start, end = self._bounds[self._stage]
         stage, progress = self.recipe.stages[self._stage], min((index - start) / max(end - start, 1), 1.0)
-        local = self.config.batch // self.accelerator.num_processes
-        first = local * self.accelerator.process_index
-        passes = -(-local // (self.config.batch_per_device or local))
-        cuts = [first + local * k // passes for k in range(passes + 1)]
-        for low, high in pairwise(cuts):
-            step = self._step(index=index, indices=range(low, high), student_due=due, stage=stage, progress=progress)
-            yield step, (high - low) / local
+        for indices, share in self._parts():
+            step = self._step(index=index, indices=indices, student_due=due, stage=stage, progress=progress)
+            yield step, share
 
-    def _enter_stage(self, step: int, *, resuming: bool = False) -> None:
+    def _enter(self, step: int, *, resuming: bool = False) -> None:
         """Start the stage that a step belongs to: fresh optimisers, its sampler, its average."""
         stage = next(k for k, (_, end) in enumerate(self._bounds) if step < end or k == len(self._bounds) - 1)
         if stage == self._stage:
@@ -251,7 +151,6 @@ class Trainer:
             self.average.restart()
 
     def prepare(self, channels_last: bool | None = None) -> None:
-        """Settle the memory layout, once: as given, or as the configuration says."""
         if self.channels_last is not None:
             return
         if channels_last is None:
@@ -263,92 +162,9 @@ class Trainer:
         self.average.look_anew()
 
     def roles(self) -> dict[str, Denoiser]:
-        """The denoisers whose evaluations are the cost of training, by role."""
         return self.networks.counted
 
-    def _interval(self, outputs: Outputs, images_per_second: float) -> dict[str, float]:
-        """Close a logging interval: one transfer from the device, then everything that is said about it."""
-        values = {**self._means.read(self.accelerator), "images_per_second": images_per_second}
-        if self.accelerator.mixed_precision == "fp16":
-            values["skipped_steps"] = float(sum(updater.read_skipped() for updater in self._updaters.values()))
-        outputs.record(self.step, self.step * self.config.batch, values, self.cost.total, self.diagnostics)
-        return values
-
-    def _evaluate(self, outputs: Outputs) -> None:
-        """Measure the moving average; the checkpoint of this step learns of it, and is kept where it is the best."""
-        with own_draws(self.accelerator):
-            figure = outputs.score(self.step, self.step * self.config.batch, self.ema, self.cost.total)
-        self._to_evaluate = False
-        best = figure is not None and self._selection.take(self.step, figure.value)
-        if outputs.main:
-            outputs.checkpoints.update(self.step, {"selection": self.selection, "to_evaluate": False})
-            if best:
-                outputs.checkpoints.keep_best(self.step)
-        self.accelerator.wait_for_everyone()
-
-    def _preview(self, outputs: Outputs) -> None:
-        with own_draws(self.accelerator):
-            outputs.show(self.step, self.step * self.config.batch, self.ema)
-
-    def save(self, outputs: Outputs) -> None:
-        """Write everything that the future depends on; the first process alone writes.
-
-        Raises:
-            DistillkitError: when something is not finite, or the disk refuses it; older checkpoints are untouched.
-        """
-        tensors, values = collect(self.networks.changed, self._updaters, self.cost)
-        require_finite(tensors, self.step)
-        tensors["generators"] = generators(self.accelerator)
-        if means := self._means.state(self.accelerator):
-            tensors["means"] = means
-        if outputs.main:
-            values |= {"channels_last": self.channels_last, "selection": self.selection, "seconds": self.seconds}
-            values |= {"to_evaluate": self._to_evaluate, "to_preview": self._to_preview}
-            values["health"] = {name: str(state) for name, state in outputs.health.items()}
-            if outputs.describe_student is not None:
-                values["student"] = outputs.describe_student(self.ema.sampler, self.step * self.config.batch)
-            outputs.checkpoints.save(self.step, tensors, values)
-        self.accelerator.wait_for_everyone()
-
-    def restore(self, checkpoint: Checkpoint) -> None:
-        """Take up training where the checkpoint left it.
-
-        Raises:
-            DistillkitError: when it lacks something, or is of another training.
-        """
-        saved, means = progress(checkpoint), checkpoint.tensors.get("means", {})
-        self.step = checkpoint.step
-        self.prepare(saved.channels_last)
-        # The stage that wrote the checkpoint: at a boundary the next one begins with the next step.
-        self._enter_stage(max(self.step - 1, 0), resuming=True)
-        self._selection = Selection(**saved.selection.model_dump())
-        self._to_evaluate, self._to_preview = saved.to_evaluate, saved.to_preview
-        self._seconds_before = saved.seconds
-        restore(checkpoint, self.networks.changed, self._updaters, self.cost)
-        self._means.load_state(means, self.accelerator, str(checkpoint.folder / "means.safetensors"))
-        restore_generators(checkpoint, self.accelerator)
-
-    def resume(self, outputs: Outputs) -> None:
-        """Take up the newest whole checkpoint of the run, and cut its log back to it.
-
-        Raises:
-            DistillkitError: when there are checkpoints and all are damaged.
-        """
-        checkpoints = outputs.checkpoints
-        if outputs.main:
-            checkpoints.clean()
-        if checkpoints.steps:
-            checkpoint = checkpoints.load()
-            self.restore(checkpoint)
-            outputs.health = dict(progress(checkpoint).health)
-            outputs.reporter.say(f"resuming at step {self.step:,} of {self.config.steps:,}")
-        else:
-            outputs.reporter.say("no checkpoint was written yet: starting at step 0")
-        if outputs.main:
-            if checkpoints.steps:
-                checkpoints.settle(self.step)
-            outputs.metrics.cut_back(self.step, evaluated=not self._to_evaluate)
-            best = self._selection.best_step
-            if best in checkpoints.steps and best != checkpoints.best_step:
-                # The run ended between the two.
-                checkpoints.keep_best(best)
+    def _described(self, outputs: Outputs) -> dict[str, Any]:
+        if outputs.describe_student is None:
+            return {}
+        return {"student": outputs.describe_student(self.ema.sampler, self.step * self.config.batch)}

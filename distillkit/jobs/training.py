@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from distillkit.data.decoding import Damaged, Unfit
 from distillkit.engine.config import TrainingConfig
+from distillkit.engine.loop import Loop, Stopped
 from distillkit.engine.outputs import Evaluation, Outputs
-from distillkit.engine.trainer import Stopped, Trainer
 from distillkit.errors import DistillkitError, UsageError, is_out_of_memory
 from distillkit.evaluation.generator import Generator
 from distillkit.evaluation.measure import Measure
@@ -16,7 +16,7 @@ from distillkit.jobs.context import Context
 from distillkit.runs.folder import RunFolder
 
 
-def train(trainer: Trainer, outputs: Outputs, folder: RunFolder, context: Context, *, resume: bool) -> None:
+def train(trainer: Loop, outputs: Outputs, folder: RunFolder, context: Context, *, resume: bool) -> None:
     """Train to the end, from the newest checkpoint where `resume`.
 
     Raises:

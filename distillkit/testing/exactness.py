@@ -12,7 +12,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from distillkit.contracts.method import Method
-from distillkit.engine.trainer import Stopped
+from distillkit.engine.loop import Stopped
 from distillkit.testing.failure import CheckFailure
 from distillkit.testing.setup import BATCH, Settings
 from distillkit.testing.teachers import smallest

@@ -25,7 +25,7 @@ from distillkit import (
 )
 from distillkit.engine import checkpoint as checkpoint_module
 from distillkit.engine.checkpoint import Checkpoints
-from distillkit.engine.trainer import Stopped
+from distillkit.engine.loop import Stopped
 from distillkit.files import WriteError
 from tests.engine.conftest import Toy, assert_equal_weights, weights
 

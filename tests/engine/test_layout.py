@@ -5,8 +5,8 @@ import torch
 from torch import nn
 
 from distillkit.engine import preparation
+from distillkit.engine.loop import Stopped
 from distillkit.engine.preparation import choose_channels_last, lay_out
-from distillkit.engine.trainer import Stopped
 from tests.engine.conftest import assert_equal_weights, weights
 
 

@@ -9,8 +9,8 @@ import torch
 
 from distillkit import DistillkitError, OneStep, Stage, UsageError
 from distillkit.engine.checkpoint import Checkpoints
+from distillkit.engine.loop import Stopped
 from distillkit.engine.outputs import Evaluation, Selection
-from distillkit.engine.trainer import Stopped
 from tests.engine.conftest import assert_equal_weights, weights
 
 VALUES = {1: 0.5, 2: 0.2, 3: 0.4, 4: 0.3, 5: 0.9, 6: 0.6}

@@ -5,7 +5,7 @@ import torch
 
 from distillkit import Images
 from distillkit.data.images import ImageSource
-from distillkit.engine.trainer import Stopped
+from distillkit.engine.loop import Stopped
 from distillkit_progressive.method import Progressive, ProgressiveConfig
 from tests.engine.conftest import Bench, assert_equal_weights, weights
 

@@ -1,0 +1,266 @@
+"""The training loop, whatever is trained: steps, and what surrounds them."""
+
+from __future__ import annotations
+
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict
+from itertools import pairwise
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+
+from distillkit.contracts.denoiser import Denoiser
+from distillkit.contracts.health import Diagnostic
+from distillkit.contracts.random import SampleRNG
+from distillkit.engine.checkpoint import Checkpoint
+from distillkit.engine.config import INTERVALS, TrainingConfig
+from distillkit.engine.cost import CostMeter
+from distillkit.engine.interrupt import Agreement
+from distillkit.engine.metrics import Means
+from distillkit.engine.networks import Held
+from distillkit.engine.optimization import Updater
+from distillkit.engine.outputs import Outputs, Selection
+from distillkit.engine.state import (
+    collect,
+    generators,
+    own_draws,
+    progress,
+    require_finite,
+    restore,
+    restore_generators,
+)
+from distillkit.errors import UsageError
+
+
+class Stopped(Exception):
+    """Training ended early on request, after saving."""
+
+    def __init__(self, step: int) -> None:
+        super().__init__(f"stopped after step {step}")
+        self.step = step
+
+
+class Loop(ABC):
+    """Steps from the first to the last, with checkpoints, logs, evaluations and previews between them.
+
+    A step is one update: its total batch is shared by the processes in contiguous parts, and by micro-batches
+    within a process. All random draws are functions of (seed, step, sample index), so a run that is interrupted
+    and resumed makes the same numbers as one that is not. What a step does is its subclass' part.
+
+    Args:
+        config: the training configuration.
+        accelerator: device, processes, precision.
+        seed: of all draws.
+        cost: forward-equivalents spent before.
+        say: hears what was chosen for the user.
+
+    Attributes:
+        networks: all that is held and changed; set by the subclass.
+        ema: the moving average of what is trained, which is evaluated and shown; set by the subclass.
+        diagnostics: judged in every logging interval.
+
+    Raises:
+        UsageError: when the batch cannot be shared evenly by the processes.
+    """
+
+    networks: Held
+    ema: nn.Module
+    diagnostics: Sequence[Diagnostic] = ()
+
+    def __init__(
+        self,
+        config: TrainingConfig,
+        *,
+        accelerator: Accelerator,
+        seed: int,
+        cost: CostMeter | None = None,
+        say: Callable[[str], None] = lambda text: None,
+    ) -> None:
+        if config.batch % accelerator.num_processes:
+            raise UsageError(f"--batch {config.batch} cannot be shared evenly by {accelerator.num_processes} processes")
+        self.config, self.accelerator, self.say = config, accelerator, say
+        self.rng, self.cost, self.step = SampleRNG(seed), cost or CostMeter(), 0
+        self.channels_last: bool | None = None
+        self._means, self._selection = Means(), Selection()
+        # What is due at the present step and follows its checkpoint: it is done on resuming where it was not.
+        self._to_evaluate = self._to_preview = False
+        self._began, self._seconds_before = time.monotonic(), 0.0
+        self._updaters: dict[str, Updater] = {}
+
+    @abstractmethod
+    def train_step(self) -> None:
+        """One update of all that is due; `step` is one more afterwards."""
+
+    @abstractmethod
+    def prepare(self, channels_last: bool | None = None) -> None:
+        """Settle the memory layout, once: as given, or as the configuration says."""
+
+    @abstractmethod
+    def _enter(self, step: int, *, resuming: bool = False) -> None:
+        """Have the optimisers ready that a step needs."""
+
+    def roles(self) -> Mapping[str, Denoiser]:
+        """The denoisers whose evaluations are the cost of training, by role."""
+        return {}
+
+    def _described(self, outputs: Outputs) -> dict[str, Any]:
+        """What checkpoints say of what is trained, beside its state."""
+        return {}
+
+    @property
+    def seconds(self) -> float:
+        """Since the trainer was made, and of the trainings that were saved and resumed before."""
+        return self._seconds_before + time.monotonic() - self._began
+
+    @property
+    def selection(self) -> dict[str, Any]:
+        """{"best_step", "best_value", "evaluated"}: which checkpoint was best, and how many were looked at."""
+        return asdict(self._selection)
+
+    def run(self, outputs: Outputs, should_stop: Callable[[], bool] = lambda: False) -> None:
+        """Train from the present step to the end, writing checkpoints, metrics and previews.
+
+        Raises:
+            Stopped: when `should_stop` asked for it; a checkpoint has been written.
+            DistillkitError: when a loss is no longer finite; the last good checkpoint stays.
+        """
+        config, total = self.config, self.config.steps
+        every = {kind: config.interval(kind) for kind in INTERVALS}
+        last: dict[str, float] = {}
+        self.prepare()
+        agreed = Agreement(self.accelerator)
+        if self.step == 0:
+            # The engine draws nothing from the global generator, but dropout and plugins may. Checkpoints hold it.
+            torch.manual_seed(self.rng.seed + self.accelerator.process_index)
+            self._preview(outputs)
+        if self._to_evaluate:
+            self._evaluate(outputs)
+        if self._to_preview:
+            self._preview(outputs)
+        logged_at, logged_step = time.monotonic(), self.step
+        with outputs.reporter.task("training", total * config.batch, "images", self.step * config.batch) as task:
+            while self.step < total:
+                # Previews and evaluations are no cost of the method, so only this is counted.
+                with self.cost.watch(self.roles(), self.accelerator.num_processes):
+                    self.train_step()
+                task.advance(config.batch)
+                step, stop = self.step, agreed(should_stop)
+                due = {kind: step == total or step % interval == 0 for kind, interval in every.items()}
+                # The checkpoint is there before the evaluation, which a signal may end.
+                self._to_evaluate, self._to_preview = due["evaluate"], due["sample"]
+                closing = due["log"] or due["checkpoint"] or due["evaluate"]
+                saving = stop or due["checkpoint"] or due["evaluate"]
+                # Not because of a signal: a run that was stopped logs what one that was not stopped logs.
+                if closing:
+                    speed = (step - logged_step) * config.batch / max(time.monotonic() - logged_at, 1e-9)
+                    last |= self._interval(outputs, speed)
+                if saving:
+                    self.save(outputs)
+                if stop and step < total:
+                    raise Stopped(step)
+                if due["evaluate"] and not stop:
+                    self._evaluate(outputs)
+                if due["sample"] and not stop:
+                    self._preview(outputs)
+                if closing:
+                    task.note(outputs.remark(step, last))
+                    logged_at, logged_step = time.monotonic(), step
+
+    def _parts(self) -> Iterator[tuple[range, float]]:
+        """This process' part of the total batch in passes of at most `batch_per_device`, with their shares of it."""
+        local = self.config.batch // self.accelerator.num_processes
+        first = local * self.accelerator.process_index
+        passes = -(-local // (self.config.batch_per_device or local))
+        cuts = [first + local * k // passes for k in range(passes + 1)]
+        for low, high in pairwise(cuts):
+            yield range(low, high), (high - low) / local
+
+    def _interval(self, outputs: Outputs, images_per_second: float) -> dict[str, float]:
+        """Close a logging interval: one transfer from the device, then everything that is said about it."""
+        values = {**self._means.read(self.accelerator), "images_per_second": images_per_second}
+        if self.accelerator.mixed_precision == "fp16":
+            values["skipped_steps"] = float(sum(updater.read_skipped() for updater in self._updaters.values()))
+        outputs.record(self.step, self.step * self.config.batch, values, self.cost.total, self.diagnostics)
+        return values
+
+    def _evaluate(self, outputs: Outputs) -> None:
+        """Measure the moving average; the checkpoint of this step learns of it, and is kept where it is the best."""
+        with own_draws(self.accelerator):
+            figure = outputs.score(self.step, self.step * self.config.batch, self.ema, self.cost.total)
+        self._to_evaluate = False
+        best = figure is not None and self._selection.take(self.step, figure.value)
+        if outputs.main:
+            outputs.checkpoints.update(self.step, {"selection": self.selection, "to_evaluate": False})
+            if best:
+                outputs.checkpoints.keep_best(self.step)
+        self.accelerator.wait_for_everyone()
+
+    def _preview(self, outputs: Outputs) -> None:
+        with own_draws(self.accelerator):
+            outputs.show(self.step, self.step * self.config.batch, self.ema)
+
+    def save(self, outputs: Outputs) -> None:
+        """Write everything that the future depends on; the first process alone writes.
+
+        Raises:
+            DistillkitError: when something is not finite, or the disk refuses it; older checkpoints are untouched.
+        """
+        tensors, values = collect(self.networks.changed, self._updaters, self.cost)
+        require_finite(tensors, self.step)
+        tensors["generators"] = generators(self.accelerator)
+        if means := self._means.state(self.accelerator):
+            tensors["means"] = means
+        if outputs.main:
+            values |= {"channels_last": self.channels_last, "selection": self.selection, "seconds": self.seconds}
+            values |= {"to_evaluate": self._to_evaluate, "to_preview": self._to_preview}
+            values["health"] = {name: str(state) for name, state in outputs.health.items()}
+            values |= self._described(outputs)
+            outputs.checkpoints.save(self.step, tensors, values)
+        self.accelerator.wait_for_everyone()
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Take up training where the checkpoint left it.
+
+        Raises:
+            DistillkitError: when it lacks something, or is of another training.
+        """
+        saved, means = progress(checkpoint), checkpoint.tensors.get("means", {})
+        self.step = checkpoint.step
+        self.prepare(saved.channels_last)
+        # The step that wrote the checkpoint: at a boundary of stages the next one begins with the next step.
+        self._enter(max(self.step - 1, 0), resuming=True)
+        self._selection = Selection(**saved.selection.model_dump())
+        self._to_evaluate, self._to_preview = saved.to_evaluate, saved.to_preview
+        self._seconds_before = saved.seconds
+        restore(checkpoint, self.networks.changed, self._updaters, self.cost)
+        self._means.load_state(means, self.accelerator, str(checkpoint.folder / "means.safetensors"))
+        restore_generators(checkpoint, self.accelerator)
+
+    def resume(self, outputs: Outputs) -> None:
+        """Take up the newest whole checkpoint of the run, and cut its log back to it.
+
+        Raises:
+            DistillkitError: when there are checkpoints and all are damaged.
+        """
+        checkpoints = outputs.checkpoints
+        if outputs.main:
+            checkpoints.clean()
+        if checkpoints.steps:
+            checkpoint = checkpoints.load()
+            self.restore(checkpoint)
+            outputs.health = dict(progress(checkpoint).health)
+            outputs.reporter.say(f"resuming at step {self.step:,} of {self.config.steps:,}")
+        else:
+            outputs.reporter.say("no checkpoint was written yet: starting at step 0")
+        if outputs.main:
+            if checkpoints.steps:
+                checkpoints.settle(self.step)
+            outputs.metrics.cut_back(self.step, evaluated=not self._to_evaluate)
+            best = self._selection.best_step
+            if best in checkpoints.steps and best != checkpoints.best_step:
+                # The run ended between the two.
+                checkpoints.keep_best(best)
