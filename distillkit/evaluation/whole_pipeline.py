@@ -41,6 +41,7 @@ class WholePipeline:
         folder: of the pipeline.
         steps, guidance: `num_inference_steps` and `guidance_scale` of the call.
         files: the sha256 of all files that its samples depend on.
+        variant: of its network's weights; "" for the plain ones.
     """
 
     subject: Subject
@@ -48,6 +49,7 @@ class WholePipeline:
     steps: int
     guidance: float
     files: Mapping[str, str]
+    variant: str = ""
     _loaded: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
     @property
@@ -112,7 +114,7 @@ class WholePipeline:
     def _pipeline(self, device: torch.device) -> Any:
         if not self._loaded:
             dtype = AUTOCAST.get(self.subject.precision, torch.float32)
-            self._loaded["pipeline"] = _read(self.folder).to(device, dtype)
+            self._loaded["pipeline"] = _read(self.folder, self.variant).to(device, dtype)
         return self._loaded["pipeline"]
 
 
@@ -130,7 +132,8 @@ def whole_pipeline(
     if not component:
         raise UsageError(f"{folder} holds a pipeline without a network ({' or '.join(COMPONENTS)})")
     present = [name for name in index if _is_component(index[name]) and (folder / name).is_dir()]
-    parts = PipelineParts(source=str(folder)).hashed(*present)
+    dtype = AUTOCAST.get(precision, torch.float32)
+    parts = PipelineParts(source=str(folder)).hashed(*present, dtype=dtype)
     scheduler = str(index["scheduler"][1]) if _is_component(index.get("scheduler")) else "no scheduler"
     weights = canonical_json({file: h for file, h in parts.sha256.items() if file.startswith(f"{component}/")})
     subject = Subject(
@@ -138,7 +141,8 @@ def whole_pipeline(
         weights_sha256=hashlib.sha256(weights.encode()).hexdigest(), teacher=source_of(folder),
         sampler={"kind": f"diffusers:{scheduler}", "steps": steps}, guidance=guidance, precision=precision,
     )  # fmt: skip
-    return WholePipeline(subject, folder, steps, guidance, parts.sha256)
+    found = chosen([path.name for path in (folder / component).iterdir()], dtype)
+    return WholePipeline(subject, folder, steps, guidance, parts.sha256, found.variant if found else "")
 
 
 def checked_index(folder: Path) -> dict[str, Any]:
@@ -167,8 +171,11 @@ def _is_component(entry: object) -> bool:
     return isinstance(entry, list) and len(entry) == 2 and all(isinstance(part, str) for part in entry)
 
 
-def _read(folder: Path) -> Any:
+def _read(folder: Path, variant: str) -> Any:
     """The pipeline by diffusers' own loader, from safetensors alone, without a safety checker.
+
+    Args:
+        variant: of its weights; "" for the plain ones.
 
     Raises:
         DistillkitError: when diffusers refuses it; says why.
@@ -180,13 +187,10 @@ def _read(folder: Path) -> Any:
         name: None for name in index
         if _is_component(index[name]) and (name == LEFT_OUT or not (folder / name).is_dir())
     }  # fmt: skip
-    component = next(name for name in COMPONENTS if (folder / name).is_dir())
-    found = chosen([path.name for path in (folder / component).iterdir()])
-    variant = {"variant": found.variant} if found and found.variant else {}
     loader: Any = DiffusionPipeline
     try:
         pipeline = loader.from_pretrained(
-            str(folder), use_safetensors=True, local_files_only=True, **variant, **left_out
+            str(folder), use_safetensors=True, local_files_only=True, variant=variant or None, **left_out
         )
     except Exception as error:  # diffusers and transformers raise many kinds
         reason = str(error).strip().partition("\n")[0]

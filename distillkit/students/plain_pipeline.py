@@ -144,7 +144,7 @@ def _copied(parts: PipelineParts, folder: Path) -> PipelineParts:
         held = set(weights.among(names)) if weights else set()
         if weights and any(".bin" in name for name in held):  # a pickle, which others would execute
             name = "model.safetensors" if "pytorch_model.bin" in held else "diffusion_pytorch_model.safetensors"
-            write_bytes(target / name, save(read_weights(place)[0], metadata={"format": "pt"}))
+            write_bytes(target / name, save(read_weights(place, among=names)[0], metadata={"format": "pt"}))
         else:
             for name in held:
                 shutil.copyfile(place / name, target / _plain(name, weights))

@@ -177,6 +177,19 @@ def test_one_variant_is_chosen_in_a_fixed_order():
     assert chosen(["README.md"]) is None
 
 
+def test_the_variant_of_the_type_is_chosen_where_there_is_one():
+    fp16, bf16, index = WHOLE.replace(".s", ".fp16.s"), WHOLE.replace(".s", ".bf16.s"), f"{WHOLE}.index.json"
+    shards, plain = f"{WHOLE}.index.fp16.json", "diffusion_pytorch_model.bin"
+    for dtype, names, first in [
+        (torch.float16, [WHOLE, bf16, fp16], fp16), (torch.bfloat16, [WHOLE, bf16, fp16], bf16),
+        (torch.float16, [WHOLE, index, shards], shards), (torch.bfloat16, [WHOLE, fp16], WHOLE),
+        (torch.bfloat16, [index, fp16], index), (torch.bfloat16, [shards, fp16], fp16),
+        (torch.float32, [fp16, plain], plain), (torch.float32, [index, WHOLE, fp16], WHOLE),
+    ]:  # fmt: skip
+        found = chosen(names, dtype)
+        assert (found.index or found.files[0]) == first, (dtype, names)
+
+
 @pytest.mark.parametrize(
     "name", ["hf:../x", "hf:a/../b", "hf:/etc/x", "hf:a/b@../../c", "hf:a/b/c", "hf:a b/c", "hf:-a/b"]
 )

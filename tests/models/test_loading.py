@@ -2,6 +2,7 @@
 
 import gc
 import json
+import shutil
 import weakref
 
 import pytest
@@ -95,6 +96,51 @@ def test_variants_and_shards_of_every_part(sdxl, variant, shards, tmp_path):
     assert all("fp16" in name for name in named) if variant else not any("fp16" in name for name in named)
     assert len(named) > 8 if shards else len(named) == 4
     assert_alike(outcome(tmp_path / "other"), outcome(sdxl), 0.02 if variant else 0.0)
+
+
+@pytest.fixture
+def both(sdxl, tmp_path):
+    """A pipeline with weights in float32 and others, halved, as their bf16 variant; the autoencoder's are plain."""
+    folder = tmp_path / "both"
+    shutil.copytree(sdxl, folder)
+    for path in weights_in(folder):
+        if path.parent.name != "vae":
+            halved = {name: value.to(torch.bfloat16) / 2 for name, value in load_file(path).items()}
+            save_file(halved, path.with_name(f"{path.stem}.bf16.safetensors"), {"format": "pt"})
+    return folder
+
+
+def test_the_variant_of_the_type_is_preferred_and_said(sdxl, both, caplog):
+    assert_alike(outcome(both), outcome(sdxl))
+    assert not caplog.records
+    teacher, plain = load_teacher(str(both), dtype=torch.bfloat16), load_teacher(str(both))
+    [line] = [record.getMessage() for record in caplog.records]
+    assert "the bf16 variant" in line and "bfloat16" in line
+    halved = dict(teacher.denoiser.named_parameters())
+    for name, value in plain.denoiser.named_parameters():
+        assert torch.equal(halved[name], value.to(torch.bfloat16) / 2)
+    assert teacher.spec.weights_sha256 != plain.spec.weights_sha256
+    recorded = teacher.conditioner.encoder.parts.sha256
+    assert "text_encoder/model.bf16.safetensors" in recorded and "text_encoder/model.safetensors" not in recorded
+    teacher.conditioner.encode(teacher.conditioner.parse(WORDS))
+    for name in ("text_encoder", "text_encoder_2"):
+        [weight, *_] = teacher.conditioner.encoder._models[name].parameters()
+        assert weight.dtype == torch.bfloat16 and weight.std() > 0
+    assert "vae/diffusion_pytorch_model.safetensors" in teacher.codec.parts.sha256
+    # What was recorded is read, whatever lies beside it: half the type alone is no reason for other files.
+    encoder = plain.conditioner.hashed().encoder.in_dtype("bfloat16")
+    kept = encoder.model(encoder.towers["first"]).state_dict()
+    for name, value in load_file(both / "text_encoder" / "model.safetensors").items():
+        if name in kept:
+            assert torch.equal(kept[name], value.to(torch.bfloat16))
+
+
+def test_a_variant_of_another_type_is_used_where_there_is_nothing_else(both, caplog):
+    (both / "unet" / "diffusion_pytorch_model.safetensors").unlink()
+    teacher = load_teacher(str(both))
+    assert next(teacher.denoiser.parameters()).dtype == torch.float32
+    [line] = [record.getMessage() for record in caplog.records]
+    assert "the bf16 variant" in line and "float32" in line
 
 
 def test_parts_saved_by_torch_alone_are_read_without_running_them(tmp_path):
@@ -220,6 +266,25 @@ def test_one_variant_of_every_part_is_downloaded_and_nothing_else(hub_with, tmp_
     assert set(filter_repo_objects(HUB, allow_patterns=asked[0])) == WANTED
     # Its parts are found again by the same revision, whatever the hub has by then.
     assert {teacher.conditioner.encoder.parts.source, teacher.codec.parts.source} == {"hf:org/tiny@abc"}
+
+
+def test_the_variant_of_the_type_is_downloaded(hub_with, tmp_path):
+    from huggingface_hub.utils import filter_repo_objects
+
+    folder = pipelines.sdxl(tmp_path / "models--org--tiny" / "snapshots" / "abc")
+    plain = "vae/diffusion_pytorch_model.safetensors"
+    names = [*HUB, plain]
+    asked = hub_with(names, folder)
+    teacher = load_teacher("hf:org/tiny", dtype=torch.float16)
+    got = set(filter_repo_objects(names, allow_patterns=asked[0]))
+    halves = {"unet/diffusion_pytorch_model.fp16.safetensors", "text_encoder/model.fp16.safetensors"}
+    assert {name for name in got if "fp16" in name} == halves
+    assert {name for name in got if name.startswith("vae/")} == {"vae/config.json", plain}
+    assert "unet/diffusion_pytorch_model.safetensors" not in got
+    asked.clear()
+    teacher.conditioner.encode(teacher.conditioner.parse(WORDS))
+    got = [set(filter_repo_objects(HUB, allow_patterns=patterns)) for patterns in asked]
+    assert got and not any(name.startswith("unet/diffusion") or "fp16" in name for names in got for name in names)
 
 
 def test_what_describes_a_pipeline_is_downloaded_without_weights(hub_with, tmp_path):

@@ -94,8 +94,9 @@ def read_teacher(folder: Path, spec: TeacherSpec, dtype: torch.dtype = torch.flo
     state = {f"{prefix}{name}": value for name, value in tensors.items()}
     with at(network):
         teacher = teacher_with(complete, denoiser_with(spec, state, str(network), rename=renamed_attention))
+    teacher = in_dtype(teacher, dtype)
     teacher.conditioner, teacher.codec = teacher.conditioner.hashed(), teacher.codec.hashed()
-    return in_dtype(teacher, dtype)
+    return teacher
 
 
 @contextmanager

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
+
+import torch
 
 from distillkit.downloads import DownloadNeeded, only_planned
 from distillkit.errors import DistillkitError, UsageError
@@ -22,11 +24,15 @@ _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
 _REVISION = re.compile(r"[A-Za-z0-9][\w./-]{0,199}")
 
 
-def snapshot(name: str, *, weights: bool = True) -> Path:
+def snapshot(
+    name: str, *, weights: bool = True, files: Collection[str] = (), dtype: torch.dtype = torch.float32
+) -> Path:
     """The folder of `hf:ORG/REPO[@REVISION]`, downloaded where it is not in the hub's cache.
 
     Args:
         weights: with its weights; otherwise the few kilobytes that describe it.
+        files: those that are needed beside these few, where they are known.
+        dtype: in which the weights of its network and text encoders are used, where that is to be found out.
 
     Raises:
         UsageError: for a malformed name.
@@ -35,7 +41,11 @@ def snapshot(name: str, *, weights: bool = True) -> Path:
     repository, revision = parts(name)
     if cached(name) is None and only_planned(name):
         raise DownloadNeeded(f"what {name} is made of is known only when it has been downloaded")
-    return _download(name, lambda: [*CONFIGURATION, *(_weights_of(repository, revision) if weights else ())])
+
+    def wanted() -> list[str]:
+        return list(files) if files or not weights else _weights_of(repository, revision, dtype=dtype)
+
+    return _download(name, lambda: [*CONFIGURATION, *wanted()])
 
 
 def files_of(name: str, files: Sequence[str]) -> Path:
@@ -83,11 +93,17 @@ def _listed(folder: Path) -> Found | None:
     return chosen([place.name for place in folder.iterdir()]) if folder.is_dir() else None
 
 
-def _weights_of(repository: str, revision: str | None, above: Sequence[str] = ("", *PARTS)) -> list[str]:
+def _weights_of(
+    repository: str,
+    revision: str | None,
+    above: Sequence[str] = ("", *PARTS),
+    dtype: torch.dtype = torch.float32,
+) -> list[str]:
     """What else a teacher needs of a repository: vocabularies, and one variant of the weights of every part.
 
     Args:
         above: the folders of weights.
+        dtype: in which they are used; the autoencoder's are in float32.
     """
     from huggingface_hub import HfApi
 
@@ -98,7 +114,8 @@ def _weights_of(repository: str, revision: str | None, above: Sequence[str] = ("
         return [*patterns, *(f"{folder}{name}" for folder in above for name in WHOLE)]
     for folder in above:
         beside = [name.removeprefix(folder) for name in names if name.startswith(folder)]
-        if found := chosen([name for name in beside if "/" not in name]):
+        own = torch.float32 if folder == "vae/" else dtype
+        if found := chosen([name for name in beside if "/" not in name], own):
             patterns += [folder + name for name in (*found.files, *found.patterns)]
     return patterns
 

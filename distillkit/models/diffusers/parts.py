@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Self
@@ -47,7 +47,7 @@ class PipelineParts(BaseModel):
         Raises:
             UsageError, DistillkitError: when it is not there.
         """
-        return located(self.source)
+        return located(self.source, self.sha256)
 
     def component(self, name: str) -> Path:
         """The folder of a component such as "vae", its files compared with those that were recorded.
@@ -56,29 +56,34 @@ class PipelineParts(BaseModel):
             UsageError: when the pipeline has none.
             DistillkitError: when a file is another.
         """
-        place = self.folder / name
+        return self._component(self.folder, name)
+
+    def _component(self, folder: Path, name: str) -> Path:
+        place = folder / name
         if not place.is_dir():
-            raise UsageError(f"{self.folder} has no {name}, which this model needs")
+            raise UsageError(f"{folder} has no {name}, which this model needs")
         for file, recorded in self.sha256.items():
-            if file.startswith(f"{name}/") and (found := _hash_of(self.folder / file)) != recorded:
+            if file.startswith(f"{name}/") and (found := _hash_of(folder / file)) != recorded:
                 what = "is missing" if found is None else f"is another file (sha256 {found[:16]}...)"
                 raise DistillkitError(
-                    f"{self.folder / file} {what} than the one that this model was made with (sha256 "
-                    f"{recorded[:16]}...)"
+                    f"{folder / file} {what} than the one that this model was made with (sha256 {recorded[:16]}...)"
                 )
         return place
 
-    def hashed(self, *components: str) -> Self:
+    def hashed(self, *components: str, dtype: torch.dtype = torch.float32) -> Self:
         """The same with the hashes of all files of these components that matter: configurations, vocabularies, weights.
+
+        Args:
+            dtype: in which the weights are used, which says which variant of them that is.
 
         Raises:
             UsageError: when a component is missing.
         """
-        found = dict(self.sha256)
+        found, folder = dict(self.sha256), located(self.source, self.sha256, dtype)
         for name in components:
-            place = self.component(name)
+            place = self._component(folder, name)
             files = [path.name for path in place.iterdir() if path.is_file()]
-            weights = chosen(files)
+            weights = chosen(files, dtype)
             kept = set(weights.among(files)) if weights else set()
             kept |= {file for file in files if file.endswith((".json", ".txt", ".model"))}
             found |= {f"{name}/{file}": _hash_of(place / file) or "" for file in sorted(kept)}
@@ -98,20 +103,25 @@ class PipelineParts(BaseModel):
             raise UsageError(f"{path} is missing") from error
 
     def weights(self, component: str, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
-        """All tensors of a component; floating point ones in `dtype`.
+        """All tensors of a component; floating point ones in `dtype`. Files that were recorded are read, whatever lies
+        beside them.
 
         Raises:
             UsageError: when there are none.
             DistillkitError: when they are damaged, refused or incomplete.
         """
-        tensors, _, note = read_weights(self.component(component), dtype)
+        recorded = [file.partition("/")[2] for file in self.sha256 if file.startswith(f"{component}/")]
+        tensors, _, note = read_weights(self.component(component), dtype, recorded)
         if note:
             log.info("reading %s", note)
         return tensors
 
 
-def located(source: str) -> Path:
+def located(source: str, files: Collection[str] = (), dtype: torch.dtype = torch.float32) -> Path:
     """The folder of a pipeline by name.
+
+    Args:
+        files: what is downloaded of it, where it is to be; by default all that a teacher in `dtype` needs.
 
     Raises:
         UsageError: when there is none of that name.
@@ -120,7 +130,7 @@ def located(source: str) -> Path:
     from distillkit.models.diffusers import hub
 
     if source.startswith(hub.PREFIX):
-        return hub.snapshot(source)
+        return hub.snapshot(source, files=files, dtype=dtype)
     offer = registry().named("teachers").get(source)
     if offer is not None and (folder := getattr(getattr(offer.value, "card", None), "folder", None)):
         return Path(folder)

@@ -25,8 +25,11 @@ WHOLE = (
 )  # fmt: skip
 """Of diffusers' networks, and of the text encoders of transformers."""
 PLAIN = "diffusion_pytorch_model.safetensors, or its shards with their .index.json"
-_INDEX = re.compile(r"(diffusion_pytorch_model|pytorch_model|model)\.(safetensors|bin)\.index(\.[\w-]+)?\.json")
-_VARIANT = re.compile(r"(diffusion_pytorch_model|pytorch_model|model)\.([\w-]+)\.(safetensors|bin)")
+VARIANTS = {torch.float16: "fp16", torch.bfloat16: "bf16"}
+"""The variants that hold weights in a type."""
+_STEM, _ENDING = "(diffusion_pytorch_model|pytorch_model|model)", "(safetensors|bin)"
+_INDEX = re.compile(rf"{_STEM}\.{_ENDING}\.index(\.(?P<variant>[\w-]+))?\.json")
+_VARIANT = re.compile(rf"{_STEM}\.(?P<variant>(?!.*-of-)[\w-]+)\.{_ENDING}")
 _OTHERS = (
     (r"flax_model\.msgpack|.*\.msgpack", "weights of Flax alone; save the model from PyTorch (save_pretrained)"),
     (r".*\.onnx", "an ONNX model alone, which cannot be trained; the PyTorch weights are needed"),
@@ -56,26 +59,24 @@ class Found:
         return [name for name in names if name in self.files or any(fnmatch(name, p) for p in self.patterns)]
 
 
-def chosen(names: Collection[str]) -> Found | None:
-    """The weights among the names of a model folder's files: whole before sharded, plain before variants, safetensors
-    first; None where there are none."""
-    if whole := next((name for name in WHOLE if name in names), None):
-        return Found((whole,))
-    indices = sorted(
-        (found[3] or "", found[2] != "safetensors", name) for name in names if (found := _INDEX.fullmatch(name))
-    )
-    variants = sorted(
-        (found[2] == "non_ema", found[3] != "safetensors", found[2], name)
-        for name in names
-        if (found := _VARIANT.fullmatch(name)) and "-of-" not in found[2]
-    )
-    if indices and not (indices[0][0] and variants):
-        variant, _, name = indices[0]
-        return Found((), name, variant.removeprefix("."))
-    if variants:
-        *_, variant, name = variants[0]
-        return Found((name,), variant=variant)
-    return None
+def chosen(names: Collection[str], dtype: torch.dtype = torch.float32) -> Found | None:
+    """The weights among the names of a model folder's files, for use in `dtype`; None where there are none.
+
+    The variant that is named after `dtype` comes first, for float32 the plain ones; then the plain ones and other
+    variants, whole before sharded, safetensors first.
+    """
+    wanted, ranked = VARIANTS.get(dtype, ""), []
+    for name in names:
+        index = _INDEX.fullmatch(name)
+        parts = index or _VARIANT.fullmatch(name)
+        if not parts and name not in WHOLE:
+            continue
+        variant = (parts["variant"] or "") if parts else ""
+        found = Found(() if index else (name,), name if index else "", variant)
+        safe = "safetensors" in name
+        rank = (variant != wanted, variant != "", index is not None, variant == "non_ema", not safe, variant, name)
+        ranked.append((rank, found))
+    return min(ranked, key=lambda one: one[0])[1] if ranked else None
 
 
 class _Index(BaseModel):
@@ -90,19 +91,25 @@ class _Index(BaseModel):
         return sorted(set(self.weight_map.values()))
 
 
-def read_weights(folder: Path, dtype: torch.dtype = torch.float32) -> tuple[dict[str, Tensor], str, str]:
+def read_weights(
+    folder: Path, dtype: torch.dtype = torch.float32, among: Collection[str] = ()
+) -> tuple[dict[str, Tensor], str, str]:
     """All tensors of a model folder, floating point ones in `dtype`, a hash of the files, and which they are, for
     people.
+
+    Args:
+        dtype: the variant of that type is read where there is one.
+        among: the names of files that may be read; all by default.
 
     Raises:
         UsageError: when there are none; says what is there instead.
         DistillkitError: when they are damaged, refused or incomplete.
     """
-    found = _chosen_in(folder)
+    found = _chosen_in(folder, dtype, among)
     note = f"the {found.variant} variant of the weights in {folder}" if found.variant else ""
     index = _index_of(folder, found)
     if index is None:
-        return _tensors(folder / found.files[0], dtype), weights_sha256(folder), note
+        return _tensors(folder / found.files[0], dtype), _hash_of(folder, found), note
     tensors: dict[str, Tensor] = {}
     for shard in index.shards:
         path = folder / shard
@@ -113,7 +120,7 @@ def read_weights(folder: Path, dtype: torch.dtype = torch.float32) -> tuple[dict
         if missing := sorted(own - held.keys()):
             raise DistillkitError(f"{path} does not hold {missing[0]}, which {found.index} says is there")
         tensors |= {name: held[name] for name in own}
-    return tensors, weights_sha256(folder), note
+    return tensors, _hash_of(folder, found), note
 
 
 def weights_sha256(folder: Path) -> str:
@@ -122,7 +129,10 @@ def weights_sha256(folder: Path) -> str:
     Raises:
         UsageError: when there are none.
     """
-    found = _chosen_in(folder)
+    return _hash_of(folder, _chosen_in(folder))
+
+
+def _hash_of(folder: Path, found: Found) -> str:
     index = _index_of(folder, found)
     if index is None:
         return sha256(folder / found.files[0])
@@ -130,8 +140,9 @@ def weights_sha256(folder: Path) -> str:
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
-def _chosen_in(folder: Path) -> Found:
-    found = chosen([place.name for place in folder.iterdir()] if folder.is_dir() else [])
+def _chosen_in(folder: Path, dtype: torch.dtype = torch.float32, among: Collection[str] = ()) -> Found:
+    names = [place.name for place in folder.iterdir()] if folder.is_dir() else []
+    found = chosen([name for name in names if not among or name in among], dtype)
     if found is None:
         raise UsageError(_absent(folder))
     return found

@@ -239,7 +239,7 @@ class Repository(Reference):
     def load(
         self, reporter: Reporter, should_stop: Callable[[], int] = lambda: 0, dtype: torch.dtype = torch.float32
     ) -> Teacher:
-        return Folder(self.name, hub.snapshot(self.name)).load(reporter, should_stop, dtype)
+        return Folder(self.name, hub.snapshot(self.name, dtype=dtype)).load(reporter, should_stop, dtype)
 
     def check(self) -> None:
         if offline() and not self.available:

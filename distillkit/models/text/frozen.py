@@ -65,13 +65,21 @@ class FrozenText(TextEncoder):
     def towers(self) -> Mapping[str, Tower]:
         """Its towers by name."""
 
+    def prepared(self, texts: Sequence[str]) -> list[str]:
+        """The texts as the towers read them."""
+        return list(texts)
+
     def tokens(self, tower: Tower, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Numbers of tokens (B, L) int64, and a mask (B, L) int64 of those that are no padding; longer texts end at
         L."""
         tokenizer = self._tokenizer(tower)
         with quietly():
             made = tokenizer(
-                list(texts), padding="max_length", max_length=self._length(tower), truncation=True, return_tensors="pt"
+                self.prepared(texts),
+                padding="max_length",
+                max_length=self._length(tower),
+                truncation=True,
+                return_tensors="pt",
             )
         return made.input_ids.to(self._device), made.attention_mask.to(self._device)
 
@@ -111,11 +119,11 @@ class FrozenText(TextEncoder):
 
     def hashed(self) -> Self:
         used = [part for tower in self.towers.values() for part in (tower.tokenizer, tower.encoder)]
-        return self.model_copy(update={"parts": self.parts.hashed(*used)})
+        return self.model_copy(update={"parts": self.parts.hashed(*used, dtype=getattr(torch, self.dtype))})
 
     def _cut(self, tower: Tower, texts: Sequence[str]) -> set[int]:
         with quietly():
-            whole = self._tokenizer(tower)(list(texts)).input_ids
+            whole = self._tokenizer(tower)(self.prepared(texts)).input_ids
         return {number for number, ids in enumerate(whole) if len(ids) > self._length(tower)}
 
     def _tokenizer(self, tower: Tower) -> Any:
