@@ -51,7 +51,9 @@ def evaluate(
     guidance: Annotated[float, typer.Option(min=0, help="Guidance weight, for teachers and pipelines.")] = 1.0,
     steps: Annotated[
         int | None,
-        typer.Option(min=1, help="Steps of a teacher's solver, or of a diffusers pipeline with its own scheduler."),
+        typer.Option(
+            min=1, help="Steps of a teacher's solver, of a diffusers pipeline's own scheduler, or of a student."
+        ),
     ] = None,
     solver: Annotated[
         str | None, typer.Option(help="heun, euler or ddim: sample a pipeline as a teacher.  [default: its own]")

@@ -55,7 +55,9 @@ def sample(
     negative: Annotated[
         str | None, typer.Option(help="Text to guide away from, for teachers.  [default: no text]")
     ] = None,
-    steps: Annotated[int | None, typer.Option(min=1, help="Steps of a teacher's solver.  [default: its own]")] = None,
+    steps: Annotated[
+        int | None, typer.Option(min=1, help="Steps of a teacher's solver, or of a student.  [default: its own]")
+    ] = None,
     solver: Annotated[
         str | None,
         typer.Option(

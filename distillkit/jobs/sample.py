@@ -62,7 +62,8 @@ def make_samples(
         classes: numbers or names of classes, in turn; all in turn by default.
         prompts: in turn, for models of text.
         nfe: network evaluations of a sample; its own number by default.
-        steps, solver: of a teacher; its own by default.
+        steps: of a teacher's solver; of a student the same as `nfe`. Its own by default.
+        solver: of a teacher; its own by default.
         guidance: weight of a teacher.
         negative: text that a teacher is guided away from instead of nothing.
         batch: samples in one pass; by their size by default.
@@ -89,11 +90,14 @@ def make_samples(
         return _of_teacher(teacher, asked, context)
     if guidance != 1.0:
         raise UsageError("--guidance is for teachers; a student has learnt in what it has")
-    for option in ("steps", "solver", "negative"):
+    for option in ("solver", "negative"):
         if getattr(asked, option) is not None:
-            raise UsageError(f"--{option} is for teachers; a student takes --nfe")
+            raise UsageError(f"--{option} is for teachers; a student has a sampler of its own")
+    if None not in (steps, nfe):
+        raise UsageError("--steps and --nfe say the same of a student twice: leave one out")
     student = load_student(name, say=context.reporter.say).to(context.device)
-    student = student if nfe is None else student.with_nfe(nfe)
+    evaluations = steps if nfe is None else nfe
+    student = student if evaluations in (None, student.nfe) else student.with_nfe(evaluations)
     keys = asked.keys(student.conditioner, student.codec.content)
     typed = {"classes": classes} if prompts is None else {"prompts": prompts[: len(keys)]}
     made = student(len(keys), seed=seed, batch=batch, **typed)

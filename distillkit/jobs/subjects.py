@@ -6,6 +6,8 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from distillkit.contracts.teacher import Teacher
 from distillkit.data.prompts import PromptsConfig, open_prompts
 from distillkit.data.reader import open_files
@@ -13,6 +15,7 @@ from distillkit.diffusion.solvers import SOLVERS
 from distillkit.errors import UsageError
 from distillkit.evaluation.clip import Clip
 from distillkit.evaluation.generator import (
+    AUTOCAST,
     Candidate,
     Generator,
     GivenImages,
@@ -81,16 +84,16 @@ def found_subjects(
     options.require_no_images(name)
     reference = resolve(name)
     records = _records(reference.path if isinstance(reference, Folder) else None)
-    if options.steps is not None and options.solver is None and (place := _pipeline_folder(reference)):
+    if options.steps is not None and options.solver is None and (place := _pipeline_folder(reference, options)):
         return [_pipeline(reference.name, place, records, options, context)]
     return _teachers(reference.load(context.reporter, context.stopped), records, options, context)
 
 
-def _pipeline_folder(reference: TeacherReference) -> Path | None:
+def _pipeline_folder(reference: TeacherReference, options: EvaluationOptions) -> Path | None:
     """The folder of a whole pipeline of diffusers; None for anything else."""
     place: Path | None = reference.path if isinstance(reference, Folder) else None
     if isinstance(reference, Repository):
-        place = hub.snapshot(reference.name)
+        place = hub.snapshot(reference.name, dtype=AUTOCAST.get(options.precision, torch.float32))
     return place if place and (place / "model_index.json").is_file() else None
 
 
@@ -99,7 +102,8 @@ def _pipeline(name: str, place: Path, records: Path, options: EvaluationOptions,
     title = "" if name == str(place) else name.removeprefix(hub.PREFIX)
     pipeline = whole_pipeline(place, options.steps, options.guidance, precision=options.precision, name=title)
     context.reporter.say(
-        f"{title or place.name}: sampled by its own pipeline, {pipeline.subject.sampler['kind']}; "
+        f"{title or place.name}: sampled by its own pipeline, {pipeline.subject.sampler['kind']}"
+        f"{f', the {pipeline.variant} variant of its weights' if pipeline.variant else ''}; "
         f"--solver {'|'.join(SOLVERS)} samples it as a teacher"
     )
     return Found(pipeline, None, records)
@@ -135,12 +139,16 @@ def _records(folder: Path | None) -> Path:
 def _students(
     student: Student, name: str, records: Path, options: EvaluationOptions, context: Context, own: str | None = None
 ) -> list[Found]:
-    if options.steps is not None or options.solver is not None:
-        raise UsageError("a student has its steps learnt in: --steps and --solver are for teachers and pipelines")
+    if options.solver is not None:
+        raise UsageError(
+            f"--solver {options.solver} is for teachers; a student has a sampler of its own, and takes --steps where "
+            "that has a choice"
+        )
     if options.guidance != 1.0:
         raise UsageError("a student has its guidance learnt in; --guidance is for teachers")
     student, found = student.to(context.device), []
-    for nfe in options.nfe or (None,):
+    # A step of a student is one evaluation.
+    for nfe in options.nfe or (options.steps,):
         sampled = student if nfe is None or nfe == student.nfe else student.with_nfe(nfe)
         description, codec = sampled.description, sampled.codec
         subject = Subject(

@@ -93,7 +93,7 @@ class Student:
         try:
             sampler = generator.sampler.with_nfe(nfe, generator.denoiser)
         except ValueError as error:
-            raise UsageError(f"{nfe} evaluations: {error}") from error
+            raise UsageError(f"{nfe} evaluations: {error}; this student takes {self.nfe:g}") from error
         changed = StudentGenerator(generator.denoiser, sampler, generator.shape)
         counted = measured_nfe(changed, self.conditioner)
         description = self.description.model_copy(update={"sampler": described_sampler(sampler), "nfe": counted})

@@ -6,10 +6,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from distillkit import DistillkitError, ExtractorSpec, FeatureExtractor, OneStep, StudentGenerator, UsageError
-from distillkit.diffusion import RenoisingSampler
+from distillkit.diffusion import ConsistencySampler, RenoisingSampler
 from distillkit.evaluation.reference import Reference
+from distillkit.evaluation.whole_pipeline import whole_pipeline
 from distillkit.jobs.context import job_context
 from distillkit.jobs.evaluate import evaluate_subject
 from distillkit.jobs.options import EvaluationOptions
@@ -124,6 +126,50 @@ def test_an_exported_student_measures_the_same_by_either_way(evaluate, pipelines
     difference = abs(pictures(tmp_path / "ours") - pictures(tmp_path / "theirs"))
     # Only the first noise is the protocol's; fresh noise between evaluations is the scheduler's.
     assert (difference > 0).mean() < 0.02 if steps == 1 else difference.max() > 1
+
+
+@pytest.mark.parametrize(
+    "sampler", [OneStep(), RenoisingSampler(levels=(999.0, 499.0)), ConsistencySampler(levels=(999.0, 499.0))],
+    ids=lambda sampler: type(sampler).__name__,
+)  # fmt: skip
+def test_steps_of_a_student_are_its_evaluations(evaluate, pipelines, tmp_path, sampler):
+    teacher = load_teacher(str(pipelines / "ddim"))
+    generator = StudentGenerator.from_teacher(teacher, sampler)
+    described = describe_student(generator, teacher, method="kd", method_package="kd 1")
+    student = Student(generator, teacher.conditioner, teacher.codec, described)
+    out, own = student, len(sampler.times(teacher.schedule))
+    if not isinstance(sampler, ConsistencySampler):  # which no scheduler of diffusers is
+        export(student, "diffusers", tmp_path / "out", self_contained=True)
+        out = str(tmp_path / "out")
+    plain = evaluate(out, output="records")
+    same = evaluate(out, steps=own, output="records")
+    assert plain.subject.kind == "student" and same.figures == plain.figures and same.nfe == own
+    with pytest.raises(UsageError, match="--solver euler is for teachers"):
+        evaluate(out, solver="euler")
+    if isinstance(sampler, ConsistencySampler):
+        more = evaluate(out, steps=3, output="records")
+        assert more.nfe == 3 and more.figures != plain.figures
+        assert more.figures == evaluate(out, nfe=(3,), output="records").figures
+    else:
+        with pytest.raises(UsageError, match=f"3 evaluations: .* fixed .* takes {own}"):
+            evaluate(out, steps=3)
+
+
+def test_the_variant_of_the_precision_is_measured(evaluate, pipelines, tmp_path):
+    folder = tmp_path / "both"
+    shutil.copytree(pipelines / "lcm", folder)
+    plain = evaluate(str(folder), steps=1, precision="bf16", output="records")
+    for part in ("unet", "text_encoder"):
+        [path] = (folder / part).glob("*.safetensors")
+        other = {name: value.to(torch.bfloat16) / 2 for name, value in load_file(path).items()}
+        save_file(other, path.with_name(f"{path.stem}.bf16.safetensors"), {"format": "pt"})
+    halved = evaluate(str(folder), steps=1, precision="bf16", output="records")
+    assert halved.figures != plain.figures and halved.subject.weights_sha256 != plain.subject.weights_sha256
+    full = evaluate(str(folder), steps=1, output="records")
+    assert full.subject.weights_sha256 == plain.subject.weights_sha256
+    found = {precision: whole_pipeline(folder, 1, 1.0, precision=precision) for precision in ("fp32", "bf16", "fp16")}
+    assert [one.variant for one in found.values()] == ["", "bf16", ""]
+    assert "unet/diffusion_pytorch_model.bf16.safetensors" in found["bf16"].files
 
 
 def test_a_solver_makes_a_teacher_of_it(evaluate, pipelines):

@@ -189,6 +189,39 @@ def test_pixart(changes, solver, tokens, tmp_path):
     assert torch.equal(conditions(teacher, ["  A red CAT "])["text"][0], condition["text"][0])
 
 
+WEB_CAPTIONS = [
+    "  A red CAT &amp; “two dogs”  http://example.com/cat.jpg @someone #123 ",
+    "photo_of_my_cute_cat_img1234.png ***SALE***", "<p>a blue house</p> – 1024x768, free download",
+    "a cat\\non the road…", "",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("sigma", "tokens"), [(False, 120), (True, 300)], ids=["alpha", "sigma"])
+@torch.no_grad()
+def test_pixart_cleans_captions_as_its_pipeline_does_by_default(sigma, tokens, tmp_path):
+    teacher, pipeline = built(tmp_path, pipelines.pixart, sigma=sigma)
+    condition = conditions(teacher, WEB_CAPTIONS)
+    text, mask, *_ = pipeline.encode_prompt(
+        WEB_CAPTIONS, False, device="cpu", max_sequence_length=tokens, clean_caption=True
+    )
+    same(condition["text"], text)
+    assert torch.equal(condition["mask"], mask.float())
+    noise = noise_for(teacher, len(WEB_CAPTIONS))
+    asked = {"num_inference_steps": 2, "guidance_scale": 4.0, "use_resolution_binning": False}
+    theirs = pipeline(WEB_CAPTIONS, latents=noise, output_type="latent", height=16, width=16, **asked).images
+    same(teacher.sample(noise, condition, steps=2, solver="ddim", guidance=4.0), theirs)
+    encoder = teacher.conditioner.encoder
+    plain = encoder.model_copy(update={"clean": False})
+    rough, *_ = pipeline.encode_prompt(WEB_CAPTIONS, False, device="cpu", max_sequence_length=tokens)
+    same(plain.encode(WEB_CAPTIONS)["text"], rough)
+    assert not torch.allclose(rough, text) and plain.model_dump() != encoder.model_dump()
+
+
+def test_pixart_counts_what_is_read_of_a_caption(tmp_path):
+    encoder = built(tmp_path, pipelines.pixart)[0].conditioner.encoder
+    assert encoder.too_long(["cat " * 200, "a http://example.com/" + "a/" * 200 + " cat"]) == [0]
+
+
 @torch.no_grad()
 def test_pixart_that_sees_the_size_of_the_picture(tmp_path):
     wide = {"attention_head_dim": 12, "cross_attention_dim": 24, "sample_size": 128, "patch_size": 16}
