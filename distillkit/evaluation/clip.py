@@ -1,9 +1,10 @@
-"""The CLIP score: how well images fit their prompts, by a CLIP in the format of transformers."""
+"""The CLIP score: how well images fit their prompts, by a CLIP in the format of transformers or of open_clip."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -19,12 +20,13 @@ from distillkit.evaluation.extractor import FeatureExtractor
 from distillkit.evaluation.features import GROUPS, groups_of
 from distillkit.evaluation.protocol import ExtractorSpec
 from distillkit.evaluation.record import Figure
-from distillkit.files import canonical_json, slug
+from distillkit.files import canonical_json, sha256, slug
 from distillkit.models.diffusers import hub
 from distillkit.models.diffusers.folder import folder_name
 from distillkit.models.diffusers.parts import PipelineParts
-from distillkit.models.diffusers.weights import weights_sha256
-from distillkit.models.text.load import load_text_model, load_tokenizer, quietly
+from distillkit.models.diffusers.weights import chosen, read_state, weights_sha256
+from distillkit.models.text import open_clip
+from distillkit.models.text.load import load_text_model, load_tokenizer, made_model, quietly
 from distillkit.reading import Missing, read_mapping, validated
 
 FILES = (
@@ -39,12 +41,18 @@ TEXTS_AT_ONCE = 256
 
 
 class _Preprocessing(BaseModel):
-    """What preprocessor_config.json says, as far as it is followed: the sizes, and the moments of colours."""
+    """What a model's files say of its images, as far as it is followed: the sizes, and the moments of colours.
+
+    Args:
+        nearest: where the crop cannot be in the middle, where it begins is rounded, halves to even, as torchvision
+            does; else down.
+    """
 
     size: int = Field(224, ge=1, le=4096)
     crop: int = Field(224, ge=1, le=4096)
     mean: tuple[float, float, float] = (0.48145466, 0.4578275, 0.40821073)
     std: tuple[float, float, float] = (0.26862954, 0.26130258, 0.27577711)
+    nearest: bool = False
 
     @classmethod
     def of(cls, config: Mapping[str, Any], where: str) -> _Preprocessing:
@@ -55,16 +63,71 @@ class _Preprocessing(BaseModel):
             raise UsageError(f"{where}: resample {config['resample']} is not followed; known: 3 (bicubic)")
         return validated(cls, wanted, where)
 
+    @property
+    def summary(self) -> str:
+        """How an image is resized, for the protocol."""
+        crop = f"centre {self.crop}{', rounded' if self.nearest else ''}"
+        return f"PIL bicubic on bytes, shortest side to {self.size}, {crop}"
+
+    def resized(self, image: Any) -> Any:
+        """An image (H, W, 3) uint8 as (crop, crop, 3)."""
+        height, width = image.shape[:2]
+        scaled = (
+            (self.size, int(self.size * height / width))
+            if width <= height
+            else (int(self.size * width / height), self.size)
+        )
+        made = Image.fromarray(image).resize(scaled, Image.Resampling.BICUBIC)
+        rest = (made.width - self.crop, made.height - self.crop)
+        left, top = (round(side / 2) if self.nearest else side // 2 for side in rest)
+        return np.asarray(made.crop((left, top, left + self.crop, top + self.crop)))
+
+
+@dataclass(frozen=True)
+class _Files:
+    """A CLIP as its folder has it.
+
+    Args:
+        clean: what is done to a text before it is read.
+    """
+
+    network: Any
+    images: _Preprocessing
+    weights_sha256: str
+    clean: Callable[[str], str]
+
+
+def _of_transformers(name: str, folder: Path) -> _Files:
+    parts = PipelineParts(source=str(folder.parent))
+    if (kind := read_config(folder / "config.json").get("model_type")) != "clip":
+        raise UsageError(
+            f"{name} is a {kind or 'model without a type'}, and no CLIP in the format of transformers or open_clip"
+        )
+    network = load_text_model(parts, folder.name, "CLIPModel", torch.device("cpu"))
+    path = folder / "preprocessor_config.json"
+    images = _Preprocessing.of(read_mapping(path) if path.is_file() else {}, str(path))
+    return _Files(network, images, weights_sha256(folder), str)
+
+
+def _of_open_clip(folder: Path) -> _Files:
+    described, weights = open_clip.read_open_clip(folder), open_clip.weights_of(folder)
+    state = open_clip.converted(read_state(weights), str(weights))
+    network = made_model("CLIPModel", described.config, state, weights)
+    side, said = described.model_cfg.vision_cfg.image_size, described.preprocess_cfg
+    moments = {name: value for name in ("mean", "std") if (value := getattr(said, name)) is not None}
+    images = _Preprocessing(size=side, crop=side, nearest=True, **moments)
+    return _Files(network, images, sha256(weights), open_clip.cleaned)
+
 
 def _side(size: object, name: str) -> object:
     return size.get(name, size.get("height")) if isinstance(size, Mapping) else size
 
 
 class Clip(FeatureExtractor):
-    """A CLIP: embeddings (B, d) float32 of length 1, of images and of texts (Radford et al. 2021, arXiv 2103.00020).
+    """A CLIP of transformers, or one in open_clip's format (Radford et al. 2021, arXiv 2103.00020).
 
-    Images are resized as CLIP's own code does: shortest side by PIL's bicubic filter on bytes, centre crop. Texts end
-    at the tokenizer's limit.
+    It gives embeddings (B, d) float32 of length 1, of images and of texts. Images are resized as CLIP's own code does:
+    shortest side by PIL's bicubic filter on bytes, centre crop. Texts end at the tokenizer's limit.
 
     Args:
         name: a folder, or `hf:ORG/REPO[@REVISION]`.
@@ -83,24 +146,27 @@ class Clip(FeatureExtractor):
     def __init__(self, name: str, *, prefix: str = "") -> None:
         super().__init__()
         folder = _located(name)
-        parts = PipelineParts(source=str(folder.parent))
-        if (kind := read_config(folder / "config.json").get("model_type")) != "clip":
-            raise UsageError(f"{name} is a {kind or 'model without a type'}, and no CLIP in the format of transformers")
-        network: Any = load_text_model(parts, folder.name, "CLIPModel", torch.device("cpu"))
-        self.network = network
-        self.tokenizer, self.prefix = load_tokenizer(parts, folder.name), prefix
-        path = folder / "preprocessor_config.json"
-        self.images = _Preprocessing.of(read_mapping(path) if path.is_file() else {}, str(path))
+        files = _of_open_clip(folder) if _is_open_clip(folder) else _of_transformers(name, folder)
+        self.network, self.images, self.clean = files.network, files.images, files.clean
+        self.tokenizer, self.prefix = load_tokenizer(PipelineParts(source=str(folder.parent)), folder.name), prefix
         for moment in ("mean", "std"):
             self.register_buffer(moment, torch.tensor(getattr(self.images, moment))[:, None, None])
         self.spec = ExtractorSpec(
-            id=f"{slug(folder_name(folder))}/cosine", weights_sha256=weights_sha256(folder),
-            dim=int(network.config.projection_dim),
+            id=f"{slug(folder_name(folder))}/cosine", weights_sha256=files.weights_sha256,
+            dim=int(self.network.config.projection_dim),
             input=f"RGB 0..1, mean {self.images.mean}, std {self.images.std}; texts "
-            f"{f'after {prefix!r}' if prefix else 'as they are'}, vocabulary {self._vocabulary()}",
-            resize=f"PIL bicubic on bytes, shortest side to {self.images.size}, centre {self.images.crop}",
+            f"{f'after {prefix!r}' if prefix else 'as they are'}, vocabulary {self._vocabulary()}; "
+            f"{self._towers()}",
+            resize=self.images.summary,
             scale="100 max(0, cosine)",
         )  # fmt: skip
+
+    def _towers(self) -> str:
+        """What of the networks is not in the weights."""
+        towers = (self.network.config.vision_config, self.network.config.text_config)
+        return " and ".join(
+            f"{tower.hidden_act}, {tower.num_attention_heads} heads, eps {tower.layer_norm_eps:g}" for tower in towers
+        )
 
     def _vocabulary(self) -> str:
         known = [sorted(self.tokenizer.get_vocab().items()), self.tokenizer.model_max_length]
@@ -108,18 +174,10 @@ class Clip(FeatureExtractor):
 
     def forward(self, pixels: Tensor) -> Tensor:
         images = pixels.expand(-1, 3, -1, -1) if pixels.shape[1] == 1 else pixels
-        made = np.stack([self._resized(image) for image in images.permute(0, 2, 3, 1).cpu().numpy()])
+        made = np.stack([self.images.resized(image) for image in images.permute(0, 2, 3, 1).cpu().numpy()])
         values = torch.from_numpy(made).to(self.mean.device).permute(0, 3, 1, 2).float() / 255
         seen = self.network.vision_model(pixel_values=(values - self.mean) / self.std).pooler_output
         return torch.nn.functional.normalize(self.network.visual_projection(seen).float())
-
-    def _resized(self, image: Any) -> Any:
-        height, width = image.shape[:2]
-        size, crop = self.images.size, self.images.crop
-        scaled = (size, int(size * height / width)) if width <= height else (int(size * width / height), size)
-        made = Image.fromarray(image).resize(scaled, Image.Resampling.BICUBIC)
-        left, top = (made.width - crop) // 2, (made.height - crop) // 2
-        return np.asarray(made.crop((left, top, left + crop, top + crop)))
 
     @torch.inference_mode()
     def texts(self, texts: Sequence[str]) -> Tensor:
@@ -127,7 +185,7 @@ class Clip(FeatureExtractor):
         made, device = [], self.mean.device
         limit = min(self.tokenizer.model_max_length, self.network.config.text_config.max_position_embeddings)
         for start in range(0, len(texts), TEXTS_AT_ONCE):
-            part = [f"{self.prefix}{text}" for text in texts[start : start + TEXTS_AT_ONCE]]
+            part = [self.clean(f"{self.prefix}{text}") for text in texts[start : start + TEXTS_AT_ONCE]]
             with quietly():
                 tokens = self.tokenizer(part, padding=True, max_length=limit, truncation=True, return_tensors="pt")
             seen = self.network.text_model(
@@ -151,10 +209,16 @@ def read_config(path: Path) -> dict[str, Any]:
         ) from error
 
 
+def _is_open_clip(folder: Path) -> bool:
+    """Whether a folder holds a CLIP in open_clip's format, and none in that of transformers."""
+    names = [place.name for place in folder.iterdir()]
+    return open_clip.is_open_clip(folder) and not ("config.json" in names and chosen(names))
+
+
 def _located(name: str) -> Path:
     """The folder of a CLIP; downloaded where it is not in the hub's cache."""
     if name.startswith(hub.PREFIX):
-        return hub.files_of(name, FILES)
+        return hub.files_of(name, (*FILES, open_clip.CONFIG), open_clip.WEIGHTS)
     folder = Path(name).expanduser().absolute()
     if not folder.is_dir():
         raise UsageError(f"--clip {name}: there is no such folder; a model of the hub is written as hf:ORG/REPO")

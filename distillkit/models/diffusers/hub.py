@@ -48,14 +48,17 @@ def snapshot(
     return _download(name, lambda: [*CONFIGURATION, *wanted()])
 
 
-def files_of(name: str, files: Sequence[str]) -> Path:
+def files_of(name: str, files: Sequence[str], others: Sequence[str] = ()) -> Path:
     """The folder of `hf:ORG/REPO[@REVISION]` with one variant of the weights in it and these files (shell patterns).
+
+    Args:
+        others: names of weights in another format, the first of which is taken where there are no others.
 
     Raises:
         UsageError: for a malformed name.
         DistillkitError: when they are not in the cache and cannot be had.
     """
-    return _download(name, lambda: [*files, *_weights_of(*parts(name), above=("",))])
+    return _download(name, lambda: [*files, *_weights_of(*parts(name), above=("",), others=others)])
 
 
 def _download(name: str, patterns: Callable[[], list[str]]) -> Path:
@@ -98,12 +101,14 @@ def _weights_of(
     revision: str | None,
     above: Sequence[str] = ("", *PARTS),
     dtype: torch.dtype = torch.float32,
+    others: Sequence[str] = (),
 ) -> list[str]:
     """What else a teacher needs of a repository: vocabularies, and one variant of the weights of every part.
 
     Args:
         above: the folders of weights.
         dtype: in which they are used; the autoencoder's are in float32.
+        others: names of weights in another format, the first of which is taken where there are no others.
     """
     from huggingface_hub import HfApi
 
@@ -111,12 +116,14 @@ def _weights_of(
     try:
         names = HfApi().list_repo_files(repository, revision=revision)
     except Exception:  # without the network, what is in the cache will do; what else is wrong the download says
-        return [*patterns, *(f"{folder}{name}" for folder in above for name in WHOLE)]
+        return [*patterns, *(f"{folder}{name}" for folder in above for name in (*WHOLE, *others))]
     for folder in above:
         beside = [name.removeprefix(folder) for name in names if name.startswith(folder)]
         own = torch.float32 if folder == "vae/" else dtype
         if found := chosen([name for name in beside if "/" not in name], own):
             patterns += [folder + name for name in (*found.files, *found.patterns)]
+        elif other := next((name for name in others if name in beside), None):
+            patterns.append(folder + other)
     return patterns
 
 

@@ -109,14 +109,14 @@ def read_weights(
     note = f"the {found.variant} variant of the weights in {folder}" if found.variant else ""
     index = _index_of(folder, found)
     if index is None:
-        return _tensors(folder / found.files[0], dtype), _hash_of(folder, found), note
+        return read_state(folder / found.files[0], dtype), _hash_of(folder, found), note
     tensors: dict[str, Tensor] = {}
     for shard in index.shards:
         path = folder / shard
         if not path.is_file():
             raise DistillkitError(f"{folder / found.index} lists the shard {shard}, which is not there; fetch it too")
         own = {name for name, file in index.weight_map.items() if file == shard}
-        held = _tensors(path, dtype)
+        held = read_state(path, dtype)
         if missing := sorted(own - held.keys()):
             raise DistillkitError(f"{path} does not hold {missing[0]}, which {found.index} says is there")
         tensors |= {name: held[name] for name in own}
@@ -152,7 +152,12 @@ def _index_of(folder: Path, found: Found) -> _Index | None:
     return read_model(folder / found.index, _Index, most=64 * 2**20) if found.index else None
 
 
-def _tensors(path: Path, dtype: torch.dtype) -> dict[str, Tensor]:
+def read_state(path: Path, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
+    """A file with a state dict, floating point tensors in `dtype`; nothing in it is executed.
+
+    Raises:
+        DistillkitError: when it is damaged, or refused.
+    """
     foreign = read_foreign(path)
     if not is_state_dict(foreign.value):
         raise Refused(f"{path}: refused: it is not a state dict. Nothing in the file was run.")

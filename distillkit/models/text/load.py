@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -51,15 +52,31 @@ def load_text_model(
         UsageError: when it is missing, or of another class than `kind`.
         DistillkitError: when it is damaged, or its weights are those of another model.
     """
-    import transformers
-
     config, place = parts.configuration(component), parts.component(component)
     named = config.get("architectures") or [kind]
     if not isinstance(named, list) or kind not in named:
         raise UsageError(f"{place} holds a {short(named[0] if isinstance(named, list) else named)}, and {kind} is due")
     validated(TEXT_SIZES.get(kind, TextSizes), config, str(place / "config.json"))
+    return made_model(kind, config, parts.weights(component, dtype), place, dtype).to(device)
+
+
+def made_model(
+    kind: str, config: Mapping[str, Any], tensors: Mapping[str, Tensor], place: Path, dtype: torch.dtype = torch.float32
+) -> nn.Module:
+    """A frozen model of transformers.
+
+    Args:
+        kind: its class, such as "CLIPModel".
+        config: of its kind, whose sizes have been checked.
+        tensors: its weights, by its names.
+        place: where both were read.
+
+    Raises:
+        DistillkitError: when it cannot be made, or the weights are those of another model.
+    """
+    import transformers
+
     cls = getattr(transformers, kind)
-    tensors = parts.weights(component, dtype)
     try:
         with quietly():
             # Releases before 4.56 know the former name alone.
@@ -68,17 +85,19 @@ def load_text_model(
                 expected = cls(own)
             wrong = _differences(expected, tensors)
             if not wrong:
-                model, report = cls.from_pretrained(None, config=own, state_dict=tensors, output_loading_info=True)
+                model, report = cls.from_pretrained(
+                    None, config=own, state_dict=dict(tensors), output_loading_info=True
+                )
                 wrong = sorted(map(str, [*report["missing_keys"], *report["mismatched_keys"]]))
     except Exception as error:  # transformers raises many kinds
         reason = str(error).partition("\n")[0][:300]
         raise DistillkitError(f"the {kind} in {place} cannot be made ({type(error).__name__}: {reason})") from error
     if wrong:
         raise DistillkitError(
-            f"the weights in {place} are not those of its config.json: {len(wrong)} tensors differ or are missing, "
+            f"the weights in {place} are not those of its configuration: {len(wrong)} tensors differ or are missing, "
             f"such as {wrong[0]}"
         )
-    return model.to(device, dtype).eval().requires_grad_(False)
+    return model.to(dtype).eval().requires_grad_(False)
 
 
 def _differences(expected: nn.Module, found: Mapping[str, Tensor]) -> list[str]:
