@@ -7,8 +7,8 @@ import math
 import statistics
 import time
 import weakref
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,7 +42,7 @@ class Trial:
         seconds_per_evaluation: of one sample through the teacher, without gradient.
         flops_per_image: floating-point operations of training, backward passes included; None where they cannot be
             counted (forward-mode differentiation).
-        evaluations: forward-equivalents an image, by role (a trained one counts three).
+        evaluations: forward-equivalents an image, by role (a trained one counts three), the mean of all stages.
         weight_bytes: parameters of every network, of the codec and of perceptual distances.
         training_bytes: gradients and moments of the trained ones.
         activation_bytes_per_image: what is kept for the backward pass.
@@ -76,7 +76,8 @@ def synthetic_sources(recipe: Recipe, teacher: Teacher, device: torch.device) ->
 
 
 def forward_equivalents(recipe: Recipe, teacher: Teacher, accelerator: Accelerator) -> dict[str, float]:
-    """Network passes of training on one image, by role, counted over the steps in which every part is due once.
+    """Network passes of training on one image, by role: the mean of all stages by their shares, each counted over the
+    steps in which every part is due once.
 
     The recipe's networks are changed by it; its objectives must have been prepared.
 
@@ -87,11 +88,38 @@ def forward_equivalents(recipe: Recipe, teacher: Teacher, accelerator: Accelerat
     # The layout is not chosen by a measurement, whose passes would be counted.
     training, cost = TrainingConfig(batch=2 * accelerator.num_processes, channels_last="off"), CostMeter()
     trainer = _trainer(recipe, teacher, training, accelerator, cost)
-    steps = _period(recipe)
-    with cost.watch(trainer.roles(), accelerator.num_processes):
-        for _ in range(steps):
-            trainer.train_step()
-    return {role: count / (steps * training.batch) for role, count in cost.counts.items()}
+    return _mean(_counted_by_stage(trainer), recipe)
+
+
+def _counted_by_stage(
+    trainer: Trainer, each: Callable[[], AbstractContextManager[None]] = contextlib.nullcontext
+) -> list[dict[str, float]]:
+    """Network passes of training on one image, by role, of every stage; the training stands at the first again.
+
+    Args:
+        each: makes a context for every step.
+    """
+    steps, batch, found = _period(trainer.recipe), trainer.config.batch, []
+    for first, _ in trainer.config.divided([stage.share for stage in trainer.recipe.stages]):
+        trainer.step, before = first, dict(trainer.cost.counts)
+        with trainer.cost.watch(trainer.roles(), trainer.accelerator.num_processes):
+            for _ in range(steps):
+                with each():
+                    trainer.train_step()
+        counts = {role: count - before.get(role, 0) for role, count in trainer.cost.counts.items()}
+        found.append({role: count / (steps * batch) for role, count in counts.items() if count})
+    trainer.step = 0
+    return found
+
+
+def _mean(stages: Sequence[Mapping[str, float]], recipe: Recipe) -> dict[str, float]:
+    """The mean of the stages' counts by their shares."""
+    shares = [stage.share for stage in recipe.stages]
+    roles = dict.fromkeys(role for counts in stages for role in counts)
+    return {
+        role: sum(share * counts.get(role, 0) for share, counts in zip(shares, stages, strict=True)) / sum(shares)
+        for role in roles
+    }
 
 
 def _trainer(
@@ -128,11 +156,10 @@ def try_training(
     trainer = _trainer(recipe, teacher, short, accelerator, cost)
     period = _period(recipe)
     kept = _Saved(trainer)
-    with cost.watch(trainer.roles(), accelerator.num_processes):
-        for _ in range(period):
-            with kept.one_step():
-                trainer.train_step()
-    evaluations = {role: count / (period * batch) for role, count in cost.counts.items()}
+    stages = _counted_by_stage(trainer, kept.one_step)
+    evaluations = _mean(stages, recipe)
+    # What follows is measured in the first stage; others take as much longer as they ask the networks more.
+    longer = sum(evaluations.values()) / max(sum(stages[0].values()), 1e-9)
     counted = _counted(trainer, period)
     processes = accelerator.num_processes
     batch, seconds = _speed(trainer, batch, most, period, ENOUGH_SECONDS if enough is None else enough)
@@ -142,9 +169,9 @@ def try_training(
     working = 0 if counted is None else max(0, counted.most_bytes - kept.most - trained)
     return Trial(
         batch=batch,
-        seconds_per_image=seconds / batch,
+        seconds_per_image=longer * seconds / batch,
         seconds_per_evaluation=_evaluation_seconds(teacher, batch, device),
-        flops_per_image=None if counted is None else counted.flops / (period * processes),
+        flops_per_image=None if counted is None else longer * counted.flops / (period * processes),
         evaluations=evaluations,
         weight_bytes=weights + frozen,
         training_bytes=3 * trained,

@@ -16,7 +16,7 @@ from distillkit.parts.discriminator import (
 )
 from distillkit.parts.distances import DistanceName, NamedDistance, distance_for
 from distillkit.parts.perceptual import LPIPS
-from distillkit.parts.regression import Regression
+from distillkit.parts.regression import MOMENTS, Regression, log_moments
 from distillkit.parts.score_difference import (
     FAKE_TO_REAL_ERROR,
     KL_GRADIENT_RMS,
@@ -45,6 +45,7 @@ __all__ = [
     "KL_GRADIENT_RMS",
     "LEVELS",
     "LPIPS",
+    "MOMENTS",
     "CleanSource",
     "DiscriminatorHead",
     "DistanceName",
@@ -66,6 +67,7 @@ __all__ = [
     "kl_gradient",
     "log_ends",
     "log_errors",
+    "log_moments",
     "lognormal_levels",
     "noise_levels",
     "own_rate",

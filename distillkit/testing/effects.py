@@ -17,7 +17,7 @@ from distillkit.contracts.recipe import Recipe
 from distillkit.engine.losses import constant, loss_of
 from distillkit.errors import DistillkitError
 from distillkit.testing.failure import CheckFailure
-from distillkit.testing.setup import Settings, parts_of, settings_of
+from distillkit.testing.setup import Parts, Settings, parts_of, settings_of
 from distillkit.testing.teachers import smallest
 
 STEPS = 3
@@ -109,10 +109,20 @@ def _alternatives(value: Any, annotation: Any) -> Iterator[Any]:
 
 
 def _fingerprint(method: type[Method], settings: Settings) -> Iterator[Any]:
-    """What the engine would do, and then all numbers of a few steps of plain gradient descent, as they come."""
+    """What the engine would do, and then all numbers of a few steps of plain gradient descent in the first stage and in
+    the last, as they come."""
     parts = parts_of(method, smallest(), settings, apart=True)
     recipe = parts.recipe
     yield _structure(recipe)
+    yield from _numbers(parts)
+    if len(recipe.stages) > 1:
+        parts.begin(len(recipe.stages) - 1)
+        yield from _numbers(parts)
+
+
+def _numbers(parts: Parts) -> Iterator[Tensor]:
+    """Losses, logged values and weights of a few steps in the stage that has begun."""
+    recipe = parts.recipe
     for index in range(STEPS):
         step = parts.step(index)
         loss = parts.student_loss(step)

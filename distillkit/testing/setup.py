@@ -54,19 +54,28 @@ def synthetic_sources(teacher: Teacher, needs: frozenset[type] | None) -> dict[t
 
 @dataclass
 class Parts:
-    """A recipe whose first stage has begun, and the steps that its parts see."""
+    """A recipe of which a stage, the first by default, has begun, and the steps that its parts see."""
 
     recipe: Recipe
     teacher: Teacher
     sources: Mapping[type, Batches[Any]]
     rng: SampleRNG
+    stage: int = 0
+
+    def begin(self, stage: int) -> None:
+        """Begin a stage by its number, as the engine does."""
+        self.stage = stage
+        for past in self.recipe.stages[: stage + 1]:
+            self.recipe.student.sampler = past.sampler or self.recipe.student.sampler
+        for objective in self.recipe.objectives:
+            objective.begin_stage(self.recipe.stages[stage], self.recipe.student)
 
     def step(self, index: int = 0, needs: Sequence[type] | None = None) -> Step:
         """A whole batch with the student due, as for parts that declare these needs; in a stage of `STEPS` steps."""
         return Step(
             index=index, indices=range(BATCH), student=self.recipe.student, conditioner=self.teacher.conditioner,
             rng=self.rng, device=CPU, needs=self.recipe.needs if needs is None else frozenset(needs),
-            sources=self.sources, stage=self.recipe.stages[0], progress=index % STEPS / STEPS,
+            sources=self.sources, stage=self.recipe.stages[self.stage], progress=index % STEPS / STEPS,
         )  # fmt: skip
 
     def student_loss(self, step: Step, objectives: Sequence[Objective] | None = None) -> Tensor:
@@ -96,13 +105,9 @@ def parts_of(method: type[Method], teacher: Teacher, settings: Settings, *, apar
     """
     recipe = recipe_of(method, teacher, settings)
     parts = Parts(recipe, teacher, synthetic_sources(teacher, recipe.needs), SampleRNG(0))
-    stage = recipe.stages[0]
-    if stage.sampler is not None:
-        recipe.student.sampler = stage.sampler
     for module in parts.networks.values():
         module.eval()
-    for objective in recipe.objectives:
-        objective.begin_stage(stage, recipe.student)
+    parts.begin(0)
     if apart:
         for number, module in enumerate(parts.networks.values()):
             move(module, number)

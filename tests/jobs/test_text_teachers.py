@@ -15,7 +15,7 @@ from distillkit.testing.setup import synthetic_sources
 from distillkit.testing.training import trainer_of, weights
 from tests.models import pipelines
 
-METHODS = ("consistency", "dmd", "dmd2", "kd", "progressive", "sid")
+METHODS = ("consistency", "dmd", "dmd2", "kd", "progressive", "reflow", "sid")
 FAMILIES = {
     "Stable Diffusion": pipelines.stable_diffusion,
     "Stable Diffusion, v at zero terminal SNR": lambda folder: pipelines.stable_diffusion(

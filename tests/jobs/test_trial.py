@@ -4,7 +4,7 @@ import torch
 from accelerate import Accelerator
 from torch.utils.checkpoint import checkpoint
 
-from distillkit import Objective, Recipe, Samples, StudentGenerator
+from distillkit import Objective, Recipe, Samples, Stage, StudentGenerator
 from distillkit.engine.config import TrainingConfig
 from distillkit.jobs.trial import forward_equivalents, try_training
 from distillkit.testing.teachers import conditional
@@ -72,3 +72,35 @@ def test_a_codecs_and_a_distances_weights_are_counted(monkeypatch):
     recipe = Recipe(StudentGenerator.from_teacher(teacher), [Anew(anew=False)])
     held = try_training(recipe, teacher, TrainingConfig(batch=4), Accelerator(cpu=True), enough=0.0)
     assert held.weight_bytes - bare.weight_bytes == 1100
+
+
+class Later(Objective):
+    """Asks the teacher as many times as the stage has before it."""
+
+    needs = (Samples,)
+
+    def __init__(self, teacher):
+        super().__init__()
+        self.teacher = teacher
+
+    def __call__(self, step):
+        t = torch.ones(len(step))
+        before = ["training", "first", "second", "third"].index(step.stage.name) - 1
+        asked = [self.teacher(step.noise, t, step.condition) for _ in range(max(before, 0))]
+        return (step.samples - sum(asked, torch.zeros(()))).square().mean()
+
+
+def test_stages_count_by_their_shares():
+    teacher, accelerator = conditional(), Accelerator(cpu=True)
+    stages = [Stage("first", share=1.0), Stage("second", share=2.0), Stage("third", share=5.0)]
+
+    def recipe():
+        return Recipe(StudentGenerator.from_teacher(teacher), [Later(teacher)], stages=stages)
+
+    expected = {"student": 3, "teacher": (0 * 1 + 1 * 2 + 2 * 5) / 8}
+    assert forward_equivalents(recipe(), teacher, accelerator) == expected
+    trial = try_training(recipe(), teacher, TrainingConfig(batch=4), accelerator, enough=0.0)
+    assert trial.evaluations == expected
+    alone = Recipe(StudentGenerator.from_teacher(teacher), [Later(teacher)])
+    first = try_training(alone, teacher, TrainingConfig(batch=4), accelerator, enough=0.0)
+    assert trial.flops_per_image == first.flops_per_image * sum(expected.values()) / 3

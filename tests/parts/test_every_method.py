@@ -13,6 +13,7 @@ METHODS = {
     "sid": [{}, {"guidance": 2.0}],
     "consistency": [{}, {"teacher_free": True, "source": "pairs", "weighting": "karras"}],
     "progressive": [{"start_steps": 1}, {"start_steps": 8, "weighting": "snr+1", "source": "pairs"}],
+    "reflow": [{}, {"rounds": 0, "distance": "pseudo-huber"}],
 }
 
 

@@ -60,7 +60,7 @@ def step_of(recipe, teacher: Teacher, *, index: int = 0, size: int = 4, due: boo
     return Step(
         index=index, indices=range(size), student=recipe.student, conditioner=teacher.conditioner, rng=SampleRNG(0),
         device=torch.device("cpu"), student_due=due, needs=recipe.needs,
-        sources={kind: Noise(teacher, kind) for kind in (Pairs, Images)},
+        sources={kind: Noise(teacher, kind) for kind in (Pairs, Images)}, stage=recipe.stages[0],
     )  # fmt: skip
 
 

@@ -13,5 +13,13 @@ def test_first_party_methods_conform(check):
 
 
 def test_all_first_party_methods_are_among_them():
-    assert {method.name for method in FIRST_PARTY} == {"consistency", "dmd", "dmd2", "kd", "progressive", "sid"}
+    assert {method.name for method in FIRST_PARTY} == {
+        "consistency",
+        "dmd",
+        "dmd2",
+        "kd",
+        "progressive",
+        "reflow",
+        "sid",
+    }
     assert set(registry().named("methods")) >= {method.name for method in FIRST_PARTY}

@@ -1,0 +1,50 @@
+"""The method: its settings and its recipe."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from distillkit import Method, MethodConfig, OneStep, Recipe, Stage, StudentGenerator, Teacher
+from distillkit.parts import DistanceName, distance_for
+from distillkit_reflow.presets import PRESETS
+from distillkit_reflow.straight import Straightening, straight_sampler
+
+
+class ReflowConfig(MethodConfig):
+    """Settings of reflow."""
+
+    rounds: int = Field(1, ge=0, le=16, description="rounds of reflow before the distillation; 0 distils at once")
+    steps: int = Field(
+        20, ge=1, le=1000, description="Euler steps of a straight flow, whose samples the next stage takes"
+    )
+    flow_guidance: float = Field(
+        1.0,
+        ge=0,
+        description="guidance weight w of a straight flow whose samples are taken; the teacher's is the pairs'",
+    )
+    distance: DistanceName = Field("l2", description="distance of the distillation's one step to the flow's sample")
+    last_share: float = Field(1.0, gt=0, description="length of the distillation, in lengths of a round")
+
+
+class Reflow(Method):
+    """One-step student of a flow that rounds of reflow have made straight (Liu et al. 2022; InstaFlow: 2023)."""
+
+    name = "reflow"
+    Config = ReflowConfig
+    presets = PRESETS
+    examples = (
+        {"rounds": 2, "steps": 3, "last_share": 2.0},
+        {"rounds": 0, "distance": "pseudo-huber"},
+        {"flow_guidance": 1.5, "steps": 2},
+    )
+
+    def recipe(self, teacher: Teacher, config: ReflowConfig) -> Recipe:
+        straight = straight_sampler(teacher.schedule, config.steps)
+        stages = [Stage(f"{k + 2}-rectified flow", sampler=straight) for k in range(config.rounds)]
+        stages.append(Stage("one step", share=config.last_share, sampler=OneStep()))
+        student = StudentGenerator.from_teacher(teacher, stages[0].sampler)
+        objective = Straightening(
+            student, distance_for(teacher, config.distance), teacher, first=stages[0].name,
+            steps=config.steps if config.rounds else 0, guidance=config.flow_guidance,
+        )  # fmt: skip
+        return Recipe(student, [objective], stages=stages)
