@@ -38,8 +38,7 @@ from distillkit.engine.config import TrainingConfig
 from distillkit.engine.trainer import Trainer
 from distillkit.environment import environment
 from distillkit.models.build import build_denoiser
-from distillkit.parts import DiscriminatorHead
-from distillkit_dmd2.critic import Critic
+from distillkit.parts import Critic, DiscriminatorHead
 from distillkit_dmd2.method import DMD2, DMD2Config
 
 CLASSES, UPDATES, LR = 10, 5, 2e-6

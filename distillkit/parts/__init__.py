@@ -1,20 +1,30 @@
 """What several methods share; part of the public API.
 
-Denoising score matching and the gradients of score differences (DMD, DMD2, SiD), discriminators on a denoiser's
-features, consistency models and their targets, the regression on noise-image pairs, and distances by name. The
-mathematics below them, schedules, solvers and samplers, is in `distillkit.diffusion`.
+Denoising score matching and the gradients of score differences (DMD, DMD2, SiD), GANs with discriminators on a
+denoiser's features and R1, consistency models and their targets, the regression on noise-image pairs, and distances by
+name. The mathematics below them, schedules, solvers and samplers, is in `distillkit.diffusion`.
 """
 
+from distillkit.parts.adversarial import GAN_DIAGNOSTICS, Adversarial, Discriminator, Gan
 from distillkit.parts.clean import CLEAN, CleanSource
 from distillkit.parts.consistency import CONSISTENCY_HEALTH, Neighbours, StepName, log_ends
+from distillkit.parts.critic import Critic, FeaturesOf, LatentDiscriminator, score_and_discriminator
 from distillkit.parts.discriminator import (
+    GAN_LOSSES,
     DiscriminatorHead,
+    GanLoss,
+    GanLossName,
+    PlaceHead,
     accuracy,
     discriminator_loss,
     generator_loss,
     head_for,
+    hinge_discriminator_loss,
+    hinge_generator_loss,
+    place_head_for,
 )
 from distillkit.parts.distances import DistanceName, NamedDistance, distance_for
+from distillkit.parts.gradient_penalty import R1, R1Name, finite_difference_penalty, gradient_penalty
 from distillkit.parts.perceptual import LPIPS
 from distillkit.parts.regression import MOMENTS, Regression, log_moments
 from distillkit.parts.score_difference import (
@@ -34,6 +44,7 @@ from distillkit.parts.score_matching import (
     lognormal_levels,
     noise_levels,
     own_rate,
+    times_between,
     weighted_error,
 )
 from distillkit.parts.targets import Target
@@ -42,18 +53,31 @@ __all__ = [
     "CLEAN",
     "CONSISTENCY_HEALTH",
     "FAKE_TO_REAL_ERROR",
+    "GAN_DIAGNOSTICS",
+    "GAN_LOSSES",
     "KL_GRADIENT_RMS",
     "LEVELS",
     "LPIPS",
     "MOMENTS",
+    "R1",
+    "Adversarial",
     "CleanSource",
+    "Critic",
+    "Discriminator",
     "DiscriminatorHead",
     "DistanceName",
     "DistributionMatching",
     "FakeScore",
+    "FeaturesOf",
+    "Gan",
+    "GanLoss",
+    "GanLossName",
+    "LatentDiscriminator",
     "Levels",
     "NamedDistance",
     "Neighbours",
+    "PlaceHead",
+    "R1Name",
     "Regression",
     "StepName",
     "Target",
@@ -62,8 +86,12 @@ __all__ = [
     "discriminator_loss",
     "distance_for",
     "evenly_from",
+    "finite_difference_penalty",
     "generator_loss",
+    "gradient_penalty",
     "head_for",
+    "hinge_discriminator_loss",
+    "hinge_generator_loss",
     "kl_gradient",
     "log_ends",
     "log_errors",
@@ -71,6 +99,9 @@ __all__ = [
     "lognormal_levels",
     "noise_levels",
     "own_rate",
+    "place_head_for",
     "residual",
+    "score_and_discriminator",
+    "times_between",
     "weighted_error",
 ]

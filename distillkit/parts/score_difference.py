@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -16,7 +16,7 @@ from distillkit.contracts.source import Samples
 from distillkit.contracts.step import Step
 from distillkit.contracts.teacher import Teacher
 from distillkit.diffusion.distances import l2
-from distillkit.parts.score_matching import LEVELS, noise_levels
+from distillkit.parts.score_matching import times_between
 
 FAKE_TO_REAL_ERROR = Diagnostic(
     "fake_to_real_error",
@@ -71,7 +71,7 @@ class DistributionMatching(Objective):
     """
 
     needs = (Samples,)
-    diagnostics = (KL_GRADIENT_RMS, FAKE_TO_REAL_ERROR)
+    diagnostics: Sequence[Diagnostic] = (KL_GRADIENT_RMS, FAKE_TO_REAL_ERROR)
 
     def __init__(
         self,
@@ -85,17 +85,22 @@ class DistributionMatching(Objective):
     ) -> None:
         super().__init__(weight)
         self.teacher, self.fake, self.guidance, self.rescale = teacher, fake, guidance, rescale
-        self.times = noise_levels(teacher.schedule)[round(levels[0] * LEVELS) : round(levels[1] * LEVELS) + 1]
+        self.times = times_between(teacher.schedule, levels)
 
     def __call__(self, step: Step) -> Tensor:
         x = step.samples
         with torch.no_grad():
-            t = step.drawn_from(self.times, "kl/level")
-            real, fake = self.denoised(x, step.normal("kl/noise"), t, step.condition)
-            gradient = kl_gradient(x, real, fake)
-            step.log("kl_gradient_rms", gradient.square().mean().sqrt())
-            log_errors(step, x, real, fake)
+            gradient = self.gradient(step, x)
         return 0.5 * (x - (x - gradient).detach()).square().mean()
+
+    def gradient(self, step: Step, x: Tensor) -> Tensor:
+        """What the samples x (B, ...) are to move against, (B, ...); without gradient itself."""
+        t = step.drawn_from(self.times, "kl/level")
+        real, fake = self.denoised(x, step.normal("kl/noise"), t, step.condition)
+        gradient = kl_gradient(x, real, fake)
+        step.log("kl_gradient_rms", gradient.square().mean().sqrt())
+        log_errors(step, x, real, fake)
+        return gradient
 
     def denoised(self, x: Tensor, noise: Tensor, t: Tensor, condition: Condition) -> tuple[Tensor, Tensor]:
         """x (B, ...) with noise at t (B,), denoised by the teacher and by the fake score."""

@@ -12,6 +12,7 @@ from distillkit.contracts.learner import OptimizerConfig, ScoreEstimator
 from distillkit.contracts.schedule import Schedule, per_sample
 from distillkit.contracts.step import Step
 from distillkit.diffusion.schedules import lognormal_ratios
+from distillkit.errors import UsageError
 
 LEVELS = 1000
 """T, the number of noise levels of a discretised schedule (Yin et al. 2024, section 3.2)."""
@@ -23,6 +24,19 @@ Levels = Callable[[Tensor], Tensor]
 def noise_levels(schedule: Schedule) -> Tensor:
     """The T = 1000 times of the schedule's own grid, ascending; (T,) float32."""
     return schedule.grid(LEVELS).flip(0).float()
+
+
+def times_between(schedule: Schedule, shares: tuple[float, float]) -> Tensor:
+    """The times of that grid from its `shares[0]` to its `shares[1]`, both in [0, 1] and counted from the lowest level;
+    ascending, on the CPU.
+
+    Raises:
+        UsageError: when there is none between them.
+    """
+    times = noise_levels(schedule)[round(shares[0] * LEVELS) : round(shares[1] * LEVELS) + 1]
+    if not len(times):
+        raise UsageError(f"there is no noise level between the shares {shares[0]:g} and {shares[1]:g} of the grid")
+    return times
 
 
 def evenly_from(times: Tensor) -> Levels:

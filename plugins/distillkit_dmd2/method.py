@@ -4,11 +4,20 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from distillkit import Method, MethodConfig, Recipe, StudentGenerator, Teacher
+from distillkit import Learner, Method, MethodConfig, Objective, Recipe, StudentGenerator, Teacher
 from distillkit.diffusion import RenoisingSampler
-from distillkit.parts import DistributionMatching, FakeScore, own_rate
-from distillkit_dmd2.adversarial import Adversarial
-from distillkit_dmd2.critic import Critic
+from distillkit.parts import (
+    R1,
+    Adversarial,
+    DistributionMatching,
+    FakeScore,
+    FeaturesOf,
+    Gan,
+    GanLossName,
+    R1Name,
+    own_rate,
+    score_and_discriminator,
+)
 from distillkit_dmd2.presets import PRESETS
 
 
@@ -22,7 +31,21 @@ class DMD2Config(MethodConfig):
         3e-3, ge=0, description="weight of the GAN loss for the student; 0 turns the GAN off, and no images are needed"
     )
     critic_gan_weight: float = Field(
-        1e-2, ge=0, description="weight of the GAN loss for the critic; 0 turns the GAN off, and no images are needed"
+        1e-2,
+        ge=0,
+        description="weight of the GAN loss for the critic, beside its score matching; 0 turns the GAN off, and no "
+        "images are needed",
+    )
+    gan_loss: GanLossName = Field("non-saturating", description="loss of the GAN's two sides")
+    gan_features: FeaturesOf = Field("fake score", description="whose bottleneck the discriminator judges")
+    gan_level_min: float = Field(0.0, ge=0, lt=1, description="smallest noise level of the GAN, as a share of the grid")
+    gan_level_max: float = Field(1.0, gt=0, le=1, description="largest noise level of the GAN, as a share of the grid")
+    r1_weight: float = Field(
+        0.0, ge=0, description="weight of R1 on the discriminator, beside its loss; 0 turns it off"
+    )
+    r1: R1Name = Field(
+        "approximate",
+        description="how R1 is computed: by a finite difference, or exactly at the heads' inputs or at the samples",
     )
     critic_lr: float | None = Field(None, gt=0, le=1, description="learning rate of the critic; the student's if none")
     guidance: float = Field(1.0, ge=0, description="guidance weight w of the real score: uncond + w (cond - uncond)")
@@ -44,21 +67,27 @@ class DMD2(Method):
         {"critic_gan_weight": 0},
         {"evaluations": 4, "updates": 1},
         {"guidance": 2.0, "guidance_rescale": 0.7, "level_min": 0.2, "level_max": 0.7},
-        {"critic_lr": 1e-3},
+        {"gan_loss": "hinge", "gan_level_min": 0.3, "gan_level_max": 0.8, "r1_weight": 0.1, "r1": "features"},
+        {"gan_features": "teacher", "critic_lr": 1e-3, "r1_weight": 0.1},
     )
 
     def recipe(self, teacher: Teacher, config: DMD2Config) -> Recipe:
         sampler = RenoisingSampler(levels=teacher.schedule.levels(config.evaluations))
         student = StudentGenerator.from_teacher(teacher, sampler)
-        levels, optimizer = (config.level_min, config.level_max), own_rate(config.critic_lr)
+        optimizer, adversarial = own_rate(config.critic_lr), list[Objective]()
         # Either weight at 0 leaves no discriminator: a student would learn nothing from one that is not trained.
-        gan = config.gan_weight and config.critic_gan_weight
-        critic = (
-            Critic(teacher, gan_weight=config.critic_gan_weight, optimizer=optimizer)
-            if gan
-            else FakeScore.from_teacher(teacher, optimizer=optimizer)
-        )
-        kl = DistributionMatching(teacher, critic, weight=config.kl_weight, guidance=config.guidance,
-                                  rescale=config.guidance_rescale, levels=levels)  # fmt: skip
-        adversarial = [Adversarial(critic, weight=config.gan_weight)] if isinstance(critic, Critic) else []
-        return Recipe(student, [kl, *adversarial], [critic], student_every=config.updates, guidance=config.guidance)
+        if config.gan_weight and config.critic_gan_weight:
+            fake, discriminator = score_and_discriminator(
+                teacher, gan_weight=config.critic_gan_weight, features=config.gan_features, optimizer=optimizer,
+                gan=Gan(config.gan_loss, R1(config.r1_weight, config.r1)),
+                gan_levels=(config.gan_level_min, config.gan_level_max),
+            )  # fmt: skip
+            adversarial.append(Adversarial(discriminator, weight=config.gan_weight))
+            learners: list[Learner] = [fake] if fake is discriminator else [fake, discriminator]
+        else:
+            learners = [fake := FakeScore.from_teacher(teacher, optimizer=optimizer)]
+        kl = DistributionMatching(
+            teacher, fake, weight=config.kl_weight, guidance=config.guidance, rescale=config.guidance_rescale,
+            levels=(config.level_min, config.level_max),
+        )  # fmt: skip
+        return Recipe(student, [kl, *adversarial], learners, student_every=config.updates, guidance=config.guidance)

@@ -3,10 +3,9 @@
 import pytest
 import torch
 
-from distillkit import Condition, Images, OneStep, Samples, StudentGenerator
+from distillkit import Condition, Images, OneStep, Samples, StudentGenerator, UsageError
 from distillkit.diffusion import RenoisingSampler
-from distillkit.parts import weighted_error
-from distillkit_dmd2.critic import Critic
+from distillkit.parts import Critic, FakeScore, LatentDiscriminator, noise_levels, weighted_error
 from distillkit_dmd2.method import DMD2, DMD2Config
 from tests.parts.toys import gradients, step_of, toy_teacher
 
@@ -63,8 +62,54 @@ def test_the_students_part_of_the_gan():
     recipe = DMD2().recipe(teacher, DMD2Config())
     adversarial, step, [critic] = recipe.objectives[1], step_of(recipe, teacher), recipe.learners
     t = critic.draw_levels(step, "gan/level")
-    logits = critic.logits(step.samples, step.normal("gan/noise"), t, step.condition)
+    logits = critic.head(critic.features(step.samples, step.normal("gan/noise"), t, step.condition))
     torch.testing.assert_close(adversarial(step), (1 + (-logits).exp()).log().mean())
+
+
+@pytest.mark.parametrize("schedule", ["edm", "vp", "flow"])
+def test_the_gan_keeps_to_its_levels_and_its_loss(schedule):
+    teacher = toy_teacher(schedule)
+    config = DMD2Config(gan_loss="hinge", gan_level_min=0.5, gan_level_max=0.6, critic_gan_weight=0.5, r1_weight=2.0)
+    recipe = DMD2().recipe(teacher, config)
+    [critic], step = recipe.learners, step_of(recipe, teacher, due=False)
+    levels = {name: critic.draw_gan_levels(step, f"{name}/level") for name in ("judged", "real", "gan")}
+    low, high = noise_levels(teacher.schedule)[[500, 600]].tolist()
+    assert all(low <= t <= high for found in levels.values() for t in found.tolist())
+    x, images = step.samples, step.images
+    fake = critic.head(critic.features(x, step.normal("judged/noise"), levels["judged"], step.condition))
+    given = (step.normal("real/noise"), levels["real"], images.condition)
+    real = critic.head(critic.features(images.sample, *given))
+    moved = critic.head(critic.features(images.sample + 0.01 * step.normal("real/nearby"), *given))
+    t = critic.draw_levels(step, "fake/level")
+    noisy = teacher.schedule.add_noise(x, step.normal("fake/noise"), t)
+    matching = weighted_error(critic(noisy, t, step.condition), x, critic.denoiser.loss_weight(t))
+    gan = (1 + fake).relu().mean() + (1 - real).relu().mean() + 2 * ((moved - real) / 0.01).square().mean()
+    torch.testing.assert_close(critic.loss(step), matching + 0.5 * gan, rtol=1e-3, atol=1e-5)
+    logits = critic.head(critic.features(x, step.normal("gan/noise"), levels["gan"], step.condition))
+    torch.testing.assert_close(recipe.objectives[1](step), -logits.mean())
+
+
+def test_the_teachers_features_are_judged_by_a_learner_of_their_own():
+    teacher = toy_teacher("flow")
+    recipe = DMD2().recipe(teacher, DMD2Config(gan_features="teacher", critic_lr=1e-3))
+    fake, judge = recipe.learners
+    assert type(fake) is FakeScore and isinstance(judge, LatentDiscriminator)
+    assert recipe.objectives[0].fake is fake and recipe.objectives[1].discriminator is judge
+    assert all(name.startswith("head.") for name, _ in judge.named_parameters()), "the teacher stays the teacher's"
+    step = step_of(recipe, teacher, due=False)
+    given = (step.normal("fake/noise"), judge.draw_gan_levels(step, "fake/level"), step.condition)
+    made = judge.head(judge.features(step.samples, *given))
+    given = (step.normal("real/noise"), judge.draw_gan_levels(step, "real/level"), step.images.condition)
+    real = judge.head(judge.features(step.images.sample, *given))
+    expected = (1 + made.exp()).log().mean() + (1 + (-real).exp()).log().mean()
+    torch.testing.assert_close(judge.loss(step), expected)
+
+
+def test_no_level_between_two_is_one_message():
+    with pytest.raises(UsageError, match=r"between the shares 0\.8 and 0\.3"):
+        DMD2().recipe(toy_teacher(), DMD2Config(gan_level_min=0.8, gan_level_max=0.3))
+    with pytest.raises(UsageError, match=r"between the shares 0\.9 and 0\.2"):
+        DMD2().recipe(toy_teacher(), DMD2Config(level_min=0.9, level_max=0.2))
 
 
 def test_logits_need_no_decoder(tiny_teacher):
@@ -74,8 +119,9 @@ def test_logits_need_no_decoder(tiny_teacher):
         if ".dec." in name:
             module.register_forward_hook(lambda *_, name=name: passed.append(name))
     x = torch.randn(4, 1, 8, 8, requires_grad=True)
-    logits = critic.logits(x, torch.randn(4, 1, 8, 8), torch.ones(4), Condition(labels=torch.arange(4)))
-    assert logits.shape == (4,) and not passed
+    features = critic.features(x, torch.randn(4, 1, 8, 8), torch.ones(4), Condition(labels=torch.arange(4)))
+    logits = critic.head(features)
+    assert logits.shape == (4, 1) and not passed
     logits.sum().backward()
     assert x.grad.abs().max() > 0 and all(p.grad is not None for p in critic.head.parameters())
 
