@@ -35,7 +35,8 @@ def test_links_lead_somewhere(document):
 
 
 HELPS = (
-    (), ("run", "dmd"), ("run", "dmd2"), ("run", "consistency"), ("run", "progressive"), ("run", "kd"), ("run", "reflow"), ("sample",),
+    (), ("run", "dmd"), ("run", "dmd2"), ("run", "f-distill"), ("run", "consistency"), ("run", "progressive"),
+    ("run", "kd"), ("run", "reflow"), ("sample",),
     ("teachers", "train"), ("teachers", "convert"), ("evaluate",), ("protocols", "pin"), ("reference", "make"),
     ("compare",), ("bench",), ("export",), ("check",),
 )  # fmt: skip

@@ -61,6 +61,12 @@ METHODS: Mapping[str, tuple[Dimension, ...]] = {
         fake("critic_lr"), Choice("settings.updates", (1, 2, 3, 5)), Log("settings.gan_weight", 1e-3, 1.0),
         Log("settings.critic_gan_weight", 1e-3, 1.0), *LEVELS, START, BETA1,
     ),
+    "f-distill": (
+        fake("critic_lr"), Choice("settings.updates", (1, 2, 3, 5)), Log("settings.gan_weight", 1e-3, 1.0),
+        Log("settings.critic_gan_weight", 1e-3, 1.0), *LEVELS, START, BETA1,
+        Choice("settings.divergence", ("jensen-shannon", "hellinger", "forward-kl", "jeffreys")),
+        Choice("settings.ratio_max", (3.0, 20.0)),
+    ),
     "sid": (
         fake("fake_lr"), Choice("settings.alpha", (0.8, 1.0, 1.1, 1.2)), Choice("settings.largest", (0.6, 0.8, 1.0)),
         START, BETA1,

@@ -16,6 +16,8 @@ from distillkit.testing.training import trainer_of, weights
 from tests.models import pipelines
 
 METHODS = ("consistency", "dmd", "dmd2", "kd", "progressive", "reflow", "sid")
+VARIANTS = {"f-distill": {"updates": 1}}
+"""Methods of the same networks as another's: on two families, with settings that make them cheap."""
 FAMILIES = {
     "Stable Diffusion": pipelines.stable_diffusion,
     "Stable Diffusion, v at zero terminal SNR": lambda folder: pipelines.stable_diffusion(
@@ -70,6 +72,14 @@ def test_a_step_is_finite_on_every_family(method, family, teachers):
     with torch.no_grad():
         step = trainer.student(torch.randn(2, *teachers(family).spec.shape), _condition(teachers(family)), _fresh)
     assert step.isfinite().all()
+
+
+@pytest.mark.parametrize("family", ["XL", "Stable Diffusion 3"])
+@pytest.mark.parametrize("method", VARIANTS)
+def test_a_step_of_a_variant_is_finite_on_text(method, family, teachers):
+    trainer = trainer_of(registry().method(method), teachers(family), {"guidance": 4.0, **VARIANTS[method]})
+    trainer.train_step()
+    assert all(value.isfinite().all() for value in weights(trainer).values())
 
 
 def test_activations_that_are_recomputed_change_nothing(teachers):

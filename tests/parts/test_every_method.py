@@ -9,7 +9,8 @@ from tests.parts.toys import gradients, toy_teacher
 METHODS = {
     "kd": [{}, {"distance": "l1"}],
     "dmd": [{}, {"guidance": 2.0, "regression_weight": 0}],
-    "dmd2": [{}, {"evaluations": 3}, {"gan_weight": 0}],
+    "dmd2": [{}, {"evaluations": 3}, {"gan_weight": 0}, {"gan_level_min": 0.4, "r1_weight": 1.0, "r1": "inputs"}],
+    "f-distill": [{}, {"divergence": "jeffreys", "gan_features": "teacher", "guidance": 2.0}],
     "sid": [{}, {"guidance": 2.0}],
     "consistency": [{}, {"teacher_free": True, "source": "pairs", "weighting": "karras"}],
     "progressive": [{"start_steps": 1}, {"start_steps": 8, "weighting": "snr+1", "source": "pairs"}],

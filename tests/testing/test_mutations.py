@@ -12,7 +12,8 @@ SCORES, DIFFERENCE = "distillkit.parts.score_matching", "distillkit.parts.score_
 TARGETS, REGRESSION = "distillkit.parts.targets", "distillkit.parts.regression"
 NEIGHBOURS = "distillkit.parts.consistency"
 HALVING, CONSISTENCY = "distillkit_progressive.halving", "distillkit_consistency.consistency"
-IDENTITY, CRITIC = "distillkit_sid.score_identity", "distillkit_dmd2.critic"
+IDENTITY, F_DIVERGENCE = "distillkit_sid.score_identity", "distillkit_fdistill.f_divergence"
+CRITIC, ADVERSARIAL = "distillkit.parts.critic", "distillkit.parts.adversarial"
 
 
 @dataclass(frozen=True)
@@ -57,16 +58,26 @@ MUTATIONS = {
         "distribution_matching",
     ),
     "dmd2: weight of the GAN dropped": Mutation(
-        "dmd2", EFFECT, "distillkit_dmd2.method", "Adversarial(critic, weight=config.gan_weight)",
-        "Adversarial(critic, weight=1.0)", "gan_weight",
+        "dmd2", EFFECT, "distillkit_dmd2.method", "Adversarial(discriminator, weight=config.gan_weight)",
+        "Adversarial(discriminator, weight=1.0)", "gan_weight",
     ),
     "dmd2: weight of the critic's GAN dropped": Mutation(
-        "dmd2", EFFECT, CRITIC, "matching + self.gan_weight * discriminator_loss", "matching + discriminator_loss",
+        "dmd2", EFFECT, CRITIC, "matching + self.gan_weight * self.gan.told_apart", "matching + self.gan.told_apart",
         "critic_gan_weight",
     ),
     "dmd2: the critic's GAN loss dropped": Mutation(
-        "dmd2", EFFECT, CRITIC, "matching + self.gan_weight * discriminator_loss(fake, real)", "matching",
+        "dmd2", EFFECT, CRITIC, "matching + self.gan_weight * self.gan.told_apart(self, step, fake)", "matching",
         "critic_gan_weight",
+    ),
+    "f-distill: one divergence for all": Mutation(
+        "f-distill", EFFECT, "distillkit_fdistill.method", "WEIGHTS[config.divergence]", 'WEIGHTS["hellinger"]',
+        "divergence",
+    ),
+    "f-distill: the means of the weights never updated": Mutation(
+        "f-distill", EFFECT, F_DIVERGENCE, "self.normalisation.update()", "pass", "ratio_decay"
+    ),
+    "r1: dropped": Mutation(
+        "dmd2", EFFECT, ADVERSARIAL, "discriminator(fake, real) + penalty", "discriminator(fake, real)", "r1"
     ),
     "sid: alpha dropped": Mutation(
         "sid", EFFECT, IDENTITY, "(1 - alpha) * apart.square() + ", "apart.square() + ", "alpha"
@@ -94,7 +105,7 @@ MUTATIONS = {
         "fake_score",
     ),
     "dmd: range of levels dropped": Mutation(
-        "dmd", EFFECT, DIFFERENCE, "[round(levels[0] * LEVELS) : round(levels[1] * LEVELS) + 1]", "", "level_max"
+        "dmd", EFFECT, SCORES, "[round(shares[0] * LEVELS) : round(shares[1] * LEVELS) + 1]", "", "level_max"
     ),
     "sid: range of levels dropped": Mutation(
         "sid", EFFECT, IDENTITY, "[: round(largest * LEVELS)]", "", "largest"
@@ -136,8 +147,8 @@ MUTATIONS = {
         "guidance",
     ),
     "dmd2: student in the place of real images": Mutation(
-        "dmd2", "needs_are_what_is_used", CRITIC, "x, images = step.samples.detach(), step.images",
-        "x, images = step.samples.detach(), __import__('distillkit').Images(step.samples.detach(), step.condition)",
+        "dmd2", "needs_are_what_is_used", ADVERSARIAL, "clean = step[CLEAN[self.source]]",
+        "clean = __import__('distillkit').Images(step.samples.detach(), step.condition)",
         "Images",
     ),
     "consistency: source dropped": Mutation(

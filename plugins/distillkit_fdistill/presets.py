@@ -1,0 +1,66 @@
+"""Settings of f-distill that fit known teachers."""
+
+from distillkit import Preset
+
+LATENTS = {"precision": "bf16", "gradient_checkpointing": True}
+FASTGEN = "FastGen's fastgen/configs/experiments/{}; the critic's GAN weight and the EMA untuned"
+
+PRESETS = (
+    Preset(
+        name="digits",
+        teachers=("digits",),
+        settings={"updates": 2, "level_min": 0.2, "level_max": 0.7, "critic_lr": 1e-3},
+        training={"lr": 3e-4, "lr_schedule": "cosine", "warmup": "2k", "duration": "60k", "ema_halflife": "3k"},
+        source="untuned, for five minutes on two CPU cores",
+    ),
+    Preset(
+        name="mixture",
+        teachers=("mixture",),
+        settings={"updates": 3},
+        training={"lr": 1e-3, "lr_schedule": "cosine", "duration": "150k", "ema_halflife": "10k"},
+        source="untuned, for seconds on a CPU core",
+    ),
+    Preset(
+        name="shapes",
+        teachers=("shapes",),
+        settings={"updates": 2},
+        training={"batch": 32, "lr": 3e-4, "lr_schedule": "cosine", "duration": "16k", "ema_halflife": "500"},
+        source="untuned, for three minutes on two CPU cores: DMD2's",
+    ),
+    Preset(
+        name="cifar10",
+        teachers=("edm-cifar10-*",),
+        settings={"divergence": "forward-kl", "gan_features": "teacher"},
+        training={"batch": 2048, "duration": "204.8M", "ema_halflife": "500k"},
+        source=FASTGEN.format(
+            "EDM/config_f_distill_cifar10.py and methods/config_f_distill.py (100,000 iterations; there with heads on "
+            "three levels of the teacher's encoder)"
+        ),
+    ),
+    Preset(
+        name="imagenet64",
+        teachers=("edm-imagenet64",),
+        settings={"gan_weight": 3e-3, "gan_features": "teacher", "ratio_decay": 0.5},
+        training={
+            "batch": 512, "lr": 2e-6, "duration": "307.2M", "ema_halflife": "500k", "precision": "bf16",
+            "float32_attention": True,
+        },
+        source=FASTGEN.format("EDM/config_f_distill_in64.py (600,000 iterations; there in full precision)"),
+    ),
+    Preset(
+        name="sd15",
+        teachers=("stable-diffusion-v1-*",),
+        settings={"updates": 10, "guidance": 1.75, "gan_features": "teacher"},
+        training=LATENTS | {"batch": 2048, "lr": 1e-5, "duration": "204.8M", "ema_halflife": "500k"},
+        source=FASTGEN.format("SD15/config_f_distill.py (100,000 iterations)"),
+    ),
+    Preset(
+        name="sdxl",
+        teachers=("stable-diffusion-xl-base-*",),
+        settings={"guidance": 8.0, "gan_weight": 5e-3, "gan_features": "teacher"},
+        training=LATENTS | {"batch": 128, "lr": 5e-7, "duration": "3.2M", "ema_halflife": "100k"},
+        source=FASTGEN.format(
+            "SDXL/config_f_distill.py (25,000 iterations, from a student of DMD2: --student RUN; the batch untuned)"
+        ),
+    ),
+)  # fmt: skip
