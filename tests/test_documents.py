@@ -34,9 +34,10 @@ def test_links_lead_somewhere(document):
             assert (document.parent / target.partition("#")[0]).exists(), target
 
 
+METHODS = ("dmd", "dmd2", "f-distill", "consistency", "ect", "progressive", "kd", "reflow")
+"""Whose options the documents name."""
 HELPS = (
-    (), ("run", "dmd"), ("run", "dmd2"), ("run", "f-distill"), ("run", "consistency"), ("run", "progressive"),
-    ("run", "kd"), ("run", "reflow"), ("sample",),
+    (), *(("run", method) for method in METHODS), ("sample",),
     ("teachers", "train"), ("teachers", "convert"), ("evaluate",), ("protocols", "pin"), ("reference", "make"),
     ("compare",), ("bench",), ("export",), ("check",),
 )  # fmt: skip

@@ -9,6 +9,15 @@ from distillkit.parts.adversarial import GAN_DIAGNOSTICS, Adversarial, Discrimin
 from distillkit.parts.clean import CLEAN, CleanSource
 from distillkit.parts.consistency import CONSISTENCY_HEALTH, Neighbours, StepName, log_ends
 from distillkit.parts.critic import Critic, FeaturesOf, LatentDiscriminator, score_and_discriminator
+from distillkit.parts.curriculum import (
+    LOWEST,
+    ShrinkingStep,
+    StepWeightingName,
+    lognormal_between,
+    ratio_range,
+    start_time,
+    step_weight,
+)
 from distillkit.parts.discriminator import (
     GAN_LOSSES,
     DiscriminatorHead,
@@ -57,6 +66,7 @@ __all__ = [
     "GAN_LOSSES",
     "KL_GRADIENT_RMS",
     "LEVELS",
+    "LOWEST",
     "LPIPS",
     "MOMENTS",
     "R1",
@@ -79,7 +89,9 @@ __all__ = [
     "PlaceHead",
     "R1Name",
     "Regression",
+    "ShrinkingStep",
     "StepName",
+    "StepWeightingName",
     "Target",
     "accuracy",
     "denoising_loss",
@@ -96,12 +108,16 @@ __all__ = [
     "log_ends",
     "log_errors",
     "log_moments",
+    "lognormal_between",
     "lognormal_levels",
     "noise_levels",
     "own_rate",
     "place_head_for",
+    "ratio_range",
     "residual",
     "score_and_discriminator",
+    "start_time",
+    "step_weight",
     "times_between",
     "weighted_error",
 ]

@@ -23,9 +23,9 @@ CONSISTENCY_HEALTH = (
     Diagnostic(
         "std_to_data",
         ok=(0.8, 1.15),
-        watch=(0.4, 2.0),
-        meaning="standard deviation of the ends that the student gives to noisy samples over that of the clean ones; "
-        "towards 0 all trajectories end alike, above 1 they diverge: lower the learning rate",
+        watch=(0.05, 2.0),
+        meaning="standard deviation of the ends that the student gives to the noisiest quarter of a batch over that of "
+        "the clean samples; towards 0 all trajectories end alike, above 1 they diverge: lower the learning rate",
     ),
     Diagnostic(
         "neighbour_gap",
@@ -73,8 +73,9 @@ class Neighbours:
         return {"target": self.target.network} if self.target.network is not None else {}
 
     def ends(
-        self, student: Denoiser, x0: Tensor, noise: Tensor, t: Tensor, t_next: Tensor, condition: Condition
-    ) -> tuple[Tensor, Tensor]:
+        self, student: Denoiser, x0: Tensor, noise: Tensor, t: Tensor, t_next: Tensor, condition: Condition,
+        target: Callable[..., Tensor] | None = None,
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
         """f(x_t, t) with gradient, and the target's end of the neighbour at t_next without; both (B, ...).
 
         Args:
@@ -82,12 +83,13 @@ class Neighbours:
             x0, noise: (B, ...), of which x_t is made.
             t, t_next: (B,), t the noisier.
             condition: of every sample.
+            target: another denoiser than this one's target.
         """
         x = self.schedule.add_noise(x0, noise, t)
         with torch.no_grad():
             x_next = self.step(x, x0, noise, t, t_next, condition)
-            target = self.f(self.target, x_next, t_next, condition)
-        return self.f(student, x, t, condition), target
+            wanted = self.f(target or self.target, x_next, t_next, condition)
+        return self.f(student, x, t, condition), wanted
 
     def step(self, x: Tensor, x0: Tensor, noise: Tensor, t: Tensor, t_next: Tensor, condition: Condition) -> Tensor:
         """The point at t_next of the trajectory through x (B, ...) at t."""
@@ -108,8 +110,15 @@ class Neighbours:
 
 
 @torch.no_grad()
-def log_ends(step: Step, end: Tensor, target: Tensor, x0: Tensor) -> None:
-    """Log what `CONSISTENCY_HEALTH` judges, from both ends and the clean samples, all (B, ...)."""
+def log_ends(step: Step, end: Tensor, target: Tensor, x0: Tensor, s: Tensor) -> None:
+    """Log what `CONSISTENCY_HEALTH` judges.
+
+    Args:
+        end, target, x0: both ends and the clean samples, (B, ...).
+        s: sigma / alpha of the noisy ones, (B,) on the CPU.
+    """
+    noisiest = s.argsort(descending=True)[: -(-len(s) // 4)].to(x0.device)
+    end, target, x0 = (v[noisiest].float() for v in (end, target, x0))
     spread = x0.std()
     step.log("std_to_data", end.std() / spread)
     step.log("neighbour_gap", (end - target).square().mean().sqrt() / spread)

@@ -13,6 +13,7 @@ METHODS = {
     "f-distill": [{}, {"divergence": "jeffreys", "gan_features": "teacher", "guidance": 2.0}],
     "sid": [{}, {"guidance": 2.0}],
     "consistency": [{}, {"teacher_free": True, "source": "pairs", "weighting": "karras"}],
+    "ect": [{}, {"curriculum": "ict"}, {"teacher_free": False, "source": "pairs", "target_decay": 0.5}],
     "progressive": [{"start_steps": 1}, {"start_steps": 8, "weighting": "snr+1", "source": "pairs"}],
     "reflow": [{}, {"rounds": 0, "distance": "pseudo-huber"}],
 }

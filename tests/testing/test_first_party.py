@@ -17,6 +17,7 @@ def test_all_first_party_methods_are_among_them():
         "consistency",
         "dmd",
         "dmd2",
+        "ect",
         "f-distill",
         "kd",
         "progressive",
