@@ -2,12 +2,15 @@
 
 from distillkit import Preset
 
-CIFAR10 = {
-    "batch": 256, "lr": 1e-5, "beta1": 0.0, "optimizer": "adam", "weight_decay": 0.0, "ema_halflife": "500k",
+ADAM = {"optimizer": "adam", "weight_decay": 0.0}
+CIFAR10 = ADAM | {
+    "batch": 256, "lr": 1e-5, "beta1": 0.0, "ema_halflife": "500k",
     # The code's loss is 100 x 3072 times this one, a mean over the elements, and its eps 1e-8.
     "eps": 3.3e-14,
 }  # fmt: skip
-SOURCE = "SiD's run_sid.sh, cifar10-{}, and sid_train.py (there with dropout 0.13 and augmentation 0.12)"
+# Below, the code's eps is 1e-6, for its fp16, and an image has 12288 elements.
+EDM64 = ADAM | {"eps": 8.1e-13, "precision": "bf16", "float32_attention": True}
+SOURCE = "SiD's run_sid.sh, {}, and sid_train.py (there with dropout {} and augmentation {}{})"
 
 PRESETS = (
     Preset(
@@ -39,12 +42,47 @@ PRESETS = (
         name="cifar10 unconditional",
         teachers=("edm-cifar10-uncond*",),
         training=CIFAR10 | {"duration": "500M"},
-        source=SOURCE.format("uncond"),
+        source=SOURCE.format("cifar10-uncond", 0.13, 0.12, ""),
     ),
     Preset(
         name="cifar10 conditional",
         teachers=("edm-cifar10-cond*",),
         training=CIFAR10 | {"duration": "800M"},
-        source=SOURCE.format("cond"),
+        source=SOURCE.format("cifar10-cond", 0.13, 0.12, ""),
+    ),
+    Preset(
+        name="imagenet64",
+        teachers=("edm-imagenet64",),
+        training=EDM64 | {"beta1": 0.0, "batch": 8192, "lr": 4e-6, "duration": "1000M", "ema_halflife": "2M"},
+        source=SOURCE.format("imagenet64-cond", 0.1, 0, ", in fp16"),
+    ),
+    Preset(
+        name="ffhq64",
+        teachers=("edm-ffhq64*",),
+        training=EDM64 | {"batch": 512, "lr": 1e-5, "duration": "500M", "ema_halflife": "500k"},
+        source=SOURCE.format("ffhq64", 0.05, 0.15, ", in fp16; the fake score's beta1 0"),
+    ),
+    Preset(
+        name="afhqv2",
+        teachers=("edm-afhqv2-64*",),
+        settings={"alpha": 1.0},
+        training=EDM64 | {"beta1": 0.0, "batch": 512, "lr": 5e-6, "duration": "500M", "ema_halflife": "500k"},
+        source=SOURCE.format("afhq64-v2", 0.05, 0.15, ", in fp16"),
+    ),
+    Preset(
+        name="sd15",
+        teachers=("stable-diffusion-v1-*",),
+        settings={
+            "alpha": 1.0, "smallest": 0.02, "largest": 0.98, "guidance": 2.0, "fake_guidance": 2.0,
+            "fake_levels": "grid",
+        },
+        # The code's loss is a sum over the 16384 elements of a sample, and its eps 1e-8.
+        training=ADAM
+        | {
+            "beta1": 0.0, "batch": 512, "lr": 1e-6, "duration": "10M", "eps": 6.1e-13, "precision": "bf16",
+            "gradient_checkpointing": True,
+        },
+        student={"times": [625]},
+        source="SiD-LSG's run_sid.sh, sd1.5 (in float32; guidance 1.5 and 4.5 are published too)",
     ),
 )  # fmt: skip

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from distillkit import Objective, Samples, ScoreEstimator, Step, Teacher
-from distillkit.parts import FAKE_TO_REAL_ERROR, LEVELS, log_errors, noise_levels, residual
+from distillkit.parts import FAKE_TO_REAL_ERROR, log_errors, residual
 
 
 class ScoreIdentity(Objective):
@@ -13,17 +13,21 @@ class ScoreIdentity(Objective):
     (Zhou et al. 2024, Eq. 23 and its normalisation): f_phi the teacher, f_psi the fake score, x_g the student's sample.
 
     Gradients reach the student through x_g and through both denoisers. w = 1 / mean |x_g - f_phi|, a constant.
+
+    Args:
+        teacher: f_phi, guided by `guidance`.
+        fake: f_psi.
+        times: (T,), of which t is drawn evenly.
+        alpha: of the loss.
+        guidance: of the teacher.
     """
 
     needs = (Samples,)
     diagnostics = (FAKE_TO_REAL_ERROR,)
 
-    def __init__(
-        self, teacher: Teacher, fake: ScoreEstimator, *, alpha: float, largest: float, guidance: float
-    ) -> None:
+    def __init__(self, teacher: Teacher, fake: ScoreEstimator, times: Tensor, *, alpha: float, guidance: float) -> None:
         super().__init__()
-        self.teacher, self.fake, self.alpha, self.guidance = teacher, fake, alpha, guidance
-        self.times = noise_levels(teacher.schedule)[: round(largest * LEVELS)]
+        self.teacher, self.fake, self.times, self.alpha, self.guidance = teacher, fake, times, alpha, guidance
 
     def __call__(self, step: Step) -> Tensor:
         x, t = step.samples, step.drawn_from(self.times, "level")

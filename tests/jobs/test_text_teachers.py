@@ -96,16 +96,18 @@ def test_activations_that_are_recomputed_change_nothing(teachers):
         torch.testing.assert_close(trained[True][name], value, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("method", ["dmd", "dmd2", "consistency", "progressive"])
+SD15 = ("hf:stable-diffusion-v1-5/stable-diffusion-v1-5", "hf:CompVis/stable-diffusion-v1-4")
+SDXL = ("hf:stabilityai/stable-diffusion-xl-base-1.0",)
+
+
 @pytest.mark.parametrize(
-    ("names", "family", "preset"),
+    ("method", "names", "family", "preset"),
     [
-        (
-            ("hf:stable-diffusion-v1-5/stable-diffusion-v1-5", "hf:CompVis/stable-diffusion-v1-4"),
-            "Stable Diffusion",
-            "sd15",
+        *(
+            (method, SD15, "Stable Diffusion", "sd15")
+            for method in ("dmd", "dmd2", "sid", "consistency", "progressive")
         ),
-        (("hf:stabilityai/stable-diffusion-xl-base-1.0",), "XL", "sdxl"),
+        *((method, SDXL, "XL", "sdxl") for method in ("dmd", "dmd2", "consistency", "progressive")),
     ],
 )
 def test_presets_of_published_models_fit_them(method, names, family, preset, teachers):
@@ -116,7 +118,7 @@ def test_presets_of_published_models_fit_them(method, names, family, preset, tea
     teacher = teachers(family)
     recipe = recipe_of(config, offer, teacher)
     times = {
-        "dmd": (999,), "dmd2": (999, 749, 499, 249) if preset == "sdxl" else (999,),
+        "dmd": (999,), "sid": (625,), "dmd2": (999, 749, 499, 249) if preset == "sdxl" else (999,),
         "consistency": (999, 759, 499, 259), "progressive": (999, 749, 499, 249, 0),
     }  # fmt: skip
     assert recipe.final_sampler.times(teacher.schedule) == times[method]

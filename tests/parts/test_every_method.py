@@ -11,7 +11,7 @@ METHODS = {
     "dmd": [{}, {"guidance": 2.0, "regression_weight": 0}],
     "dmd2": [{}, {"evaluations": 3}, {"gan_weight": 0}, {"gan_level_min": 0.4, "r1_weight": 1.0, "r1": "inputs"}],
     "f-distill": [{}, {"divergence": "jeffreys", "gan_features": "teacher", "guidance": 2.0}],
-    "sid": [{}, {"guidance": 2.0}],
+    "sid": [{}, {"guidance": 2.0, "fake_guidance": 1.5, "fake_levels": "grid"}],
     "consistency": [{}, {"teacher_free": True, "source": "pairs", "weighting": "karras"}],
     "ect": [{}, {"curriculum": "ict"}, {"teacher_free": False, "source": "pairs", "target_decay": 0.5}],
     "progressive": [{"start_steps": 1}, {"start_steps": 8, "weighting": "snr+1", "source": "pairs"}],

@@ -2,8 +2,9 @@
 
 import pytest
 import torch
+from pydantic import ValidationError
 
-from distillkit import OneStep
+from distillkit import Condition, OneStep
 from distillkit.diffusion import lognormal_ratios
 from distillkit.parts import noise_levels
 from distillkit_sid.method import SiD, SiDConfig
@@ -56,3 +57,41 @@ def test_the_whole_objective_and_its_fake_score():
     assert fake.optimizer.model_dump(exclude_unset=True) == {"lr": 1e-3} and recipe.guidance == 2.0
     drawn = fake.draw_levels(step, "fake/level")
     torch.testing.assert_close(drawn, lognormal_ratios(step.uniform("fake/level")).clamp(0.002, 80))
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_long_and_short_guidance(schedule):
+    """Zhou et al. 2024, arXiv 2406.01561: the guided fake score is trained as one, and used as one."""
+    teacher = toy_teacher(schedule)
+    settings = {"guidance": 3.0, "fake_guidance": 1.5, "fake_levels": "grid", "smallest": 0.1, "largest": 0.9}
+    recipe = SiD().recipe(teacher, SiDConfig(**settings))
+    [objective], [fake], step = recipe.objectives, recipe.learners, step_of(recipe, teacher, size=32)
+    with torch.no_grad():
+        fake.denoiser.model.last.bias += 0.3
+    grid = noise_levels(teacher.schedule)[100:900]
+    null = teacher.conditioner.null(step.condition)
+
+    def guided(denoiser, x, t, condition, w):
+        unconditional = denoiser(x, t, null)
+        return unconditional + w * (denoiser(x, t, condition) - unconditional)
+
+    t = grid[(step.uniform("level") * 800).long()]
+    noisy = teacher.schedule.add_noise(step.samples, step.normal("level/noise"), t)
+    real = guided(teacher.denoiser, noisy, t, step.condition, 3.0)
+    expected = identity_loss(step.samples, real, guided(fake.denoiser, noisy, t, step.condition, 1.5), 1.2)
+    torch.testing.assert_close(objective(step), expected, rtol=1e-4, atol=1e-6)
+
+    step.release()
+    dropped = step.uniform("fake/dropped") < 0.1
+    assert 0 < dropped.sum() < 10
+    labels = torch.where(dropped, -1, step.condition["labels"])
+    t = grid[(step.uniform("fake/level") * 800).long()]
+    noisy = teacher.schedule.add_noise(step.samples, step.normal("fake/noise"), t)
+    found = guided(fake.denoiser, noisy, t, Condition(labels=labels), 1.5)
+    weight = fake.denoiser.loss_weight(t).reshape(-1, 1, 1, 1)
+    torch.testing.assert_close(fake.loss(step), (weight * (found - step.samples).square()).mean(), rtol=1e-4, atol=1e-6)
+
+
+def test_levels_of_the_loss_must_leave_some():
+    with pytest.raises(ValidationError, match=r"0\.9.*0\.5"):
+        SiDConfig(smallest=0.9, largest=0.5)
