@@ -41,6 +41,12 @@ class Schedule(BaseModel, ABC):
     def t_min(self) -> float:
         """The time of least noise that networks are asked at."""
 
+    @property
+    def t_end(self) -> float:
+        """The time that the deterministic steps of few-step students lead to: `t_min`, or the clean sample's, which is
+        never asked at, where the family's own sampler steps there."""
+        return self.t_min
+
     @abstractmethod
     def alpha(self, t: Tensor) -> Tensor:
         """Share of the signal, of t's shape; at least `SMALLEST_ALPHA`."""

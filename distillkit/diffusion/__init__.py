@@ -1,9 +1,17 @@
 """Mathematics of diffusion models that methods are written with; part of the public API."""
 
 from distillkit.contracts.schedule import Schedule, per_sample
+from distillkit.diffusion.boundaries import (
+    Boundary,
+    DenoiserBoundary,
+    KarrasBoundary,
+    StepBoundary,
+    boundary_for,
+    consistency_function,
+)
 from distillkit.diffusion.denoisers import EDMPreconditioning, Prediction, PredictionDenoiser
 from distillkit.diffusion.distances import Distance, huber, l1, l2, pseudo_huber
-from distillkit.diffusion.samplers import ConsistencySampler, EulerSampler, RenoisingSampler, consistency_function
+from distillkit.diffusion.samplers import ConsistencySampler, EulerSampler, RenoisingSampler
 from distillkit.diffusion.schedules import (
     EDMSchedule,
     FlowSchedule,
@@ -18,19 +26,24 @@ from distillkit.diffusion.weightings import WEIGHTINGS, Weighting, WeightingName
 __all__ = [
     "SOLVERS",
     "WEIGHTINGS",
+    "Boundary",
     "ConsistencySampler",
+    "DenoiserBoundary",
     "Distance",
     "EDMPreconditioning",
     "EDMSchedule",
     "EulerSampler",
     "FlowSchedule",
+    "KarrasBoundary",
     "Prediction",
     "PredictionDenoiser",
     "RenoisingSampler",
     "Schedule",
+    "StepBoundary",
     "VPSchedule",
     "Weighting",
     "WeightingName",
+    "boundary_for",
     "consistency_function",
     "denoised_from",
     "euler",

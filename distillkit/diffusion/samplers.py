@@ -1,8 +1,8 @@
-"""Samplers of few-step students, and the function that consistency models learn."""
+"""Samplers of few-step students."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Annotated
 
@@ -13,7 +13,8 @@ from torch import Tensor
 from distillkit.contracts.condition import Condition
 from distillkit.contracts.denoiser import Denoiser
 from distillkit.contracts.sampler import Renoise, Sampler
-from distillkit.contracts.schedule import Schedule, per_sample
+from distillkit.contracts.schedule import Schedule
+from distillkit.diffusion.boundaries import BoundaryOf, KarrasBoundary, consistency_function
 from distillkit.diffusion.solvers import euler
 
 
@@ -29,56 +30,28 @@ Levels = Annotated[
 """Times of a schedule, descending."""
 
 
-def consistency_function(
-    denoise: Callable[[Tensor, Tensor, Condition], Tensor],
-    x: Tensor,
-    t: Tensor,
-    condition: Condition,
-    *,
-    schedule: Schedule,
-    sigma_data: float,
-) -> Tensor:
-    """f(x, t) with f(x, t_min) = x / alpha (Song et al. 2023, arXiv 2303.01469, appendix C).
-
-    In y = x / alpha and s = sigma / alpha: f = c_skip y + c_out F, c_skip = sd^2 / ((s - smin)^2 + sd^2), c_out =
-    (s - smin) sd / sqrt(s^2 + sd^2). EDM's D = c'_skip y + c'_out F with c'_out = s sd / sqrt(s^2 + sd^2) gives F, so
-    any denoiser will do: f = c_skip y + (s - smin) / s (D - c'_skip y).
-
-    Args:
-        denoise: D(x, t, condition). x: (B, ...). t: (B,), at least the schedule's smallest.
-    """
-    t = t.to(x.dtype)
-    ratio, low = schedule.ratio(t), schedule.ratio(torch.tensor([schedule.t_min], dtype=x.dtype, device=x.device))
-    y, s, sd2 = x / per_sample(schedule.alpha(t), x), per_sample(ratio, x), sigma_data**2
-    above = s - per_sample(low, x)
-    residual = denoise(x, t, condition) - sd2 / (s.square() + sd2) * y
-    return sd2 / (above.square() + sd2) * y + above / s * residual
-
-
 class ConsistencySampler(Sampler):
     """One or several evaluations of the consistency function, with fresh noise in between (Song et al. 2023, Alg. 1).
 
-    x0 = f(x, t_k), then x = alpha (x0 + sqrt(s_{k+1}^2 - smin^2) noise) with s = sigma / alpha.
+    x0 = f(x, t_k), then x at t_{k+1} from x0 and the noise, as the boundary says.
     """
 
     levels: Levels = Field(min_length=1, description="times of the evaluations, descending")
-    sigma_data: float = Field(0.5, ge=1e-6, le=1e6)
+    boundary: BoundaryOf = Field(default_factory=KarrasBoundary, description="how f is made of the denoiser")
     clip: bool = Field(False, description="clip every result to [-1, 1]")
 
     def __call__(
         self, denoiser: Denoiser, noise: Tensor, condition: Condition, renoise: Renoise | None = None
     ) -> Tensor:
         schedule, x0 = denoiser.schedule, noise
-        levels = torch.tensor(self.levels, dtype=torch.float64)
-        ratios, alphas = schedule.ratio(levels).tolist(), schedule.alpha(levels).tolist()
-        low = schedule.ratio(torch.tensor([schedule.t_min], dtype=torch.float64)).item()
-        for k, (t, ratio, alpha) in enumerate(zip(self.levels, ratios, alphas, strict=True)):
+        for k, t in enumerate(self.levels):
             if k:
-                x = alpha * (x0 + max(ratio**2 - low**2, 0.0) ** 0.5 * _fresh(renoise, k - 1))
+                of_sample, of_noise = self.boundary.renoising(t, schedule)
+                x = of_sample * x0 + of_noise * _fresh(renoise, k - 1)
             else:
                 x = schedule.start(noise, t)
             level = torch.full((len(x),), t, device=x.device)
-            x0 = consistency_function(denoiser, x, level, condition, schedule=schedule, sigma_data=self.sigma_data)
+            x0 = consistency_function(denoiser, x, level, condition, schedule=schedule, boundary=self.boundary)
             x0 = x0.clamp(-1, 1) if self.clip else x0
         return x0
 
@@ -140,8 +113,8 @@ class EulerSampler(Sampler):
 
     @classmethod
     def on_grid(cls, steps: int, schedule: Schedule) -> EulerSampler:
-        """`steps` steps on the schedule's own spacing, from its largest time to its smallest, where they land."""
-        return cls(levels=tuple(schedule.path(steps).tolist()))
+        """`steps` steps on the schedule's own spacing, from its largest time to its `t_end`, where they land."""
+        return cls(levels=(*schedule.levels(steps), schedule.t_end))
 
     def refined(self, schedule: Schedule) -> EulerSampler:
         """The same way in twice the steps: every step is halved on the schedule's own spacing."""

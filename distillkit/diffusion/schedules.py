@@ -220,6 +220,11 @@ class FlowSchedule(Schedule):
     def t_min(self) -> float:
         return self.smallest
 
+    @property
+    def t_end(self) -> float:
+        """The clean sample's: no division by its noise is in a flow's step, x' = x + (t' - t) F."""
+        return 0.0
+
     def alpha(self, t: Tensor) -> Tensor:
         return (1 - t).clamp(min=SMALLEST_ALPHA)
 

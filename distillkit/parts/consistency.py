@@ -13,7 +13,7 @@ from distillkit.contracts.denoiser import Denoiser
 from distillkit.contracts.health import Diagnostic
 from distillkit.contracts.step import Step
 from distillkit.contracts.teacher import Teacher
-from distillkit.diffusion.samplers import consistency_function
+from distillkit.diffusion.boundaries import Boundary, boundary_for, consistency_function
 from distillkit.diffusion.solvers import euler_step, heun_step
 from distillkit.parts.targets import Target
 
@@ -50,6 +50,7 @@ class Neighbours:
         solver: of that step: "heun", or "ddim" with one evaluation.
         guidance: of the teacher.
         decay: of the target network's moving average.
+        boundary: of f, that of the student's sampler; the one of the family of schedules by default.
 
     Attributes:
         target: the network that targets are taken from.
@@ -63,9 +64,11 @@ class Neighbours:
         solver: StepName = "heun",
         guidance: float = 1.0,
         decay: float = 0.0,
+        boundary: Boundary | None = None,
     ) -> None:
         self.teacher, self.solver, self.guidance = teacher, solver, guidance
         self.schedule, self.sigma_data = student.schedule, float(getattr(student, "sigma_data", 0.5))
+        self.boundary = boundary or boundary_for(self.schedule, self.sigma_data)
         self.target = Target(student, decay)
 
     def modules(self) -> Mapping[str, nn.Module]:
@@ -106,7 +109,7 @@ class Neighbours:
 
     def f(self, denoise: Callable[..., Tensor], x: Tensor, t: Tensor, condition: Condition) -> Tensor:
         """The consistency function of a denoiser."""
-        return consistency_function(denoise, x, t, condition, schedule=self.schedule, sigma_data=self.sigma_data)
+        return consistency_function(denoise, x, t, condition, schedule=self.schedule, boundary=self.boundary)
 
 
 @torch.no_grad()

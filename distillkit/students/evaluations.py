@@ -100,17 +100,16 @@ def _euler(denoiser: Denoiser, levels: Sequence[float]) -> list[Evaluation]:
 
 
 def _consistency(denoiser: Denoiser, sampler: ConsistencySampler) -> list[Evaluation]:
-    """f = c_skip y + (s - smin) / s (D - c'_skip y) with y = x / alpha, see `consistency_function`."""
-    schedule, data = denoiser.schedule, sampler.sigma_data**2
-    low = _at(schedule.ratio, schedule.t_min)
+    """f of the sampler's boundary, which is linear in x and in D."""
+    boundary, schedule = sampler.boundary, denoiser.schedule
+    one, none = torch.ones(1, dtype=torch.float64), torch.zeros(1, dtype=torch.float64)
     made: list[Evaluation] = []
     for t in sampler.levels:
-        s, alpha = _at(schedule.ratio, t), _at(schedule.alpha, t)
         if made:
-            made[-1] = replace(made[-1], keep=alpha, noise=alpha * math.sqrt(max(s**2 - low**2, 0.0)))
-        share = (s - low) / s
-        of_x = (data / ((s - low) ** 2 + data) - share * data / (s**2 + data)) / alpha
-        made.append(denoising(denoiser, t).blended(of_x, share))
+            keep, noise = boundary.renoising(t, schedule)
+            made[-1] = replace(made[-1], keep=keep, noise=noise)
+        of_x, of_denoised = (boundary(d, x, t * one, schedule).item() for d, x in ((none, one), (one, none)))
+        made.append(denoising(denoiser, t).blended(of_x, of_denoised))
     return made
 
 

@@ -180,9 +180,10 @@ def _call(student: Student, pipeline: Any, scheduler: Scheduler) -> dict[str, An
             f"a {pipeline.__name__} does not take what this student is conditioned on ({conditioner.summary()})"
         )
     [(name, grid)] = scheduler.grid.items() or [("", ())]
-    if scheduler.steps > 1 and name in known:
+    own = _own_grid(scheduler) in (None, list(grid))
+    if name in known and (scheduler.steps > 1 or not own):
         call[name] = list(grid)
-    elif _own_grid(scheduler) in (None, list(grid)):
+    elif own:
         call["num_inference_steps"] = scheduler.steps
     else:
         raise UsageError(f"a {pipeline.__name__} does not take the student's steps {list(grid)}")

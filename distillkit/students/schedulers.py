@@ -12,13 +12,17 @@ import torch
 from distillkit.contracts.sampler import OneStep
 from distillkit.contracts.schedule import SMALLEST_ALPHA
 from distillkit.contracts.student import StudentGenerator
+from distillkit.diffusion.boundaries import Boundary, DenoiserBoundary, StepBoundary
 from distillkit.diffusion.denoisers import PredictionDenoiser
-from distillkit.diffusion.samplers import EulerSampler, RenoisingSampler
+from distillkit.diffusion.samplers import ConsistencySampler, EulerSampler, RenoisingSampler
 from distillkit.diffusion.schedules import FlowSchedule, VPSchedule
 from distillkit.errors import UsageError
 
 NO_BOUNDARY = 1e6
 """LCMScheduler mixes the result with its input by c_skip = 1 / (4 (t timestep_scaling)^2 + 1): below any rounding."""
+LCM_SIGMA_DATA = 0.5
+"""LCMScheduler's own sigma_data, which no argument changes."""
+OURS = "distillkit.load_student samples it"
 
 
 @dataclass(frozen=True)
@@ -48,46 +52,78 @@ def scheduler_of(student: StudentGenerator) -> Scheduler:
     denoiser, sampler = student.denoiser, student.sampler
     if type(denoiser) is not PredictionDenoiser:
         raise UsageError(f"a {type(denoiser).__name__} has no pipeline in diffusers; PredictionDenoiser has")
-    if type(sampler) not in (OneStep, RenoisingSampler, EulerSampler):
+    if type(sampler) not in (OneStep, RenoisingSampler, ConsistencySampler, EulerSampler):
         raise UsageError(
-            f"no scheduler of diffusers samples as {type(sampler).__name__} does; OneStep, RenoisingSampler and "
-            "EulerSampler have one. distillkit.load_student samples it"
+            f"no scheduler of diffusers samples as {type(sampler).__name__} does; OneStep, RenoisingSampler, "
+            f"ConsistencySampler and EulerSampler have one. {OURS}"
         )
+    boundary: Boundary = DenoiserBoundary()
+    if isinstance(sampler, ConsistencySampler):
+        boundary = sampler.boundary
+        if sampler.clip:
+            raise UsageError(f"the student's results are clipped, which no scheduler of diffusers does. {OURS}")
     times = sampler.times(student.schedule)
     if isinstance(denoiser.schedule, VPSchedule):
-        return _vp(denoiser, denoiser.schedule, times, deterministic=type(sampler) is EulerSampler)
+        if type(sampler) is EulerSampler:
+            return _vp_steps(denoiser, denoiser.schedule, times)
+        return _vp(denoiser, denoiser.schedule, times, boundary)
     if isinstance(denoiser.schedule, FlowSchedule):
-        return _flow(times, deterministic=type(sampler) is EulerSampler)
+        return _flow(times, boundary, deterministic=type(sampler) is EulerSampler)
     raise UsageError(f"no pipeline of diffusers samples on {type(denoiser.schedule).__name__}")
 
 
-def _vp(
-    denoiser: PredictionDenoiser, schedule: VPSchedule, times: Sequence[float], *, deterministic: bool
-) -> Scheduler:
-    """DDIMScheduler, or DPMSolverMultistepScheduler of first order, which is DDIM on any grid, for deterministic steps;
-    LCMScheduler without its boundary for those with fresh noise.
+def _vp(denoiser: PredictionDenoiser, schedule: VPSchedule, times: Sequence[float], boundary: Boundary) -> Scheduler:
+    """LCMScheduler for one evaluation or several with fresh noise; EulerDiscreteScheduler for one between two training
+    steps, where LCMScheduler does not evaluate.
+
+    Raises:
+        UsageError: for several evaluations of which one is between two training steps, or another boundary.
+    """
+    if len(times) == 1 and times[0] != int(times[0]) and isinstance(boundary, DenoiserBoundary):
+        config = _betas(schedule, schedule.steps - 1) | {
+            "prediction_type": denoiser.prediction, "timestep_spacing": "leading", "steps_offset": 1,
+        }  # fmt: skip
+        # It interpolates ln(sigma / alpha) too, and ends at the clean sample.
+        ratio = schedule.ratio(torch.tensor(times, dtype=torch.float64)).item()
+        return Scheduler("EulerDiscreteScheduler", config, 1, {"sigmas": [ratio, 0.0]})
+    whole = _whole(times)
+    config = _betas(schedule, whole[0]) | {"prediction_type": denoiser.prediction, "steps_offset": 1}
+    known = int(config["num_train_timesteps"])
+    even = whole == _trailing(known, len(whole)) and known % len(whole) == 0
+    config |= {
+        # Of these it takes evenly spaced ones, and refuses a larger number.
+        "original_inference_steps": len(whole) if even else known,
+        "timestep_scaling": _timestep_scaling(boundary),
+        "clip_sample": False,
+    }
+    return Scheduler("LCMScheduler", config, len(whole), {"timesteps": whole})
+
+
+def _timestep_scaling(boundary: Boundary) -> float:
+    """LCMScheduler's for a boundary: its scalings depend on k / sd alone, and its own sd is 0.5.
+
+    Raises:
+        UsageError: for one that it does not have.
+    """
+    if isinstance(boundary, DenoiserBoundary):
+        return NO_BOUNDARY
+    if isinstance(boundary, StepBoundary):
+        return boundary.timestep_scaling * LCM_SIGMA_DATA / boundary.sigma_data
+    raise UsageError(
+        f"the consistency function has the boundary {type(boundary).__name__}, and LCMScheduler of diffusers that of "
+        f"StepBoundary. {OURS}"
+    )
+
+
+def _vp_steps(denoiser: PredictionDenoiser, schedule: VPSchedule, times: Sequence[float]) -> Scheduler:
+    """DDIMScheduler, or DPMSolverMultistepScheduler of first order, which is DDIM on any grid, for deterministic steps.
 
     Raises:
         UsageError: for times between two training steps, or an end that they do not have.
     """
-    if strange := [t for t in times if t != int(t)]:
-        raise UsageError(
-            f"the student is evaluated at t = {strange[0]:g}, between two training steps, where no scheduler of "
-            "diffusers samples. distillkit.load_student samples it"
-        )
-    whole = [int(t) for t in times]
+    *evaluated, last = whole = _whole(times)
     config = _betas(schedule, whole[0]) | {"prediction_type": denoiser.prediction, "steps_offset": 1}
     known = int(config["num_train_timesteps"])
-    if not deterministic:
-        even = whole == _trailing(known, len(whole)) and known % len(whole) == 0
-        config |= {
-            # Of these it takes evenly spaced ones, and refuses a larger number.
-            "original_inference_steps": len(whole) if even else known,
-            "timestep_scaling": NO_BOUNDARY,
-            "clip_sample": False,
-        }
-        return Scheduler("LCMScheduler", config, len(whole), {"timesteps": whole})
-    *evaluated, last = whole
     if last != 0:
         raise UsageError(f"the student's steps end at t = {last}, and those of diffusers' schedulers at 0")
     steps, jump = len(evaluated), known // len(evaluated)
@@ -98,10 +134,24 @@ def _vp(
     if schedule.zero_terminal_snr:
         raise UsageError(
             f"the student's steps {evaluated} are not evenly spaced, and with zero terminal SNR only DDIMScheduler "
-            "takes the same first step. distillkit.load_student samples it"
+            f"takes the same first step. {OURS}"
         )
     config |= {"solver_order": 1, "algorithm_type": "dpmsolver++", "final_sigmas_type": "sigma_min"}
     return Scheduler("DPMSolverMultistepScheduler", config, steps, {"timesteps": evaluated})
+
+
+def _whole(times: Sequence[float]) -> list[int]:
+    """Training steps as whole numbers.
+
+    Raises:
+        UsageError: for a time between two.
+    """
+    if strange := [t for t in times if t != int(t)]:
+        raise UsageError(
+            f"the student's time t = {strange[0]:g} is between two training steps, where diffusers has a scheduler for "
+            f"one step alone, and none with a boundary. {OURS}; --student-times names training steps"
+        )
+    return [int(t) for t in times]
 
 
 def _betas(schedule: VPSchedule, first: int) -> dict[str, Any]:
@@ -124,21 +174,29 @@ def _trailing(known: int, steps: int) -> list[int]:
     return [round(known - k * known / steps) - 1 for k in range(steps)]
 
 
-def _flow(times: Sequence[float], *, deterministic: bool) -> Scheduler:
+def _flow(times: Sequence[float], boundary: Boundary, *, deterministic: bool) -> Scheduler:
     """FlowMatchEulerDiscreteScheduler on the student's own times, which are not shifted again.
 
     Raises:
-        UsageError: for steps that start or end elsewhere.
+        UsageError: for steps that start or end elsewhere, or a boundary.
     """
     if times[0] != 1:
         raise UsageError(
-            f"the student starts at t = {times[0]:g}, and diffusers' flow pipelines with pure noise at 1. "
-            "distillkit.load_student samples it"
+            f"the student starts at t = {times[0]:g} with that share of the noise, and diffusers' flow pipelines with "
+            f"pure noise at 1. {OURS}; --student-times 1 trains one that starts there"
+        )
+    if not isinstance(boundary, DenoiserBoundary):
+        raise UsageError(
+            f"the consistency function has the boundary {type(boundary).__name__}, and "
+            f"FlowMatchEulerDiscreteScheduler of diffusers has none. {OURS}"
         )
     if deterministic:
-        raise UsageError(
-            f"the student's steps end at t = {times[-1]:g}, and those of FlowMatchEulerDiscreteScheduler always at 0. "
-            "distillkit.load_student samples it"
-        )
-    config = {"num_train_timesteps": 1000, "shift": 1.0, "stochastic_sampling": len(times) > 1}
+        *times, last = times
+        if last != 0:
+            raise UsageError(
+                f"the student's steps end at t = {last:g}, and those of FlowMatchEulerDiscreteScheduler always at 0. "
+                f"{OURS}"
+            )
+    stochastic = len(times) > 1 and not deterministic
+    config = {"num_train_timesteps": 1000, "shift": 1.0, "stochastic_sampling": stochastic}
     return Scheduler("FlowMatchEulerDiscreteScheduler", config, len(times), {"sigmas": list(times)})

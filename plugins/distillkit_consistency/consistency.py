@@ -68,6 +68,7 @@ class ConsistencyLoss(Objective):
     def __call__(self, step: Step) -> Tensor:
         data, sampler = step[CLEAN[self.source]], step.student.sampler
         assert isinstance(sampler, ConsistencySampler)
+        self.neighbours.boundary = sampler.boundary
         times = self.neighbours.schedule.path(self.levels - 1, sampler.levels[0]).float()
         index = (step.uniform("level") * (len(times) - 1)).long()
         following = (index + self.skip).clamp(max=len(times) - 1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pydantic import Field
 
 from distillkit import Method, MethodConfig, Recipe, StudentGenerator, Teacher
-from distillkit.diffusion import WEIGHTINGS, ConsistencySampler, WeightingName
+from distillkit.diffusion import WEIGHTINGS, ConsistencySampler, WeightingName, boundary_for
 from distillkit.parts import CleanSource, DistanceName, StepName, distance_for
 from distillkit_consistency.consistency import ConsistencyLoss
 from distillkit_consistency.presets import PRESETS
@@ -42,8 +42,8 @@ class Consistency(Method):
 
     def recipe(self, teacher: Teacher, config: ConsistencyConfig) -> Recipe:
         denoiser = teacher.copy_denoiser()
-        sigma_data = getattr(denoiser, "sigma_data", 0.5)
-        sampler = ConsistencySampler(levels=(teacher.schedule.t_max,), sigma_data=sigma_data)
+        boundary = boundary_for(teacher.schedule, float(getattr(denoiser, "sigma_data", 0.5)))
+        sampler = ConsistencySampler(levels=(teacher.schedule.t_max,), boundary=boundary)
         loss = ConsistencyLoss(
             denoiser, None if config.teacher_free else teacher, distance_for(teacher, config.distance),
             WEIGHTINGS[config.weighting], levels=config.levels, skip=config.skip,

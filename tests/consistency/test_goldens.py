@@ -4,7 +4,14 @@ import pytest
 import torch
 
 from distillkit import ClassLabels, Condition, Images, Step, StudentGenerator, Teacher, TeacherSpec
-from distillkit.diffusion import WEIGHTINGS, ConsistencySampler, EDMSchedule, consistency_function, karras_sigmas
+from distillkit.diffusion import (
+    WEIGHTINGS,
+    ConsistencySampler,
+    EDMSchedule,
+    KarrasBoundary,
+    consistency_function,
+    karras_sigmas,
+)
 from distillkit.parts import NamedDistance
 from distillkit_consistency.consistency import ConsistencyLoss
 from tests.conftest import denoiser_of
@@ -67,7 +74,7 @@ def test_the_whole_objective(networks, name, teacher, weighting):
 
 def test_boundary_condition(networks):
     t, made, condition = networks
-    how = {"schedule": EDMSchedule(), "sigma_data": 0.5}
+    how = {"schedule": EDMSchedule(), "boundary": KarrasBoundary()}
     with torch.no_grad():
         out = consistency_function(made["student"], t["x_boundary"], t["sigma"], condition, **how)
         at_min = consistency_function(made["student"], t["x_boundary"], torch.full((4,), 0.002), condition, **how)

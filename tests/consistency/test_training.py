@@ -4,7 +4,16 @@ import pytest
 import torch
 
 from distillkit import Images, Pairs
-from distillkit.diffusion import ConsistencySampler, VPSchedule, heun_step, per_sample
+from distillkit.diffusion import (
+    ConsistencySampler,
+    DenoiserBoundary,
+    KarrasBoundary,
+    StepBoundary,
+    VPSchedule,
+    consistency_function,
+    heun_step,
+    per_sample,
+)
 from distillkit_consistency.method import Consistency, ConsistencyConfig
 from tests.parts.toys import SCHEDULES, step_of, toy_teacher
 
@@ -125,5 +134,45 @@ def test_settings_reach_the_recipe():
     recipe = made(teacher, source="pairs", distance="l1")
     assert recipe.needs == {Pairs} and made(teacher).needs == {Images}
     assert recipe.objectives[0].distance.name == "l1"
-    assert recipe.student.sampler == ConsistencySampler(levels=(teacher.schedule.t_max,))
+    assert recipe.student.sampler == ConsistencySampler(levels=(teacher.schedule.t_max,), boundary=StepBoundary())
     assert len(recipe.student.sampler.with_nfe(4, recipe.student.denoiser).levels) == 4
+
+
+BOUNDARIES = {"edm": KarrasBoundary, "vp": StepBoundary, "flow": DenoiserBoundary}
+
+
+@pytest.mark.parametrize("family", BOUNDARIES)
+def test_the_boundary_is_the_familys_and_the_same_in_the_loss_and_in_samples(family):
+    teacher = toy_teacher(family)
+    recipe = made(teacher, target_decay=0.0)
+    student, [objective] = recipe.student, recipe.objectives
+    boundary = student.sampler.boundary
+    assert type(boundary) is BOUNDARIES[family]
+    # f = x / alpha at the smallest time; a flow's and LCM's hold at 0, where x is the sample.
+    x, step = torch.randn(4, 3, 4, 4), step_of(recipe, teacher)
+    end = torch.full((4,), teacher.schedule.t_min if family == "edm" else 0.0)
+    how = {"schedule": teacher.schedule, "boundary": boundary}
+    torch.testing.assert_close(consistency_function(teacher.denoiser, x, end, step.condition, **how), x)
+    # What the loss compares is what the sampler makes, whatever the boundary is.
+    for changed in (boundary, StepBoundary(timestep_scaling=1e-3), KarrasBoundary(sigma_data=2.0)):
+        student.sampler = student.sampler.model_copy(update={"boundary": changed})
+        asked, compared = [], []
+        hook = student.denoiser.register_forward_hook(lambda net, given, out, asked=asked: asked.append((*given, out)))
+        objective.distance = lambda a, b, compared=compared: compared.append(a) or (a - b).square().flatten(1).mean(1)
+        objective(step)
+        hook.remove()
+        x, t, _, denoised = next(call for call in asked if call[-1].requires_grad)
+        assert torch.equal(compared[0], changed(denoised, x, t, teacher.schedule))
+
+
+def test_the_steps_boundary_is_that_of_diffusers():
+    from diffusers import LCMScheduler
+
+    x, denoised = torch.randn(5, 2, 2), torch.randn(5, 2, 2)
+    for k, sigma_data in ((10.0, 0.5), (0.01, 0.5), (0.1, 2.0)):
+        scheduler = LCMScheduler(timestep_scaling=k * 0.5 / sigma_data)
+        t = torch.tensor([0, 1, 19, 259, 999])
+        c_skip, c_out = scheduler.get_scalings_for_boundary_condition_discrete(t)
+        expected = per_sample(c_skip, x) * x + per_sample(c_out, x) * denoised
+        found = StepBoundary(timestep_scaling=k, sigma_data=sigma_data)(denoised, x, t, VPSchedule())
+        torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)

@@ -20,7 +20,7 @@ from distillkit import (
     build_denoiser,
     load_student,
 )
-from distillkit.diffusion import ConsistencySampler, EulerSampler, RenoisingSampler
+from distillkit.diffusion import ConsistencySampler, EulerSampler, RenoisingSampler, boundary_for
 from distillkit.students.export import export
 from distillkit.students.push import push
 from tests.students.parts import PACKAGE, Backwards, Halves, Inverted, TinyAutoencoder, Twice
@@ -49,7 +49,8 @@ def sampler_of(name, schedule):
         "one level": OneStep(t=levels[1]),
         "euler": EulerSampler.on_grid(4, schedule),
         "renoising": RenoisingSampler(levels=levels),
-        "consistency": ConsistencySampler(levels=levels[:2], clip=True),
+        "consistency": ConsistencySampler(levels=levels[:2], boundary=boundary_for(schedule), clip=True),
+        "consistency, Karras": ConsistencySampler(levels=levels[:2]),
     }[name]
 
 
@@ -85,7 +86,9 @@ def assert_same(theirs, ours):
     torch.testing.assert_close(theirs / scale, ours / scale, rtol=1e-5, atol=2e-5)
 
 
-@pytest.mark.parametrize("sampler", ["one-step", "one level", "euler", "renoising", "consistency"])
+@pytest.mark.parametrize(
+    "sampler", ["one-step", "one level", "euler", "renoising", "consistency", "consistency, Karras"]
+)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_unet2dmodel_samples_the_same_in_diffusers(student_of, tmp_path, sampler, family):
     teacher = unet_teacher(family)

@@ -12,7 +12,15 @@ from diffusers import DiffusionPipeline
 
 import distillkit.cli.export as command
 from distillkit import Condition, DistillkitError, OneStep, StudentGenerator, UsageError, load_student, load_teacher
-from distillkit.diffusion import ConsistencySampler, EulerSampler, FlowSchedule, PredictionDenoiser, RenoisingSampler
+from distillkit.diffusion import (
+    ConsistencySampler,
+    DenoiserBoundary,
+    EulerSampler,
+    FlowSchedule,
+    PredictionDenoiser,
+    RenoisingSampler,
+    StepBoundary,
+)
 from distillkit.registry import offer
 from distillkit.students.artifact import save_student
 from distillkit.students.description import describe_student
@@ -70,6 +78,13 @@ SAMPLERS = {
     "two": RenoisingSampler(levels=(999.0, 499.0)),
     "four": RenoisingSampler(levels=(999.0, 749.0, 499.0, 249.0)),
     "uneven": RenoisingSampler(levels=(999.0, 800.0, 300.0)),
+    "consistency": ConsistencySampler(levels=(999.0,), boundary=StepBoundary()),
+    "consistency, four": ConsistencySampler(levels=(999.0, 759.0, 499.0, 259.0), boundary=StepBoundary()),
+    # A boundary that is far from the denoiser itself.
+    "consistency, mixed": ConsistencySampler(
+        levels=(999.0, 499.0, 99.0), boundary=StepBoundary(sigma_data=2.0, timestep_scaling=0.01)
+    ),
+    "between": OneStep(t=526.7),
     "euler": EulerSampler(levels=(999.0, 749.0, 500.0, 250.0, 0.0)),
     "euler, even": EulerSampler(levels=(999.0, 499.0, 0.0)),
     "euler, lower": EulerSampler(levels=(799.0, 399.0, 0.0)),
@@ -101,6 +116,10 @@ def test_diffusers_alone_makes_the_same(source, tmp_path, name):
     [
         ("v_prediction", True, "one-step"),
         ("v_prediction", True, "four"),
+        ("v_prediction", False, "consistency"),
+        ("v_prediction", True, "consistency, mixed"),
+        ("v_prediction", False, "between"),
+        ("sample", False, "between"),
         ("v_prediction", True, "euler, even"),
         ("v_prediction", False, "one step lower"),
         ("sample", False, "one-step"),
@@ -111,7 +130,7 @@ def test_other_predictions_and_zero_terminal_snr(tmp_path, prediction, zero, sam
     source = stable_diffusion(tmp_path / "teacher", options=changes)
     test_diffusers_alone_makes_the_same(source, tmp_path, sampler)
     saved = json.loads((tmp_path / "out" / "scheduler" / "scheduler_config.json").read_text())
-    assert saved["rescale_betas_zero_snr"] is zero or sampler == "one step lower"
+    assert saved["rescale_betas_zero_snr"] is zero or "lower" in sampler
     assert saved["prediction_type"] == prediction
 
 
@@ -127,6 +146,11 @@ FLOW = RenoisingSampler(levels=(1.0, 0.9, 0.5))
         (pixart, SAMPLERS["uneven"]),
         (sd3, OneStep()),
         (sd3, FLOW),
+        (sd3, EulerSampler(levels=(1.0, 0.9, 0.5, 0.0))),
+        (sd3, ConsistencySampler(levels=(1.0, 0.6), boundary=DenoiserBoundary())),
+        (flux, EulerSampler(levels=(1.0, 0.0))),
+        (sdxl, SAMPLERS["consistency, four"]),
+        (sdxl, SAMPLERS["between"]),
         (flux, FLOW),
         (lambda folder: "shapes", OneStep()),
     ],
@@ -276,8 +300,10 @@ def test_parts_in_other_forms_are_copied_as_diffusers_finds_them(source, tmp_pat
 @pytest.mark.parametrize(
     ("sampler", "named"),
     [
-        (ConsistencySampler(levels=(999.0,)), "ConsistencySampler"),
-        (OneStep(t=399.5), "399.5"),
+        (ConsistencySampler(levels=(999.0,)), "KarrasBoundary"),
+        (ConsistencySampler(levels=(999.0,), boundary=StepBoundary(), clip=True), "clipped"),
+        (RenoisingSampler(levels=(999.0, 399.5)), r"399\.5.*--student-times"),
+        (EulerSampler(levels=(999.5, 399.0, 0.0)), r"999\.5"),
         (EulerSampler(levels=(999.0, 499.0, 20.0)), "20"),
     ],
 )
@@ -298,7 +324,10 @@ class FlowNetwork(torch.nn.Module):
         return velocity(x, 1000 * t.reshape(-1, 1, 1, 1))
 
 
-@pytest.mark.parametrize("sampler", [OneStep(), RenoisingSampler(levels=(1.0, 0.9, 0.75, 0.5))])
+EULER = EulerSampler.on_grid(4, FlowSchedule(shift=3.0))
+
+
+@pytest.mark.parametrize("sampler", [OneStep(), RenoisingSampler(levels=(1.0, 0.9, 0.75, 0.5)), EULER])
 def test_the_scheduler_of_a_flow_takes_the_same_steps(sampler):
     denoiser = PredictionDenoiser(FlowNetwork(), FlowSchedule(shift=3.0), "velocity")
     noise = torch.randn(2, 4, 8, 8)
@@ -315,7 +344,12 @@ def test_the_scheduler_of_a_flow_takes_the_same_steps(sampler):
 
 
 @pytest.mark.parametrize(
-    ("sampler", "named"), [(OneStep(t=0.9), "0.9"), (EulerSampler(levels=(1.0, 0.5, 0.001)), "0.001")]
+    ("sampler", "named"),
+    [
+        (OneStep(t=0.9), "0.9.*--student-times 1"),
+        (EulerSampler(levels=(1.0, 0.5, 0.001)), "0.001"),
+        (ConsistencySampler(levels=(1.0,)), "KarrasBoundary"),
+    ],
 )
 def test_what_the_scheduler_of_a_flow_does_not_sample_is_refused(sampler, named):
     denoiser = PredictionDenoiser(FlowNetwork(), FlowSchedule(), "velocity")
