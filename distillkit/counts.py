@@ -44,7 +44,17 @@ def parse_numbers(value: Any) -> Any:
     return [] if value.strip().lower() in ("", "none") else [part.strip() for part in value.split(",")]
 
 
-READERS = (parse_count, _count)
+def parse_size(value: Any) -> Any:
+    """'768' -> (768, 768), '1024x576' -> (1024, 576); other values pass through to pydantic."""
+    if isinstance(value, str):
+        found = re.fullmatch(r"\s*(\d{1,6})(?:\s*[xX×]\s*(\d{1,6}))?\s*", value)
+        if not found:
+            raise ValueError("write the side of a square such as 768, or WIDTHxHEIGHT such as 1024x576")
+        return int(found[1]), int(found[2] or found[1])
+    return (value, value) if isinstance(value, int) else value
+
+
+READERS = (parse_count, _count, parse_size)
 """What reads such numbers: fields with one of them take text on the command line."""
 
 Count = Annotated[int, BeforeValidator(_count)]
@@ -58,3 +68,7 @@ Numbers = Annotated[tuple[Annotated[float, Field(ge=0)], ...], BeforeValidator(p
 
 Integers = Annotated[tuple[Annotated[int, Field(ge=1)], ...], BeforeValidator(parse_numbers)]
 """Whole numbers from 1; text such as '2,2,2' is understood."""
+
+Side = Annotated[int, Field(ge=1, le=16_384)]
+Size = Annotated[tuple[Side, Side], BeforeValidator(parse_size)]
+"""Width and height in pixels; text such as '768' or '1024x576' is understood."""

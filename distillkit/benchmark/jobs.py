@@ -135,6 +135,7 @@ def configuration(suite: Suite, entry: str, method: Installed, length: dict[str,
     guided, pairs = _guided(suite, method)
     options = {
         "teacher": suite.teacher,
+        "pipeline": suite.pipeline.model_dump(exclude_none=True),
         "settings": merge(guided, own.settings),
         "training": merge({"precision": precision}, suite.training, own.training, length or {}),
         "student": own.student,

@@ -130,7 +130,7 @@ def bench(
     asked = _asked(suite, methods, seeds, budget, data, protocol, prompts)
     folder = _folder(asked, output_dir)
     with _context(asked, device, quiet=quiet, timeout=timeout) as context:
-        reference = resolve(asked.teacher)
+        reference = resolve(asked.teacher, asked.pipeline)
         reference.check()
         if not reference.available:
             # What cannot be measured is not worth a download.
@@ -191,7 +191,7 @@ def plan(
     """
     asked = _asked(suite, methods, seeds, budget, data, protocol, prompts)
     folder = _folder(asked, output_dir)
-    reference = resolve(asked.teacher)
+    reference = resolve(asked.teacher, asked.pipeline)
     reference.check()
     with _context(asked, device, quiet=True) as context, nothing_downloaded() as needed:
         if not reference.available:

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from distillkit.counts import Count
 from distillkit.errors import UsageError
 from distillkit.evaluation.record import Quoted
+from distillkit.models.diffusers.options import PLAIN, PipelineConfig
 from distillkit.registry import method_name, registry, unknown
 from distillkit.runs.config import explain, read_config
 
@@ -52,6 +53,9 @@ class Suite(_Part):
     default: bool = Field(False, description="the suite that is taken where none is named")
     title: str = Field("", description="one line for people")
     teacher: str = Field(description="catalogue name or folder")
+    pipeline: PipelineConfig = Field(
+        PLAIN, description="what is asked of the teacher's pipeline: resolution, embedded_guidance"
+    )
     protocol: str = Field(
         "", description="protocol of all figures, or a file of `reference make`; the teacher's own if empty"
     )

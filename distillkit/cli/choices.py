@@ -96,6 +96,22 @@ def _one_of(choices: list[str]) -> Callable[[str], list[str]]:
 DeviceOption = Annotated[
     str, typer.Option("--device", help="Where to compute: auto, cpu, cuda or mps.", autocompletion=devices)
 ]
+ResolutionOption = Annotated[
+    str | None,
+    typer.Option(
+        "--resolution",
+        metavar="SIZE",
+        help="Pictures of a pipeline of latents: 768, or WIDTHxHEIGHT.  [default: its own]",
+    ),
+]
+EmbeddedGuidanceOption = Annotated[
+    float | None,
+    typer.Option(
+        "--embedded-guidance",
+        min=0,
+        help="Guidance that is an input of a teacher's network (FLUX.1-dev).  [default: its own]",
+    ),
+]
 ConfigOption = Annotated[Path | None, typer.Option("--config", help="YAML file with settings; options win.")]
 SetOption = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any setting by its path: training.lr=1e-4.")

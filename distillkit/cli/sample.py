@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from distillkit.cli.choices import DeviceOption, subjects
+from distillkit.cli.choices import DeviceOption, EmbeddedGuidanceOption, ResolutionOption, subjects
 
 if TYPE_CHECKING:
     from distillkit.jobs.sample import Made
@@ -64,6 +64,8 @@ def sample(
             help=f"{', '.join(SOLVERS)}, for teachers.  [default: its own]", autocompletion=lambda: [*SOLVERS]
         ),
     ] = None,
+    resolution: ResolutionOption = None,
+    embedded_guidance: EmbeddedGuidanceOption = None,
     batch: Annotated[int | None, typer.Option(min=1, help="Samples in one pass.  [default: by their size]")] = None,
     device: DeviceOption = "auto",
 ) -> None:
@@ -72,6 +74,7 @@ def sample(
     from distillkit.jobs.context import job_context
     from distillkit.jobs.prompts import typed_prompts
     from distillkit.jobs.sample import make_samples
+    from distillkit.models.diffusers.options import PipelineConfig
 
     if output.suffix.lower() in OTHER_FILES:
         raise UsageError(f"--output {output}: a .png or .npz file is written, or a folder of PNG files")
@@ -81,6 +84,7 @@ def sample(
         made = make_samples(
             subject, num, context, seed=seed, classes=classes, prompts=texts, nfe=nfe,
             steps=steps, solver=solver, guidance=guidance, negative=negative, batch=batch,
+            pipeline=PipelineConfig.of(resolution, embedded_guidance),
         )  # fmt: skip
     write_samples(output, made)
     typer.echo(f"wrote {output}: {len(made.decoded)} samples, {made.nfe:g} network evaluation(s) each")

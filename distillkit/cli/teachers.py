@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from distillkit.cli.choices import EmbeddedGuidanceOption, ResolutionOption
 from distillkit.cli.sample import sample
 
 if TYPE_CHECKING:
@@ -81,7 +82,11 @@ def whereabouts(reference: Reference) -> str:
 
 
 @app.command()
-def show(name: Annotated[str, typer.Argument(help="Name, folder, file or hf:ORG/REPO.")]) -> None:
+def show(
+    name: Annotated[str, typer.Argument(help="Name, folder, file or hf:ORG/REPO.")],
+    resolution: ResolutionOption = None,
+    embedded_guidance: EmbeddedGuidanceOption = None,
+) -> None:
     """A teacher's shape, noise levels, sampler, licence and figure; downloads nothing."""
     import torch
     from rich.table import Table
@@ -90,11 +95,12 @@ def show(name: Annotated[str, typer.Argument(help="Name, folder, file or hf:ORG/
     from distillkit.diffusion.solvers import solver_evaluations
     from distillkit.evaluation.presets import default_protocol, load_measure
     from distillkit.evaluation.teacher_record import teacher_record
+    from distillkit.models.diffusers.options import PipelineConfig
     from distillkit.models.store.fetch import lock_file
     from distillkit.models.store.resolve import resolve
     from distillkit.progress import reporter_for
 
-    out, reference = console(), resolve(name)
+    out, reference = console(), resolve(name, PipelineConfig.of(resolution, embedded_guidance))
     here = reference.available
     teacher = reference.skeleton(reporter_for())
     spec, schedule, card = teacher.spec, teacher.schedule, reference.card

@@ -42,6 +42,7 @@ class WholePipeline:
         steps, guidance: `num_inference_steps` and `guidance_scale` of the call.
         files: the sha256 of all files that its samples depend on.
         variant: of its network's weights; "" for the plain ones.
+        size: height and width of its pictures; its own by default.
     """
 
     subject: Subject
@@ -50,6 +51,7 @@ class WholePipeline:
     guidance: float
     files: Mapping[str, str]
     variant: str = ""
+    size: tuple[int, int] | None = None
     _loaded: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
     @property
@@ -85,7 +87,7 @@ class WholePipeline:
 
     def _images(self, pipeline: Any, conditions: _Conditions, spec: SampleSpec, batch: range) -> Tensor:
         """Images (B, C, H, W) uint8 at these indices."""
-        known, shape = inspect.signature(pipeline.__call__).parameters, _latent_shape(pipeline)
+        known, shape = inspect.signature(pipeline.__call__).parameters, _latent_shape(pipeline, self.size)
         if spec.rng == "sobol":
             raise UsageError("pipelines are measured on random noise, and this protocol's is a Sobol sequence")
         seeds = [spec.first_seed + index for index in batch]
@@ -95,6 +97,10 @@ class WholePipeline:
             call["guidance_scale"] = self.guidance
         if "batch_size" in known:
             call["batch_size"] = len(batch)
+        if self.size and not {"height", "width"} <= known.keys():
+            raise UsageError(f"a {type(pipeline).__name__} makes pictures of one size: leave --resolution out")
+        if self.size:
+            call["height"], call["width"] = self.size
         if "use_resolution_binning" in known:
             call["use_resolution_binning"] = False
         if "latents" in known:
@@ -119,9 +125,13 @@ class WholePipeline:
 
 
 def whole_pipeline(
-    folder: Path, steps: int, guidance: float, *, precision: str = "fp32", name: str = ""
-) -> WholePipeline:
+    folder: Path, steps: int, guidance: float, *, precision: str = "fp32", name: str = "",
+    size: tuple[int, int] | None = None,
+) -> WholePipeline:  # fmt: skip
     """A pipeline's folder as what is measured.
+
+    Args:
+        size: height and width of its pictures; its own by default.
 
     Raises:
         UsageError: for a pipeline that brings code, or parts that diffusers and transformers do not have.
@@ -136,13 +146,16 @@ def whole_pipeline(
     parts = PipelineParts(source=str(folder)).hashed(*present, dtype=dtype)
     scheduler = str(index["scheduler"][1]) if _is_component(index.get("scheduler")) else "no scheduler"
     weights = canonical_json({file: h for file, h in parts.sha256.items() if file.startswith(f"{component}/")})
+    title = f"{name or folder_name(folder)}{f' {size[1]}x{size[0]}' if size else ''}"
+    resolution = {"resolution": [size[1], size[0]]} if size else {}
     subject = Subject(
-        kind="pipeline", name=f"{name or folder_name(folder)}, {steps} {scheduler} step{'' if steps == 1 else 's'}",
+        kind="pipeline", name=f"{title}, {steps} {scheduler} step{'' if steps == 1 else 's'}",
         weights_sha256=hashlib.sha256(weights.encode()).hexdigest(), teacher=source_of(folder),
-        sampler={"kind": f"diffusers:{scheduler}", "steps": steps}, guidance=guidance, precision=precision,
+        sampler={"kind": f"diffusers:{scheduler}", "steps": steps, **resolution}, guidance=guidance,
+        precision=precision,
     )  # fmt: skip
     found = chosen([path.name for path in (folder / component).iterdir()], dtype)
-    return WholePipeline(subject, folder, steps, guidance, parts.sha256, found.variant if found else "")
+    return WholePipeline(subject, folder, steps, guidance, parts.sha256, found.variant if found else "", size)
 
 
 def checked_index(folder: Path) -> dict[str, Any]:
@@ -206,8 +219,8 @@ def _network(pipeline: Any) -> nn.Module:
     return network
 
 
-def _latent_shape(pipeline: Any) -> tuple[int, int, int]:
-    """(C, h, w) of the noise.
+def _latent_shape(pipeline: Any, size: tuple[int, int] | None) -> tuple[int, int, int]:
+    """(C, h, w) of the noise, for pictures of this height and width or the pipeline's own.
 
     Raises:
         UsageError: where the pipeline does not say it.
@@ -215,6 +228,11 @@ def _latent_shape(pipeline: Any) -> tuple[int, int, int]:
     config: Any = _network(pipeline).config
     vae = getattr(pipeline, "vae", None)
     channels = config.in_channels if vae is None else vae.config.latent_channels
+    if size:
+        factor = 1 if vae is None else 2 ** (len(vae.config.block_out_channels) - 1)
+        if any(side % factor for side in size):
+            raise UsageError(f"--resolution {size[1]}x{size[0]}: sides are multiples of {factor} for this pipeline")
+        return channels, size[0] // factor, size[1] // factor
     side = getattr(config, "sample_size", None) or getattr(pipeline, "default_sample_size", None)
     if isinstance(side, int):
         return channels, side, side

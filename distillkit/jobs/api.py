@@ -111,7 +111,7 @@ class Plan:
         context = self.context
         loaded = teacher or self.teacher
         if loaded is None:
-            reference = resolve_teacher(self.config.teacher)
+            reference = resolve_teacher(self.config.teacher, self.config.pipeline)
             check_before_loading(reference, self.config)
             loaded = reference.load(context.reporter, context.stopped)
         job = Distillation(self.config, self.folder, context, self.method, loaded)
@@ -154,6 +154,10 @@ def planned(
     file = RunFolder(Path(resume), command).saved_config() if resume else _file(config)
     known_as = at_hand.spec.name if at_hand else None
     resolved, preset = resolve(offer.value, teacher_name=known_as, file=file, options=options)
+    if at_hand:
+        resolved.pipeline.refuse_for(
+            "this one is loaded: load_teacher(..., resolution=, embedded_guidance=) takes them"
+        )
     written = merge(file.values if file else {}, options).get("training") or {}
     training, remarks = launcher_settings().training(resolved.training, written)
     resolved = resolved.model_copy(update={"training": training})

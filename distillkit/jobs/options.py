@@ -12,6 +12,7 @@ from distillkit.errors import UsageError
 from distillkit.evaluation.extractor import FeatureExtractor
 from distillkit.evaluation.generator import AUTOCAST
 from distillkit.evaluation.reference import Reference
+from distillkit.models.diffusers.options import PipelineConfig
 from distillkit.runs.config import validated
 
 
@@ -31,6 +32,8 @@ class EvaluationOptions:
         guidance: weight of a teacher or a pipeline.
         steps: of a teacher's solver, or of the scheduler of a pipeline of diffusers where no solver is named.
         solver: "heun", "euler" or "ddim", of a teacher; its own by default.
+        resolution: of a pipeline's pictures: a side, or "WIDTHxHEIGHT"; its own by default.
+        embedded_guidance: weight that is an input of a teacher's network (FLUX.1-dev); its own by default.
         prompts: file or `hf:DATASET[:COLUMN]` of the prompts that images are made of, which is another protocol; the
             protocol's own by default.
         clip: folder or `hf:ORG/REPO` of a CLIP by which images are compared with their prompts; the CLIP score alone
@@ -57,6 +60,8 @@ class EvaluationOptions:
     guidance: float = 1.0
     steps: int | None = None
     solver: SolverName | None = None
+    resolution: int | str | tuple[int, int] | None = None
+    embedded_guidance: float | None = None
     prompts: Path | str | None = None
     clip: Path | str | None = None
     clip_prefix: str = ""
@@ -82,9 +87,19 @@ class EvaluationOptions:
             raise UsageError("--steps and --nfe say the same twice: leave one out")
         if self.clip_prefix and not self.clip:
             raise UsageError("--clip-prefix is for --clip MODEL, and there is none")
+        _ = self.pipeline
         self.images_at(None)
         if small := [nfe for nfe in self.nfe if nfe < 1]:
             raise UsageError(f"--nfe {small[0]}: at least 1")
+
+    @property
+    def pipeline(self) -> PipelineConfig:
+        """What is asked of a pipeline.
+
+        Raises:
+            UsageError: for a value that cannot be.
+        """
+        return PipelineConfig.of(self.resolution, self.embedded_guidance)
 
     def images_at(self, path: str | None) -> DataConfig:
         """How given images are read.

@@ -43,7 +43,7 @@ def plan_rows(plan: Plan) -> tuple[BaseModel, Rows]:
         UsageError, DistillkitError: what the run would be refused with.
     """
     check_launch(plan.folder, plan.config, resume=plan.resuming)
-    reference = None if plan.teacher else resolve(plan.config.teacher)
+    reference = None if plan.teacher else resolve(plan.config.teacher, plan.config.pipeline)
     if reference:
         reference.check()
     with nothing_downloaded() as needed:

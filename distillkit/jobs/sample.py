@@ -23,6 +23,7 @@ from distillkit.jobs.prompts import MOST_PROMPTS
 from distillkit.jobs.subjects import is_student
 from distillkit.models.counting import count_evaluations
 from distillkit.models.diffusers.folder import is_diffusers_folder
+from distillkit.models.diffusers.options import PLAIN, PipelineConfig
 from distillkit.models.store.folder import is_teacher_folder
 from distillkit.models.store.resolve import resolve
 from distillkit.students.artifact import load_student, samples_at_once
@@ -52,6 +53,7 @@ def make_samples(
     guidance: float = 1.0,
     negative: str | None = None,
     batch: int | None = None,
+    pipeline: PipelineConfig = PLAIN,
 ) -> Made:
     """Samples of what `name` stands for; sample i depends on (seed, i) and its condition alone, and a student and its
     teacher start from the same noise.
@@ -67,6 +69,7 @@ def make_samples(
         guidance: weight of a teacher.
         negative: text that a teacher is guided away from instead of nothing.
         batch: samples in one pass; by their size by default.
+        pipeline: what is asked of a teacher's pipeline.
 
     Raises:
         UsageError: for a name that stands for neither, or options that do not fit it.
@@ -81,13 +84,14 @@ def make_samples(
     )
     if not is_student(name):
         try:
-            reference = resolve(name)
+            reference = resolve(name, pipeline)
         except UsageError as error:
             raise UsageError(f"no student in {name}, and no teacher either: {error}") from error
         if (place := Path(name).expanduser()).is_dir() and not (is_teacher_folder(place) or is_diffusers_folder(place)):
             raise UsageError(f"no student in {name}, and no teacher either; name a run, a student or a teacher")
         teacher = reference.load(context.reporter, context.stopped).to(context.device)
         return _of_teacher(teacher, asked, context)
+    pipeline.refuse_for(f"{name} is a student, which keeps what it was trained with")
     if guidance != 1.0:
         raise UsageError("--guidance is for teachers; a student has learnt in what it has")
     for option in ("solver", "negative"):

@@ -65,11 +65,13 @@ def found_subjects(
     Raises:
         UsageError: when it is none of these, or cannot be sampled as asked.
     """
+    asked = options.pipeline
     if isinstance(subject, Student | Teacher):
         options.require_no_images("the subject")
     if isinstance(subject, Student):
         return _students(subject, _student_name(subject), _records(subject.folder), options, context)
     if isinstance(subject, Teacher):
+        asked.refuse_for("this teacher is loaded: load_teacher(..., resolution=, embedded_guidance=) takes them")
         return _teachers(subject, _records(None), options, context)
     name, path = str(subject), Path(subject).expanduser()
     if is_student(name):
@@ -82,7 +84,7 @@ def found_subjects(
     if not is_model and (path.is_dir() or path.suffix.lower() in (".zip", ".parquet", ".npz")):
         return [_images(name, options)]
     options.require_no_images(name)
-    reference = resolve(name)
+    reference = resolve(name, asked)
     records = _records(reference.path if isinstance(reference, Folder) else None)
     if options.steps is not None and options.solver is None and (place := _pipeline_folder(reference, options)):
         return [_pipeline(reference.name, place, records, options, context)]
@@ -100,7 +102,12 @@ def _pipeline_folder(reference: TeacherReference, options: EvaluationOptions) ->
 def _pipeline(name: str, place: Path, records: Path, options: EvaluationOptions, context: Context) -> Found:
     assert options.steps is not None
     title = "" if name == str(place) else name.removeprefix(hub.PREFIX)
-    pipeline = whole_pipeline(place, options.steps, options.guidance, precision=options.precision, name=title)
+    asked = options.pipeline
+    if asked.embedded_guidance is not None:
+        raise UsageError(f"{asked.options[-1]}: a pipeline that is sampled by its own scheduler takes it as --guidance")
+    pipeline = whole_pipeline(
+        place, options.steps, options.guidance, precision=options.precision, name=title, size=asked.sides
+    )
     context.reporter.say(
         f"{title or place.name}: sampled by its own pipeline, {pipeline.subject.sampler['kind']}"
         f"{f', the {pipeline.variant} variant of its weights' if pipeline.variant else ''}; "
@@ -139,6 +146,7 @@ def _records(folder: Path | None) -> Path:
 def _students(
     student: Student, name: str, records: Path, options: EvaluationOptions, context: Context, own: str | None = None
 ) -> list[Found]:
+    options.pipeline.refuse_for(f"{name} is a student, which keeps what it was trained with")
     if options.solver is not None:
         raise UsageError(
             f"--solver {options.solver} is for teachers; a student has a sampler of its own, and takes --steps where "
@@ -178,10 +186,11 @@ def _teachers(teacher: Teacher, records: Path, options: EvaluationOptions, conte
 
 
 def _images(name: str, options: EvaluationOptions) -> Found:
-    generated = (options.nfe, options.steps, options.solver)
+    generated = (options.nfe, options.steps, options.solver, *options.pipeline.options)
     if any(generated) or options.guidance != 1.0 or options.precision != "fp32":
         raise UsageError(
-            f"{name} holds images: --nfe, --steps, --solver, --guidance and --precision are for generators"
+            f"{name} holds images: --nfe, --steps, --solver, --guidance, --resolution, --embedded-guidance and "
+            "--precision are for generators"
         )
     config = options.images_at(name)
     files = open_files(config)

@@ -17,6 +17,7 @@ from distillkit.counts import Count, Numbers
 from distillkit.data.prompts import PromptsConfig
 from distillkit.engine.config import TrainingConfig
 from distillkit.errors import UsageError
+from distillkit.models.diffusers.options import PLAIN, PipelineConfig
 from distillkit.models.store.resolve import preset_name
 from distillkit.reading import Unreadable, read_yaml, typed_values
 from distillkit.registry import registry
@@ -88,6 +89,7 @@ class RunConfig(BaseModel):
 
     method: str = Field(description="name of the method")
     teacher: str = Field(default_factory=_default_teacher, description="name, folder or file of the teacher")
+    pipeline: PipelineConfig = Field(default=PLAIN, description="what is asked of the teacher's pipeline")
     seed: int = Field(0, ge=0, lt=2**63, description="seed of every random draw")
     settings: dict[str, Any] = Field(default_factory=dict, description="the method's own settings")
     training: TrainingConfig = Field(default_factory=TrainingConfig)
@@ -302,7 +304,7 @@ def differences(
         place, old, new = f"{above}{key}", saved.get(key), asked.get(key)
         if isinstance(old, Mapping) and isinstance(new, Mapping):
             found += differences(old, new, f"{place}.", ignoring)
-        elif key not in saved and not new:
+        elif key not in saved and not (any(new.values()) if isinstance(new, Mapping) else new):
             continue
         elif old != new and place not in SAFE_TO_CHANGE | ignoring:
             found.append(f"{place}: {old!r} in the run, {new!r} asked")

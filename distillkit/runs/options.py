@@ -16,6 +16,7 @@ from distillkit.contracts.method import Method, Preset
 from distillkit.data.prompts import PromptsConfig
 from distillkit.engine.config import TrainingConfig
 from distillkit.errors import UsageError
+from distillkit.models.diffusers.options import PipelineConfig
 from distillkit.registry import registry, unknown
 from distillkit.runs.config import EvaluationConfig, RunConfig, StudentConfig
 
@@ -55,11 +56,13 @@ def sections_of(method: type[Method], preset: Preset | None = None) -> list[Sect
     preset = preset or Preset("", ())
     label = f"{preset.name} preset"
     # A method's field that is named like one of the run's keeps its meaning apart by the method's name.
-    clash = set(method.Config.model_fields) & {*TrainingConfig.model_fields, *RunConfig.model_fields}
+    others = (TrainingConfig, RunConfig, PipelineConfig)
+    clash = set(method.Config.model_fields).intersection(*[[name for model in others for name in model.model_fields]])
     own = f"{method.name}-" if clash else ""
     suggested: dict[str, Mapping[str, Any]] = {"pairs": preset.pairs}
     return [
         Section(("settings",), method.Config, f"Settings of {method.name}", own, preset.settings, label),
+        Section(("pipeline",), PipelineConfig, "Teacher"),
         Section(("training",), TrainingConfig, "Training", "", preset.training, label),
         Section(("student",), StudentConfig, "Student", "student-", preset.student, label),
         Section(("prompts",), PromptsConfig, "Prompts", "prompts-"),
@@ -108,6 +111,7 @@ def option_name(where: Sequence[str]) -> str:
     """The option behind a place of the configuration, for messages: `--lr`, `--pairs-count`."""
     sources = {name: (offer.value.Config, f"{name}-") for name, offer in registry().named("sources").items()}
     models: dict[Place, tuple[type[BaseModel], str]] = {
+        ("pipeline",): (PipelineConfig, ""),
         ("training",): (TrainingConfig, ""),
         ("student",): (StudentConfig, "student-"),
         ("prompts",): (PromptsConfig, "prompts-"),

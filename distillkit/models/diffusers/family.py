@@ -13,6 +13,7 @@ from distillkit.contracts.codec import Codec, Pixels
 from distillkit.contracts.conditioner import Conditioner, Unconditional
 from distillkit.errors import UsageError
 from distillkit.models.bounds import VAESizes
+from distillkit.models.diffusers.options import PLAIN, PipelineConfig
 from distillkit.models.diffusers.parts import PipelineParts
 from distillkit.models.diffusers.scheduler import Grid, Noise, noise_of
 from distillkit.models.diffusers.vae import AutoencoderKL
@@ -30,12 +31,14 @@ class Pipeline:
         network: the folder of its network, which may be the same.
         source: by which its parts are found again: the folder, or `hf:ORG/REPO@REVISION`.
         noise_from: path of the scheduler's configuration.
+        asked: what is asked of it beside its files.
     """
 
     folder: Path
     network: Path
     source: str
     noise_from: Path
+    asked: PipelineConfig = PLAIN
 
     @cached_property
     def index(self) -> Mapping[str, Any]:
@@ -145,6 +148,27 @@ class Pipeline:
             means=sizes.latents_mean or () if has_spread else (),
             stds=sizes.latents_std or () if has_spread else (),
         )
+
+    def sides(self, codec: AutoencoderKL, own: tuple[int, int], patch: int = 1) -> tuple[int, int]:
+        """Height and width of latents: of the pictures that are asked for, or the pipeline's own.
+
+        Args:
+            own: height and width of latents where nothing is asked for.
+            patch: places of a latent's side in one token.
+
+        Raises:
+            UsageError: for pictures that no latents have; says the nearest that some do.
+        """
+        if self.asked.sides is None:
+            return own
+        each = codec.factor * patch
+        height, width = self.asked.sides
+        if height % each or width % each:
+            near = "x".join(str(max(1, round(side / each)) * each) for side in (width, height))
+            raise UsageError(
+                f"{self.asked.options[0]}: sides of this pipeline's pictures are multiples of {each}, such as {near}"
+            )
+        return height // codec.factor, width // codec.factor
 
     def conditioned(self, noise: Noise | None = None) -> Mapping[str, Any]:
         """The arguments of a denoiser of this network, under this noise or the pipeline's."""

@@ -114,8 +114,10 @@ def describe(pipeline: Pipeline) -> Described:
             "inpainting and control do, and cannot be distilled as a text-to-image model"
         )
     guided = bool(pipeline.config.get("guidance_embeds"))
-    shape = (codec.latent_channels, SIDE, SIDE)
+    guidance = pipeline.asked.embedded_guidance if guided else None
+    shape = (codec.latent_channels, *pipeline.sides(codec, (SIDE, SIDE), PACKED))
     noise = pipeline.noise_on(Grid(patch=PACKED)).sized(shape)
+    text = FluxText(parts=pipeline.parts, guidance=(GUIDANCE if guidance is None else guidance) if guided else None)
     return Described(
         shape=shape,
         network={
@@ -123,7 +125,7 @@ def describe(pipeline: Pipeline) -> Described:
             "arguments": {**pipeline.conditioned(noise), "sigma_data": 1.0},
         },
         prefix="model.transformer.",
-        conditioner=Prompts(encoder=FluxText(parts=pipeline.parts, guidance=GUIDANCE if guided else None)),
+        conditioner=Prompts(encoder=text),
         codec=codec,
         solver="euler",
         solver_steps=28 if guided else 4,

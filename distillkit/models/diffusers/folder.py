@@ -13,6 +13,7 @@ from distillkit.contracts.teacher import Teacher, TeacherSpec
 from distillkit.errors import DistillkitError, UsageError
 from distillkit.models.diffusers.attention import renamed_attention
 from distillkit.models.diffusers.family import Described, Family, Pipeline
+from distillkit.models.diffusers.options import PLAIN, PipelineConfig
 from distillkit.models.diffusers.precision import check_dtype, in_dtype
 from distillkit.models.diffusers.weights import read_weights
 from distillkit.models.store.folder import denoiser_with, teacher_with
@@ -43,18 +44,22 @@ def is_diffusers_folder(folder: Path) -> bool:
     return any((folder / name).is_file() for name in DESCRIPTIONS)
 
 
-def describe(folder: Path) -> TeacherSpec:
+def describe(folder: Path, asked: PipelineConfig = PLAIN) -> TeacherSpec:
     """The facts of a diffusers pipeline folder (`unet/` or `transformer/`, `scheduler/`) or a flat one (`config.json`),
     without weights.
+
+    Args:
+        asked: what is asked of it beside its files; its name says so.
 
     Raises:
         UsageError: for a model, scheduler or option that cannot be turned into a denoiser; names it.
         DistillkitError: when a file is damaged.
     """
-    pipeline = pipeline_at(folder)
+    pipeline = pipeline_at(folder, asked)
     described, known = _described(pipeline), registry()
+    _check_followed(described, pipeline)
     return TeacherSpec(
-        name=name_from(folder_name(folder)),
+        name=name_from(f"{folder_name(folder)}{asked.suffix}"),
         shape=described.shape,
         network=dict(described.network),
         conditioner=known.describe("conditioners", described.conditioner),
@@ -75,6 +80,19 @@ def _described(pipeline: Pipeline) -> Described:
     family: Family = offer.value
     with blaming(f"the family {kind}", offer.origin, f"cannot describe {pipeline.folder}"):
         return family(pipeline)
+
+
+def _check_followed(described: Described, pipeline: Pipeline) -> None:
+    """Refuse what was asked for and a family did not follow."""
+    kind, asked = pipeline.config.get("_class_name"), pipeline.asked
+    if asked.sides and described.codec.decoded_shape(described.shape)[-2:] != asked.sides:
+        raise UsageError(f"{asked.options[0]}: teachers of a {kind} have the size that their files say")
+    encoder = getattr(described.conditioner, "encoder", None)
+    if asked.embedded_guidance is not None and getattr(encoder, "guidance", None) != asked.embedded_guidance:
+        raise UsageError(
+            f"{asked.options[-1]}: {pipeline.folder} embeds no guidance in its network, as FLUX.1-dev does; --guidance "
+            "guides a teacher by a second prediction"
+        )
 
 
 def read_teacher(folder: Path, spec: TeacherSpec, dtype: torch.dtype = torch.float32) -> Teacher:
@@ -110,14 +128,14 @@ def at(place: Path) -> Iterator[None]:
         raise type(error)(f"{place}: {error}") from error
 
 
-def pipeline_at(folder: Path) -> Pipeline:
+def pipeline_at(folder: Path, asked: PipelineConfig = PLAIN) -> Pipeline:
     """A folder, read as far as its configurations go.
 
     Raises:
         UsageError: when it does not say which noise its model was trained with.
     """
     network = _network_folder(folder)
-    return Pipeline(folder, network, source_of(folder), _noise_path(folder, network))
+    return Pipeline(folder, network, source_of(folder), _noise_path(folder, network), asked)
 
 
 def source_of(folder: Path) -> str:

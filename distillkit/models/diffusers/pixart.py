@@ -88,14 +88,14 @@ def describe(pipeline: Pipeline) -> Described:
     codec, noise = pipeline.autoencoder(), pipeline.noise_on(Grid(own=True))
     embeds = pipeline.config.get("use_additional_conditions")
     sees_size = sizes.sample_size == SAMPLE_SIZE_WITH_SIZES if embeds is None else bool(embeds)
-    pixels = float(sizes.sample_size * codec.factor)
+    height, width = pipeline.sides(codec, (sizes.sample_size, sizes.sample_size), sizes.patch_size)
     text = T5Text(
         parts=pipeline.parts,
         length=LENGTHS.get(str(pipeline.index.get("_class_name")), 120),
-        resolution=(pixels, pixels) if sees_size else None,
+        resolution=(float(codec.factor * height), float(codec.factor * width)) if sees_size else None,
     )
     return Described(
-        shape=(sizes.in_channels, sizes.sample_size, sizes.sample_size),
+        shape=(sizes.in_channels, height, width),
         network={
             "kind": "distillkit:PixArtTransformer2DModel",
             "arguments": {**pipeline.conditioned(noise), "sigma_data": 1.0},

@@ -10,6 +10,7 @@ from torch import Tensor
 from distillkit.contracts.condition import Condition
 from distillkit.contracts.denoiser import Denoiser
 from distillkit.diffusion.denoisers import Prediction
+from distillkit.errors import UsageError
 from distillkit.models.bounds import SD3Sizes, check
 from distillkit.models.diffusers.family import Described, Pipeline
 from distillkit.models.diffusers.predictions import predicting, time_scale
@@ -75,7 +76,14 @@ def describe(pipeline: Pipeline) -> Described:
     third = pipeline.has("text_encoder_3")
     last = ("text_encoder_3", "tokenizer_3") if third else ()
     pipeline.require("vae", "text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2", *last)
-    shape = (sizes.in_channels, sizes.sample_size, sizes.sample_size)
+    codec = pipeline.autoencoder(shifted=True)
+    height, width = pipeline.sides(codec, (sizes.sample_size, sizes.sample_size), sizes.patch_size)
+    if max(height, width) > (most := sizes.patch_size * sizes.pos_embed_max_size):
+        raise UsageError(
+            f"{pipeline.network} knows {sizes.pos_embed_max_size} positions a side (pos_embed_max_size), which is "
+            f"pictures of {codec.factor * most} pixels; {codec.factor * max(height, width)} are too many"
+        )
+    shape = (sizes.in_channels, height, width)
     noise = pipeline.noise_on(Grid(own=True, patch=sizes.patch_size)).sized(shape)
     return Described(
         shape=shape,
@@ -85,7 +93,7 @@ def describe(pipeline: Pipeline) -> Described:
         },
         prefix="model.transformer.",
         conditioner=Prompts(encoder=SD3Text(parts=pipeline.parts, width=sizes.joint_attention_dim, third=third)),
-        codec=pipeline.autoencoder(shifted=True),
+        codec=codec,
         solver="euler",
         solver_steps=28,
     )

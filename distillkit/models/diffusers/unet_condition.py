@@ -102,7 +102,7 @@ def describe(pipeline: Pipeline) -> Described:
     large = pipeline.config.get("addition_embed_type") == "text_time"
     pipeline.require("vae")
     codec = pipeline.autoencoder(spread=large)
-    height, width = sides(sizes.sample_size, pipeline)
+    height, width = pipeline.sides(codec, sides(sizes.sample_size, pipeline))
     size = (codec.factor * height, codec.factor * width)
     return Described(
         shape=(sizes.in_channels, height, width),

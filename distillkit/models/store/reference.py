@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -15,6 +15,7 @@ from distillkit.errors import DistillkitError, UsageError
 from distillkit.files import sha256
 from distillkit.models.diffusers import folder as diffusers_folder
 from distillkit.models.diffusers import hub
+from distillkit.models.diffusers.options import PLAIN, PipelineConfig
 from distillkit.models.diffusers.precision import in_dtype
 from distillkit.models.store import fetch
 from distillkit.models.store.card import Card, TeacherOffer, with_data
@@ -34,6 +35,15 @@ class Reference(ABC):
 
     name: str
     card: Card | None = None
+
+    def with_options(self, asked: PipelineConfig) -> Reference:
+        """The same, of which something is asked beside its files.
+
+        Raises:
+            UsageError: where it is no pipeline of diffusers.
+        """
+        asked.refuse_for(f"{self.name} is none")
+        return self
 
     @property
     def spec(self) -> TeacherSpec | None:
@@ -148,13 +158,17 @@ class Folder(Reference):
 
     name: str
     path: Path
+    asked: PipelineConfig = PLAIN
+
+    def with_options(self, asked: PipelineConfig) -> Reference:
+        return super().with_options(asked) if (self.path / SPEC).is_file() else replace(self, asked=asked)
 
     @property
     def spec(self) -> TeacherSpec:
         if (self.path / SPEC).is_file():
             return read_spec(self.path / SPEC)
         if diffusers_folder.is_diffusers_folder(self.path):
-            return diffusers_folder.describe(self.path)
+            return diffusers_folder.describe(self.path, self.asked)
         raise UsageError(f"{self.path} is not a teacher folder: it has no {SPEC}, and no model of diffusers either")
 
     @property
@@ -218,11 +232,23 @@ class Repository(Reference):
     """`hf:ORG/REPO[@REVISION]`: a teacher folder or a diffusers model on the hub."""
 
     name: str
+    asked: PipelineConfig = PLAIN
+
+    def with_options(self, asked: PipelineConfig) -> Reference:
+        return replace(self, asked=asked)
+
+    def folder(self, path: Path) -> Reference:
+        """What it is once it is here.
+
+        Raises:
+            UsageError: where something was asked of it that it does not follow.
+        """
+        return Folder(self.name, path).with_options(self.asked)
 
     @property
     def spec(self) -> TeacherSpec | None:
         folder = hub.cached(self.name)
-        return Folder(self.name, folder).spec if folder else None
+        return self.folder(folder).spec if folder else None
 
     @property
     def preset_name(self) -> str:
@@ -239,7 +265,7 @@ class Repository(Reference):
     def load(
         self, reporter: Reporter, should_stop: Callable[[], int] = lambda: 0, dtype: torch.dtype = torch.float32
     ) -> Teacher:
-        return Folder(self.name, hub.snapshot(self.name, dtype=dtype)).load(reporter, should_stop, dtype)
+        return self.folder(hub.snapshot(self.name, dtype=dtype)).load(reporter, should_stop, dtype)
 
     def check(self) -> None:
         if offline() and not self.available:
@@ -247,4 +273,4 @@ class Repository(Reference):
 
     def fresh(self, seed: int) -> Teacher:
         """As ever, from the few kilobytes of the repository that describe it."""
-        return Folder(self.name, hub.snapshot(self.name, weights=False)).fresh(seed)
+        return self.folder(hub.snapshot(self.name, weights=False)).fresh(seed)

@@ -10,19 +10,28 @@ import torch
 from distillkit.contracts.teacher import Teacher
 from distillkit.errors import UsageError
 from distillkit.models.diffusers import hub
+from distillkit.models.diffusers.options import PLAIN, PipelineConfig
 from distillkit.models.store.card import Card, TeacherOffer
 from distillkit.models.store.reference import File, Folder, Offered, Reference, Repository
 from distillkit.progress import Reporter, reporter_for
 from distillkit.registry import BUILT_IN, Installed, registry, unknown
 
 
-def resolve(name: str) -> Reference:
+def resolve(name: str, asked: PipelineConfig = PLAIN) -> Reference:
     """What a teacher's name refers to: one that is offered, by name or alias in any case; `hf:ORG/REPO[@REVISION]`; a
     folder; or a file of weights. Nothing is loaded or downloaded.
 
+    Args:
+        asked: what is asked of a pipeline beside its files.
+
     Raises:
-        UsageError: for a name that is none of these; says why, where it was refused to those who offer it.
+        UsageError: for a name that is none of these, says why where it was refused to those who offer it; or one of
+            which this cannot be asked.
     """
+    return _resolved(name).with_options(asked)
+
+
+def _resolved(name: str) -> Reference:
     if offer := offered(name):
         return Offered(offer.name, offer)
     if name.startswith(hub.PREFIX):
@@ -49,6 +58,9 @@ def load_teacher(
     reporter: Reporter | None = None,
     should_stop: Callable[[], int] = lambda: 0,
     dtype: torch.dtype = torch.float32,
+    *,
+    resolution: int | str | tuple[int, int] | None = None,
+    embedded_guidance: float | None = None,
 ) -> Teacher:
     """A teacher by name or alias, `hf:ORG/REPO[@REVISION]`, folder or file.
 
@@ -60,13 +72,18 @@ def load_teacher(
         reporter: where downloads are reported; standard output by default.
         should_stop: a signal's number once one has come, else 0.
         dtype: of the weights of its network and text encoders; those of diffusers take float32, bfloat16, float16.
+        resolution: side, "WIDTHxHEIGHT" or (width, height) in pixels of the pictures of a pipeline of latents; its own
+            by default.
+        embedded_guidance: weight that is an input of the network (FLUX.1-dev); the pipeline's default by default.
 
     Raises:
-        UsageError: for a name that is none of these, or a network that takes no other `dtype`.
+        UsageError: for a name that is none of these, a network that takes no other `dtype`, or options that it does not
+            follow.
         DistillkitError: when a file is damaged, refused or cannot be had.
         Interrupted: after a signal during a download.
     """
-    return resolve(name).load(reporter or reporter_for(), should_stop, dtype)
+    asked = PipelineConfig.of(resolution, embedded_guidance)
+    return resolve(name, asked).load(reporter or reporter_for(), should_stop, dtype)
 
 
 def offered(name: str) -> Installed | None:
