@@ -193,8 +193,8 @@ def _call(student: Student, pipeline: Any, scheduler: Scheduler) -> dict[str, An
         call["guidance_scale"] = 1.0 if embedded is None else float(embedded)
     _, height, width = student.codec.decoded_shape(student.generator.shape)
     side: Any = getattr(_network_of(student)[1].config, "sample_size", None)
-    own = [side, side] if isinstance(side, int) else side
-    if "height" in known and own != list(student.generator.shape[1:]):
+    sides = [side, side] if isinstance(side, int) else side
+    if "height" in known and sides != list(student.generator.shape[1:]):
         call |= {"height": height, "width": width}
     if "use_resolution_binning" in known:
         call["use_resolution_binning"] = False

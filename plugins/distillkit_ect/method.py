@@ -70,12 +70,11 @@ class ECT(Method):
 
     def recipe(self, teacher: Teacher, config: ECTConfig) -> Recipe:
         denoiser = teacher.copy_denoiser()
-        sigma_data = getattr(denoiser, "sigma_data", 0.5)
-        sampler = ConsistencySampler(levels=(start_time(teacher.schedule),), sigma_data=sigma_data)
         neighbours = Neighbours(
             denoiser, None if config.teacher_free else teacher, solver=config.solver, guidance=config.guidance,
             decay=config.target_decay,
         )  # fmt: skip
+        sampler = ConsistencySampler(levels=(start_time(teacher.schedule),), boundary=neighbours.boundary)
         loss = ConsistencyTuning(
             neighbours, config.neighbours(), weighting=config.weighting, c=config.c, source=config.source
         )

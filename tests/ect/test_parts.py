@@ -109,6 +109,7 @@ def test_settings_reach_the_recipe():
     recipe = made(teacher, source="pairs", target_decay=0.9)
     assert recipe.needs == {Pairs} and made(teacher).needs == {Images}
     assert recipe.objectives[0].modules().keys() == {"target"} and not made(teacher).objectives[0].modules()
-    assert recipe.student.sampler == ConsistencySampler(levels=(start_time(teacher.schedule),))
+    boundary = recipe.objectives[0].neighbours.boundary
+    assert recipe.student.sampler == ConsistencySampler(levels=(start_time(teacher.schedule),), boundary=boundary)
     assert teacher.schedule.ratio(torch.tensor(recipe.student.sampler.levels)).item() == pytest.approx(80)
     assert start_time(EDMSchedule()) == 80 and start_time(VPSchedule(betas="scaled_linear")) == 999
