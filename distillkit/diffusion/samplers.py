@@ -56,7 +56,10 @@ class ConsistencySampler(Sampler):
         return x0
 
     def with_nfe(self, nfe: int, denoiser: Denoiser) -> Sampler:
-        """`nfe` evaluations, evenly spaced on the schedule's own grid from the first level down."""
+        """`nfe` evaluations: the sampler's own levels where there are as many, else evenly spaced on the schedule's own
+        grid from the first level down."""
+        if nfe == len(self.levels):
+            return self
         return self.model_copy(update={"levels": denoiser.schedule.levels(nfe, self.levels[0])})
 
     def with_levels(self, levels: Sequence[float]) -> Sampler:

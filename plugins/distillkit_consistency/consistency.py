@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from distillkit import Condition, Denoiser, Objective, Stage, Step, StudentGenerator, Teacher
 from distillkit.diffusion import ConsistencySampler, Weighting
 from distillkit.parts import CLEAN, CleanSource, NamedDistance, Neighbours, StepName
+from distillkit_consistency.growth import Growth
 
 
 class ConsistencyLoss(Objective):
@@ -21,9 +22,9 @@ class ConsistencyLoss(Objective):
 
     Args:
         student: its denoiser.
-        teacher, solver, guidance, decay: see `Neighbours`.
+        teacher, solver, guidance: see `Neighbours`.
         distance, weighting: d and w.
-        levels: N.
+        growth: N, and the decay of the target's average.
         skip: k.
         source: where clean samples come from.
     """
@@ -35,17 +36,16 @@ class ConsistencyLoss(Objective):
         distance: NamedDistance,
         weighting: Weighting,
         *,
-        levels: int,
+        growth: Growth,
         skip: int = 1,
         solver: StepName = "heun",
-        decay: float,
         source: CleanSource,
         guidance: float = 1.0,
         weight: float = 1.0,
     ) -> None:
         super().__init__(weight)
-        self.neighbours = Neighbours(student, teacher, solver=solver, guidance=guidance, decay=decay)
-        self.distance, self.weighting, self.levels, self.skip = distance, weighting, levels, skip
+        self.neighbours = Neighbours(student, teacher, solver=solver, guidance=guidance, decay=growth.decay)
+        self.distance, self.weighting, self.growth, self.skip = distance, weighting, growth, skip
         self.source: CleanSource = source
         self.needs, self.remark, self.detail = (CLEAN[source],), distance.remark, distance.detail
 
@@ -63,13 +63,14 @@ class ConsistencyLoss(Objective):
         self.neighbours.target.restart()
 
     def after_step(self, step: Step) -> None:
+        self.neighbours.target.decay = self.growth.decay_at(step.progress)
         self.neighbours.target.update()
 
     def __call__(self, step: Step) -> Tensor:
         data, sampler = step[CLEAN[self.source]], step.student.sampler
         assert isinstance(sampler, ConsistencySampler)
         self.neighbours.boundary = sampler.boundary
-        times = self.neighbours.schedule.path(self.levels - 1, sampler.levels[0]).float()
+        times = self.neighbours.schedule.path(self.growth.levels(step.progress) - 1, sampler.levels[0]).float()
         index = (step.uniform("level") * (len(times) - 1)).long()
         following = (index + self.skip).clamp(max=len(times) - 1)
         t, t_next = (times[i].to(step.device) for i in (index, following))

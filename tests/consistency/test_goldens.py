@@ -14,6 +14,7 @@ from distillkit.diffusion import (
 )
 from distillkit.parts import NamedDistance
 from distillkit_consistency.consistency import ConsistencyLoss
+from distillkit_consistency.growth import Growth
 from tests.conftest import denoiser_of
 
 SPEC = TeacherSpec(name="golden", shape=(3, 16, 16))
@@ -37,7 +38,7 @@ class Replay(Step):
     """A step whose data and draws are the golden's; `places` are the numbers of the levels out of `count`."""
 
     def __init__(self, t, student, condition, places, count):
-        self.student, self.device, self._t = student, torch.device("cpu"), t
+        self.student, self.device, self._t, self.progress = student, torch.device("cpu"), t, 0.0
         self._batches, self._uniform = {Images: Images(t["x_start"], condition)}, (places + 0.5) / count
 
     def normal(self, purpose):
@@ -55,7 +56,7 @@ def test_the_whole_objective(networks, name, teacher, weighting):
     t, made, condition = networks
     loss = ConsistencyLoss(
         made["student"], Teacher(made["teacher"], SPEC, ClassLabels(classes=10)) if teacher else None,
-        NamedDistance("l2"), WEIGHTINGS[weighting], levels=40, decay=0.95, source="images",
+        NamedDistance("l2"), WEIGHTINGS[weighting], growth=Growth(None, 40, 0.95), source="images",
     )  # fmt: skip
     loss.neighbours.target.network.load_state_dict(made["target"].state_dict())
     made["student"].requires_grad_(True)
@@ -92,4 +93,5 @@ def test_sampling_with_fresh_noise_in_between(networks):
     with pytest.raises(ValueError, match="renoise"):
         sampler(made["student"], t["latents"], condition)
     assert len(sampler.with_nfe(4, made["student"]).levels) == 4
+    assert sampler.with_nfe(2, made["student"]) is sampler, "levels that were chosen stay"
     assert sampler.with_nfe(1, made["student"]).levels == (pytest.approx(80),)

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from pydantic import ValidationError
 
 from distillkit import Images, Pairs
 from distillkit.diffusion import (
@@ -14,6 +15,7 @@ from distillkit.diffusion import (
     heun_step,
     per_sample,
 )
+from distillkit_consistency.growth import Growth
 from distillkit_consistency.method import Consistency, ConsistencyConfig
 from tests.parts.toys import SCHEDULES, step_of, toy_teacher
 
@@ -176,3 +178,42 @@ def test_the_steps_boundary_is_that_of_diffusers():
         expected = per_sample(c_skip, x) * x + per_sample(c_out, x) * denoised
         found = StepBoundary(timestep_scaling=k, sigma_data=sigma_data)(denoised, x, t, VPSchedule())
         torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
+
+
+# (s0, s1, mu0): {k: (mu, N)} of the authors' `create_ema_and_scales_fn` for 800,000 iterations.
+SCHEDULES_OF_TRAINING = {
+    (2, 150, 0.9): {0: (0.81, 2), 1000: (0.9587315155141827, 6), 100_000: (0.9960320247854624, 54),
+                    400_000: (0.9980140403749149, 107), 799_999: (0.9985961794038429, 151)},
+    (2, 200, 0.95): {0: (0.9025, 2), 1000: (0.9854516381895564, 8), 100_000: (0.9985561618067164, 72),
+                     400_000: (0.9992778201314769, 143), 799_999: (0.9994871985837377, 201)},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("s0", "s1", "mu0"), SCHEDULES_OF_TRAINING)
+def test_levels_and_decay_of_consistency_training_are_those_of_the_authors_code(s0, s1, mu0):
+    growth = Growth(s0, s1 + 1, mu0)
+    for k, (mu, n) in SCHEDULES_OF_TRAINING[s0, s1, mu0].items():
+        assert growth.levels(k / 800_000) == n and growth.decay_at(k / 800_000) == pytest.approx(mu, rel=1e-12)
+    assert Growth(None, 40, 0.95).levels(0.3) == 40 and Growth(None, 40, 0.95).decay_at(0.3) == 0.95
+    assert Growth(2, 40, 0.0).decay_at(0.3) == 0.0
+
+
+def test_the_grid_and_the_target_follow_the_progress():
+    teacher = toy_teacher("edm")
+    recipe = made(teacher, first_levels=2, teacher_free=True, target_decay=0.9)
+    [objective], seen = recipe.objectives, []
+    losses = objective.losses
+    objective.losses = lambda student, x0, noise, t, *rest: seen.append(t) or losses(student, x0, noise, t, *rest)
+    for progress, levels, decay in ((0.0, 2, 0.9**2), (0.999, 8, 0.9 ** (2 / 7))):
+        step = step_of(recipe, teacher, size=100)
+        step.progress = progress
+        assert objective(step).isfinite()
+        path = teacher.schedule.path(levels - 1).float()
+        assert set(seen[-1].tolist()) == set(path[:-1].tolist())
+        objective.after_step(step)
+        assert objective.neighbours.target.decay == pytest.approx(decay)
+
+
+def test_the_first_grid_has_no_more_levels_than_the_last():
+    with pytest.raises(ValidationError, match=r"first_levels 9.*levels 8"):
+        ConsistencyConfig(levels=8, first_levels=9)
