@@ -53,18 +53,26 @@ def fake(name: str) -> Dimension:
 SCORES = (fake("fake_lr"), Choice("settings.fake_updates", (1, 2, 3)), *LEVELS, START)
 """Of DMD's KL objective."""
 
+CRITIC = (
+    fake("critic_lr"), Choice("settings.updates", (1, 2, 3, 5)), Log("settings.gan_weight", 1e-3, 1.0),
+    Log("settings.critic_gan_weight", 1e-3, 1.0), *LEVELS, START, BETA1,
+)  # fmt: skip
+"""Of a fake score with a discriminator."""
+
+CLEAN_LEVELS = (Choice("settings.level_mean", (-1.5, -1.1, -0.4, 0.4)), Choice("settings.level_std", (1.2, 1.6, 2.0)))
+"""Of ln(sigma / alpha), where clean samples are noised."""
+
+STEP_WEIGHTS = ("inverse-step", "uniform", "snr+1", "truncated-snr")
+
 METHODS: Mapping[str, tuple[Dimension, ...]] = {
     "dmd": (Log("settings.kl_weight", 0.02, 2.0), *SCORES),
     "dmd-without-regression": (*SCORES, BETA1),
     "dmd-without-kl": (DISTANCE, START),
     "dmd2": (
-        fake("critic_lr"), Choice("settings.updates", (1, 2, 3, 5)), Log("settings.gan_weight", 1e-3, 1.0),
-        Log("settings.critic_gan_weight", 1e-3, 1.0), *LEVELS, START, BETA1,
+        *CRITIC, Choice("settings.gan_level_min", (0.0, 0.2, 0.4)), Choice("settings.gan_level_max", (0.6, 0.8, 1.0)),
     ),
     "f-distill": (
-        fake("critic_lr"), Choice("settings.updates", (1, 2, 3, 5)), Log("settings.gan_weight", 1e-3, 1.0),
-        Log("settings.critic_gan_weight", 1e-3, 1.0), *LEVELS, START, BETA1,
-        Choice("settings.divergence", ("jensen-shannon", "hellinger", "forward-kl", "jeffreys")),
+        *CRITIC, Choice("settings.divergence", ("jensen-shannon", "hellinger", "forward-kl", "jeffreys")),
         Choice("settings.ratio_max", (3.0, 20.0)),
     ),
     "sid": (
@@ -75,13 +83,25 @@ METHODS: Mapping[str, tuple[Dimension, ...]] = {
         Choice("settings.levels", (8, 12, 18, 28, 40)), Choice("settings.target_decay", (0.0, 0.9, 0.95)), DISTANCE,
         WEIGHTING, START,
     ),
+    "ect": (
+        Choice("settings.stages", (2, 4, 8)), *CLEAN_LEVELS, Choice("settings.c", (0.0, 0.01, 0.1, 1.0)),
+        Choice("settings.teacher_free", (True, False)), Choice("settings.weighting", STEP_WEIGHTS), START,
+    ),
+    "ict": (
+        Choice("settings.first_levels", (5, 10)), Choice("settings.last_levels", (20, 40, 160)), *CLEAN_LEVELS,
+        Choice("settings.c", (0.0, 0.01, 0.1, 1.0)), Choice("settings.teacher_free", (True, False)), START,
+    ),
+    "reflow": (
+        Choice("settings.rounds", (0, 1, 2)), Choice("settings.steps", (2, 4, 8)), DISTANCE,
+        Choice("settings.last_share", (1.0, 2.0, 4.0)),
+    ),
     "progressive": (Choice("settings.start_steps", (4, 8, 16, 32)), Choice("settings.last_share", (1.0, 2.0, 4.0)),
                     WEIGHTING),
     "kd": (DISTANCE, START),
 }  # fmt: skip
 """Of one method, or of an ablation, whose best settings are others."""
 
-WITH_PAIRS = {"dmd", "dmd-without-kl", "kd"}
+WITH_PAIRS = {"dmd", "dmd-without-kl", "kd", "reflow"}
 
 
 def space(suite: str, entry: str) -> tuple[Dimension, ...]:
