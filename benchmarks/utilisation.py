@@ -14,8 +14,8 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 
+from distillkit.jobs.teacher_config import TeacherRunConfig
 from distillkit.jobs.teacher_recipe import teacher_recipe
-from distillkit.jobs.train_teacher import TeacherRunConfig
 from distillkit.jobs.trial import try_training
 from distillkit.models.store.resolve import load_teacher
 from distillkit.runs.config import read_config

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from distillkit.jobs.train_teacher import resolve_teacher
+from distillkit.jobs.teacher_config import resolve_teacher
 from distillkit.runs.config import read_config
 
 FILES = sorted((Path(__file__).parents[1] / "benchmarks").glob("*.yaml"))

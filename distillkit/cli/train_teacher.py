@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import enum
+import shlex
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -23,10 +25,27 @@ from distillkit.cli.choices import (
 from distillkit.cli.help import made_command
 from distillkit.cli.names import completing
 
+if TYPE_CHECKING:
+    from distillkit.jobs.teacher_config import PartsConfig, TeacherRunConfig
+    from distillkit.jobs.train_parts import Trained
+    from distillkit.progress import Terminal
+
+
+class TrainablePart(enum.Enum):
+    """What `--part` takes."""
+
+    network = "network"
+    autoencoder = "autoencoder"
+    text_encoder = "text-encoder"
+    all = "all"
+
 
 def train_command() -> Any:
     """The command, its options taken from the configuration of data, network, loss and training."""
-    about = "Train a teacher on real images by denoising score matching (EDM), or one that brings its data, anew."
+    about = (
+        "Train a teacher on real images by denoising score matching (EDM), or one that brings its data, anew. Of a "
+        "pipeline of latents also its autoencoder and its text encoder."
+    )
     if completing():
         return made_command("train", light_parameters("teachers train"), common_options, lambda values: None, about)
     from distillkit.cli.option_models import parameters
@@ -38,6 +57,7 @@ def teacher_sections() -> list[Any]:
     """What can be set of a teacher's training."""
     from distillkit.data.config import DataConfig
     from distillkit.engine.config import TrainingConfig
+    from distillkit.jobs.autoencoder import AutoencoderConfig
     from distillkit.jobs.teacher_recipe import EDM_TRAINING, LossConfig, NetworkConfig
     from distillkit.runs.config import EvaluationConfig
     from distillkit.runs.options import Section
@@ -46,6 +66,7 @@ def teacher_sections() -> list[Any]:
         Section(("data",), DataConfig, "Images", "data-"),
         Section(("network",), NetworkConfig, "Network"),
         Section(("loss",), LossConfig, "Loss"),
+        Section(("autoencoder",), AutoencoderConfig, "Autoencoder"),
         Section(("training",), TrainingConfig, "Training", "", EDM_TRAINING, "with --data"),
         Section(("evaluation",), EvaluationConfig, "Evaluation", "evaluation-"),
     ]
@@ -57,10 +78,18 @@ def common_options(
         str | None,
         typer.Argument(help="Name of the teacher; without --data, one that brings its own.", show_default=False),
     ] = None,
+    part: Annotated[
+        TrainablePart | None,
+        typer.Option(
+            help="What is trained; all: one after the other.  [default: network; all of a teacher that brings data for "
+            "all]",
+            show_default=False,
+        ),
+    ] = None,
     like: Annotated[
         str | None,
         typer.Option(
-            help="With --data: the network, anew, and autoencoder and text encoder of this pipeline of diffusers.",
+            help="Pipeline of diffusers whose part is trained, anew; its other parts stay as they are.",
             autocompletion=offered("teachers"),
         ),
     ] = None,
@@ -92,13 +121,13 @@ def common_options(
 
 def train(values: dict[str, Any]) -> None:
     """Resolve the configuration, train, and show what was made."""
-    from distillkit.cli.closing import console, show_plan, suggest_run
+    from distillkit.cli.closing import console
     from distillkit.cli.option_models import typed_values
     from distillkit.errors import UsageError
     from distillkit.jobs.context import TIMEOUT, job_context, launch
-    from distillkit.jobs.launcher import TRAINING, launcher_settings
-    from distillkit.jobs.plan import plan_teacher
-    from distillkit.jobs.train_teacher import TeacherTraining, new_teacher, resolve_teacher
+    from distillkit.jobs.launcher import TRAINING
+    from distillkit.jobs.teacher_config import ALL, asked_part, resolve_parts, resolve_teacher
+    from distillkit.jobs.train_parts import trained_by
     from distillkit.runs.config import merge, read_config, set_values
     from distillkit.runs.folder import RunFolder
     from distillkit.runs.options import nested
@@ -110,39 +139,94 @@ def train(values: dict[str, Any]) -> None:
     dry_run, quiet, timeout = values.pop("dry_run"), values.pop("quiet"), values.pop("timeout")
     typed = typed_values(values)
     top: dict[str, Any] = {
-        str(key): typed.pop(key) for key in ("name", "like", "seed", "conditional", "licence") if key in typed
+        str(key): typed.pop(key) for key in ("name", "part", "like", "seed", "conditional", "licence") if key in typed
     }
     options = merge(nested(typed, teacher_sections()), top, set_values(run["set_"] or []))
     resume: Path | None = run["resume"]
     if resume and (run["config"] or run["output_dir"]):
         raise UsageError("--resume takes the configuration and the folder from the run; drop --config and --output-dir")
     saved = RunFolder(resume, "").saved_config() if resume else read_config(run["config"]) if run["config"] else None
-    config = resolve_teacher(options, saved)
-    written = merge(saved.values if saved else {}, options).get("training") or {}
-    training, remarks = launcher_settings().training(config.training, written)
-    config = config.model_copy(update={"training": training})
-    where = resume or run["output_dir"] or Path("runs") / f"teacher-{config.name}-{datetime.now():%Y%m%d-%H%M%S}"
+    part = asked_part(options, saved)
+    asked = resolve_parts(options, saved) if part == ALL else resolve_teacher(options, saved)
+    config, remarks = _as_launched(asked, merge(saved.values if saved else {}, options).get("training") or {})
+    kind = part if part in ("autoencoder", "text-encoder") else "teacher"
+    where = resume or run["output_dir"] or Path("runs") / f"{kind}-{config.name}-{datetime.now():%Y%m%d-%H%M%S}"
     folder = RunFolder(where, f"distillkit teachers train {config.name}")
     with job_context(
-        precision=config.training.precision, device=run["device"], report_to=run["report_to"],
+        precision=_trainings(config)[0].training.precision, device=run["device"], report_to=run["report_to"],
         tracker_project=run["tracker_project"], quiet=quiet, timeout=timeout or TIMEOUT,
         settled=TRAINING, remarks=remarks,
     ) as context:  # fmt: skip
         if dry_run:
-            show_plan(config, plan_teacher(config, context, folder, resume=bool(resume)))
+            _show_plans(config, context, folder, resume=bool(resume))
             return
-        work = TeacherTraining(config, *new_teacher(config, context.device, context.reporter.say), folder, context)
-        trained = launch(
+        work = trained_by(config, folder, context)
+        made = launch(
             folder, config, context, lambda: work.run(resume=bool(resume)), resume=bool(resume), inputs=work.inputs
         )
-        if not context.main:
-            return
-    out = console()
-    if trained.record:
-        figure = trained.record.figures[trained.record.label]
-        out.print(f"{trained.record.label} {figure.text}", markup=False, highlight=False)
+        if context.main:
+            out = console()
+            for each in made if isinstance(made, list) else [made]:
+                _show_trained(out, each)
+            _suggest(out, _trainings(config)[-1], made[-1] if isinstance(made, list) else made)
+
+
+def _trainings(config: TeacherRunConfig | PartsConfig) -> list[TeacherRunConfig]:
+    from distillkit.jobs.teacher_config import PartsConfig
+
+    return list(config.parts.values()) if isinstance(config, PartsConfig) else [config]
+
+
+def _as_launched(config: Any, written: Any) -> tuple[Any, list[str]]:
+    """The configuration with what the launcher asks for, and a line for each value that it changed."""
+    from distillkit.jobs.launcher import launcher_settings
+    from distillkit.jobs.teacher_config import PartsConfig
+
+    if isinstance(config, PartsConfig):
+        made = {part: _as_launched(own, written) for part, own in config.parts.items()}
+        remarks = list(dict.fromkeys(line for _, lines in made.values() for line in lines))
+        return config.model_copy(update={"parts": {part: own for part, (own, _) in made.items()}}), remarks
+    training, remarks = launcher_settings().training(config.training, written)
+    return config.model_copy(update={"training": training}), remarks
+
+
+def _show_plans(config: Any, context: Any, folder: Any, *, resume: bool) -> None:
+    from distillkit.cli.closing import show_plan
+    from distillkit.jobs.plan import plan_part, plan_parts, plan_teacher
+    from distillkit.jobs.teacher_config import NETWORK, PartsConfig
+
+    if isinstance(config, PartsConfig):
+        for own, rows in plan_parts(config, context, folder, resume=resume):
+            show_plan(own, rows)
+    else:
+        plan = plan_teacher if config.part == NETWORK else plan_part
+        show_plan(config, plan(config, context, folder, resume=resume))
+
+
+def _show_trained(out: Terminal, made: Trained) -> None:
+    """What a training has made, and where it is."""
+    from distillkit.jobs.train_part import TrainedPart
+
+    if isinstance(made, TrainedPart):
+        out.print(f"{made.summary}\npipeline in {made.folder}", highlight=False, soft_wrap=True, markup=False)
+        return
+    if made.record:
+        figure = made.record.figures[made.record.label]
+        out.print(f"{made.record.label} {figure.text}", markup=False, highlight=False)
     out.print(
-        f"weights sha256 {trained.weights_sha256}\nteacher in {trained.folder}", highlight=False, soft_wrap=True,
+        f"weights sha256 {made.weights_sha256}\nteacher in {made.folder}", highlight=False, soft_wrap=True,
         markup=False,
     )  # fmt: skip
-    suggest_run(out, str(trained.folder), prompts=trained.takes_text)
+
+
+def _suggest(out: Terminal, config: TeacherRunConfig, made: Trained) -> None:
+    """The command that goes on with what was made: a network on top of a part, a student of a network."""
+    from distillkit.cli.closing import suggest_run
+    from distillkit.jobs.train_part import TrainedPart
+
+    if not isinstance(made, TrainedPart):
+        suggest_run(out, str(made.folder), prompts=made.lacks_prompts)
+        return
+    command = ["distillkit", "teachers", "train", config.name, "--like", str(made.folder)]
+    command += ["--data", config.data.path] if config.data.path else []
+    out.print(f"next: {shlex.join(command)}", highlight=False, soft_wrap=True, markup=False)

@@ -229,6 +229,29 @@ def check_launch(folder: RunFolder, config: BaseModel, *, resume: bool) -> None:
         folder.check_empty()
 
 
+@contextmanager
+def entered(
+    folder: RunFolder, config: BaseModel, context: Context, *, resume: bool,
+    inputs: Mapping[str, str] = MappingProxyType({}),
+) -> Iterator[None]:  # fmt: skip
+    """Hold a run's folder, begun or found to be the same run.
+
+    Args:
+        inputs: what the run reads beside its configuration, by what it is; the same is due on resuming.
+
+    Raises:
+        UsageError: when the folder is in use, holds something else, or was begun with another configuration or inputs.
+    """
+    with folder.locked(main=context.main):
+        context.progress.go_on = folder.resume_command
+        if context.main and resume:
+            folder.resume(config, context.reporter.say, inputs)
+        elif context.main:
+            folder.begin(config, inputs)
+        context.accelerator.wait_for_everyone()
+        yield
+
+
 def launch(
     folder: RunFolder,
     config: BaseModel,
@@ -243,19 +266,13 @@ def launch(
 
     Args:
         remark: said before the work begins.
-        inputs: what the run reads beside its configuration, by what it is; the same is due on resuming.
+        inputs: as `entered` takes them.
 
     Raises:
-        UsageError: when the folder is in use, holds something else, or was begun with another configuration or inputs.
+        UsageError: as `entered`.
         Interrupted, WriteError: from the work, with the command that continues.
     """
-    with folder.locked(main=context.main):
-        context.progress.go_on = folder.resume_command
-        if context.main and resume:
-            folder.resume(config, context.reporter.say, inputs)
-        elif context.main:
-            folder.begin(config, inputs)
-        context.accelerator.wait_for_everyone()
+    with entered(folder, config, context, resume=resume, inputs=inputs):
         if remark:
             context.reporter.say(remark)
         with _resumable(folder):

@@ -20,14 +20,18 @@ from distillkit.jobs.api import Plan
 from distillkit.jobs.context import Context, check_launch
 from distillkit.jobs.distil import Distillation
 from distillkit.jobs.measures import measures_for
+from distillkit.jobs.part_data import part_images, pipeline_of
 from distillkit.jobs.prompts import encodings_plan
+from distillkit.jobs.teacher_config import NETWORK, PartsConfig, TeacherRunConfig
 from distillkit.jobs.teacher_recipe import teacher_recipe
-from distillkit.jobs.train_teacher import TeacherRunConfig, new_teacher
+from distillkit.jobs.train_part import new_part
+from distillkit.jobs.train_parts import PartsTraining
+from distillkit.jobs.train_teacher import new_teacher
 from distillkit.jobs.training import require_checkpoint_space
-from distillkit.jobs.trial import Trial, try_training
+from distillkit.jobs.trial import Trial, try_learner, try_training
 from distillkit.models.store.resolve import resolve
 from distillkit.progress import clock
-from distillkit.runs.folder import RunFolder
+from distillkit.runs.folder import CONFIG, RunFolder
 
 Rows = list[tuple[str, str]]
 HUB = "hf:"
@@ -130,6 +134,52 @@ def plan_teacher(config: TeacherRunConfig, context: Context, folder: RunFolder, 
         return rows + _costs(trial, reason, config.training, context.accelerator, folder, 0.0, 0.0)
 
 
+def plan_part(config: TeacherRunConfig, context: Context, folder: RunFolder, *, resume: bool = False) -> Rows:
+    """The plan of a training of an autoencoder or a text encoder.
+
+    Raises:
+        UsageError, DistillkitError: what the training would be refused with.
+    """
+    check_launch(folder, config, resume=resume)
+    with nothing_downloaded():
+        pipeline = pipeline_of(config)
+        images = part_images(config, pipeline, context.reporter.say)
+        part = new_part(config, pipeline, images)
+        for doubt in config.training.doubts:
+            context.reporter.say(f"warning: {doubt}")
+        parameters = sum(p.numel() for p in part.learner.parameters())
+        rows = [
+            ("images", images.summary),
+            (part.name, f"of {pipeline.parts.source}, anew: {parameters:,} parameters in training"),
+            ("training", _training(config.training, context.accelerator)),
+        ]
+        try:
+            opened = images.open(context.device)
+            trial = try_learner(part.learner, opened, config.training, context.accelerator)
+            reason = ""
+        except (DistillkitError, RuntimeError, MemoryError) as error:
+            trial, reason = None, str(error).splitlines()[0]
+        return rows + _costs(trial, reason, config.training, context.accelerator, folder, 0.0, 0.0)
+
+
+def plan_parts(
+    config: PartsConfig, context: Context, folder: RunFolder, *, resume: bool = False
+) -> list[tuple[TeacherRunConfig, Rows]]:
+    """The plans of a training of all parts, with their configurations. A part on top of another is planned on what that
+    other part is now, which is as large.
+
+    Raises:
+        UsageError, DistillkitError: what the training would be refused with.
+    """
+    check_launch(folder, config, resume=resume)
+    work = PartsTraining(config, folder, context)
+    plans: list[tuple[TeacherRunConfig, Rows]] = []
+    for part, own in config.parts.items():
+        place, plan = work.part_folder(part), plan_teacher if part == NETWORK else plan_part
+        plans.append((own, plan(own, context, place, resume=(place / CONFIG).is_file())))
+    return plans
+
+
 def _sampler(recipe: Recipe) -> str:
     sampler = recipe.final_sampler
     levels = sampler.times(recipe.student.schedule)
@@ -171,7 +221,6 @@ def _costs(
     disk += training.checkpoint_copies * trial.checkpoint_bytes + trial.weight_bytes
     free = shutil.disk_usage(existing_parent(folder.path.resolve())).free
     speed = _processes(accelerator) / trial.seconds_per_image
-    roles = ", ".join(f"{role} {count:g}" for role, count in trial.evaluations.items())
     passes = -(-local // in_pass)
     return [
         (
@@ -184,8 +233,7 @@ def _costs(
         ),
         (
             "operations",
-            f"{_flops(trial.flops_per_image, training.batch)}{sum(trial.evaluations.values()):g} "
-            f"forward-equivalents an image ({roles})",
+            _flops(trial.flops_per_image, training.batch) + _evaluations(trial),
         ),
         ("disk", f"about {_bytes(disk)} ({_bytes(free)} free)" + (" - too little" if disk > free else "")),
         (
@@ -197,6 +245,14 @@ def _costs(
         ),
         _folder_row(folder),
     ]
+
+
+def _evaluations(trial: Trial) -> str:
+    """Of networks; nothing where what is trained is none."""
+    if not trial.evaluations:
+        return "no network is evaluated"
+    roles = ", ".join(f"{role} {count:g}" for role, count in trial.evaluations.items())
+    return f"{sum(trial.evaluations.values()):g} forward-equivalents an image ({roles})"
 
 
 def _folder_row(folder: RunFolder) -> tuple[str, str]:

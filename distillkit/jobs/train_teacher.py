@@ -2,28 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
 
 from distillkit.contracts.conditioner import ClassLabels, Conditioner, Unconditional
 from distillkit.contracts.source import Batches, Images
 from distillkit.contracts.student import StudentGenerator
 from distillkit.contracts.teacher import Teacher, TeacherSpec
 from distillkit.contracts.text import PromptList
-from distillkit.counts import parse_count
 from distillkit.data.captions import fingerprint_of
-from distillkit.data.config import DataConfig
 from distillkit.data.files import ImageFiles
 from distillkit.data.latents import has_latents, with_latents
 from distillkit.data.stream import ImageStream, open_reader, open_stream
 from distillkit.engine.checkpoint import Checkpoints
-from distillkit.engine.config import TrainingConfig
 from distillkit.engine.metrics import MetricsFile
 from distillkit.engine.outputs import Evaluation, Outputs
 from distillkit.engine.trainer import Trainer
@@ -31,71 +26,22 @@ from distillkit.errors import UsageError
 from distillkit.evaluation.generator import teacher_generator
 from distillkit.evaluation.measure import Measure
 from distillkit.evaluation.record import Record
-from distillkit.files import slug
 from distillkit.jobs.context import Context
 from distillkit.jobs.measures import measures_for
 from distillkit.jobs.previews import Previews
 from distillkit.jobs.prompts import encoded
-from distillkit.jobs.teacher_recipe import EDM_TRAINING, LATENT_TRAINING, LossConfig, NetworkConfig, teacher_recipe
+from distillkit.jobs.teacher_config import TeacherRunConfig
+from distillkit.jobs.teacher_recipe import teacher_recipe
 from distillkit.jobs.training import evaluation_of, measured, train
 from distillkit.models.diffusers.parts import PipelineParts
-from distillkit.models.diffusers.write import write_pipeline
+from distillkit.models.diffusers.write import network_of, write_pipeline
+from distillkit.models.prompts import Prompts
+from distillkit.models.store.card import with_data
 from distillkit.models.store.folder import fresh_teacher, write_teacher
-from distillkit.models.store.resolve import cards, default_teacher, resolve
+from distillkit.models.store.prompts import own_prompts, write_prompts
+from distillkit.models.store.resolve import resolve
 from distillkit.registry import registry
-from distillkit.runs.config import ConfigFile, EvaluationConfig, merge, validated
 from distillkit.runs.folder import RunFolder
-
-
-class TeacherRunConfig(BaseModel):
-    """Everything that determines a teacher's training."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    name: str = Field(default_factory=default_teacher, pattern=r"^[\w.-]+$", description="name of the teacher")
-    seed: int = Field(0, ge=0, lt=2**63, description="seed of weights and draws")
-    like: str = Field(
-        "", description="pipeline whose network, anew, and whose autoencoder and text encoder, as they are, it has"
-    )
-    conditional: bool = Field(True, description="use the labels, where the images have them")
-    licence: str = Field("", description="licence of the weights, recorded with every student")
-    data: DataConfig = Field(default_factory=DataConfig)
-    network: NetworkConfig = Field(default_factory=NetworkConfig)
-    loss: LossConfig = Field(default_factory=LossConfig)
-    training: TrainingConfig
-    evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig)
-
-
-def resolve_teacher(options: Mapping[str, Any], file: ConfigFile | None = None) -> TeacherRunConfig:
-    """Defaults, then the file, then the options. Without data it repeats the training of a teacher that brings its own.
-
-    Raises:
-        UsageError: naming every bad value and the nearest valid key; for a teacher without data.
-    """
-    asked = merge(file.values if file else {}, options)
-    data = asked.get("data")
-    if asked.get("like") and options.get("network"):
-        raise UsageError(f"--like {asked['like']} has a network already: leave out the options of another")
-    if path := data.get("path") if isinstance(data, Mapping) else None:
-        training = LATENT_TRAINING if asked.get("like") else EDM_TRAINING
-        defaults: dict[str, Any] = {"training": training, "name": slug(Path(str(path)).stem)}
-    else:
-        name = str(asked.get("name", default_teacher()))
-        card = cards().get(name)
-        if options.get("network") or card is None or card.training is None:
-            raise UsageError(
-                f"{name}: what is this teacher to learn? Give its images: --data FILE.zip, FOLDER or hf:ORG/NAME"
-            )
-        # Repeated as it was, the training is the same to the bit; of another length, it keeps its proportions.
-        other = "duration" in dict(asked.get("training") or {})
-        defaults = {"training": _for_any_duration(card.training) if other else dict(card.training)}
-    return validated(TeacherRunConfig, merge(defaults, asked), file, options)
-
-
-def _for_any_duration(training: Mapping[str, Any]) -> dict[str, Any]:
-    """A catalogue's training with its warm-up as the share of the duration that it is, for shorter ones as well."""
-    share = 100 * parse_count(training.get("warmup", 0)) / parse_count(training["duration"])
-    return {**training, "warmup": f"{share:.4f}%"}
 
 
 def new_teacher(
@@ -111,7 +57,7 @@ def new_teacher(
         DistillkitError: when they cannot be read.
     """
     if config.data.path is None:
-        teacher = resolve(config.name).fresh(config.seed)
+        teacher = _with_own_data(config)
         if teacher.images is None:
             raise UsageError(f"{config.name} brings no data; give its images: --data FILE.zip, FOLDER or hf:ORG/NAME")
         say(f"data: what comes with the teacher {config.name}")
@@ -133,6 +79,25 @@ def new_teacher(
         f"(fingerprint {stream.files.fingerprint[:16]})",
     )
     return fresh_teacher(spec, config.seed), stream
+
+
+def _with_own_data(config: TeacherRunConfig) -> Teacher:
+    """A teacher with fresh weights and the data that come with the one of its name, in the latents and conditions of
+    another pipeline where that is asked for.
+
+    Raises:
+        UsageError: when that pipeline's pictures are of another size.
+    """
+    own = resolve(config.name)
+    if not config.like:
+        return own.fresh(config.seed)
+    teacher, card = resolve(config.like).fresh(config.seed), own.card
+    if card is None:
+        return teacher
+    sizes = [found.codec.decoded_shape(found.spec.shape) for found in (teacher, own.fresh(config.seed))]
+    if sizes[0] != sizes[1]:
+        raise UsageError(f"the pictures of {config.like} are {sizes[0]}, and the data of {config.name} are {sizes[1]}")
+    return with_data(teacher, card)
 
 
 def _like(
@@ -166,14 +131,18 @@ def _conditioner(files: ImageFiles, config: TeacherRunConfig) -> Conditioner:
     return ClassLabels(classes=classes, null_label=config.loss.label_dropout > 0, class_names=names)
 
 
+TEACHER = "teacher"
+
+
 @dataclass(frozen=True)
 class TrainedTeacher:
-    """Where the weights are, how good the teacher's own sampler is with them, and whether it takes prompts."""
+    """Where the weights are, how good the teacher's own sampler is with them, and whether it takes prompts and has none
+    at hand."""
 
     folder: Path
     record: Record | None
     weights_sha256: str
-    takes_text: bool
+    lacks_prompts: bool
 
 
 class TeacherTraining:
@@ -224,10 +193,11 @@ class TeacherTraining:
             if record:
                 figures = [[label, figure.value] for label, figure in record.figures.items()]
                 outputs.trackers.table("results", ["figure", "value"], figures, trainer.step * trainer.config.batch)
-        spec = self.teacher.spec
+        spec, place = self.teacher.spec, folder / TEACHER
         if context.main:
-            spec = self._written(trainer.ema, spec)
-        return TrainedTeacher(folder / "teacher", record, spec.weights_sha256, self.teacher.conditioner.takes_text)
+            spec = self._written(place, trainer.ema, spec)
+        lacks = self.teacher.conditioner.takes_text and own_prompts(place) is None
+        return TrainedTeacher(place, record, spec.weights_sha256, lacks)
 
     def _ready(self, images: Batches[Images]) -> Batches[Images]:
         """The images with what does not change from step to step made before: text encodings, and latents."""
@@ -238,13 +208,16 @@ class TeacherTraining:
         images.conditioner = self.teacher.conditioner
         return with_latents(images, context.source_job(folder), draws)
 
-    def _written(self, student: StudentGenerator, spec: TeacherSpec) -> TeacherSpec:
-        """The teacher's folder: a pipeline of diffusers where its latents are those of one."""
-        folder, weights = self.folder / "teacher", student.denoiser.state_dict()
+    def _written(self, folder: Path, student: StudentGenerator, spec: TeacherSpec) -> TeacherSpec:
+        """The teacher's folder: a pipeline of diffusers where its latents are those of one, with its prompts."""
+        weights, conditioner = student.denoiser.state_dict(), self.teacher.conditioner
         parts = getattr(self.teacher.codec, "parts", None)
-        if isinstance(parts, PipelineParts):
-            return spec.model_copy(update={"weights_sha256": write_pipeline(folder, parts.folder, weights)})
-        return write_teacher(folder, weights, spec)
+        if not isinstance(parts, PipelineParts):
+            return write_teacher(folder, weights, spec)
+        [found] = write_pipeline(folder, parts.folder, network_of(parts.folder, weights)).values()
+        if isinstance(conditioner, Prompts):
+            write_prompts(folder, conditioner.texts)
+        return spec.model_copy(update={"weights_sha256": found})
 
     def _of(self, student: StudentGenerator) -> Teacher:
         """A teacher with the student's denoiser."""

@@ -18,18 +18,24 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from distillkit.contracts.learner import Learner
 from distillkit.contracts.random import SampleRNG
 from distillkit.contracts.recipe import Recipe
-from distillkit.contracts.source import Batches, batch_types
+from distillkit.contracts.source import Batches, Images, batch_types
 from distillkit.contracts.teacher import Teacher
 from distillkit.engine.config import TrainingConfig
 from distillkit.engine.cost import CostMeter, flop_counter
+from distillkit.engine.learning import LearnerTrainer
+from distillkit.engine.loop import Loop
 from distillkit.engine.trainer import Trainer
 from distillkit.registry import registry
 
 ENOUGH_SECONDS = 3.0
 """Batches grow until a step takes so long or is as large as the training's own passes, and are repeated for as long."""
 GROWTH, REPEATS = 4, 25
+
+EachStep = Callable[[], AbstractContextManager[None]]
+"""Makes a context for a step."""
 
 
 @dataclass(frozen=True)
@@ -91,9 +97,7 @@ def forward_equivalents(recipe: Recipe, teacher: Teacher, accelerator: Accelerat
     return _mean(_counted_by_stage(trainer), recipe)
 
 
-def _counted_by_stage(
-    trainer: Trainer, each: Callable[[], AbstractContextManager[None]] = contextlib.nullcontext
-) -> list[dict[str, float]]:
+def _counted_by_stage(trainer: Trainer, each: EachStep = contextlib.nullcontext) -> list[dict[str, float]]:
     """Network passes of training on one image, by role, of every stage; the training stands at the first again.
 
     Args:
@@ -148,41 +152,97 @@ def try_training(
     Raises:
         DistillkitError: when a loss fails or is not finite.
     """
-    began, device = time.monotonic(), accelerator.device
-    local = training.batch // accelerator.num_processes
-    most = min(training.batch_per_device or local, local) * accelerator.num_processes
-    cost, batch = CostMeter(), accelerator.num_processes
-    short = training.model_copy(update={"batch": batch, "batch_per_device": None, "compile": False})
-    trainer = _trainer(recipe, teacher, short, accelerator, cost)
-    period = _period(recipe)
-    kept = _Saved(trainer)
-    stages = _counted_by_stage(trainer, kept.one_step)
-    evaluations = _mean(stages, recipe)
-    # What follows is measured in the first stage; others take as much longer as they ask the networks more.
-    longer = sum(evaluations.values()) / max(sum(stages[0].values()), 1e-9)
-    counted = _counted(trainer, period)
-    processes = accelerator.num_processes
-    batch, seconds = _speed(trainer, batch, most, period, ENOUGH_SECONDS if enough is None else enough)
-    weights, trained = trainer.networks.weight_bytes()
+    trainer = _trainer(recipe, teacher, _of_one(training, accelerator), accelerator, CostMeter())
     frozen = sum(p.numel() * p.element_size() for p in teacher.denoiser.parameters())
-    frozen += teacher.codec.weight_bytes + sum(objective.frozen_bytes for objective in recipe.objectives)
+
+    def held() -> int:
+        return frozen + teacher.codec.weight_bytes + sum(objective.frozen_bytes for objective in recipe.objectives)
+
+    def count(each: EachStep) -> tuple[dict[str, float], float]:
+        stages = _counted_by_stage(trainer, each)
+        evaluations = _mean(stages, recipe)
+        # What follows is measured in the first stage; others take as much longer as they ask the networks more.
+        return evaluations, sum(evaluations.values()) / max(sum(stages[0].values()), 1e-9)
+
+    return _tried(
+        trainer, training, _period(recipe), enough, count, held,
+        lambda batch: _evaluation_seconds(teacher, batch, accelerator.device),
+    )  # fmt: skip
+
+
+def try_learner(
+    learner: Learner, images: Batches[Images], training: TrainingConfig, accelerator: Accelerator, *,
+    enough: float | None = None,
+) -> Trial:  # fmt: skip
+    """As `try_training`, of a learner that is trained alone.
+
+    Raises:
+        DistillkitError: when its loss fails or is not finite.
+    """
+    # A pass of text and pictures compares them with each other, which takes two.
+    short = _of_one(training, accelerator, least=2)
+    trainer = LearnerTrainer(learner, short, accelerator=accelerator, seed=0, sources={Images: images})
+    trainer.prepare()
+
+    def count(each: EachStep) -> tuple[dict[str, float], float]:
+        with each():
+            trainer.train_step()
+        return {}, 1.0
+
+    return _tried(trainer, training, 1, enough, count, lambda: 0, lambda batch: 0.0)
+
+
+def _of_one(training: TrainingConfig, accelerator: Accelerator, least: int = 1) -> TrainingConfig:
+    """The training with the smallest batch."""
+    changes = {"batch": least * accelerator.num_processes, "batch_per_device": None, "compile": False}
+    return training.model_copy(update=changes)
+
+
+def _tried(
+    trainer: Loop,
+    training: TrainingConfig,
+    period: int,
+    enough: float | None,
+    count: Callable[[EachStep], tuple[dict[str, float], float]],
+    held: Callable[[], int],
+    evaluation: Callable[[int], float],
+) -> Trial:
+    """Take a few steps with a trainer of the smallest batch.
+
+    Args:
+        training: that is tried.
+        period: steps in which every part is due once.
+        count: takes steps, each in a context: forward-equivalents an image by role, and how much longer the whole takes
+            than what is measured after it.
+        held: bytes beside the networks that are trained, when they are loaded.
+        evaluation: seconds of one sample through the teacher, in a pass of so many.
+    """
+    began, batch = time.monotonic(), trainer.config.batch
+    processes = trainer.accelerator.num_processes
+    local = training.batch // processes
+    most = min(training.batch_per_device or local, local) * processes
+    kept = _Saved(trainer)
+    evaluations, longer = count(kept.one_step)
+    counted = _counted(trainer, period)
+    timed, seconds = _speed(trainer, batch, most, period, ENOUGH_SECONDS if enough is None else enough)
+    weights, trained = trainer.networks.weight_bytes()
     working = 0 if counted is None else max(0, counted.most_bytes - kept.most - trained)
     return Trial(
-        batch=batch,
-        seconds_per_image=longer * seconds / batch,
-        seconds_per_evaluation=_evaluation_seconds(teacher, batch, device),
-        flops_per_image=None if counted is None else longer * counted.flops / (period * processes),
+        batch=timed,
+        seconds_per_image=longer * seconds / timed,
+        seconds_per_evaluation=evaluation(timed),
+        flops_per_image=None if counted is None else longer * counted.flops / (period * batch),
         evaluations=evaluations,
-        weight_bytes=weights + frozen,
+        weight_bytes=weights + held(),
         training_bytes=3 * trained,
-        activation_bytes_per_image=kept.most / processes,
+        activation_bytes_per_image=kept.most / batch,
         working_bytes=working,
         checkpoint_bytes=trainer.networks.checkpoint_bytes(),
         seconds=time.monotonic() - began,
     )
 
 
-def _speed(trainer: Trainer, batch: int, most: int, period: int, enough: float) -> tuple[int, float]:
+def _speed(trainer: Loop, batch: int, most: int, period: int, enough: float) -> tuple[int, float]:
     """(samples of a pass, seconds of a step with them), on passes as large as the training's where time allows.
 
     What the first steps take besides, such as the choice of kernels, is left out: each size is tried once before it is
@@ -209,7 +269,7 @@ class _Counted:
     most_bytes: int
 
 
-def _counted(trainer: Trainer, steps: int) -> _Counted | None:
+def _counted(trainer: Loop, steps: int) -> _Counted | None:
     """None where the counters do not know the operations."""
     try:
         with _Alive() as alive, flop_counter() as flops:
@@ -243,7 +303,7 @@ class _Alive(TorchDispatchMode):
         self.now -= self._bytes.pop(key)
 
 
-def _timed(trainer: Trainer, steps: int, device: torch.device) -> float:
+def _timed(trainer: Loop, steps: int, device: torch.device) -> float:
     """Seconds of one step."""
     began = time.perf_counter()
     for _ in range(steps):
@@ -277,7 +337,7 @@ class _Saved:
     The student's graph is freed before the learners' are built, so this is more than is alive at one time.
     """
 
-    def __init__(self, trainer: Trainer) -> None:
+    def __init__(self, trainer: Loop) -> None:
         self._parameters = {p.untyped_storage().data_ptr() for p in trainer.networks.parameters()}
         self.most = 0
 

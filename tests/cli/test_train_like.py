@@ -77,7 +77,8 @@ def test_a_text_model_is_trained_from_pictures_with_texts_and_is_a_pipeline(insi
 )
 def test_texts_that_cannot_be_used_are_named(pipeline, captioned, change, message):
     from distillkit import DistillkitError
-    from distillkit.jobs.train_teacher import new_teacher, resolve_teacher
+    from distillkit.jobs.teacher_config import resolve_teacher
+    from distillkit.jobs.train_teacher import new_teacher
 
     change(captioned)
     config = resolve_teacher({"like": str(pipeline), "data": {"path": str(captioned)}})
@@ -88,8 +89,9 @@ def test_texts_that_cannot_be_used_are_named(pipeline, captioned, change, messag
 def test_prompts_are_dropped_and_texts_reach_the_loss(pipeline, captioned):
     from distillkit import SampleRNG, Step
     from distillkit.contracts.source import Images
+    from distillkit.jobs.teacher_config import resolve_teacher
     from distillkit.jobs.teacher_recipe import teacher_recipe
-    from distillkit.jobs.train_teacher import new_teacher, resolve_teacher
+    from distillkit.jobs.train_teacher import new_teacher
 
     lines = [{"file_name": f"{k:02d}.png", "text": f"cat {k}"} for k in range(12)]
     (captioned / "metadata.jsonl").write_text("\n".join(map(json.dumps, lines)))

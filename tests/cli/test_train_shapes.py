@@ -12,13 +12,13 @@ NETWORK = "unet/diffusion_pytorch_model.safetensors"
 
 
 def test_its_network_is_trained_anew_on_its_own_world(inside, tmp_path):
-    done = inside("teachers", "train", "shapes", "--duration", "1280", "--batch", "64", "--protocol", "none", "--quiet",
+    done = inside("teachers", "train", "shapes", "--part", "network", "--duration", "1280", "--batch", "64",
+                  "--protocol", "none", "--quiet",
                   "--channels-last", "off", "--output-dir", "t")  # fmt: skip
     assert done.returncode == 0, done.stderr
-    # As a pipeline of its own it knows no sentences: the next command says what it needs, and works.
-    assert "--teacher t/teacher --prompts FILE " in done.stdout
-    (tmp_path / "prompts.txt").write_text("a large red circle on white\n")
-    planned = inside("run", "kd", "--teacher", "t/teacher", "--prompts", "prompts.txt", "--distance", "l2", "--dry-run")
+    # It brings its sentences, so that the next command needs no others, and works.
+    assert "--teacher t/teacher  " in done.stdout
+    planned = inside("run", "kd", "--teacher", "t/teacher", "--distance", "l2", "--dry-run")
     assert planned.returncode == 0, planned.stderr
     made, shipped = load_teacher(str(tmp_path / "t" / "teacher"), Quiet()), load_teacher("shapes", Quiet())
     names = [name for name, value in made.denoiser.state_dict().items() if value.ndim > 1]

@@ -1,4 +1,4 @@
-"""The pipeline of the teacher `shapes`, as plain diffusers loads and samples it, and the tool that makes it."""
+"""The pipeline of the teacher `shapes`, as plain diffusers loads and samples it, and the tool of its classifier."""
 
 import json
 import sys
@@ -12,7 +12,7 @@ from transformers import CLIPTokenizer
 from distillkit import DistillkitError
 from distillkit.embedded import assets
 from distillkit.embedded.shapes import classifier, world
-from tools.shapes import parts, train
+from tools.shapes import train_classifier
 
 PIPELINE = "shapes/pipeline"
 
@@ -88,38 +88,24 @@ def test_tokens_are_whole_words_and_other_words_are_unknown(pipeline):
     assert tokenizer("").input_ids == [tokenizer.bos_token_id, tokenizer.eos_token_id]
 
 
-def test_the_tool_writes_its_parts(tmp_path):
-    """The shipped tokenizer's files and the networks' shapes are what the tool builds."""
-    parts.write_tokenizer(tmp_path / "tokenizer")
-    for path in (tmp_path / "tokenizer").iterdir():
-        assert path.read_bytes() == (assets.FOLDER / PIPELINE / "tokenizer" / path.name).read_bytes()
-    for folder, build in {"unet": parts.build_network, "vae": parts.build_vae}.items():
-        shipped = load_file(assets.FOLDER / PIPELINE / folder / "diffusion_pytorch_model.safetensors")
-        assert {k: v.shape for k, v in shipped.items()} == {k: v.shape for k, v in build().state_dict().items()}
+def test_the_tool_trains_the_classifier_and_goes_on(tmp_path, monkeypatch, capsys):
+    prompts = ["a small red circle on white", "a large blue square on grey"]
+    monkeypatch.setattr(train_classifier, "shipped_prompts", lambda: prompts)
 
-
-def test_the_tool_trains_all_parts_and_goes_on(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(
-        train, "shipped_prompts", lambda: ["a small red circle on white", "a large blue square on grey"]
-    )
-
-    def tool(part, steps):
+    def tool(steps):
         few = ["--pictures", "16", "--batch", "4", "--steps", str(steps), "--device", "cpu"]
-        monkeypatch.setattr(sys, "argv", ["train", "--part", part, "--output", str(tmp_path), *few])
-        train.main()
+        monkeypatch.setattr(sys, "argv", ["train_classifier", "--output", str(tmp_path), *few])
+        train_classifier.main()
         return capsys.readouterr().out
 
-    tool("classifier", 2)
-    again = tool("classifier", 4)
+    tool(2)
+    again = tool(4)
     assert "step 2 of" in again and "step 4 of" in again and "step 1 of" not in again
     tensors = load_file(tmp_path / classifier.WEIGHTS)
     assert set(tensors) == {*classifier.ShapesCNN().state_dict(), "scale"}
-    tool("vae", 2)
-    tool("network", 2)
-    made = StableDiffusionPipeline.from_pretrained(tmp_path / "pipeline")
-    made.set_progress_bar_config(disable=True)
-    assert made("a small red circle on white", num_inference_steps=1, output_type="pt").images.shape == (1, 3, 32, 32)
-    assert str(tmp_path) not in (tmp_path / "pipeline" / "vae" / "config.json").read_text()
-    names = load_file(tmp_path / "pipeline" / "text_encoder" / "model.safetensors")
-    assert all(name.startswith("text_model.") for name in names), "earlier releases of transformers need this"
-    assert json.loads((tmp_path / "pipeline" / "text_encoder" / "config.json").read_text())["dtype"] == "float32"
+
+
+def test_what_earlier_releases_of_transformers_need_is_there():
+    folder = assets.asset_folder(PIPELINE) / "text_encoder"
+    assert all(name.startswith("text_model.") for name in load_file(folder / "model.safetensors"))
+    assert json.loads((folder / "config.json").read_text())["dtype"] == "float32"

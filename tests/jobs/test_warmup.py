@@ -5,7 +5,7 @@ import pytest
 from distillkit.engine.config import TrainingConfig
 from distillkit.engine.optimization import learning_rate_factor
 from distillkit.errors import UsageError
-from distillkit.jobs.train_teacher import resolve_teacher
+from distillkit.jobs.teacher_config import resolve_teacher
 
 
 @pytest.mark.parametrize("duration", [1000, 200_000_000])

@@ -1,1 +1,1 @@
-"""What makes the shipped files of the embedded teacher `shapes`."""
+"""What makes and judges the shipped files of the embedded teacher `shapes` that the product does not make."""

@@ -1,6 +1,7 @@
-"""`python -m tools.shapes.evaluate FOLDER`: alignment of what tools.shapes.train made there, in plain diffusers.
+"""`python -m tools.shapes.evaluate PIPELINE`: alignment of a pipeline of shapes, in plain diffusers.
 
-Real pictures, pictures through the VAE, and the pipeline's with several guidances, for the shipped prompts.
+Real pictures, pictures through the VAE, and the pipeline's with several guidances, for the shipped prompts. PIPELINE is
+the shipped folder, or RUN/network/teacher of `distillkit teachers train shapes`.
 """
 
 from __future__ import annotations
@@ -13,10 +14,9 @@ from pathlib import Path
 
 import torch
 from diffusers import StableDiffusionPipeline
-from safetensors.torch import load_file
 from torch import Tensor
 
-from distillkit.embedded.shapes.classifier import WEIGHTS, ShapesCNN, agreement
+from distillkit.embedded.shapes.classifier import ShapesCNN, agreement, shapes_cnn
 from distillkit.embedded.shapes.world import Scene, codes, draw_all, parse, shipped_prompts
 
 BATCH = 500
@@ -32,7 +32,7 @@ def alignment(classifier: ShapesCNN, pictures: Tensor, scenes: Sequence[Scene]) 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path)
+    parser.add_argument("pipeline", type=Path)
     parser.add_argument("--guidance", type=float, nargs="+", default=[1, 2, 3, 5])
     parser.add_argument("--steps", type=int, nargs="+", default=[30])
     parser.add_argument("--count", type=int, default=2000, help="of the shipped prompts")
@@ -41,12 +41,8 @@ def main() -> None:
     given = parser.parse_args()
     prompts = shipped_prompts()[: given.count]
     scenes = [parse(text) for text in prompts]
-    tensors = load_file(given.folder / WEIGHTS)
-    tensors.pop("scale")
-    classifier = ShapesCNN().eval()
-    classifier.load_state_dict(tensors)
-    classifier.to(given.device)
-    pipeline = StableDiffusionPipeline.from_pretrained(given.folder / "pipeline").to(given.device)
+    classifier = shapes_cnn()[0].to(given.device)
+    pipeline = StableDiffusionPipeline.from_pretrained(given.pipeline).to(given.device)
     pipeline.set_progress_bar_config(disable=True)
     real = draw_all(codes(scenes), torch.Generator().manual_seed(1)).to(given.device).float() / 127.5 - 1
     with torch.inference_mode():

@@ -1,6 +1,6 @@
 """The small classifier that reads a picture's attributes, and how far they are as a sentence says.
 
-Its last features also measure Fréchet distances. It was made by `python -m tools.shapes.train --part classifier`.
+Its last features also measure Fréchet distances. It was made by `python -m tools.shapes.train_classifier`.
 """
 
 from __future__ import annotations

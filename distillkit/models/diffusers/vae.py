@@ -126,19 +126,30 @@ class AutoencoderKL(Codec):
 
     def _loaded(self) -> Any:
         if self._model is None:
-            from diffusers import AutoencoderKL as Autoencoder
-
             from distillkit.models.store.folder import check_fit
 
-            config = {k: v for k, v in self.parts.configuration("vae").items() if not k.startswith("_")}
-            place = str(self.parts.component("vae"))
-            validated(VAESizes, config, f"{place}/config.json")
-            kind: Any = Autoencoder
-            with blaming("the AutoencoderKL", place, "cannot be made from its config.json"), torch.device("meta"):
-                model = kind(**config)
+            with torch.device("meta"):
+                model = build_autoencoder(self.parts)
             expected = model.state_dict()
             state = renamed_attention(self.parts.weights("vae"), expected)
-            check_fit(expected, state, place)
+            check_fit(expected, state, str(self.parts.component("vae")))
             model.load_state_dict(state, assign=True)
             self._model = model.to(self._device).eval().requires_grad_(False)
         return self._model
+
+
+def build_autoencoder(parts: PipelineParts) -> Any:
+    """diffusers' AutoencoderKL that a pipeline's `vae/config.json` describes, with random weights.
+
+    Raises:
+        UsageError: when the pipeline has none.
+        DistillkitError: when it is damaged, or no such network can be made.
+    """
+    from diffusers import AutoencoderKL as Autoencoder
+
+    config = {k: v for k, v in parts.configuration("vae").items() if not k.startswith("_")}
+    place = str(parts.component("vae"))
+    validated(VAESizes, config, f"{place}/config.json")
+    kind: Any = Autoencoder
+    with blaming("the AutoencoderKL", place, "cannot be made from its config.json"):
+        return kind(**config)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,8 @@ class Card:
         sha256: of the published file, where one is known; elsewhere it is recorded at the first download.
         training: settings of the training that made its weights, where its data come with it: `teachers train NAME`
             repeats it.
+        parts: settings of the trainings of its other parts, which come before that of its network, by name and in
+            their order: {"autoencoder": {"training": {...}}}.
         images: opens the data that it was trained on, where they come with it: (teacher, device) -> batches of
             `Images` in that teacher's samples and conditions.
         prompts: its own list of prompts, where one comes with it.
@@ -50,6 +52,7 @@ class Card:
     reference: str = ""
     sha256: str = ""
     training: Mapping[str, Any] | None = None
+    parts: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     images: Callable[[Teacher, torch.device], Batches[Images]] | None = None
     prompts: Callable[[], PromptList] | None = None
     folder: Path | None = None

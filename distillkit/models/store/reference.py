@@ -21,6 +21,7 @@ from distillkit.models.store import fetch
 from distillkit.models.store.card import Card, TeacherOffer, with_data
 from distillkit.models.store.convert import convert
 from distillkit.models.store.folder import SPEC, WEIGHTS, fresh_teacher, is_teacher_folder, read_spec, read_teacher
+from distillkit.models.store.prompts import own_prompts
 from distillkit.progress import Reporter
 from distillkit.registry import Installed, blaming, registry
 
@@ -182,7 +183,10 @@ class Folder(Reference):
             return in_dtype(with_own_images(read_teacher(self.path / SPEC, self.path / WEIGHTS)), dtype)
         if (self.path / SPEC).is_file():
             raise UsageError(f"{self.path} is not a teacher folder: it has no {WEIGHTS}")
-        return diffusers_folder.read_teacher(self.path, self.spec, dtype)
+        teacher = diffusers_folder.read_teacher(self.path, self.spec, dtype)
+        if teacher.conditioner.takes_text and (prompts := own_prompts(self.path)):
+            teacher.conditioner = teacher.conditioner.with_prompts(prompts)
+        return teacher
 
 
 def with_own_images(teacher: Teacher) -> Teacher:

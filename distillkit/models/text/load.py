@@ -52,11 +52,7 @@ def load_text_model(
         UsageError: when it is missing, or of another class than `kind`.
         DistillkitError: when it is damaged, or its weights are those of another model.
     """
-    config, place = parts.configuration(component), parts.component(component)
-    named = config.get("architectures") or [kind]
-    if not isinstance(named, list) or kind not in named:
-        raise UsageError(f"{place} holds a {short(named[0] if isinstance(named, list) else named)}, and {kind} is due")
-    validated(TEXT_SIZES.get(kind, TextSizes), config, str(place / "config.json"))
+    config, place = _described(parts, component, kind), parts.component(component)
     return made_model(kind, config, parts.weights(component, dtype), place, dtype).to(device)
 
 
@@ -74,13 +70,9 @@ def made_model(
     Raises:
         DistillkitError: when it cannot be made, or the weights are those of another model.
     """
-    import transformers
-
-    cls = getattr(transformers, kind)
     try:
         with quietly():
-            # Releases before 4.56 know the former name alone.
-            own = cls.config_class.from_dict({**config, **dict.fromkeys(("dtype", "torch_dtype"), _name(dtype))})
+            cls, own = _class_of(kind, config, dtype)
             with torch.device("meta"):
                 expected = cls(own)
             wrong = _differences(expected, tensors)
@@ -98,6 +90,46 @@ def made_model(
             f"such as {wrong[0]}"
         )
     return model.to(dtype).eval().requires_grad_(False)
+
+
+def build_text_model(parts: PipelineParts, component: str, kind: str) -> nn.Module:
+    """A text encoder as a pipeline's configuration describes it, with random weights in float32, in evaluation mode.
+
+    Args:
+        kind: class of transformers.
+
+    Raises:
+        UsageError: when it is missing, or of another class than `kind`.
+        DistillkitError: when it is damaged, or no such network can be made.
+    """
+    config, place = _described(parts, component, kind), parts.component(component)
+    try:
+        with quietly():
+            cls, own = _class_of(kind, config, torch.float32)
+            model: nn.Module = cls(own)
+    except Exception as error:  # transformers raises many kinds
+        reason = str(error).partition("\n")[0][:300]
+        raise DistillkitError(f"the {kind} in {place} cannot be made ({type(error).__name__}: {reason})") from error
+    return model.eval()
+
+
+def _described(parts: PipelineParts, component: str, kind: str) -> dict[str, Any]:
+    """The configuration of a text encoder of the class `kind`."""
+    config, place = parts.configuration(component), parts.component(component)
+    named = config.get("architectures") or [kind]
+    if not isinstance(named, list) or kind not in named:
+        raise UsageError(f"{place} holds a {short(named[0] if isinstance(named, list) else named)}, and {kind} is due")
+    validated(TEXT_SIZES.get(kind, TextSizes), config, str(place / "config.json"))
+    return config
+
+
+def _class_of(kind: str, config: Mapping[str, Any], dtype: torch.dtype) -> tuple[Any, Any]:
+    """A class of transformers and its configuration."""
+    import transformers
+
+    cls = getattr(transformers, kind)
+    # Releases before 4.56 know the former name alone.
+    return cls, cls.config_class.from_dict({**config, **dict.fromkeys(("dtype", "torch_dtype"), _name(dtype))})
 
 
 def _differences(expected: nn.Module, found: Mapping[str, Tensor]) -> list[str]:
