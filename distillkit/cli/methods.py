@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from distillkit.registry import Installed
 
 app = typer.Typer(
     rich_markup_mode=None,
@@ -23,16 +27,39 @@ def methods(ctx: typer.Context) -> None:
     from distillkit.registry import registry
 
     out, found = console(), registry()
-    table = Table("method", "what it does", "from")
-    for name, installed in sorted(found.named("methods").items()):
-        table.add_row(name, installed.value.summary(), installed.origin)
+    listed = sorted(found.named("methods").items())
+    table = Table("method", "what it does", "known to go wrong", "from")
+    for name, installed in listed:
+        table.add_row(name, installed.value.summary(), installed.value.caution, installed.origin)
     out.print(table)
+    _print_traits(listed)
     for plugin in found.broken:
         out.print(f"broken: {plugin.name} ({plugin.origin}): {plugin.reason}", markup=False)
     for (kind, _), reason in found.refused.items():
         if kind == "methods":
             out.print(f"refused: {reason}", markup=False)
     out.print("distillkit methods show NAME explains a method, distillkit run NAME runs it.", highlight=False)
+
+
+def _print_traits(listed: Sequence[tuple[str, Installed]]) -> None:
+    """What each of the methods takes on the default teacher; a method that fails there says why."""
+    from rich.table import Table
+
+    from distillkit.cli.closing import console
+    from distillkit.errors import DistillkitError
+    from distillkit.jobs.traits import COLUMNS, MEANING, traits_of
+    from distillkit.models.store.resolve import default_teacher, load_teacher
+    from distillkit.progress import Quiet
+
+    out, teacher = console(), load_teacher(default_teacher(), Quiet())
+    table = Table("method", *COLUMNS, title=f"on the teacher {teacher.spec.name}", title_justify="left")
+    for name, installed in listed:
+        try:
+            table.add_row(name, *traits_of(installed, teacher).cells)
+        except DistillkitError as error:
+            table.add_row(name, f"cannot be tried: {error}")
+    out.print(table)
+    out.print(f"{MEANING}.", highlight=False)
 
 
 @app.command()
@@ -54,6 +81,8 @@ def show(
     out, offer = console(), method_offer(name)
     method, known = offer.value, preset_name(teacher or default_teacher())
     out.print(f"{method.name}: {method.summary()}\nfrom {offer.origin}")
+    if method.caution:
+        out.print(f"known to go wrong: {method.caution}", highlight=False, markup=False)
     preset = method.preset_for(known)
     out.print(
         f"for the teacher {known}: " + (f"preset {preset.name} ({preset.source})" if preset else "no preset, defaults")

@@ -53,12 +53,14 @@ class Method(ABC):
         presets: settings that fit known teachers.
         examples: settings beside the defaults that the conformance kit tries too: every documented option that changes
             what is trained.
+        caution: what is known to go wrong with it, in one sentence; `distillkit methods` shows it.
     """
 
     name: ClassVar[str]
     Config: ClassVar[type[MethodConfig]] = MethodConfig
     presets: ClassVar[Sequence[Preset]] = ()
     examples: ClassVar[Sequence[Mapping[str, Any]]] = ()
+    caution: ClassVar[str] = ""
 
     @abstractmethod
     def recipe(self, teacher: Teacher, config: Any) -> Recipe:

@@ -48,6 +48,10 @@ class Consistency(Method):
     name = "consistency"
     Config = ConsistencyConfig
     presets = PRESETS
+    caution = (
+        "With the paper's uniform weight and pseudo-Huber distance high noise levels drown the low ones in a short "
+        "training: --weighting snr+1 --distance l2."
+    )
     examples = (
         {"levels": 12, "target_decay": 0.0, "distance": "l2", "weighting": "snr+1"},
         {"teacher_free": True, "weighting": "karras", "first_levels": 2},

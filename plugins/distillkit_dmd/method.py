@@ -39,6 +39,10 @@ class DMD(Method):
     name = "dmd"
     Config = DMDConfig
     presets = PRESETS
+    caution = (
+        "Without the regression, or where the fake score lags behind the student, modes are lost and the losses do not "
+        "show it: raise --fake-lr or --fake-updates."
+    )
     examples = (
         {"kl_weight": 0},
         {"regression_weight": 0},

@@ -62,6 +62,10 @@ class DMD2(Method):
     name = "dmd2"
     Config = DMD2Config
     presets = PRESETS
+    caution = (
+        "Where the critic lags behind the student modes are lost: raise --critic-lr or --updates; the default GAN "
+        "weights are ImageNet's and hardly count on small images."
+    )
     examples = (
         {"gan_weight": 0},
         {"critic_gan_weight": 0},

@@ -61,6 +61,10 @@ class ECT(Method):
     name = "ect"
     Config = ECTConfig
     presets = PRESETS
+    caution = (
+        "As the steps shrink, errors of one level reach the next: where neighbour_gap grows, lower --lr or take fewer "
+        "--stages."
+    )
     examples = (
         {"curriculum": "ict", "first_levels": 4, "last_levels": 64, "level_mean": -0.8, "level_std": 1.6},
         {"teacher_free": False, "guidance": 2.0, "stages": 4, "q": 4.0, "c": 0.0},

@@ -51,6 +51,10 @@ class FDistill(Method):
     name = "f-distill"
     Config = FDistillConfig
     presets = PRESETS
+    caution = (
+        "As dmd2; and its weights are no better than the discriminator, which leaves few samples with a weight "
+        "where it is sure of all."
+    )
     examples = (
         {"divergence": "forward-kl", "ratio_min": 0.9, "ratio_max": 1.1, "ratio_decay": 0.5},
         {"evaluations": 4, "updates": 1, "guidance": 2.0, "guidance_rescale": 0.7, "level_min": 0.2, "level_max": 0.7},

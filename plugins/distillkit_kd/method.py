@@ -47,6 +47,10 @@ class KnowledgeDistillation(Method):
     name = "kd"
     Config = KDConfig
     presets = PRESETS
+    caution = (
+        "It is bound to its pairs: from few it learns these alone, and l2 averages over what one evaluation "
+        "cannot tell apart."
+    )
     examples = ({"distance": "l1"}, {"distance": "pseudo-huber"}, {"student_network": {}})
 
     def recipe(self, teacher: Teacher, config: KDConfig) -> Recipe:

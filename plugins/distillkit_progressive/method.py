@@ -40,6 +40,10 @@ class Progressive(Method):
     name = "progressive"
     Config = ProgressiveConfig
     presets = PRESETS
+    caution = (
+        "Every halving inherits the errors of the one before, so that one step is much worse than two or four: "
+        "--end-steps 4."
+    )
     examples = (
         {"start_steps": 4, "end_steps": 2, "last_share": 1.0},
         {"start_steps": 2, "source": "pairs", "weighting": "snr+1"},

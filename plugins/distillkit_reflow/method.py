@@ -32,6 +32,10 @@ class Reflow(Method):
     name = "reflow"
     Config = ReflowConfig
     presets = PRESETS
+    caution = (
+        "It is bound to its pairs, and every round passes the errors of its flow on to the next: one round, and more "
+        "pairs before more rounds."
+    )
     examples = (
         {"rounds": 2, "steps": 3, "last_share": 2.0},
         {"rounds": 0, "distance": "pseudo-huber"},

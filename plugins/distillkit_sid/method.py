@@ -47,6 +47,10 @@ class SiD(Method):
     name = "sid"
     Config = SiDConfig
     presets = PRESETS
+    caution = (
+        "Nothing but two scores holds the student: it may diverge late, and seeds end far apart; keep RUN@best and "
+        "lower --lr."
+    )
     examples = (
         {"alpha": 1.0, "largest": 1.0},
         {"guidance": 2.0, "fake_guidance": 2.0},
