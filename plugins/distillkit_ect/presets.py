@@ -13,7 +13,7 @@ PRESETS = (
     Preset(
         name="mixture",
         teachers=("mixture",),
-        training={"batch": 256, "lr": 1e-3, "lr_schedule": "cosine", "duration": "300k", "ema_halflife": "10k"},
+        training={"lr": 1e-3, "lr_schedule": "cosine", "duration": "300k", "ema_halflife": "10k"},
         source="untuned, for seconds on a CPU core",
     ),
     Preset(

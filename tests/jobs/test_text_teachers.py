@@ -16,7 +16,7 @@ from distillkit.testing.training import trainer_of, weights
 from tests.models import pipelines
 
 METHODS = ("consistency", "dmd", "dmd2", "kd", "progressive", "reflow", "sid")
-VARIANTS = {"ect": {}, "f-distill": {"updates": 1}}
+VARIANTS = {"ect": {}, "tcm": {"first_share": 0.0}, "f-distill": {"updates": 1}}
 """Methods of the same networks as another's: on two families, with settings that make them cheap."""
 FAMILIES = {
     "Stable Diffusion": pipelines.stable_diffusion,

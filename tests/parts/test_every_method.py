@@ -14,6 +14,7 @@ METHODS = {
     "sid": [{}, {"guidance": 2.0, "fake_guidance": 1.5, "fake_levels": "grid"}],
     "consistency": [{}, {"teacher_free": True, "source": "pairs", "weighting": "karras"}],
     "ect": [{}, {"curriculum": "ict"}, {"teacher_free": False, "source": "pairs", "target_decay": 0.5}],
+    "tcm": [{}, {"first_share": 0.0, "teacher_free": False, "source": "pairs"}],
     "progressive": [{"start_steps": 1}, {"start_steps": 8, "weighting": "snr+1", "source": "pairs"}],
     "reflow": [{}, {"rounds": 0, "distance": "pseudo-huber"}],
 }

@@ -23,5 +23,6 @@ def test_all_first_party_methods_are_among_them():
         "progressive",
         "reflow",
         "sid",
+        "tcm",
     }
     assert set(registry().named("methods")) >= {method.name for method in FIRST_PARTY}

@@ -1,0 +1,66 @@
+"""Settings of truncated consistency models that fit known teachers."""
+
+from distillkit import Preset
+
+SHORT = {"stages": 6, "truncated_std": 1.0, "df": 2.0}
+"""For trainings of minutes, in which steps of a thousandth lead nowhere, and levels close to the boundary not far."""
+
+PRESETS = (
+    Preset(
+        name="digits",
+        teachers=("digits",),
+        settings=SHORT,
+        training={"lr": 1e-3, "lr_schedule": "cosine", "weight_decay": 0.0, "ema_halflife": "3k"},
+        source="untuned, for five minutes on two CPU cores",
+    ),
+    Preset(
+        name="mixture",
+        teachers=("mixture",),
+        settings=SHORT | {"c": 0.1},
+        training={"lr": 1e-3, "lr_schedule": "cosine", "duration": "300k", "ema_halflife": "10k"},
+        source="untuned, for seconds on a CPU core",
+    ),
+    Preset(
+        name="shapes",
+        teachers=("shapes",),
+        settings=SHORT,
+        training={"lr": 1e-3, "lr_schedule": "cosine", "duration": "20k", "ema_halflife": "500"},
+        source="untuned, for three minutes on two CPU cores",
+    ),
+    Preset(
+        name="cifar10",
+        teachers=("edm-cifar10-*",),
+        settings={"c": 0.0, "first_share": 0.37},
+        training={
+            "batch": 512, "lr": 5e-5, "optimizer": "radam", "weight_decay": 0.0, "clip_grad_norm": 1e6,
+            "duration": "486M", "ema_halflife": "3.5M",
+        },
+        source="TCM's README.md (steps to 1 - 0.999, no clipping, EMA 0.9999; batch 512 and rate 1e-4, then 1024 and "
+        "5e-5: here the first batch and the second rate) and FastGen's EDM/config_cm_cifar10.py and "
+        "config_tcm_cifar10.py (350,000 and 300,000 iterations); FID 2.46, dropout of 0.2 not here",
+    ),
+    Preset(
+        name="imagenet64",
+        teachers=("edm-imagenet64",),
+        settings={
+            "first_share": 0.27, "stages": 4, "q": 4.0, "level_mean": -0.8, "level_std": 1.6, "weighting": "karras",
+        },
+        training={
+            "batch": 1024, "optimizer": "adam", "beta2": 0.99, "weight_decay": 0.0, "clip_grad_norm": 1e6,
+            "duration": "563M", "ema_halflife": "5M", "precision": "bf16", "float32_attention": True,
+        },
+        source="FastGen's EDM2/config_cm_s.py and config_tcm_s.py (150,000 and 400,000 iterations, the last step 1 - "
+        "0.9961; EDM2's network: rate, EMA and their use for ADM untuned)",
+    ),
+    Preset(
+        name="sd15",
+        teachers=("stable-diffusion-v1-*",),
+        settings={"first_share": 0.29, "teacher_free": False, "guidance": 6.0},
+        training={
+            "batch": 512, "lr": 1e-5, "weight_decay": 0.0, "duration": "143M", "ema_halflife": "1M",
+            "precision": "bf16", "gradient_checkpointing": True,
+        },
+        source="Lee et al. 2024, text to image on COYO: distillation at guidance 6, batch 512, 80,000 and 200,000 "
+        "iterations; the rest untuned",
+    ),
+)  # fmt: skip
