@@ -91,6 +91,12 @@ METHODS: Mapping[str, tuple[Dimension, ...]] = {
         Choice("settings.first_levels", (5, 10)), Choice("settings.last_levels", (20, 40, 160)), *CLEAN_LEVELS,
         Choice("settings.c", (0.0, 0.01, 0.1, 1.0)), Choice("settings.teacher_free", (True, False)), START,
     ),
+    "tcm": (
+        Choice("settings.first_share", (0.3, 0.5, 0.7)), Choice("settings.stages", (3, 5, 8)),
+        Choice("settings.boundary", (0.5, 1.0, 2.0)), Choice("settings.boundary_weight", (0.1, 1.0)),
+        Choice("settings.truncated_std", (0.5, 1.0, 2.0)), Choice("settings.df", (0.1, 2.0, 10.0)), *CLEAN_LEVELS,
+        Choice("settings.c", (0.0, 0.01, 0.1, 1.0)), Choice("settings.teacher_free", (True, False)),
+    ),
     "reflow": (
         Choice("settings.rounds", (0, 1, 2)), Choice("settings.steps", (2, 4, 8)), DISTANCE,
         Choice("settings.last_share", (1.0, 2.0, 4.0)),
