@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 import torch
@@ -53,6 +54,16 @@ class Denoiser(nn.Module, ABC):
         if not isinstance(found, nn.Module):
             raise DistillkitError(f"the network {type(self).__name__} has no layer {name!r} to take features from")
         return found
+
+    def layers_at(self, depths: Sequence[float]) -> list[str]:
+        """Names of the blocks at these depths, shares in [0, 1] of the network's blocks in the order of evaluation
+        (`model.blocks`), each once; the bottleneck alone where a network has no such list."""
+        blocks = getattr(getattr(self, "model", None), "blocks", None)
+        if not blocks:
+            return ["bottleneck"]
+        names = {id(module): name for name, module in self.named_modules()}
+        chosen = sorted({round(depth * (len(blocks) - 1)) for depth in depths})
+        return [names[id(blocks[k])] for k in chosen]
 
     def feature(self, output: Any, x: Tensor) -> Tensor:
         """What `features` gives of a layer's output for samples x (B, ...): the first of several, unless the network
@@ -126,6 +137,11 @@ class _Capture:
             child._compiled_call_impl = compiled
 
 
+def device_of(denoiser: Denoiser) -> torch.device:
+    """Where a denoiser is, also one that is a formula and has no weights; the CPU where nothing of it is anywhere."""
+    return next((tensor.device for tensor in chain(denoiser.parameters(), denoiser.buffers())), torch.device("cpu"))
+
+
 @torch.no_grad()
 def null_features(
     denoiser: Denoiser, shape: Sequence[int], condition: Condition, layers: Sequence[str]
@@ -135,6 +151,6 @@ def null_features(
     Args:
         shape: of a sample, without the batch. condition: of one sample, on the network's device.
     """
-    device = next(denoiser.parameters()).device
+    device = device_of(denoiser)
     t = denoiser.schedule.grid(3)[1:2].float().to(device)
     return denoiser.features(torch.zeros(1, *shape, device=device), t, condition, layers)

@@ -31,6 +31,11 @@ class PointMLP(nn.Module):
         self.bottleneck = nn.Identity()
         self.last = nn.Sequential(nn.LayerNorm(width), nn.SiLU(), nn.Linear(width, out_channels))
 
+    @property
+    def blocks(self) -> list[nn.Module]:
+        """The residual layers."""
+        return list(self.layers)
+
     def forward(self, x: Tensor, noise: Tensor, labels: Tensor | None = None, augment: Tensor | None = None) -> Tensor:
         frequencies = math.pi / 8 * 2.0 ** torch.arange(8, device=x.device)
         angles = noise[:, None] * frequencies.to(x.dtype)

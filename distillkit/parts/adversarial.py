@@ -64,22 +64,34 @@ class Gan:
         loss: of both sides.
         r1: the penalty on real samples.
         source: of the real samples: images, or the teacher's own in noise-image pairs.
+        same_noise: real samples are judged with the noise and at the levels of the generated ones, so that they alone
+            make the difference.
     """
 
     def __init__(
-        self, loss: GanLossName = "non-saturating", r1: R1 | None = None, source: CleanSource = "images"
+        self,
+        loss: GanLossName = "non-saturating",
+        r1: R1 | None = None,
+        source: CleanSource = "images",
+        *,
+        same_noise: bool = False,
     ) -> None:
-        self.loss, self.r1, self.source = GAN_LOSSES[loss], r1 or R1(), source
+        self.loss, self.r1, self.source, self.same_noise = GAN_LOSSES[loss], r1 or R1(), source, same_noise
 
     @property
     def needs(self) -> Sequence[type]:
         """What a discriminator reads of a step: the student's samples, and real ones."""
         return (Samples, CLEAN[self.source])
 
-    def told_apart(self, discriminator: Discriminator, step: Step, fake: Tensor) -> Tensor:
-        """The discriminator's loss and its penalty, a scalar, from the logits (B, N) of the student's samples."""
+    def told_apart(self, discriminator: Discriminator, step: Step, fake: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+        """The discriminator's loss and its penalty, a scalar.
+
+        Args:
+            fake: logits (B, N) of the student's samples with `noise` (B, ...) at `t` (B,).
+        """
         clean = step[CLEAN[self.source]]
-        t, noise = discriminator.draw_gan_levels(step, "real/level"), step.normal("real/noise")
+        if not self.same_noise:
+            t, noise = discriminator.draw_gan_levels(step, "real/level"), step.normal("real/noise")
         real, penalty = self.r1(
             discriminator, clean.sample, noise, t, clean.condition, lambda: step.normal("real/nearby")
         )

@@ -29,8 +29,9 @@ class Critic(FakeScore):
         teacher: whose copy it starts as.
         gan_weight: of the discriminator's loss.
         gan: see `Gan`.
-        gan_levels: where samples are judged, as shares of the grid of T = 1000; with the whole grid the student's
-            samples are judged in the fake score's own pass.
+        levels: of the score matching; see `FakeScore`.
+        gan_levels: of what is judged; by default the student's samples are judged in the score matching's own pass.
+        head: makes the head for features of a shape.
         optimizer: see `Learner`.
     """
 
@@ -44,13 +45,14 @@ class Critic(FakeScore):
         *,
         gan_weight: float,
         gan: Gan | None = None,
-        gan_levels: tuple[float, float] = (0.0, 1.0),
+        levels: Levels | None = None,
+        gan_levels: Levels | None = None,
+        head: Callable[[Sequence[int]], nn.Module] = head_for,
         optimizer: OptimizerConfig | None = None,
     ) -> None:
-        super().__init__(teacher.copy_denoiser(), optimizer=optimizer)
-        self.gan_weight, self.gan = gan_weight, gan or Gan()
-        self.gan_levels = None if gan_levels == (0.0, 1.0) else evenly_from(times_between(teacher.schedule, gan_levels))
-        self.head = DiscriminatorHead.on(self.denoiser, teacher)
+        super().__init__(teacher.copy_denoiser(), levels, optimizer=optimizer)
+        self.gan_weight, self.gan, self.gan_levels = gan_weight, gan or Gan(), gan_levels
+        self.head = DiscriminatorHead.on(self.denoiser, teacher, head=head)
 
     def draw_gan_levels(self, step: Step, purpose: str) -> Tensor:
         """Times (B,) on the step's device."""
@@ -66,15 +68,18 @@ class Critic(FakeScore):
         return denoised, self.head(features)
 
     def loss(self, step: Step) -> Tensor:
-        x, t = step.samples.detach(), self.draw_levels(step, "fake/level")
-        noisy = self.denoiser.schedule.add_noise(x, step.normal("fake/noise"), t)
+        x, condition = step.samples.detach(), step.condition
+        t, noise = self.draw_levels(step, "fake/level"), step.normal("fake/noise")
+        noisy = self.denoiser.schedule.add_noise(x, noise, t)
+        weight = self.denoiser.loss_weight(t)
         if self.gan_levels is None:
-            denoised, fake = self.judged(noisy, t, step.condition)
+            denoised, fake = self.judged(noisy, t, condition)
         else:
-            denoised, t_fake = self.denoiser(noisy, t, step.condition), self.draw_gan_levels(step, "judged/level")
-            fake = self.head(self.features(x, step.normal("judged/noise"), t_fake, step.condition))
-        matching = weighted_error(denoised, x, self.denoiser.loss_weight(t))
-        return matching + self.gan_weight * self.gan.told_apart(self, step, fake)
+            denoised = self.denoiser(noisy, t, condition)
+            t, noise = self.draw_gan_levels(step, "judged/level"), step.normal("judged/noise")
+            fake = self.head(self.features(x, noise, t, condition))
+        matching = weighted_error(denoised, x, weight)
+        return matching + self.gan_weight * self.gan.told_apart(self, step, fake, noise, t)
 
 
 class LatentDiscriminator(Learner):
@@ -121,7 +126,7 @@ class LatentDiscriminator(Learner):
     def loss(self, step: Step) -> Tensor:
         t, noise = self.draw_gan_levels(step, "fake/level"), step.normal("fake/noise")
         fake = self.head(self.features(step.samples.detach(), noise, t, step.condition))
-        return self.gan.told_apart(self, step, fake)
+        return self.gan.told_apart(self, step, fake, noise, t)
 
 
 def score_and_discriminator(
@@ -136,11 +141,17 @@ def score_and_discriminator(
     """A fake score and what judges its student's samples: itself, or heads of their own on the teacher's bottleneck,
     which leave the fake score to its one task (as in NVIDIA's FastGen).
 
-    Args: as `Critic`'s; `gan_weight` counts where both are one network.
+    Args:
+        gan_levels: where samples are judged, as shares of the grid of T = 1000; over the whole grid a critic judges the
+            student's samples in its score matching's own pass.
+        gan_weight: counts where both are one network.
+        gan, optimizer: as `Critic`'s.
     """
+    whole, levels = gan_levels == (0.0, 1.0), evenly_from(times_between(teacher.schedule, gan_levels))
     if features == "fake score":
-        critic = Critic(teacher, gan_weight=gan_weight, gan=gan, gan_levels=gan_levels, optimizer=optimizer)
+        critic = Critic(
+            teacher, gan_weight=gan_weight, gan=gan, gan_levels=None if whole else levels, optimizer=optimizer
+        )
         return critic, critic
-    levels = evenly_from(times_between(teacher.schedule, gan_levels))
     judge = LatentDiscriminator(teacher, levels=levels, gan=gan, head=head_for, optimizer=optimizer)
     return FakeScore.from_teacher(teacher, optimizer=optimizer), judge

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from distillkit.contracts.denoiser import Denoiser, null_features
+from distillkit.contracts.denoiser import Denoiser, device_of, null_features
 from distillkit.contracts.teacher import Teacher
 
 BOTTLENECK = ("bottleneck",)
@@ -39,10 +39,8 @@ class DiscriminatorHead(nn.Module):
     ) -> DiscriminatorHead:
         """A head for these layers of a denoiser of the teacher's samples and conditions."""
         keys = teacher.conditioner.draw(torch.zeros(1, dtype=torch.float64))
-        device = next((p.device for p in denoiser.parameters()), torch.device("cpu"))
-        return cls(
-            null_features(denoiser, teacher.spec.shape, teacher.conditioner.encode(keys).to(device), layers), head
-        )
+        condition = teacher.conditioner.encode(keys).to(device_of(denoiser))
+        return cls(null_features(denoiser, teacher.spec.shape, condition, layers), head)
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
         return torch.cat([head(f.float()).flatten(1) for head, f in zip(self.heads, features, strict=True)], dim=1)

@@ -39,6 +39,10 @@ class SmallNetwork(nn.Module):
         self.level = nn.Linear(3, width)
         self.label = nn.Linear(classes, width, bias=False) if classes else None
 
+    @property
+    def blocks(self) -> list[nn.Module]:
+        return [self.first, self.bottleneck]
+
     def forward(self, x: Tensor, level: Tensor, labels: Tensor | None = None, augment: Tensor | None = None) -> Tensor:
         embedded = self.level(torch.stack([level, level.cos(), level.sin()], dim=1).to(x.dtype))
         if self.label is not None and labels is not None:
@@ -57,6 +61,10 @@ class _Predicting(nn.Module):
     @property
     def bottleneck(self) -> nn.Module:
         return self.network.bottleneck
+
+    @property
+    def blocks(self) -> list[nn.Module]:
+        return self.network.blocks
 
     def forward(self, x: Tensor, t: Tensor, condition: Condition) -> Tensor:
         one_hot = None

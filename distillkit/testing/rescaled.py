@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -69,6 +71,9 @@ class RescaledDenoiser(Denoiser):
 
     def layer(self, name: str) -> nn.Module:
         return self.inner.layer(name)
+
+    def layers_at(self, depths: Sequence[float]) -> list[str]:
+        return self.inner.layers_at(depths)
 
 
 def rescaled(teacher: Teacher) -> Teacher:

@@ -63,6 +63,10 @@ class MixtureDenoiser(Denoiser):
     def layer(self, name: str) -> nn.Module:
         return super().layer(name) if self._network[0] is None else self._network[0].layer(name)
 
+    def layers_at(self, depths: Sequence[float]) -> list[str]:
+        network = self._network[0]
+        return super().layers_at(depths) if network is None else network.layers_at(depths)
+
     def with_features(
         self, x: Tensor, t: Tensor, condition: Condition, layers: Sequence[str] = ("bottleneck",)
     ) -> tuple[Tensor, list[Tensor]]:

@@ -26,10 +26,14 @@ class TransformerNetwork(nn.Module):
         self.transformer, self.patch = transformer, patch
 
     @property
+    def blocks(self) -> list[nn.Module]:
+        """The transformer's blocks, those of both kinds where it has two."""
+        return [*self.transformer.transformer_blocks, *getattr(self.transformer, "single_transformer_blocks", ())]
+
+    @property
     def bottleneck(self) -> nn.Module:
         """The block in the middle."""
-        blocks = [*self.transformer.transformer_blocks, *getattr(self.transformer, "single_transformer_blocks", ())]
-        return blocks[(len(blocks) - 1) // 2]
+        return self.blocks[(len(self.blocks) - 1) // 2]
 
     def feature(self, output: Any, x: Tensor) -> Tensor:
         """The picture's tokens in a layer's output as a map (B, C, h / patch, w / patch), for latents x (B, C, h, w).

@@ -44,6 +44,11 @@ class DiffusersUNet(nn.Module):
         """The block between the way down and the way up."""
         return self.unet.mid_block
 
+    @property
+    def blocks(self) -> list[nn.Module]:
+        """The blocks of each resolution: the way down, the middle, the way up."""
+        return [*self.unet.down_blocks, self.unet.mid_block, *self.unet.up_blocks]
+
     def forward(
         self, x: Tensor, t: Tensor, given: Condition | Tensor | None = None, augment: Tensor | None = None
     ) -> Tensor:

@@ -150,6 +150,11 @@ class SongUNet(nn.Module):
         """The encoder's last block."""
         return [layer for name, layer in self.enc.items() if "aux" not in name][-1]
 
+    @property
+    def blocks(self) -> list[nn.Module]:
+        """The residual blocks, from the first of the encoder to the last of the decoder."""
+        return [layer for layer in (*self.enc.values(), *self.dec.values()) if isinstance(layer, UNetBlock)]
+
     def forward(
         self, x: Tensor, noise_level: Tensor, labels: Tensor | None = None, augment: Tensor | None = None
     ) -> Tensor:
