@@ -34,7 +34,20 @@ def test_links_lead_somewhere(document):
             assert (document.parent / target.partition("#")[0]).exists(), target
 
 
-METHODS = ("dmd", "dmd2", "f-distill", "consistency", "ect", "tcm", "progressive", "kd", "reflow", "sid")
+METHODS = (
+    "dmd",
+    "dmd2",
+    "f-distill",
+    "consistency",
+    "ect",
+    "tcm",
+    "progressive",
+    "kd",
+    "ladd",
+    "reflow",
+    "sid",
+    "sida",
+)
 """Whose options the documents name."""
 HELPS = (
     (), *(("run", method) for method in METHODS), ("sample",),

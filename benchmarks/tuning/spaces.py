@@ -79,6 +79,16 @@ METHODS: Mapping[str, tuple[Dimension, ...]] = {
         fake("fake_lr"), Choice("settings.alpha", (0.8, 1.0, 1.1, 1.2)), Choice("settings.largest", (0.6, 0.8, 1.0)),
         START, BETA1,
     ),
+    "sida": (
+        fake("critic_lr"), Choice("settings.alpha", (0.8, 1.0, 1.1, 1.2)), Choice("settings.largest", (0.6, 0.8, 1.0)),
+        Log("settings.gan_weight", 1e-4, 1e-1), Log("settings.critic_gan_weight", 1e-3, 1e-1), START, BETA1,
+    ),
+    "ladd": (
+        fake("discriminator_lr"), Choice("settings.updates", (1, 2)),
+        Choice("settings.gan_loss", ("hinge", "non-saturating")), Choice("settings.level_mean", (-1.0, 0.0, 1.0)),
+        Choice("settings.level_std", (1.0, 1.5, 2.0)), Log("settings.r1_weight", 1e-4, 1.0),
+        Choice("settings.depths", ((0.5,), (0.25, 0.5), (0.25, 0.5, 0.75))), START,
+    ),
     "consistency": (
         Choice("settings.levels", (8, 12, 18, 28, 40)), Choice("settings.target_decay", (0.0, 0.9, 0.95)), DISTANCE,
         WEIGHTING, START,
@@ -107,7 +117,7 @@ METHODS: Mapping[str, tuple[Dimension, ...]] = {
 }  # fmt: skip
 """Of one method, or of an ablation, whose best settings are others."""
 
-WITH_PAIRS = {"dmd", "dmd-without-kl", "kd", "reflow"}
+WITH_PAIRS = {"dmd", "dmd-without-kl", "kd", "ladd", "reflow"}
 
 
 def space(suite: str, entry: str) -> tuple[Dimension, ...]:

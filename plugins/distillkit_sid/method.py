@@ -17,6 +17,12 @@ START_RATIO = 2.5
 """sigma_init, the noise-to-signal ratio at which the student is evaluated (Zhou et al. 2024, section 4.1)."""
 
 
+def one_step_student(teacher: Teacher) -> StudentGenerator:
+    """A student of one evaluation at `START_RATIO`, or at the schedule's end where that is lower."""
+    start = teacher.schedule.at(torch.tensor([START_RATIO], dtype=torch.float64)).item()
+    return StudentGenerator.from_teacher(teacher, OneStep(t=start))
+
+
 class SiDConfig(MethodConfig):
     """Settings of SiD."""
 
@@ -58,8 +64,7 @@ class SiD(Method):
     )
 
     def recipe(self, teacher: Teacher, config: SiDConfig) -> Recipe:
-        start = teacher.schedule.at(torch.tensor([START_RATIO], dtype=torch.float64)).item()
-        student = StudentGenerator.from_teacher(teacher, OneStep(t=start))
+        student = one_step_student(teacher)
         times = noise_levels(teacher.schedule)[round(config.smallest * LEVELS) : round(config.largest * LEVELS)]
         levels = evenly_from(times) if config.fake_levels == "grid" else lognormal_levels(teacher.schedule)
         fake = FakeScore(teacher.copy_denoiser(), levels, optimizer=own_rate(config.fake_lr))

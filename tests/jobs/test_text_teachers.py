@@ -16,7 +16,8 @@ from distillkit.testing.training import trainer_of, weights
 from tests.models import pipelines
 
 METHODS = ("consistency", "dmd", "dmd2", "kd", "progressive", "reflow", "sid")
-VARIANTS = {"ect": {}, "tcm": {"first_share": 0.0}, "f-distill": {"updates": 1}}
+VARIANTS = {"ect": {}, "tcm": {"first_share": 0.0}, "f-distill": {"guidance": 4.0, "updates": 1}}
+VARIANTS |= {"ladd": {}, "sida": {"guidance": 4.0}}
 """Methods of the same networks as another's: on two families, with settings that make them cheap."""
 FAMILIES = {
     "Stable Diffusion": pipelines.stable_diffusion,
@@ -77,7 +78,7 @@ def test_a_step_is_finite_on_every_family(method, family, teachers):
 @pytest.mark.parametrize("family", ["XL", "Stable Diffusion 3"])
 @pytest.mark.parametrize("method", VARIANTS)
 def test_a_step_of_a_variant_is_finite_on_text(method, family, teachers):
-    trainer = trainer_of(registry().method(method), teachers(family), {"guidance": 4.0, **VARIANTS[method]})
+    trainer = trainer_of(registry().method(method), teachers(family), VARIANTS[method])
     trainer.train_step()
     assert all(value.isfinite().all() for value in weights(trainer).values())
 

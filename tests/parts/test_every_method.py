@@ -12,6 +12,8 @@ METHODS = {
     "dmd2": [{}, {"evaluations": 3}, {"gan_weight": 0}, {"gan_level_min": 0.4, "r1_weight": 1.0, "r1": "inputs"}],
     "f-distill": [{}, {"divergence": "jeffreys", "gan_features": "teacher", "guidance": 2.0}],
     "sid": [{}, {"guidance": 2.0, "fake_guidance": 1.5, "fake_levels": "grid"}],
+    "sida": [{"gan_weight": 0.1, "r1_weight": 1.0}],
+    "ladd": [{}, {"source": "images", "evaluations": 2, "r1": "inputs"}],
     "consistency": [{}, {"teacher_free": True, "source": "pairs", "weighting": "karras"}],
     "ect": [{}, {"curriculum": "ict"}, {"teacher_free": False, "source": "pairs", "target_decay": 0.5}],
     "tcm": [{}, {"first_share": 0.0, "teacher_free": False, "source": "pairs"}],

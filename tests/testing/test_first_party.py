@@ -20,9 +20,11 @@ def test_all_first_party_methods_are_among_them():
         "ect",
         "f-distill",
         "kd",
+        "ladd",
         "progressive",
         "reflow",
         "sid",
+        "sida",
         "tcm",
     }
     assert set(registry().named("methods")) >= {method.name for method in FIRST_PARTY}

@@ -66,7 +66,8 @@ MUTATIONS = {
         "critic_gan_weight",
     ),
     "dmd2: the critic's GAN loss dropped": Mutation(
-        "dmd2", EFFECT, CRITIC, "matching + self.gan_weight * self.gan.told_apart(self, step, fake)", "matching",
+        "dmd2", EFFECT, CRITIC, "matching + self.gan_weight * self.gan.told_apart(self, step, fake, noise, t)",
+        "matching",
         "critic_gan_weight",
     ),
     "f-distill: one divergence for all": Mutation(
@@ -79,6 +80,19 @@ MUTATIONS = {
     "r1: dropped": Mutation(
         "dmd2", EFFECT, ADVERSARIAL, "discriminator(fake, real) + penalty", "discriminator(fake, real)", "r1"
     ),
+    "sida: weight of the GAN dropped": Mutation(
+        "sida", EFFECT, "distillkit_sid.adversarial", "self.gan_weight * fakeness", "fakeness", "gan_weight"
+    ),
+    "ladd: the source of real samples dropped": Mutation(
+        "ladd", "needs_are_what_is_used", ADVERSARIAL, "clean = step[CLEAN[self.source]]",
+        'clean = step[CLEAN["images"]]', "Images",
+    ),
+    "ladd: depths dropped": Mutation(
+        "ladd", EFFECT, "distillkit_ladd.method", "layers_at(config.depths)", "layers_at((0.5,))", "depths"
+    ),
+    "ladd: levels of what is judged dropped": Mutation(
+        "ladd", EFFECT, "distillkit_ladd.method", "mean=config.level_mean", "mean=0.0", "level_mean"
+    ),
     "sid: alpha dropped": Mutation(
         "sid", EFFECT, IDENTITY, "(1 - alpha) * apart.square() + ", "apart.square() + ", "alpha"
     ),
@@ -87,7 +101,7 @@ MUTATIONS = {
         "return weighted_error(denoised, x0, 0 * t + 1)", "fake_score",
     ),
     "critic: the network's loss weight dropped": Mutation(
-        "dmd2", FOLLOW, CRITIC, "self.denoiser.loss_weight(t)", "0 * t + 1", "critic"
+        "dmd2", FOLLOW, CRITIC, "weight = self.denoiser.loss_weight(t)", "weight = 0 * t + 1", "critic"
     ),
     # Levels.
     "progressive: level fixed": Mutation(
@@ -118,8 +132,8 @@ MUTATIONS = {
         "sid", FIT, IDENTITY, "self.teacher.schedule.add_noise(x, step.normal(\"level/noise\"), t)", "x", "less"
     ),
     "critic: noise at another level than it is asked at": Mutation(
-        "dmd2", FIT, CRITIC, 'step.normal("fake/noise"), t)\n',
-        'step.normal("fake/noise"), self.draw_levels(step, "other/level"))\n', "critic",
+        "dmd2", FIT, CRITIC, "self.denoiser.schedule.add_noise(x, noise, t)\n",
+        'self.denoiser.schedule.add_noise(x, noise, self.draw_levels(step, "other/level"))\n', "critic",
     ),
     "sid: noise added by hand": Mutation(
         "sid", SCALE, IDENTITY, "self.teacher.schedule.add_noise(x, step.normal(\"level/noise\"), t)",

@@ -1,0 +1,67 @@
+"""Settings of SiDA that fit known teachers."""
+
+from distillkit import Preset
+from distillkit_sid.presets import ADAM
+
+SHORT = ADAM | {"beta1": 0.0, "lr_schedule": "cosine"}
+EDM = ADAM | {"beta1": 0.0, "lr": 1e-5, "ema_halflife": "500k"}
+# The code's loss is 0.5 x 100 x 12288 times this one, a mean over the elements, and its eps 1e-6, for its fp16.
+EDM64 = EDM | {"eps": 1.6e-12, "precision": "bf16", "float32_attention": True}
+# Its discriminator's weight is 1 over the elements, 12288, times the mean of EDM's weight at its levels, 200, halved.
+CRITIC64 = {"critic_gan_weight": 8.2e-3}
+SOURCE = (
+    "SiD's branch sida: run_sida.sh, {}, and sida_train.py (there with dropout and augmentation, the student from "
+    "100,000 and the GAN from 200,000 images on); GAN weights for means over the elements"
+)
+
+ADVERSARIAL_PRESETS = (
+    Preset(
+        name="digits",
+        teachers=("digits",),
+        settings={"gan_weight": 1e-3},
+        training=SHORT | {"lr": 2e-4, "warmup": "2k", "duration": "64k", "ema_halflife": "3k"},
+        source="untuned, for five minutes on two CPU cores: SiD's training",
+    ),
+    Preset(
+        name="mixture",
+        teachers=("mixture",),
+        settings={"gan_weight": 1e-3, "critic_gan_weight": 3e-3},
+        training={"lr": 1e-3, "lr_schedule": "cosine", "duration": "150k", "ema_halflife": "10k"},
+        source="untuned, for seconds on a CPU core: SiD's training",
+    ),
+    Preset(
+        name="shapes",
+        teachers=("shapes",),
+        training=SHORT | {"batch": 32, "lr": 5e-4, "duration": "12k", "ema_halflife": "500"},
+        source="untuned, for three minutes on two CPU cores: SiD's training",
+    ),
+    Preset(
+        name="cifar10",
+        teachers=("edm-cifar10-*",),
+        settings={"critic_gan_weight": 0.033},
+        # As below, with 3072 elements, and eps 1e-8 in full precision.
+        training=EDM | {"batch": 256, "duration": "300M", "eps": 6.5e-14},
+        source=SOURCE.format("cifar10-uncond and cifar10-cond"),
+    ),
+    Preset(
+        name="imagenet64",
+        teachers=("edm-imagenet64",),
+        settings=CRITIC64,
+        training=EDM64 | {"batch": 8192, "lr": 4e-6, "duration": "300M", "ema_halflife": "2M"},
+        source=SOURCE.format("imagenet64-cond, in fp16"),
+    ),
+    Preset(
+        name="ffhq64",
+        teachers=("edm-ffhq64*",),
+        settings=CRITIC64,
+        training=EDM64 | {"batch": 512, "duration": "200M"},
+        source=SOURCE.format("ffhq64, in fp16"),
+    ),
+    Preset(
+        name="afhqv2",
+        teachers=("edm-afhqv2-64*",),
+        settings=CRITIC64,
+        training=EDM64 | {"batch": 512, "lr": 5e-6, "duration": "200M"},
+        source=SOURCE.format("afhq64-v2, in fp16"),
+    ),
+)
