@@ -63,6 +63,7 @@ if TYPE_CHECKING:
     from distillkit.jobs.run import Run as Run
     from distillkit.models.build import build_denoiser as build_denoiser
     from distillkit.models.build import changed_network as changed_network
+    from distillkit.models.build import with_guidance_input as with_guidance_input
     from distillkit.models.diffusers.family import Described as Described
     from distillkit.models.diffusers.family import Pipeline as Pipeline
     from distillkit.models.diffusers.parts import PipelineParts as PipelineParts
@@ -128,6 +129,7 @@ _HOME = {
     "bench": "benchmark.run",
     "build_denoiser": "models.build",
     "changed_network": "models.build",
+    "with_guidance_input": "models.build",
     "compare": "jobs.api",
     "distil": "jobs.api",
     "evaluate": "jobs.api",

@@ -48,7 +48,12 @@ def evaluate(
             autocompletion=offered("extractors"),
         ),
     ] = None,
-    guidance: Annotated[float, typer.Option(min=0, help="Guidance weight, for teachers and pipelines.")] = 1.0,
+    guidance: Annotated[
+        float | None,
+        typer.Option(
+            min=0, help="Guidance weight, for teachers, pipelines and students that take one.  [default: 1; its own]"
+        ),
+    ] = None,
     steps: Annotated[
         int | None,
         typer.Option(

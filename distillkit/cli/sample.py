@@ -51,7 +51,10 @@ def sample(
         ),
     ] = None,
     nfe: Annotated[int | None, typer.Option(min=1, help="Network evaluations of a sample.  [default: its own]")] = None,
-    guidance: Annotated[float, typer.Option(min=0, help="Guidance weight, for teachers.")] = 1.0,
+    guidance: Annotated[
+        float | None,
+        typer.Option(min=0, help="Guidance weight, for teachers and students that take one.  [default: 1; its own]"),
+    ] = None,
     negative: Annotated[
         str | None, typer.Option(help="Text to guide away from, for teachers.  [default: no text]")
     ] = None,

@@ -36,6 +36,12 @@ class Denoiser(nn.Module, ABC):
     def forward(self, x: Tensor, t: Tensor, condition: Condition) -> Tensor:
         """Denoise x (B, ...) at times t (B,); returns x0 of x's shape."""
 
+    @property
+    def takes_guidance(self) -> bool:
+        """Whether the network takes a guidance weight as an input, the condition's field `guidance` (B,): w of uncond +
+        w (cond - uncond)."""
+        return bool(getattr(getattr(self, "model", None), "takes_guidance", False))
+
     def loss_weight(self, t: Tensor) -> Tensor:
         """What |D - x0|^2 weighs in the loss that this network was trained with, (B,): 1 / ratio^2, the loss of the
         predicted noise, unless a family says otherwise."""

@@ -95,15 +95,15 @@ class Teacher:
         return self.denoiser.schedule
 
     def __call__(
-        self, x: Tensor, t: Tensor, condition: Condition, guidance: float = 1.0, negative: Condition | None = None,
-        rescale: float = 0.0,
+        self, x: Tensor, t: Tensor, condition: Condition, guidance: float | Tensor = 1.0,
+        negative: Condition | None = None, rescale: float = 0.0,
     ) -> Tensor:  # fmt: skip
         """Denoise with classifier-free guidance: uncond + w (cond - uncond), w = `guidance` (Ho & Salimans 2022).
 
         w = 1 is the plain conditional model, at one network evaluation instead of two.
 
         Args:
-            x: (B, ...). t: (B,). condition: batch of B. guidance: w.
+            x: (B, ...). t: (B,). condition: batch of B. guidance: w, of all or (B,) of each.
             negative: what is guided away from instead of no condition, a batch of B.
             rescale: share to which the guided prediction takes the standard deviation of the conditional one, against
                 over-saturation (Lin et al. 2023, arXiv 2305.08891, Eq. 15 and 16, here of the predicted sample).
@@ -111,11 +111,12 @@ class Teacher:
         Raises:
             UsageError: for a guidance weight where the model has no unconditional prediction.
         """
-        if guidance == 1.0 or not condition:
+        if not condition or (not isinstance(guidance, Tensor) and guidance == 1.0):
             return self.denoiser(x, t, condition)
         both = Condition.cat([self.conditioner.null(condition) if negative is None else negative, condition])
         null, conditional = self.denoiser(torch.cat([x, x]), torch.cat([t, t]), both).chunk(2)
-        guided = torch.lerp(null, conditional, guidance)
+        weight = per_sample(guidance, null).to(null) if isinstance(guidance, Tensor) else guidance
+        guided = torch.lerp(null, conditional, weight)
         if not rescale:
             return guided
         wanted, found = (x.flatten(1).float().std(1) for x in (conditional, guided))

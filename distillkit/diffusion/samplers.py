@@ -39,11 +39,16 @@ class ConsistencySampler(Sampler):
     levels: Levels = Field(min_length=1, description="times of the evaluations, descending")
     boundary: BoundaryOf = Field(default_factory=KarrasBoundary, description="how f is made of the denoiser")
     clip: bool = Field(False, description="clip every result to [-1, 1]")
+    guidance: float | None = Field(
+        None, ge=0, le=1e6, description="guidance weight that the network is given as an input, where it takes one"
+    )
 
     def __call__(
         self, denoiser: Denoiser, noise: Tensor, condition: Condition, renoise: Renoise | None = None
     ) -> Tensor:
         schedule, x0 = denoiser.schedule, noise
+        if self.guidance is not None:
+            condition = condition.extended(guidance=torch.full((len(noise),), self.guidance, device=noise.device))
         for k, t in enumerate(self.levels):
             if k:
                 of_sample, of_noise = self.boundary.renoising(t, schedule)

@@ -148,6 +148,8 @@ class Distillation:
     def _guidance(self) -> str:
         """One line on the guidance that the student learns in; "" where there is none."""
         method, pairs = self.recipe.guidance, self.sources.get(Pairs)
+        if (weight := self.recipe.final_sampler.input_guidance) is not None:
+            return f"guidance: an input of the student; it is sampled with {weight:g} unless another is asked for"
         if method is None or pairs is None or method == pairs.guidance:
             where = " and ".join(["the teacher's"] * (method is not None) + ["the pairs'"] * (pairs is not None))
             return "" if self.guidance == 1 else f"guidance: {self.guidance:g} ({where}); the student needs none itself"

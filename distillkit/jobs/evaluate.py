@@ -85,16 +85,13 @@ def _path(record: Record, found: Found, options: EvaluationOptions) -> Path:
 def record_name(record: Record) -> str:
     """A file name that no other protocol's record of the same subject has."""
     subject, samples = record.subject, record.protocol.samples
+    asked = subject.kind in ("teacher", "pipeline") or subject.sampler.get("guidance") is not None
     parts = [
         subject.name,
         record.protocol.name,
         str(samples.count),
         *([f"seed{samples.first_seed}"] if samples.first_seed else []),
-        *(
-            [f"guidance{subject.guidance:g}"]
-            if subject.kind in ("teacher", "pipeline") and subject.guidance != 1.0
-            else []
-        ),
+        *([f"guidance{subject.guidance:g}"] if asked and subject.guidance != 1.0 else []),
         *([subject.precision] if subject.precision != "fp32" else []),
         *([] if record.nfe is None else [f"nfe{record.nfe:g}"]),
         record.protocol_id.partition("-")[2][:8],

@@ -29,7 +29,8 @@ class EvaluationOptions:
         metrics: that are computed; the protocol's own by default.
         batch: samples in one pass.
         precision: "fp32", "bf16" or "fp16", of the generator; features are always computed in fp32.
-        guidance: weight of a teacher or a pipeline.
+        guidance: weight of a teacher or a pipeline, 1 by default; or of a student whose network takes one, its own by
+            default.
         steps: of a teacher's solver, or of the scheduler of a pipeline of diffusers where no solver is named.
         solver: "heun", "euler" or "ddim", of a teacher; its own by default.
         resolution: of a pipeline's pictures: a side, or "WIDTHxHEIGHT"; its own by default.
@@ -57,7 +58,7 @@ class EvaluationOptions:
     metrics: Sequence[str] = ()
     batch: int | None = None
     precision: str = "fp32"
-    guidance: float = 1.0
+    guidance: float | None = None
     steps: int | None = None
     solver: SolverName | None = None
     resolution: int | str | tuple[int, int] | None = None
@@ -91,6 +92,11 @@ class EvaluationOptions:
         self.images_at(None)
         if small := [nfe for nfe in self.nfe if nfe < 1]:
             raise UsageError(f"--nfe {small[0]}: at least 1")
+
+    @property
+    def weight(self) -> float:
+        """The guidance weight of a teacher or a pipeline."""
+        return 1.0 if self.guidance is None else self.guidance
 
     @property
     def pipeline(self) -> PipelineConfig:

@@ -50,7 +50,7 @@ def make_samples(
     nfe: int | None = None,
     steps: int | None = None,
     solver: str | None = None,
-    guidance: float = 1.0,
+    guidance: float | None = None,
     negative: str | None = None,
     batch: int | None = None,
     pipeline: PipelineConfig = PLAIN,
@@ -66,7 +66,7 @@ def make_samples(
         nfe: network evaluations of a sample; its own number by default.
         steps: of a teacher's solver; of a student the same as `nfe`. Its own by default.
         solver: of a teacher; its own by default.
-        guidance: weight of a teacher.
+        guidance: weight of a teacher, 1 by default; or of a student whose network takes one, its own by default.
         negative: text that a teacher is guided away from instead of nothing.
         batch: samples in one pass; by their size by default.
         pipeline: what is asked of a teacher's pipeline.
@@ -92,14 +92,13 @@ def make_samples(
         teacher = reference.load(context.reporter, context.stopped).to(context.device)
         return _of_teacher(teacher, asked, context)
     pipeline.refuse_for(f"{name} is a student, which keeps what it was trained with")
-    if guidance != 1.0:
-        raise UsageError("--guidance is for teachers; a student has learnt in what it has")
     for option in ("solver", "negative"):
         if getattr(asked, option) is not None:
             raise UsageError(f"--{option} is for teachers; a student has a sampler of its own")
     if None not in (steps, nfe):
         raise UsageError("--steps and --nfe say the same of a student twice: leave one out")
     student = load_student(name, say=context.reporter.say).to(context.device)
+    student = student if guidance is None else student.with_guidance(guidance)
     evaluations = steps if nfe is None else nfe
     student = student if evaluations in (None, student.nfe) else student.with_nfe(evaluations)
     keys = asked.keys(student.conditioner, student.codec.content)
@@ -124,7 +123,7 @@ class _Asked:
     nfe: int | None
     steps: int | None
     solver: SolverName | None
-    guidance: float
+    guidance: float | None
     negative: str | None
     batch: int | None
 
@@ -152,7 +151,7 @@ class _Asked:
 @torch.inference_mode()
 def _of_teacher(teacher: Teacher, asked: _Asked, context: Context) -> Made:
     spec, conditioner, rng = teacher.spec, teacher.conditioner, SampleRNG(asked.seed)
-    solver, guidance = asked.solver or spec.solver, asked.guidance
+    solver, guidance = asked.solver or spec.solver, 1.0 if asked.guidance is None else asked.guidance
     if asked.nfe is not None and asked.steps is not None:
         raise UsageError("--nfe and --steps both say how long to sample: give one of them")
     steps = asked.steps or (spec.solver_steps if asked.nfe is None else solver_steps(asked.nfe, solver, guidance))

@@ -106,7 +106,7 @@ def _pipeline(name: str, place: Path, records: Path, options: EvaluationOptions,
     if asked.embedded_guidance is not None:
         raise UsageError(f"{asked.options[-1]}: a pipeline that is sampled by its own scheduler takes it as --guidance")
     pipeline = whole_pipeline(
-        place, options.steps, options.guidance, precision=options.precision, name=title, size=asked.sides
+        place, options.steps, options.weight, precision=options.precision, name=title, size=asked.sides
     )
     context.reporter.say(
         f"{title or place.name}: sampled by its own pipeline, {pipeline.subject.sampler['kind']}"
@@ -152,9 +152,8 @@ def _students(
             f"--solver {options.solver} is for teachers; a student has a sampler of its own, and takes --steps where "
             "that has a choice"
         )
-    if options.guidance != 1.0:
-        raise UsageError("a student has its guidance learnt in; --guidance is for teachers")
     student, found = student.to(context.device), []
+    student = student if options.guidance is None else student.with_guidance(options.guidance)
     # A step of a student is one evaluation.
     for nfe in options.nfe or (options.steps,):
         sampled = student if nfe is None or nfe == student.nfe else student.with_nfe(nfe)
@@ -173,12 +172,12 @@ def _students(
 
 def _teachers(teacher: Teacher, records: Path, options: EvaluationOptions, context: Context) -> list[Found]:
     teacher, solver = teacher.to(context.device), options.solver or teacher.spec.solver
-    steps = [solver_steps(nfe, solver, options.guidance) for nfe in options.nfe]
+    steps = [solver_steps(nfe, solver, options.weight) for nfe in options.nfe]
     steps = steps or [options.steps or teacher.spec.solver_steps]
     shape = teacher.codec.decoded_shape(teacher.spec.shape)
     return [
         Found(
-            teacher_generator(teacher, count, options.guidance, solver, precision=options.precision),
+            teacher_generator(teacher, count, options.weight, solver, precision=options.precision),
             default_protocol(teacher), records, shape,
         )
         for count in steps
@@ -187,7 +186,7 @@ def _teachers(teacher: Teacher, records: Path, options: EvaluationOptions, conte
 
 def _images(name: str, options: EvaluationOptions) -> Found:
     generated = (options.nfe, options.steps, options.solver, *options.pipeline.options)
-    if any(generated) or options.guidance != 1.0 or options.precision != "fp32":
+    if any(generated) or options.weight != 1.0 or options.precision != "fp32":
         raise UsageError(
             f"{name} holds images: --nfe, --steps, --solver, --guidance, --resolution, --embedded-guidance and "
             "--precision are for generators"

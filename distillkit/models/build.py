@@ -113,6 +113,32 @@ def changed_network(description: Mapping[str, Any], changes: Mapping[str, Any]) 
     return {**description, "arguments": arguments}
 
 
+def with_guidance_input(denoiser: Denoiser) -> Denoiser:
+    """A denoiser with the same weights whose network also takes a guidance weight, the condition's field `guidance`
+    (B,): the same function until it is trained, as what is added starts at zero. Itself where it takes one already.
+
+    Raises:
+        UsageError: for a network that cannot.
+    """
+    if denoiser.takes_guidance:
+        return denoiser
+    added = getattr(getattr(denoiser, "model", None), "arguments_for_guidance", None)
+    if not added or denoiser.description is None:
+        name = type(getattr(denoiser, "model", denoiser)).__name__
+        raise UsageError(
+            f"the network {name} can have no input for a guidance weight, as diffusers' UNet2DConditionModel can and "
+            "FLUX.1-dev has: leave --guidance-max out, and one weight is learnt in for all"
+        )
+    arguments = denoiser.description["arguments"]
+    network = {**arguments["network"], **added}
+    made = build_denoiser({**denoiser.description, "arguments": {**arguments, "network": network}})
+    given = dict(denoiser.state_dict())
+    zero = {name: torch.zeros_like(value) for name, value in made.state_dict().items() if name not in given}
+    first = next(denoiser.parameters())
+    made.to(device=first.device, dtype=first.dtype).load_state_dict({**given, **zero})
+    return made.train(denoiser.training)
+
+
 def _with_changes(arguments: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
     return {
         key: changes[key] if key in changes else _with_changes(value, changes) if isinstance(value, Mapping) else value

@@ -41,7 +41,9 @@ class Neighbours:
     """Two points of one trajectory, and the ends that the student and its target give them (Song et al. 2023, arXiv
     2303.01469, Eq. 7 and 10).
 
-    The teacher alone is guided: a target that was guided again would be guided once more in every round.
+    The teacher alone is guided: a target that was guided again would be guided once more in every round. Where the
+    weight is drawn for every sample, student and target are given it as an input (Luo et al. 2023, arXiv 2310.04378,
+    section 4.2 and Algorithm 1).
 
     Args:
         student: its denoiser.
@@ -77,7 +79,7 @@ class Neighbours:
 
     def ends(
         self, student: Denoiser, x0: Tensor, noise: Tensor, t: Tensor, t_next: Tensor, condition: Condition,
-        target: Callable[..., Tensor] | None = None,
+        target: Callable[..., Tensor] | None = None, guidance: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
         """f(x_t, t) with gradient, and the target's end of the neighbour at t_next without; both (B, ...).
 
@@ -87,21 +89,31 @@ class Neighbours:
             t, t_next: (B,), t the noisier.
             condition: of every sample.
             target: another denoiser than this one's target.
+            guidance: (B,) of each sample in the place of one for all; an input of the student's network.
         """
         x = self.schedule.add_noise(x0, noise, t)
+        seen = condition if guidance is None else condition.extended(guidance=guidance)
         with torch.no_grad():
-            x_next = self.step(x, x0, noise, t, t_next, condition)
-            wanted = self.f(target or self.target, x_next, t_next, condition)
-        return self.f(student, x, t, condition), wanted
+            x_next = self.step(x, x0, noise, t, t_next, condition, guidance)
+            wanted = self.f(target or self.target, x_next, t_next, seen)
+        return self.f(student, x, t, seen), wanted
 
-    def step(self, x: Tensor, x0: Tensor, noise: Tensor, t: Tensor, t_next: Tensor, condition: Condition) -> Tensor:
-        """The point at t_next of the trajectory through x (B, ...) at t."""
+    def step(
+        self, x: Tensor, x0: Tensor, noise: Tensor, t: Tensor, t_next: Tensor, condition: Condition,
+        guidance: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
+        """The point at t_next of the trajectory through x (B, ...) at t.
+
+        A teacher whose network takes a weight is given that of each sample, and is not guided a second time.
+        """
         if self.teacher is None:
             return self.schedule.add_noise(x0, noise, t_next)
-        teacher = self.teacher
+        teacher, weight = self.teacher, self.guidance if guidance is None else guidance
+        if guidance is not None and teacher.denoiser.takes_guidance:
+            condition, weight = condition.extended(guidance=guidance), 1.0
 
         def guided(x: Tensor, t: Tensor) -> Tensor:
-            return teacher(x, t, condition, self.guidance)
+            return teacher(x, t, condition, weight)
 
         if self.solver == "ddim":
             return euler_step(self.schedule, x, guided(x, t), t, t_next)

@@ -83,6 +83,22 @@ class Student:
         self.conditioner, self.codec = self.conditioner.to(device), self.codec.to(device)
         return self
 
+    def with_guidance(self, guidance: float) -> Student:
+        """The same weights sampled with another guidance weight, where that is an input of the network.
+
+        Raises:
+            UsageError: where it is learnt in.
+        """
+        generator = self.generator
+        try:
+            sampler = generator.sampler.with_guidance(guidance)
+        except ValueError as error:
+            raise UsageError(f"--guidance {guidance:g}: {error}") from error
+        changed = StudentGenerator(generator.denoiser, sampler, generator.shape)
+        update = {"sampler": described_sampler(sampler), "guidance": guidance}
+        description = self.description.model_copy(update=update)
+        return Student(changed, self.conditioner, self.codec, description, self.folder)
+
     def with_nfe(self, nfe: int) -> Student:
         """The same weights sampled with another number of evaluations, which are counted anew.
 

@@ -67,8 +67,14 @@ samples = {_call(conditioner, (64, *shape))} {kind}
 - Teacher's licence, which may bind this student too: {markdown(teacher.licence) or "not recorded"}.
 - Method: {method} from {markdown(description.method_package)}, distillkit {markdown(description.distillkit)}; \
 {description.images_seen:,} images seen; settings in student.json.
-- Guidance weight learnt in: {description.guidance:g}. Sampler: {description.sampler["kind"]}.
+- {_guidance(description)} Sampler: {description.sampler["kind"]}.
 {_prompts(conditioner, record)}{"".join(f"- {line}{chr(10)}" for line in _notes(description, record))}"""
+
+
+def _guidance(description: StudentDescription) -> str:
+    if (weight := description.sampler.get("guidance")) is None:
+        return f"Guidance weight learnt in: {description.guidance:g}."
+    return f"Guidance weight: an input of the network, {weight:g} unless another is asked for."
 
 
 def example_prompt(conditioner: Prompts) -> str:

@@ -25,6 +25,10 @@ from distillkit.students.card import example_prompt
 from distillkit.students.schedulers import Scheduler, scheduler_of
 
 PLACE = "path/to/this/folder"
+NOTE = """The number of steps and the guidance are part of the student: the pipeline's own defaults are its teacher's,
+and give noise or a picture that is overdone."""
+NOTE_FREE = """The number of steps is part of the student: the pipeline's own default is its teacher's, and gives noise.
+The guidance is an input of the network: any weight that it was trained with (settings in student.json) will do."""
 
 
 def parts_of(student: Student) -> list[PipelineParts]:
@@ -81,7 +85,8 @@ def write_plain_pipeline(student: Student, folder: Path, *, self_contained: bool
         )
         description = description.model_copy(update={"conditioner": conditioner, "codec": codec})
     write_json(folder / DESCRIPTION, description.model_dump(mode="json"))
-    return _usage(call, None if copied else source, component, type(network).__name__, scheduler.name)
+    free = student.generator.sampler.input_guidance is not None
+    return _usage(call, None if copied else source, component, type(network).__name__, scheduler.name, free=free)
 
 
 def _network_of(student: Student) -> tuple[str, Any]:
@@ -188,9 +193,10 @@ def _call(student: Student, pipeline: Any, scheduler: Scheduler) -> dict[str, An
     else:
         raise UsageError(f"a {pipeline.__name__} does not take the student's steps {list(grid)}")
     if "guidance_scale" in known:
-        # FLUX.1-dev's is an input of its network, others' is in the student.
+        # Where it is an input of the network, it has the weight that the student is sampled with; else it is learnt in.
         embedded = getattr(conditioner.encoder, "guidance", None) if isinstance(conditioner, Prompts) else None
-        call["guidance_scale"] = 1.0 if embedded is None else float(embedded)
+        asked = student.generator.sampler.input_guidance
+        call["guidance_scale"] = next((float(weight) for weight in (asked, embedded) if weight is not None), 1.0)
     _, height, width = student.codec.decoded_shape(student.generator.shape)
     side: Any = getattr(_network_of(student)[1].config, "sample_size", None)
     sides = [side, side] if isinstance(side, int) else side
@@ -212,11 +218,14 @@ def _own_grid(scheduler: Scheduler) -> list[float] | None:
     return made.timesteps.tolist() if "timesteps" in scheduler.grid else made.sigmas[:-1].tolist()
 
 
-def _usage(call: Mapping[str, Any], source: PipelineParts | None, component: str, network: str, scheduler: str) -> str:
+def _usage(
+    call: Mapping[str, Any], source: PipelineParts | None, component: str, network: str, scheduler: str, *, free: bool
+) -> str:
     """A snippet that makes one image.
 
     Args:
         source: where the parts are that were not trained; None where they are in the folder.
+        free: whether the guidance may be chosen.
     """
     written = [*_written(call)]
     arguments = f"\n    {written[0]},\n    {', '.join(written[1:])},\n"
@@ -243,8 +252,7 @@ from diffusers import {", ".join(names)}
 image = pipeline({arguments}).images[0]
 ```
 
-The number of steps and the guidance are part of the student: the pipeline's own defaults are its teacher's, and give
-noise or a picture that is overdone."""
+{NOTE_FREE if free else NOTE}"""
 
 
 def _written(call: Mapping[str, Any]) -> Iterable[str]:

@@ -27,6 +27,8 @@ class ConsistencyLoss(Objective):
         growth: N, and the decay of the target's average.
         skip: k.
         source: where clean samples come from.
+        drawn: range of the guidance weights that are drawn, for a student whose network takes one; none for
+            `guidance` alone.
     """
 
     def __init__(
@@ -41,11 +43,13 @@ class ConsistencyLoss(Objective):
         solver: StepName = "heun",
         source: CleanSource,
         guidance: float = 1.0,
+        drawn: tuple[float, float] | None = None,
         weight: float = 1.0,
     ) -> None:
         super().__init__(weight)
         self.neighbours = Neighbours(student, teacher, solver=solver, guidance=guidance, decay=growth.decay)
         self.distance, self.weighting, self.growth, self.skip = distance, weighting, growth, skip
+        self.drawn = drawn
         self.source: CleanSource = source
         self.needs, self.remark, self.detail = (CLEAN[source],), distance.remark, distance.detail
 
@@ -74,13 +78,23 @@ class ConsistencyLoss(Objective):
         index = (step.uniform("level") * (len(times) - 1)).long()
         following = (index + self.skip).clamp(max=len(times) - 1)
         t, t_next = (times[i].to(step.device) for i in (index, following))
-        losses = self.losses(step.student.denoiser, data.sample, step.normal("noise"), t, t_next, data.condition)
+        losses = self.losses(
+            step.student.denoiser, data.sample, step.normal("noise"), t, t_next, data.condition, self.weights(step)
+        )
         return losses.mean()
 
+    def weights(self, step: Step) -> Tensor | None:
+        """Guidance weights (B,), evenly drawn; None where one holds for all."""
+        if self.drawn is None:
+            return None
+        low, high = self.drawn
+        return (low + (high - low) * step.uniform("guidance")).float().to(step.device)
+
     def losses(
-        self, student: Denoiser, x0: Tensor, noise: Tensor, t: Tensor, t_next: Tensor, condition: Condition
-    ) -> Tensor:
-        """The loss of each sample, (B,), between the times t and t_next (B,)."""
-        end, target = self.neighbours.ends(student, x0, noise, t, t_next, condition)
+        self, student: Denoiser, x0: Tensor, noise: Tensor, t: Tensor, t_next: Tensor, condition: Condition,
+        guidance: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
+        """The loss of each sample, (B,), between the times t and t_next (B,), with guidance weights (B,) if any."""
+        end, target = self.neighbours.ends(student, x0, noise, t, t_next, condition, guidance=guidance)
         weight = self.weighting(self.neighbours.schedule.ratio(t), self.neighbours.sigma_data)
         return weight * self.distance(end, target)

@@ -6,7 +6,7 @@ from typing import Self
 
 from pydantic import Field, model_validator
 
-from distillkit import Method, MethodConfig, Recipe, StudentGenerator, Teacher
+from distillkit import Method, MethodConfig, Recipe, StudentGenerator, Teacher, UsageError, with_guidance_input
 from distillkit.diffusion import WEIGHTINGS, ConsistencySampler, WeightingName, boundary_for
 from distillkit.parts import CleanSource, DistanceName, StepName, distance_for
 from distillkit_consistency.consistency import ConsistencyLoss
@@ -33,7 +33,33 @@ class ConsistencyConfig(MethodConfig):
     source: CleanSource = Field(
         "images", description="where clean samples come from: real images, or the teacher's own (pairs)"
     )
-    guidance: float = Field(1.0, ge=0, description="guidance weight w of the teacher: uncond + w (cond - uncond)")
+    guidance: float = Field(
+        1.0, ge=0,
+        description="guidance weight w of the teacher: uncond + w (cond - uncond); where weights are drawn, "
+        "the one that the student is sampled with unless another is asked for",
+    )  # fmt: skip
+    guidance_min: float = Field(1.0, ge=0, description="smallest of the guidance weights that are drawn")
+    guidance_max: float = Field(
+        0.0, ge=0, le=1e6,
+        description="largest of the guidance weights that are drawn, one for every sample, which the student takes as "
+        "an input (LCM); 0: one weight for all, and no input",
+    )  # fmt: skip
+
+    @property
+    def drawn(self) -> tuple[float, float] | None:
+        """The range of guidance weights that are drawn."""
+        return (self.guidance_min, self.guidance_max) if self.guidance_max else None
+
+    @model_validator(mode="after")
+    def _within(self) -> Self:
+        if self.guidance_max and not self.guidance_min <= self.guidance <= self.guidance_max:
+            raise ValueError(
+                f"guidance {self.guidance:g}, which the student is sampled with, is outside of the weights that are "
+                f"drawn, {self.guidance_min:g} to {self.guidance_max:g} (guidance_max 0 draws none)"
+            )
+        if self.guidance_max and self.teacher_free:
+            raise ValueError("guidance_max is of the teacher, which teacher_free leaves out")
+        return self
 
     @model_validator(mode="after")
     def _growing(self) -> Self:
@@ -60,16 +86,29 @@ class Consistency(Method):
     )
 
     def recipe(self, teacher: Teacher, config: ConsistencyConfig) -> Recipe:
-        denoiser = teacher.copy_denoiser()
+        denoiser, drawn = teacher.copy_denoiser(), config.drawn
+        embedded = teacher.denoiser.takes_guidance
+        if drawn:
+            denoiser = with_guidance_input(denoiser)
+            if not embedded and not teacher.conditioner.has_null:
+                raise UsageError(
+                    f"guidance_max {config.guidance_max:g}: the teacher {teacher.spec.name} has no unconditional "
+                    "prediction to guide against, and no input of guidance"
+                )
         boundary = boundary_for(teacher.schedule, float(getattr(denoiser, "sigma_data", 0.5)))
-        sampler = ConsistencySampler(levels=(teacher.schedule.t_max,), boundary=boundary)
+        sampler = ConsistencySampler(
+            levels=(teacher.schedule.t_max,), boundary=boundary, guidance=config.guidance if drawn else None
+        )
         loss = ConsistencyLoss(
             denoiser, None if config.teacher_free else teacher, distance_for(teacher, config.distance),
             WEIGHTINGS[config.weighting], growth=Growth(config.first_levels, config.levels, config.target_decay),
             skip=config.skip, solver=config.solver, source=config.source, guidance=config.guidance,
+            drawn=drawn,
         )  # fmt: skip
+        # A weight that is an input of the teacher's network is no classifier-free guidance.
+        guidance = 1.0 if drawn and embedded else config.guidance
         return Recipe(
             StudentGenerator(denoiser, sampler, teacher.spec.shape),
             [loss],
-            guidance=None if config.teacher_free else config.guidance,
+            guidance=None if config.teacher_free else guidance,
         )

@@ -4,7 +4,7 @@ from distillkit import Preset
 
 PAPER = "{}; pseudo-Huber of Song & Dhariwal 2023 instead of LPIPS"
 
-LCM = {"levels": 51, "solver": "ddim", "distance": "huber", "guidance": 8.5}
+LCM = {"levels": 51, "solver": "ddim", "distance": "huber", "guidance": 8.5, "guidance_max": 16.0}
 """50 DDIM steps of 20 training steps each."""
 LCM_TRAINING = {
     "lr": 1e-6, "weight_decay": 0.0, "clip_grad_norm": 1.0, "precision": "bf16", "gradient_checkpointing": True,
@@ -13,8 +13,8 @@ LCM_STUDENT = {"times": [999, 759, 499, 259]}
 """What LCMScheduler takes for four steps."""
 LCM_SOURCE = (
     "diffusers' examples/consistency_distillation, {} and its script (rate, huber, EMA 0.95, clip 1, {} steps of which "
-    "500 warm-up); batch: PixArt-delta (arXiv 2401.05252), Table 1; guidance: the default of diffusers' "
-    "LatentConsistencyModelPipeline, fixed as in PixArt-delta, section 3.1, where the script draws {} and embeds it"
+    "500 warm-up; guidance drawn from {}, which it calls {}); batch: PixArt-delta (arXiv 2401.05252), Table 1; "
+    "guidance of samples: the default of diffusers' LatentConsistencyModelPipeline"
 )
 
 PRESETS = (
@@ -65,17 +65,17 @@ PRESETS = (
     Preset(
         name="sd15",
         teachers=("stable-diffusion-v1-*",),
-        settings=LCM,
+        settings=LCM | {"guidance_min": 6.0},
         training=LCM_TRAINING | {"batch": 128, "duration": "512k", "warmup": "64k", "ema_halflife": "1.7k"},
         student=LCM_STUDENT,
-        source=LCM_SOURCE.format("README.md", "4,000 (of LCM's README)", "6 to 16"),
+        source=LCM_SOURCE.format("README.md", "4,000 (of LCM's README)", "6 to 16", "5 to 15"),
     ),
     Preset(
         name="sdxl",
         teachers=("stable-diffusion-xl-base-*",),
-        settings=LCM,
+        settings=LCM | {"guidance_min": 4.0},
         training=LCM_TRAINING | {"batch": 768, "duration": "768k", "warmup": "384k", "ema_halflife": "10k"},
         student=LCM_STUDENT,
-        source=LCM_SOURCE.format("README_sdxl.md", "1,000", "4 to 16"),
+        source=LCM_SOURCE.format("README_sdxl.md", "1,000", "4 to 16", "3 to 15"),
     ),
 )  # fmt: skip

@@ -49,7 +49,7 @@ def test_the_levels_lead_from_where_the_student_starts_to_the_least_noise(schedu
     recipe = made(teacher)
     [objective], seen = recipe.objectives, []
     monkeypatch.setattr(
-        objective, "losses", lambda student, x0, noise, t, t_next, c: seen.append((t, t_next)) or torch.zeros(len(t))
+        objective, "losses", lambda student, x0, noise, t, t_next, *_: seen.append((t, t_next)) or torch.zeros(len(t))
     )
     for first in (None, teacher.schedule.path(4)[1].item()):
         if first:
@@ -91,7 +91,7 @@ def test_a_skipping_ddim_step_is_that_of_latent_consistency_models():
     losses = objective.losses
     objective.losses = lambda *a: seen.append(a) or losses(*a)
     assert objective(step_of(recipe, teacher, size=200)).isfinite()
-    _, x0, noise, t, t_next, condition = seen[0]
+    _, x0, noise, t, t_next, condition, _ = seen[0]
     assert set(t.tolist()) <= set(range(19, 1000, 20)) and (t_next == (t - 20).clamp(min=0)).all()
 
     scheduler = DDIMScheduler(beta_schedule="scaled_linear", **betas, clip_sample=False, set_alpha_to_one=False)
@@ -112,7 +112,7 @@ def test_a_neighbour_is_so_many_levels_away_and_never_beyond_the_last(schedule):
     teacher = toy_teacher(schedule)
     recipe = made(teacher, skip=3)
     [objective], seen = recipe.objectives, []
-    objective.losses = lambda student, x0, noise, t, t_next, c: seen.append((t, t_next)) or torch.zeros(len(t))
+    objective.losses = lambda student, x0, noise, t, t_next, *_: seen.append((t, t_next)) or torch.zeros(len(t))
     objective(step_of(recipe, teacher, size=100))
     path = teacher.schedule.path(7).float()
     places = [(path == t).nonzero().item() for t in seen[0][0]], [(path == t).nonzero().item() for t in seen[0][1]]

@@ -45,10 +45,14 @@ class Flux(TransformerNetwork):
         kind: Any = FluxTransformer2DModel
         super().__init__(kind(**arguments), PACKED)
 
+    @property
+    def takes_guidance(self) -> bool:
+        return bool(self.transformer.config["guidance_embeds"])
+
     def forward(self, x: Tensor, t: Tensor, condition: Condition) -> Tensor:
         dtype, text = self.transformer.dtype, condition["text"]
         height, width = x.shape[2] // PACKED, x.shape[3] // PACKED
-        guidance = condition["guidance"] if self.transformer.config["guidance_embeds"] else None
+        guidance = condition["guidance"] if self.takes_guidance else None
         out = self.transformer(
             packed(x).to(dtype), timestep=t * FLOW_TIMES / FLOW_TIMES, guidance=guidance,
             encoder_hidden_states=text.to(dtype), pooled_projections=condition["pooled"].to(dtype),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from distillkit.contracts.condition import Condition
@@ -22,6 +23,8 @@ from distillkit.models.text.sdxl import SDXLText
 from distillkit.reading import validated
 from distillkit.text import short
 
+GUIDANCE = {"time_cond_proj_dim": 256}
+"""What gives a network an input of guidance: the width of its embedding, that of diffusers' script for LCM."""
 SIZES = 6
 """Numbers that SDXL's networks see of a picture's size and crop."""
 
@@ -29,7 +32,8 @@ SIZES = 6
 class ConditionUNet(nn.Module):
     """F(x, t, condition) of a UNet2DConditionModel: (B, C, H, W), (B,), `text` (B, L, W) -> (B, C, H, W), in x's dtype.
 
-    Where the network embeds sizes too, as SDXL's does, the condition also holds `pooled` (B, P) and `sizes` (B, 6).
+    Where the network embeds sizes too, as SDXL's does, the condition also holds `pooled` (B, P) and `sizes` (B, 6);
+    where it embeds a guidance weight w, as those of latent consistency models do, `guidance` (B,).
 
     Args:
         arguments: of UNet2DConditionModel.
@@ -43,6 +47,15 @@ class ConditionUNet(nn.Module):
         unet: Any = UNet2DConditionModel
         self.unet = unet(**arguments)
         self.time_scale = time_scale
+
+    @property
+    def takes_guidance(self) -> bool:
+        return self.unet.config.get("time_cond_proj_dim") is not None
+
+    @property
+    def arguments_for_guidance(self) -> Mapping[str, Any]:
+        """Arguments of the network that give it an input of guidance."""
+        return GUIDANCE
 
     @property
     def bottleneck(self) -> nn.Module:
@@ -61,9 +74,23 @@ class ConditionUNet(nn.Module):
             added = {"text_embeds": condition["pooled"].to(dtype), "time_ids": condition["sizes"].to(dtype)}
         out = self.unet(
             x.to(dtype), t * self.time_scale, encoder_hidden_states=condition["text"].to(dtype),
-            added_cond_kwargs=added, return_dict=False,
+            added_cond_kwargs=added, return_dict=False, timestep_cond=self._embedded(condition, dtype),
         )[0]  # fmt: skip
         return out.to(x.dtype)
+
+    def _embedded(self, condition: Condition, dtype: torch.dtype) -> Tensor | None:
+        """Sines and cosines of 1000 (w - 1), (B, time_cond_proj_dim): papers of LCM count from no guidance, w = 1.
+
+        That is also taken where the condition says nothing of it.
+        """
+        if not self.takes_guidance:
+            return None
+        weight = condition.get("guidance", torch.ones(len(condition["text"]), device=condition["text"].device))
+        width = int(self.unet.config["time_cond_proj_dim"])
+        half = width // 2
+        rates = torch.exp(torch.arange(half, device=weight.device) * -(torch.log(torch.tensor(1e4)) / (half - 1)))
+        angles = 1000.0 * (weight.float() - 1)[:, None] * rates[None]
+        return nn.functional.pad(torch.cat([angles.sin(), angles.cos()], 1), (0, width % 2)).to(dtype)
 
 
 def unet_condition(
