@@ -111,6 +111,16 @@ METHODS: Mapping[str, tuple[Dimension, ...]] = {
         Choice("settings.rounds", (0, 1, 2)), Choice("settings.steps", (2, 4, 8)), DISTANCE,
         Choice("settings.last_share", (1.0, 2.0, 4.0)),
     ),
+    "scm": (
+        Choice("settings.level_mean", (-1.0, -0.5, 0.0, 0.5, 1.0)), Choice("settings.level_std", (1.0, 1.4, 1.8, 2.4)),
+        Choice("settings.tangent_warmup", (0.0, 0.1, 0.25, 0.5)), Log("settings.tangent_constant", 0.03, 1.0),
+        Times("settings.weight_lr", LR, 1.0, 10.0), Choice("settings.teacher_free", (False, True)), START,
+    ),
+    "meanflow": (
+        Choice("settings.level_mean", (-0.4, 0.0, 0.5, 1.0)), Choice("settings.level_std", (1.0, 1.4, 2.0)),
+        Choice("settings.end_mean", (None, -2.0, -4.0, -8.0)), Choice("settings.share", (0.25, 0.5, 0.75, 1.0)),
+        Choice("settings.power", (0.0, 0.5, 0.75, 1.0)), Choice("settings.teacher_free", (False, True)), START,
+    ),
     "progressive": (Choice("settings.start_steps", (4, 8, 16, 32)), Choice("settings.last_share", (1.0, 2.0, 4.0)),
                     WEIGHTING),
     "kd": (DISTANCE, START),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain
 from typing import Any
 
@@ -71,6 +71,20 @@ class Denoiser(nn.Module, ABC):
         chosen = sorted({round(depth * (len(blocks) - 1)) for depth in depths})
         return [names[id(blocks[k])] for k in chosen]
 
+    def time_layers(self) -> Sequence[nn.Linear]:
+        """The first layers of the embedded time, (B, K) -> (B, C): beside them a second time can be embedded.
+
+        Raises:
+            DistillkitError: when the network names none (`model.time_layers`).
+        """
+        found = list(getattr(getattr(self, "model", None), "time_layers", ()))
+        if not found:
+            raise DistillkitError(
+                f"the network {type(getattr(self, 'model', self)).__name__} cannot take a second time: it does not "
+                "name the layers that embed the first (a property `time_layers`)"
+            )
+        return found
+
     def feature(self, output: Any, x: Tensor) -> Tensor:
         """What `features` gives of a layer's output for samples x (B, ...): the first of several, unless the network
         knows better (`model.feature`; transformers give the picture's tokens as a map)."""
@@ -111,6 +125,20 @@ class _Enough(Exception):
     """All the features asked for are there."""
 
 
+@contextlib.contextmanager
+def uncompiled(denoiser: Denoiser) -> Iterator[None]:
+    """Passes while the context lasts run without torch.compile's graphs, which know nothing of hooks that were added
+    since, nor of forward-mode differentiation."""
+    compiled = [(child, child._compiled_call_impl) for child in denoiser.children()]
+    for child, _ in compiled:
+        child._compiled_call_impl = None
+    try:
+        yield
+    finally:
+        for child, call in compiled:
+            child._compiled_call_impl = call
+
+
 class _Capture:
     """Keep the outputs of layers while the context lasts; `stop` ends the pass with the last of them."""
 
@@ -119,12 +147,10 @@ class _Capture:
     ) -> None:
         self.denoiser, self.x, self.layers, self.kept, self.stop = denoiser, x, layers, kept, stop
         self.handles: list[Any] = []
+        self.uncompiled = uncompiled(denoiser)
 
     def __enter__(self) -> None:
-        # A compiled network's graph was made without the hooks: such a pass runs uncompiled.
-        self.compiled = [(child, child._compiled_call_impl) for child in self.denoiser.children()]
-        for child, _ in self.compiled:
-            child._compiled_call_impl = None
+        self.uncompiled.__enter__()
         for name in self.layers:
             self.handles.append(self.denoiser.layer(name).register_forward_hook(self._keep(name)))
 
@@ -139,8 +165,7 @@ class _Capture:
     def __exit__(self, *error: object) -> None:
         for handle in self.handles:
             handle.remove()
-        for child, compiled in self.compiled:
-            child._compiled_call_impl = compiled
+        self.uncompiled.__exit__(None, None, None)
 
 
 def device_of(denoiser: Denoiser) -> torch.device:

@@ -11,7 +11,7 @@ from distillkit.diffusion.boundaries import (
 )
 from distillkit.diffusion.denoisers import EDMPreconditioning, Prediction, PredictionDenoiser
 from distillkit.diffusion.distances import Distance, huber, l1, l2, pseudo_huber
-from distillkit.diffusion.samplers import ConsistencySampler, EulerSampler, RenoisingSampler
+from distillkit.diffusion.samplers import ConsistencySampler, EulerSampler, Levels, RenoisingSampler
 from distillkit.diffusion.schedules import (
     EDMSchedule,
     FlowSchedule,
@@ -35,6 +35,7 @@ __all__ = [
     "EulerSampler",
     "FlowSchedule",
     "KarrasBoundary",
+    "Levels",
     "Prediction",
     "PredictionDenoiser",
     "RenoisingSampler",

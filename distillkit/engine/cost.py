@@ -9,6 +9,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 from distillkit.contracts.condition import Condition
@@ -29,8 +30,9 @@ class CostMeter:
     """Counts samples through denoisers by role, in forward-equivalents.
 
     A backward pass costs about one forward pass for the inputs' gradients and one for the weights': an evaluation of
-    a network in training counts 3, one through which gradients only pass to its input 2, one without gradient 1. A
-    pass that ends at a layer (`Denoiser.features`) counts by its share of a whole pass' floating-point operations.
+    a network in training counts 3, one through which gradients only pass to its input 2, one without gradient 1. In
+    forward mode, where every operation also computes a derivative along a direction, it counts one more. A pass that
+    ends at a layer (`Denoiser.features`) counts by its share of a whole pass' floating-point operations.
 
     Counting is by Python numbers in forward hooks: it never waits for the device.
     """
@@ -76,6 +78,7 @@ class CostMeter:
             if torch.is_grad_enabled():
                 trained = any(p.requires_grad for p in parameters)
                 passes += 2 if trained else int(args[0].requires_grad)
+            passes += any(forward_ad.unpack_dual(x).tangent is not None for x in args[:2])
             cost = processes * len(args[0]) * passes
             if module.partial is None:
                 self.add(role, cost)

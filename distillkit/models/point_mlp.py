@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -35,6 +36,11 @@ class PointMLP(nn.Module):
     def blocks(self) -> list[nn.Module]:
         """The residual layers."""
         return list(self.layers)
+
+    @property
+    def time_layers(self) -> Sequence[nn.Linear]:
+        """The layer of the embedded noise level."""
+        return [self.level]
 
     def forward(self, x: Tensor, noise: Tensor, labels: Tensor | None = None, augment: Tensor | None = None) -> Tensor:
         frequencies = math.pi / 8 * 2.0 ** torch.arange(8, device=x.device)

@@ -1,8 +1,9 @@
 """What several methods share; part of the public API.
 
 Denoising score matching and the gradients of score differences (DMD, DMD2, SiD), GANs with discriminators on a
-denoiser's features and R1, consistency models and their targets, the regression on noise-image pairs, and distances by
-name. The mathematics below them, schedules, solvers and samplers, is in `distillkit.diffusion`.
+denoiser's features and R1, consistency models and their targets, derivatives along trajectories, the regression on
+noise-image pairs, and distances by name. The mathematics below them, schedules, solvers and samplers, is in
+`distillkit.diffusion`.
 """
 
 from distillkit.parts.adversarial import GAN_DIAGNOSTICS, Adversarial, Discriminator, Gan
@@ -56,6 +57,7 @@ from distillkit.parts.score_matching import (
     times_between,
     weighted_error,
 )
+from distillkit.parts.tangents import TangentName, along, level_range
 from distillkit.parts.targets import Target
 
 __all__ = [
@@ -92,8 +94,10 @@ __all__ = [
     "ShrinkingStep",
     "StepName",
     "StepWeightingName",
+    "TangentName",
     "Target",
     "accuracy",
+    "along",
     "denoising_loss",
     "discriminator_loss",
     "distance_for",
@@ -105,6 +109,7 @@ __all__ = [
     "hinge_discriminator_loss",
     "hinge_generator_loss",
     "kl_gradient",
+    "level_range",
     "log_ends",
     "log_errors",
     "log_moments",

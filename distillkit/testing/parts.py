@@ -43,6 +43,10 @@ class SmallNetwork(nn.Module):
     def blocks(self) -> list[nn.Module]:
         return [self.first, self.bottleneck]
 
+    @property
+    def time_layers(self) -> Sequence[nn.Linear]:
+        return [self.level]
+
     def forward(self, x: Tensor, level: Tensor, labels: Tensor | None = None, augment: Tensor | None = None) -> Tensor:
         embedded = self.level(torch.stack([level, level.cos(), level.sin()], dim=1).to(x.dtype))
         if self.label is not None and labels is not None:
@@ -65,6 +69,10 @@ class _Predicting(nn.Module):
     @property
     def blocks(self) -> list[nn.Module]:
         return self.network.blocks
+
+    @property
+    def time_layers(self) -> Sequence[nn.Linear]:
+        return self.network.time_layers
 
     def forward(self, x: Tensor, t: Tensor, condition: Condition) -> Tensor:
         one_hot = None

@@ -75,6 +75,9 @@ class RescaledDenoiser(Denoiser):
     def layers_at(self, depths: Sequence[float]) -> list[str]:
         return self.inner.layers_at(depths)
 
+    def time_layers(self) -> Sequence[nn.Linear]:
+        return self.inner.time_layers()
+
 
 def rescaled(teacher: Teacher) -> Teacher:
     """The same teacher in other units."""

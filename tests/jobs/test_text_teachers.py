@@ -18,6 +18,7 @@ from tests.models import pipelines
 METHODS = ("consistency", "dmd", "dmd2", "kd", "progressive", "reflow", "sid")
 VARIANTS = {"ect": {}, "tcm": {"first_share": 0.0}, "f-distill": {"guidance": 4.0, "updates": 1}}
 VARIANTS |= {"ladd": {}, "sida": {"guidance": 4.0}}
+VARIANTS |= {"meanflow": {"guidance": 4.0, "share": 1.0}, "scm": {"guidance": 4.0, "tangent": "jvp"}}
 """Methods of the same networks as another's: on two families, with settings that make them cheap."""
 FAMILIES = {
     "Stable Diffusion": pipelines.stable_diffusion,

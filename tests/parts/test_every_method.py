@@ -17,6 +17,8 @@ METHODS = {
     "consistency": [{}, {"teacher_free": True, "source": "pairs", "weighting": "karras"}],
     "ect": [{}, {"curriculum": "ict"}, {"teacher_free": False, "source": "pairs", "target_decay": 0.5}],
     "tcm": [{}, {"first_share": 0.0, "teacher_free": False, "source": "pairs"}],
+    "scm": [{"tangent_warmup": 0}, {"teacher_free": True, "source": "pairs", "tangent": "jvp", "adaptive": False}],
+    "meanflow": [{"share": 1.0}, {"teacher_free": True, "source": "pairs", "tangent": "jvp"}],
     "progressive": [{"start_steps": 1}, {"start_steps": 8, "weighting": "snr+1", "source": "pairs"}],
     "reflow": [{}, {"rounds": 0, "distance": "pseudo-huber"}],
 }

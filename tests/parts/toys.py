@@ -26,6 +26,10 @@ class Toy(nn.Module):
         self.bottleneck, self.last = nn.Linear(channels, 8), nn.Linear(8, channels)
         self.level, self.label = nn.Linear(1, 8), nn.Embedding(4, 8)
 
+    @property
+    def time_layers(self):
+        return [self.level]
+
     def forward(self, x, t, condition):
         hidden = self.bottleneck(x.movedim(1, -1))
         embedded = self.level(t[:, None] / self.t_max) + self.label(condition["labels"] + 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -29,6 +30,11 @@ class TransformerNetwork(nn.Module):
     def blocks(self) -> list[nn.Module]:
         """The transformer's blocks, those of both kinds where it has two."""
         return [*self.transformer.transformer_blocks, *getattr(self.transformer, "single_transformer_blocks", ())]
+
+    @property
+    def time_layers(self) -> Sequence[nn.Linear]:
+        """The first layers of the embedded time: one, or one in every block."""
+        return [m.timestep_embedder.linear_1 for m in self.transformer.modules() if hasattr(m, "timestep_embedder")]
 
     @property
     def bottleneck(self) -> nn.Module:

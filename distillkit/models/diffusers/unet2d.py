@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -38,6 +38,11 @@ class DiffusersUNet(nn.Module):
         self.unet = unet(**arguments)
         self.channels = int(self.unet.config["in_channels"])
         self.sign, self.time_scale = sign, time_scale
+
+    @property
+    def time_layers(self) -> Sequence[nn.Linear]:
+        """The first layer of the embedded time."""
+        return [self.unet.time_embedding.linear_1]
 
     @property
     def bottleneck(self) -> nn.Module:

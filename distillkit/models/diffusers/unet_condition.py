@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -56,6 +56,11 @@ class ConditionUNet(nn.Module):
     def arguments_for_guidance(self) -> Mapping[str, Any]:
         """Arguments of the network that give it an input of guidance."""
         return GUIDANCE
+
+    @property
+    def time_layers(self) -> Sequence[nn.Linear]:
+        """The first layer of the embedded time."""
+        return [self.unet.time_embedding.linear_1]
 
     @property
     def bottleneck(self) -> nn.Module:

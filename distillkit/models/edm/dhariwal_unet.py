@@ -93,6 +93,11 @@ class DhariwalUNet(nn.Module):
         return F.silu(embedding)
 
     @property
+    def time_layers(self) -> Sequence[nn.Linear]:
+        """The first layer of the embedded noise level."""
+        return [self.map_layer0]
+
+    @property
     def bottleneck(self) -> nn.Module:
         """The encoder's last block."""
         return [layer for name, layer in self.enc.items() if "aux" not in name][-1]

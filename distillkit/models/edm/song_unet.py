@@ -146,6 +146,11 @@ class SongUNet(nn.Module):
         return F.silu(self.map_layer1(F.silu(self.map_layer0(embedding))))
 
     @property
+    def time_layers(self) -> Sequence[nn.Linear]:
+        """The first layer of the embedded noise level."""
+        return [self.map_layer0]
+
+    @property
     def bottleneck(self) -> nn.Module:
         """The encoder's last block."""
         return [layer for name, layer in self.enc.items() if "aux" not in name][-1]

@@ -1,0 +1,55 @@
+"""Settings of MeanFlow that fit known teachers."""
+
+from distillkit import Preset
+
+CIFAR10 = (
+    "cifar10_v0.sh of the authors' py-meanflow, the paper's training from scratch, there with dropout 0.2 and "
+    "augmentation; EMA: its train_arg_parser.py"
+)
+IMAGENET = (
+    "the README of github.com/zhuyu-cs/MeanFlow (training from scratch, 240 epochs); guidance: omega / (1 - kappa) of "
+    "FastGen's config_mf_xl.py; EMA, rate and weight decay untuned"
+)
+
+PRESETS = (
+    Preset(
+        name="digits",
+        teachers=("digits",),
+        settings={"level_mean": 0.0, "level_std": 2.0, "share": 0.75},
+        training={
+            "lr": 1e-3, "lr_schedule": "cosine", "optimizer": "adam", "weight_decay": 0.0, "ema_halflife": "3k",
+        },
+        source="untuned, for five minutes on two CPU cores",
+    ),
+    Preset(
+        name="mixture",
+        teachers=("mixture",),
+        settings={"level_mean": 1.0, "level_std": 2.0, "end_mean": -8.0, "share": 1.0, "power": 0.0},
+        training={"batch": 32, "lr": 3e-3, "lr_schedule": "cosine", "duration": "150k", "ema_halflife": "2k"},
+        source="untuned, for seconds on a CPU core",
+    ),
+    Preset(
+        name="shapes",
+        teachers=("shapes",),
+        settings={"level_mean": 0.0, "level_std": 1.5, "share": 0.5},
+        training={"batch": 32, "lr": 1e-3, "lr_schedule": "cosine", "duration": "12k", "ema_halflife": "500"},
+        source="untuned, for three minutes on two CPU cores",
+    ),
+    Preset(
+        name="cifar10",
+        teachers=("edm-cifar10-*",),
+        settings={"level_mean": -2.0, "level_std": 2.0, "share": 0.75, "power": 0.75},
+        training={
+            "batch": 1024, "lr": 6e-4, "optimizer": "adam", "weight_decay": 0.0, "warmup": "10M", "duration": "800M",
+            "ema_halflife": "7.1M",
+        },
+        source=CIFAR10,
+    ),
+    Preset(
+        name="imagenet256",
+        teachers=("DiT-XL-2-256*",),
+        settings={"guidance": 2.5},
+        training={"batch": 256, "duration": "307M", "ema_halflife": "1.8M", "precision": "bf16"},
+        source=IMAGENET,
+    ),
+)  # fmt: skip

@@ -1,0 +1,54 @@
+"""Settings of sCM that fit known teachers."""
+
+from distillkit import Preset
+
+SOURCE = (
+    "FastGen's config_{}.py (a public implementation; the paper's authors published none); its 10,000 steps of tangent "
+    "warm-up as a share{}"
+)
+
+PRESETS = (
+    Preset(
+        name="digits",
+        teachers=("digits",),
+        settings={"tangent_warmup": 0.25},
+        training={
+            "lr": 1e-3, "lr_schedule": "cosine", "optimizer": "adam", "weight_decay": 0.0, "ema_halflife": "3k",
+        },
+        source="untuned, for five minutes on two CPU cores",
+    ),
+    Preset(
+        name="mixture",
+        teachers=("mixture",),
+        settings={"tangent_warmup": 0.25},
+        training={"lr": 2e-3, "lr_schedule": "cosine", "duration": "200k", "ema_halflife": "3k"},
+        source="untuned, for seconds on a CPU core",
+    ),
+    Preset(
+        name="shapes",
+        teachers=("shapes",),
+        settings={"tangent_warmup": 0.25},
+        training={"batch": 32, "lr": 1e-3, "lr_schedule": "cosine", "duration": "12k", "ema_halflife": "500"},
+        source="untuned, for three minutes on two CPU cores",
+    ),
+    Preset(
+        name="cifar10",
+        teachers=("edm-cifar10-*",),
+        settings={"tangent_warmup": 0.02},
+        training={
+            "batch": 512, "optimizer": "radam", "beta2": 0.99, "weight_decay": 0.0, "clip_grad_norm": 1e6,
+            "duration": "256M", "ema_halflife": "3.5M",
+        },
+        source=SOURCE.format("scd_cifar10", ""),
+    ),
+    Preset(
+        name="imagenet64",
+        teachers=("edm-imagenet64",),
+        settings={"level_std": 1.6, "tangent_warmup": 0.017},
+        training={
+            "batch": 1024, "lr": 7e-5, "optimizer": "adam", "beta2": 0.99, "eps": 1e-11, "weight_decay": 0.0,
+            "duration": "614.4M", "ema_halflife": "7M", "precision": "bf16", "float32_attention": True,
+        },
+        source=SOURCE.format("scd_in64", ", and its rate constant, where it falls as 1 / sqrt(t) from step 35,000"),
+    ),
+)  # fmt: skip
