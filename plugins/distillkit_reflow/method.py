@@ -24,6 +24,9 @@ class ReflowConfig(MethodConfig):
     )
     distance: DistanceName = Field("l2", description="distance of the distillation's one step to the flow's sample")
     last_share: float = Field(1.0, gt=0, description="length of the distillation, in lengths of a round")
+    l2_share: float = Field(
+        0.0, ge=0, lt=1, description="share of the distillation in which the distance is l2, before that of `distance`"
+    )
 
 
 class Reflow(Method):
@@ -38,17 +41,22 @@ class Reflow(Method):
     )
     examples = (
         {"rounds": 2, "steps": 3, "last_share": 2.0},
-        {"rounds": 0, "distance": "pseudo-huber"},
+        {"rounds": 0, "distance": "pseudo-huber", "l2_share": 0.5},
         {"flow_guidance": 1.5, "steps": 2},
     )
 
     def recipe(self, teacher: Teacher, config: ReflowConfig) -> Recipe:
         straight = straight_sampler(teacher.schedule, config.steps)
-        stages = [Stage(f"{k + 2}-rectified flow", sampler=straight) for k in range(config.rounds)]
-        stages.append(Stage("one step", share=config.last_share, sampler=OneStep()))
+        rounds = [Stage(f"{k + 2}-rectified flow", sampler=straight) for k in range(config.rounds)]
+        distances = {"one step": distance_for(teacher, config.distance)}
+        last = [Stage("one step", share=config.last_share * (1 - config.l2_share), sampler=OneStep())]
+        if config.l2_share:
+            distances = {"one step, l2": distance_for(teacher, "l2"), **distances}
+            last = [Stage("one step, l2", share=config.last_share * config.l2_share, sampler=OneStep()), *last]
+        stages = [*rounds, *last]
         student = StudentGenerator.from_teacher(teacher, stages[0].sampler)
         objective = Straightening(
-            student, distance_for(teacher, config.distance), teacher, first=stages[0].name,
-            steps=config.steps if config.rounds else 0, guidance=config.flow_guidance,
+            student, teacher, distances, taught=[stages[0].name] if rounds else [*distances],
+            steps=config.steps if rounds else 0, guidance=config.flow_guidance,
         )  # fmt: skip
         return Recipe(student, [objective], stages=stages)

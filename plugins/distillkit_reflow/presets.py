@@ -42,14 +42,14 @@ PRESETS = (
     Preset(
         name="sd15",
         teachers=("stable-diffusion-v1-*",),
-        settings={"steps": 25, "flow_guidance": 1.5, "distance": "lpips", "last_share": 1.58},
+        settings={"steps": 25, "flow_guidance": 1.5, "distance": "lpips", "last_share": 1.58, "l2_share": 0.544},
         training={
             "batch": 1024, "duration": "66.05M", "ema_halflife": "500k", "precision": "bf16",
             "gradient_checkpointing": True,
         },
         pairs={"count": 500_000, "steps": 25, "guidance": 5.0},
         source="InstaFlow's model cards 2_rectified_flow_from_sd_1_5 (25,000 iterations of reflow, after 70,000 with "
-        "batch 64; figures with 25 steps) and instaflow_0_9B_from_sd_1_5 (39,500 of distillation, the first 21,500 "
-        "with l2; guidance of the flow); rate, pairs, their guidance and EMA untuned",
+        "batch 64; figures with 25 steps) and instaflow_0_9B_from_sd_1_5 (21,500 of distillation with l2, 18,000 with "
+        "LPIPS; guidance of the flow); rate, pairs, their guidance and EMA untuned",
     ),
 )  # fmt: skip

@@ -3,32 +3,32 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
-from distillkit import Condition, Objective, OneStep, Pairs, Schedule, Stage, Step, StudentGenerator, Teacher
+from distillkit import Condition, Objective, Pairs, Schedule, Stage, Step, StudentGenerator, Teacher
 from distillkit.diffusion import EulerSampler, euler, per_sample
 from distillkit.parts import MOMENTS, NamedDistance, log_moments
 
 
 class Straightening(Objective):
     """E |v(X_s, s) - (z - y)|^2, X_s = (1 - s) y + s z, on pairs of noise z and sample y (Liu et al. 2022, arXiv
-    2209.03003, Eq. 1, their t = 1 - s), and in the last stage E d(G(z), y) (Liu et al. 2023, arXiv 2309.06380, Eq. 6).
+    2209.03003, Eq. 1, their t = 1 - s), and in the last stages E d(G(z), y) (Liu et al. 2023, arXiv 2309.06380, Eq. 6).
 
     The line in the variables of the teacher's schedule: x_t = alpha y + sigma z = (alpha + sigma) X_s with
     s = sigma / (alpha + sigma), and v = (X_s - D) / s, so that |v - (z - y)| = |D - y| / s for any network.
 
-    Pairs of the first stage are the teacher's. Those of every other are made in the step, of fresh noise, by the
-    student of the stage before, which is frozen: Euler's steps on its straight lines.
+    Pairs of some stages are the teacher's. Those of the others are made in the step, of fresh noise, by the student of
+    the last round, which is frozen: Euler's steps on its straight lines.
 
     Args:
         student: as it starts, a copy of the teacher.
-        distance: d.
-        first: name of the first stage.
-        steps: Euler steps for a sample of the frozen flow; none where no stage asks for it.
         teacher: its conditioner says what no condition is.
+        distances: d of the stages that take one step, by their names in order; all other stages are rounds.
+        taught: names of the stages whose pairs are the teacher's.
+        steps: Euler steps for a sample of the frozen flow; none where no stage asks for it.
         guidance: of the frozen flow.
     """
 
@@ -38,39 +38,42 @@ class Straightening(Objective):
     def __init__(
         self,
         student: StudentGenerator,
-        distance: NamedDistance,
         teacher: Teacher,
+        distances: Mapping[str, NamedDistance],
         *,
-        first: str,
+        taught: Sequence[str],
         steps: int,
         guidance: float = 1.0,
     ) -> None:
         super().__init__()
-        self.schedule, self.teacher, self.first, self.guidance = student.schedule, teacher, first, guidance
+        self.schedule, self.teacher, self.taught, self.guidance = student.schedule, teacher, taught, guidance
         self.predecessor = copy.deepcopy(student.denoiser).requires_grad_(False) if steps else None
         self.times = straight_levels(self.schedule, steps)[:-1]
-        self.distance, self.remark, self.detail = distance, distance.remark, distance.detail
+        self.distances, last = distances, [*distances.values()][-1]
+        self.remark, self.detail = last.remark, last.detail
 
     def prepare(self) -> None:
-        self.distance.prepare()
+        for distance in self.distances.values():
+            distance.prepare()
 
     @property
     def frozen_bytes(self) -> int:
-        return self.distance.frozen_bytes
+        return sum(distance.frozen_bytes for distance in self.distances.values())
 
     def modules(self) -> Mapping[str, nn.Module]:
         return {"predecessor": self.predecessor} if self.predecessor is not None else {}
 
     def begin_stage(self, stage: Stage, student: StudentGenerator) -> None:
-        if self.predecessor is not None:
+        # The stages that take one step all learn from the flow of the last round.
+        if self.predecessor is not None and stage.name not in [*self.distances][1:]:
             self.predecessor.load_state_dict(student.denoiser.state_dict())
 
     def __call__(self, step: Step) -> Tensor:
-        pairs = step.pairs if step.stage.name == self.first else self.simulated(step.noise, step.condition)
-        if isinstance(step.student.sampler, OneStep):
+        pairs = step.pairs if step.stage.name in self.taught else self.simulated(step.noise, step.condition)
+        if step.stage.name in self.distances:
             made = step.student(pairs.noise, pairs.condition)
             log_moments(step, made, pairs.sample)
-            return self.distance(made, pairs.sample).mean()
+            return self.distances[step.stage.name](made, pairs.sample).mean()
         t = straight_times(self.schedule, step.uniform("level")).float().to(step.device)
         x = self.schedule.add_noise(pairs.sample, pairs.noise, t)
         error = step.student.denoiser(x, t, pairs.condition) - pairs.sample
