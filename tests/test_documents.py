@@ -7,6 +7,7 @@ import pytest
 import typer
 
 from distillkit.cli import app
+from distillkit.registry import BUILT_IN, registry
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = [
@@ -34,21 +35,8 @@ def test_links_lead_somewhere(document):
             assert (document.parent / target.partition("#")[0]).exists(), target
 
 
-METHODS = (
-    "dmd",
-    "dmd2",
-    "f-distill",
-    "consistency",
-    "ect",
-    "tcm",
-    "progressive",
-    "kd",
-    "ladd",
-    "reflow",
-    "sid",
-    "sida",
-)
-"""Whose options the documents name."""
+METHODS = tuple(name for name, made in registry().named("methods").items() if made.package == BUILT_IN)
+"""Whose options the documents name: all of ours."""
 HELPS = (
     (), *(("run", method) for method in METHODS), ("sample",),
     ("teachers", "train"), ("teachers", "convert"), ("evaluate",), ("protocols", "pin"), ("reference", "make"),
