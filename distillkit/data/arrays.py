@@ -14,6 +14,7 @@ from distillkit.data.files import MOST_BYTES, ImageFiles, fingerprint
 from distillkit.data.labels import check_labels, shown
 from distillkit.data.zips import require_plain
 from distillkit.errors import DistillkitError, UsageError
+from distillkit.npy import read_header
 
 MOST_COMPRESSED = 2**30
 """Compressed arrays of more bytes are refused; others are read in place, however large."""
@@ -103,9 +104,7 @@ def _arrays(path: Path) -> dict[str, Any]:
 def _array(path: Path, archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> Any:
     require_plain(member, f"{path}:{shown(member.filename)}")
     with archive.open(member) as file:
-        version = np.lib.format.read_magic(file)
-        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        shape, fortran, dtype = read(file)
+        shape, fortran, dtype = read_header(file)
         offset = file.tell()
         size = int(np.prod(shape, dtype=object)) * dtype.itemsize
         if dtype.hasobject or size + offset > member.file_size or fortran:

@@ -23,9 +23,9 @@ from distillkit.data.decoding import PixelArray
 from distillkit.data.files import ImageFiles
 from distillkit.data.labels import LABELS
 from distillkit.data.reader import ImageReader
+from distillkit.dtypes import DTYPES
 from distillkit.errors import DistillkitError, UsageError
 
-DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
 KEPT_BYTES = 2**30
 """Decoded images are kept in memory where all of them need no more."""
 

@@ -259,7 +259,7 @@ class Loop(ABC):
         if outputs.main:
             if checkpoints.steps:
                 checkpoints.settle(self.step)
-            outputs.metrics.cut_back(self.step, evaluated=not self._to_evaluate)
+            outputs.metrics.cut_back(self.step, evaluated=not self._to_evaluate, previewed=not self._to_preview)
             best = self._selection.best_step
             if best in checkpoints.steps and best != checkpoints.best_step:
                 # The run ended between the two.

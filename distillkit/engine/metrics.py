@@ -81,21 +81,23 @@ class MetricsFile:
     def __init__(self, path: Path) -> None:
         self.path = path
 
-    def cut_back(self, step: int, *, evaluated: bool = True) -> None:
+    def cut_back(self, step: int, *, evaluated: bool = True, previewed: bool = True) -> None:
         """Drop entries after `step`, and what is no entry: a torn last line, bytes of something else.
 
         The file is the old one or the new one, never half of it.
 
         Args:
             evaluated: whether the evaluation at `step` itself counts, or will be repeated.
+            previewed: the same of the preview.
         """
+        repeated = {name for name, counts in (("evaluation", evaluated), ("preview", previewed)) if not counts}
         if not self.path.exists():
             return
 
         def kept(line: bytes) -> bool:
             try:
                 entry = parse_json(line, str(self.path))
-                return bool(entry["step"] <= step and (evaluated or entry["step"] < step or "evaluation" not in entry))
+                return bool(entry["step"] < step or (entry["step"] == step and repeated.isdisjoint(entry)))
             except (Unreadable, KeyError, TypeError):
                 return False
 

@@ -37,6 +37,19 @@ class Evaluation:
     nfe: float | None = None
 
 
+@dataclass(frozen=True)
+class Preview:
+    """What was drawn of the moving average.
+
+    Args:
+        path: of the picture.
+        values: seen of the samples in it, by the names of diagnostics.
+    """
+
+    path: Path | None
+    values: Mapping[str, float] = field(default_factory=dict)
+
+
 @dataclass
 class Selection:
     """Which checkpoint had the best figure, and how many were looked at: the best of many is luckier than one.
@@ -64,7 +77,8 @@ class Outputs:
 
     Args:
         main: whether this process writes; the others only call.
-        preview: (the average, step) -> the picture that it wrote, where it wrote one.
+        preview: (the average, step) -> what it drew, where it drew something.
+        preview_diagnostics: of what is seen in previews; judged when one is drawn.
         evaluate: the average -> its figure, the same on all processes; None where nothing is measured.
         describe_student: (sampler, images seen) -> the student's description, kept in every checkpoint, so that its
             moving average alone can be loaded as a student.
@@ -75,7 +89,8 @@ class Outputs:
     trackers: Trackers
     reporter: Reporter
     main: bool = True
-    preview: Callable[[Any, int], Path | None] = lambda average, step: None
+    preview: Callable[[Any, int], Preview | None] = lambda average, step: None
+    preview_diagnostics: Sequence[Diagnostic] = ()
     evaluate: Callable[[Any], Evaluation | None] = lambda average: None
     describe_student: Callable[[Sampler, int], Mapping[str, Any]] | None = None
     health: dict[str, Health] = field(default_factory=dict)
@@ -115,8 +130,18 @@ class Outputs:
         return figure
 
     def show(self, step: int, images: int, average: nn.Module) -> None:
-        """Draw what the average makes, for people here and at the tracker."""
-        self.trackers.show("samples", self.preview(average, step), images)
+        """Draw what the average makes, for people here and at the tracker, and judge what is seen of it."""
+        made = self.preview(average, step)
+        self.trackers.show("samples", made.path if made else None, images)
+        known = {diagnostic.name for diagnostic in self.preview_diagnostics}
+        values = {name: value for name, value in (made.values if made else {}).items() if name in known}
+        if not values:
+            return
+        self._judge(step, values, self.preview_diagnostics)
+        if self.main:
+            name = made.path.name if made and made.path else None
+            self.metrics.append({"step": step, "images": images, "preview": name, **values})
+        self.trackers.log(values, images)
 
     def remark(self, step: int, last: Mapping[str, float]) -> str:
         """What is shown beside the progress bar: step, losses, the last figure, health."""
@@ -132,10 +157,10 @@ class Outputs:
     def _judge(self, step: int, values: Mapping[str, float], diagnostics: Sequence[Diagnostic]) -> None:
         """Judge the diagnostics, and explain each that has left its healthy range, once.
 
-        The first step is not judged: score estimators are still the teacher's copies there, so what compares the two
-        is zero in every run.
+        The beginning is not judged: the student is still the teacher's copy there, and so are score estimators, so that
+        what compares the two is zero in every run.
         """
-        if step == 1:
+        if step <= 1:
             return
         # What was not logged in this interval keeps its last judgement.
         before, self.health = self.health, {**self.health, **judge(values, diagnostics)}

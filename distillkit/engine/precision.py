@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from accelerate import Accelerator
 
-HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
+from distillkit.dtypes import HALF
 
 
 def autocast(accelerator: Accelerator) -> AbstractContextManager[object]:

@@ -54,6 +54,23 @@ class FeatureExtractor(nn.Module, ABC):
         raise UsageError(f"{self.spec.id} has no classes, so there is no Inception score with it")
 
 
+def scaled(pixels: Tensor, shape: tuple[int, ...], extractor: str, judged: str) -> Tensor:
+    """Images (B, *shape) uint8 as float32 in [-1, 1], for an extractor that takes no others.
+
+    Args:
+        extractor, judged: its name and what it is for, for messages.
+
+    Raises:
+        DistillkitError: for images of another shape.
+    """
+    if tuple(pixels.shape[1:]) != shape:
+        raise DistillkitError(
+            f"{extractor} judges {judged} of {shape}, not images of {tuple(pixels.shape[1:])}; choose another "
+            "--protocol or --extractor"
+        )
+    return pixels.float() / 127.5 - 1
+
+
 class Inception(FeatureExtractor):
     """The 2015 Inception network (TorchScript, pool3, 2,048 numbers), through clean-fid's wrapper.
 

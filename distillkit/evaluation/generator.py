@@ -23,6 +23,7 @@ from distillkit.data.config import DataConfig
 from distillkit.data.files import ImageFiles
 from distillkit.data.reader import ImageReader, pixels_in_order
 from distillkit.diffusion.solvers import SolverName
+from distillkit.dtypes import HALF
 from distillkit.errors import DistillkitError
 from distillkit.evaluation.measure import Measure
 from distillkit.evaluation.protocol import SampleSpec
@@ -34,8 +35,6 @@ from distillkit.registry import registry
 
 Generate = Callable[[Tensor, Condition, list[int]], Tensor]
 """(noise (B, ...), condition, seeds) -> decoded samples (B, ...)."""
-
-AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class Candidate(Protocol):
@@ -101,7 +100,7 @@ class Generator:
     @torch.inference_mode()
     def draw(self, measure: Measure, batches: Sequence[range], device: torch.device, tally: Tally) -> Iterator[Tensor]:
         prompts = self.conditioner.parse(measure.prompts) if measure.prompts else None
-        dtype, before = AUTOCAST.get(self.subject.precision), tally.evaluations
+        dtype, before = HALF.get(self.subject.precision), tally.evaluations
         with count_evaluations(self.denoiser) as evaluations:
             for batch in batches:
                 noise, keys, seeds = inputs(measure.protocol.samples, batch, self.shape, self.conditioner, prompts)

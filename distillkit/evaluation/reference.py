@@ -22,6 +22,7 @@ from distillkit.files import write_tensors
 from distillkit.models.foreign.read import read_foreign
 from distillkit.models.foreign.records import Array
 from distillkit.names import name_from
+from distillkit.npy import read_header
 from distillkit.reading import Unreadable, parse_json, unlike, validated
 from distillkit.tensors import head_of, read_with_metadata
 
@@ -164,13 +165,11 @@ def _array(archive: zipfile.ZipFile, name: str) -> Any:
     if member.file_size > LARGEST_ARRAY:
         raise ValueError(f"{name} claims {member.file_size:,} bytes; at most {LARGEST_ARRAY:,} are read")
     with archive.open(member) as file:
-        version = np.lib.format.read_magic(file)
-        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        shape, _, kind = read(file)
-        if kind.kind not in "fiu" or math.prod(shape) * kind.itemsize > member.file_size:
+        shape, fortran, kind = read_header(file)
+        size = math.prod(shape) * kind.itemsize
+        if kind.kind not in "fiu" or size > member.file_size:
             raise ValueError(f"{name} is no array of numbers of the size that it claims")
-    with archive.open(member) as file:
-        return np.lib.format.read_array(file, allow_pickle=False)
+        return np.frombuffer(file.read(size), kind).reshape(shape, order="F" if fortran else "C")
 
 
 def _member(archive: zipfile.ZipFile, name: str) -> zipfile.ZipInfo | None:

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from distillkit.contracts.codec import Content
+from distillkit.dtypes import DTYPES
 from distillkit.errors import DistillkitError, UsageError
-from distillkit.evaluation.generator import AUTOCAST
 from distillkit.evaluation.measure import Measure
 from distillkit.evaluation.protocol import SampleSpec
 from distillkit.evaluation.record import Subject
@@ -119,7 +119,7 @@ class WholePipeline:
 
     def _pipeline(self, device: torch.device) -> Any:
         if not self._loaded:
-            dtype = AUTOCAST.get(self.subject.precision, torch.float32)
+            dtype = DTYPES[self.subject.precision]
             self._loaded["pipeline"] = _read(self.folder, self.variant).to(device, dtype)
         return self._loaded["pipeline"]
 
@@ -142,7 +142,7 @@ def whole_pipeline(
     if not component:
         raise UsageError(f"{folder} holds a pipeline without a network ({' or '.join(COMPONENTS)})")
     present = [name for name in index if _is_component(index[name]) and (folder / name).is_dir()]
-    dtype = AUTOCAST.get(precision, torch.float32)
+    dtype = DTYPES[precision]
     parts = PipelineParts(source=str(folder)).hashed(*present, dtype=dtype)
     scheduler = str(index["scheduler"][1]) if _is_component(index.get("scheduler")) else "no scheduler"
     weights = canonical_json({file: h for file, h in parts.sha256.items() if file.startswith(f"{component}/")})

@@ -29,7 +29,7 @@ from distillkit.files import write_json
 from distillkit.jobs.context import Context
 from distillkit.jobs.evaluate import record_name
 from distillkit.jobs.measures import Measures, measures_for
-from distillkit.jobs.previews import Previews
+from distillkit.jobs.previews import CLIPPED, Previews
 from distillkit.jobs.prompts import captions_among, cut, encoded, opened, require_prompts, with_prompts
 from distillkit.jobs.recipe import inputs_of, recipe_of, sources_of
 from distillkit.jobs.rows import Result, Row, read_row, row_json, table_of
@@ -242,6 +242,7 @@ class Distillation:
             context.reporter,
             main=context.main,
             preview=previews or (lambda student, step: None),
+            preview_diagnostics=(CLIPPED,),
             evaluate=self._evaluated,
             describe_student=lambda sampler, images: self.describe(sampler, images).model_dump(mode="json"),
         )  # fmt: skip

@@ -8,9 +8,9 @@ from pathlib import Path
 
 from distillkit.data.config import DataConfig
 from distillkit.diffusion.solvers import SOLVERS, SolverName
+from distillkit.dtypes import DTYPES
 from distillkit.errors import UsageError
 from distillkit.evaluation.extractor import FeatureExtractor
-from distillkit.evaluation.generator import AUTOCAST
 from distillkit.evaluation.reference import Reference
 from distillkit.models.diffusers.options import PipelineConfig
 from distillkit.runs.config import validated
@@ -75,7 +75,7 @@ class EvaluationOptions:
     skip_damaged: int | str = 0
 
     def __post_init__(self) -> None:
-        if self.precision not in ("fp32", *AUTOCAST):
+        if self.precision not in DTYPES:
             raise UsageError(f"--precision {self.precision}: fp32, bf16 or fp16")
         least = {"samples": 2, "first_seed": 0, "batch": 1, "guidance": 0, "steps": 1}
         for name, low in least.items():

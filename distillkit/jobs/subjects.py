@@ -6,16 +6,14 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 from distillkit.contracts.teacher import Teacher
 from distillkit.data.prompts import PromptsConfig, open_prompts
 from distillkit.data.reader import open_files
 from distillkit.diffusion.solvers import SOLVERS
+from distillkit.dtypes import DTYPES
 from distillkit.errors import UsageError
 from distillkit.evaluation.clip import Clip
 from distillkit.evaluation.generator import (
-    AUTOCAST,
     Candidate,
     Generator,
     GivenImages,
@@ -95,7 +93,7 @@ def _pipeline_folder(reference: TeacherReference, options: EvaluationOptions) ->
     """The folder of a whole pipeline of diffusers; None for anything else."""
     place: Path | None = reference.path if isinstance(reference, Folder) else None
     if isinstance(reference, Repository):
-        place = hub.snapshot(reference.name, dtype=AUTOCAST.get(options.precision, torch.float32))
+        place = hub.snapshot(reference.name, dtype=DTYPES[options.precision])
     return place if place and (place / "model_index.json").is_file() else None
 
 

@@ -14,7 +14,7 @@ from distillkit.contracts.source import Batches, Images
 from distillkit.engine.checkpoint import Checkpoints
 from distillkit.engine.learning import LearnerTrainer
 from distillkit.engine.metrics import MetricsFile
-from distillkit.engine.outputs import Evaluation, Outputs
+from distillkit.engine.outputs import Evaluation, Outputs, Preview
 from distillkit.environment import environment
 from distillkit.files import write_bytes, write_json
 from distillkit.jobs.autoencoder import AutoencoderPart
@@ -159,14 +159,14 @@ class PartTraining:
         def evaluate(learner: Learner) -> Evaluation:
             return part.evaluation(learner, held)
 
-        def preview(learner: Learner, step: int) -> Path | None:
+        def preview(learner: Learner, step: int) -> Preview | None:
             rows = part.rows(learner, held) if context.main else {}
             if not rows:
                 return None
             path = folder / "samples" / f"step-{step:09d}.png"
             save_grid(path, torch.cat(list(rows.values())), len(next(iter(rows.values()))))
             write_bytes(path.parent / "README.txt", f"rows from top to bottom: {', '.join(rows)}\n".encode())
-            return path
+            return Preview(path)
 
         return Outputs(
             Checkpoints(folder / "checkpoints", self.config.training.keep_checkpoints),

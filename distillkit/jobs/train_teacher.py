@@ -20,7 +20,7 @@ from distillkit.data.latents import has_latents, with_latents
 from distillkit.data.stream import ImageStream, open_reader, open_stream
 from distillkit.engine.checkpoint import Checkpoints
 from distillkit.engine.metrics import MetricsFile
-from distillkit.engine.outputs import Evaluation, Outputs
+from distillkit.engine.outputs import Evaluation, Outputs, Preview
 from distillkit.engine.trainer import Trainer
 from distillkit.errors import UsageError
 from distillkit.evaluation.generator import teacher_generator
@@ -239,7 +239,7 @@ class TeacherTraining:
             record = self._measured(student, self.measures.selecting, "")
             return None if record is None else evaluation_of(record)
 
-        def preview(student: StudentGenerator, step: int) -> Path | None:
+        def preview(student: StudentGenerator, step: int) -> Preview | None:
             if not context.main:
                 return None
             return Previews(folder / "samples", self._of(student), (), config.seed)(student, step)

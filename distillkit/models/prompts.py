@@ -12,6 +12,7 @@ from torch import Tensor
 from distillkit.contracts.condition import Condition
 from distillkit.contracts.conditioner import Conditioner
 from distillkit.contracts.text import PromptList, TextEncoder
+from distillkit.dtypes import DTYPES
 from distillkit.errors import DistillkitError, UsageError
 from distillkit.registry import registry
 from distillkit.text import printable, short
@@ -21,7 +22,6 @@ LONGEST = 100_000
 EXAMPLES = 60
 """Prompts of a list that a description carries."""
 
-DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 FEW = 64
 """Fields of fewer numbers, such as sizes in pixels, are not rounded."""
 

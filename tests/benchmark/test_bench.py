@@ -146,7 +146,7 @@ def test_names_of_others_are_text_in_the_report(done, tmp_path):
     """Results may come from anybody: whatever they name, the page runs nothing."""
     shutil.copytree(done, tmp_path / "done", ignore=shutil.ignore_patterns("runs"))
     found = json.loads((tmp_path / "done" / "results.json").read_text())
-    bad = '<script>alert(1)</script>"><img src=x onerror=alert(1)>'
+    bad = '<script>alert(1)</script>"><img src=x onerror=alert(1)> | [a](http://b) ```'
     for run in found["runs"]:
         run |= {"entry": f"{run['entry']}{bad}", "package": bad, "reason": bad, "health": {bad: bad}}
         run |= {"cost": {bad: 1.0}}
@@ -155,7 +155,11 @@ def test_names_of_others_are_text_in_the_report(done, tmp_path):
     found |= {"grid": {f"{name}{bad}": path for name, path in found["grid"].items()}}
     found["environment"]["command"] = bad
     (tmp_path / "done" / "results.json").write_text(json.dumps(found))
-    page = next(path for path in BenchResult(tmp_path / "done").report() if path.suffix == ".html").read_text()
+    pages = {path.suffix: path.read_text() for path in BenchResult(tmp_path / "done").report()}
+    page, text = pages[".html"], pages[".md"]
+    before, _, command = text.partition("## How to reproduce")
+    assert "<script" not in before and "[a](http" not in before and "```" not in before
+    assert command.count("```") == 2 and "\\| \\[a\\](http" in text, "no name begins a cell or a link"
     assert "<script" not in page and "<img src=x" not in page and page.count("&lt;script&gt;") > 10
 
 

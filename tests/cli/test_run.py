@@ -65,7 +65,9 @@ def test_the_run_folder_is_all_there_is_to_know(finished):
     assert [row.nfe for row in run.rows] == [7.0, 1.0, 1.0], "counted, not claimed"
     assert run.record.protocol.name == "digits8" and run.record.figure.standard_error > 0
     assert run.record.subject.weights_sha256 == load_student(folder).description.weights_sha256
-    assert set(run.health) == {"kl_gradient_rms", "fake_to_real_error", "std_to_teacher", "mean_to_teacher"}
+    assert set(run.health) == {
+        "kl_gradient_rms", "fake_to_real_error", "std_to_teacher", "mean_to_teacher", "clipped_to_teacher",
+    }  # fmt: skip
     assert run.summary["selection"]["evaluated"] == 2 and run.record.selection.checkpoints_scored == 2
     images = 1600
     assert run.summary["cost_forward_equivalents"] == {

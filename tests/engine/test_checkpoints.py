@@ -26,6 +26,7 @@ from distillkit import (
 from distillkit.engine import checkpoint as checkpoint_module
 from distillkit.engine.checkpoint import Checkpoints
 from distillkit.engine.loop import Stopped
+from distillkit.engine.outputs import Preview
 from distillkit.files import WriteError
 from tests.engine.conftest import Toy, assert_equal_weights, weights
 
@@ -207,6 +208,9 @@ def test_checkpoints_hold_tensors_and_json_only(bench):
     assert body["step"] == 6
 
 
+CLIPPED = Diagnostic("clipped", ok=(0, 0.1), watch=(0, 1), meaning="-")
+
+
 class Watched(Toy):
     """Logs a value that is judged, early in the training alone."""
 
@@ -222,7 +226,12 @@ class Watched(Toy):
 def test_a_stop_leaves_no_trace_in_log_health_and_pictures(bench, stop_at):
     def run(name, stop=lambda trainer: False, resume=False):
         trainer, seen = bench.trainer(bench.toy(Watched()), log_every=48, sample_every=16), []
-        outputs = bench.outputs(name, preview=lambda student, step: seen.append(step))
+
+        def preview(student, step):
+            seen.append(step)
+            return Preview(None, {"clipped": step / 5, "nobody's": 1.0})
+
+        outputs = bench.outputs(name, preview=preview, preview_diagnostics=(CLIPPED,))
         if resume:
             trainer.resume(outputs)
         try:
@@ -234,7 +243,10 @@ def test_a_stop_leaves_no_trace_in_log_health_and_pictures(bench, stop_at):
         return [{**entry, "images_per_second": None} for entry in log], outputs.health, seen
 
     log, health, pictures = run("whole")
-    assert health == {"level": "watch"} and [entry["step"] for entry in log] == [2, 3, 4, 6]
+    assert health == {"level": "watch", "clipped": "collapsed"}
+    assert [entry["step"] for entry in log if "preview" not in entry] == [2, 3, 4, 6]
+    assert [(entry["step"], entry["clipped"]) for entry in log if "preview" in entry] == [(k, k / 5) for k in range(7)]
+    assert not any("nobody's" in entry for entry in log)
     _, _, before = run("parts", lambda trainer: trainer.step == stop_at)
     again, resumed, after = run("parts", resume=True)
     assert (again, resumed) == (log, health)

@@ -54,6 +54,18 @@ def test_an_evaluation_that_is_repeated_is_dropped(log):
     ]
 
 
+def test_a_preview_that_is_repeated_is_dropped(log):
+    for step in (1, 2):
+        log.append({"step": step, "preview": f"{step}.png", "clipped": 0.1})
+    log.append({"step": 2, "evaluation": {"value": 1.0}})
+    log.cut_back(2)
+    assert len(log.path.read_bytes().splitlines()) == 3
+    log.cut_back(2, previewed=False)
+    assert [json.loads(line)["step"] for line in log.path.read_bytes().splitlines()] == [1, 2]
+    log.cut_back(2, previewed=False, evaluated=False)
+    assert [json.loads(line).get("preview") for line in log.path.read_bytes().splitlines()] == ["1.png"]
+
+
 def test_a_cut_that_fails_leaves_the_old_log(log, monkeypatch):
     for step in (1, 2):
         log.append({"step": step})

@@ -1,13 +1,17 @@
 """One guidance for a run: of the teacher in the loss, of the pairs, and of the teacher beside the student."""
 
+import json
+
 import pytest
 import torch
+from torch import nn
 
 from distillkit import UsageError, distil
+from distillkit.contracts.health import Health
 from distillkit.jobs.api import planned
-from distillkit.jobs.previews import Previews
+from distillkit.jobs.previews import CLIPPED, Previews, clipped
 from distillkit.runs.folder import RunFolder
-from distillkit.testing.teachers import conditional, unconditional
+from distillkit.testing.teachers import conditional, flow, points, text_to_latent, unconditional
 
 SMALL = {"device": "cpu", "quiet": True, "batch": 8, "duration": 16, "pairs_count": 8, "pairs_steps": 2}
 
@@ -84,3 +88,35 @@ def test_the_row_of_the_teacher_is_drawn_with_its_guidance(tmp_path):
     noise, condition = previews[0]._noise("previews", range(10)), previews[0]._condition(range(10))
     assert torch.equal(guided, teacher.codec.decode(teacher.sample(noise, condition, guidance=4.0)))
     assert not torch.equal(plain, guided)
+
+
+class Saturated(nn.Module):
+    """Gives the teacher's own samples, so many times as strong."""
+
+    def __init__(self, teacher, strength):
+        super().__init__()
+        self.teacher, self.strength = teacher, strength
+
+    def forward(self, noise, condition, renoise):
+        return self.strength * self.teacher.sample(noise, condition)
+
+
+@pytest.mark.parametrize("build", [conditional, text_to_latent, flow], ids=lambda build: build.__name__)
+def test_how_much_of_the_pictures_is_cut_off_is_judged_against_the_teachers(build, tmp_path):
+    """What a teacher cuts off itself is no fault of a student; of points nothing is cut off."""
+    teacher, seen = build(), {}
+    for strength in (0.0, 1.0, 50.0):
+        values = Previews(tmp_path, teacher, (), 0, 1.0)(Saturated(teacher, strength), 7).values
+        seen[strength] = values["clipped_to_teacher"]
+    assert [CLIPPED.judge(value) for value in seen.values()] == [Health.OK, Health.OK, Health.COLLAPSED]
+    assert seen[0.0] <= seen[1.0] == 0.0 and seen[50.0] > 0.1
+    assert not Previews(tmp_path, points(), (), 0, 1.0)(Saturated(points(), 50.0), 7).values
+    assert clipped(torch.tensor([-2.0, -1.04, 0.0, 1.06])) == 0.5
+
+
+def test_a_run_says_how_much_is_cut_off(tmp_path):
+    made = distil("kd", conditional(), output_dir=tmp_path / "run", protocol="none", sample_every=8, **SMALL)
+    assert made.health["clipped_to_teacher"] in ("ok", "watch", "collapsed")
+    lines = [json.loads(line) for line in (made.folder / "metrics.jsonl").read_text().splitlines()]
+    found = {line["step"]: line["clipped_to_teacher"] for line in lines if "preview" in line}
+    assert list(found) == [0, 1, 2] and all(-1 <= value <= 1 for value in found.values())

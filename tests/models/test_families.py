@@ -357,7 +357,7 @@ def test_discriminators_find_a_map_of_features(build, shape, tmp_path):
     condition, x = teacher.conditioner.encode(keys), noise_for(teacher, 2)
     t = torch.full((2,), float(teacher.schedule.grid(3)[1]))
     [found] = teacher.denoiser.features(x, t, condition)
-    assert found.shape == (2, *shape) and head([found]).shape == (2,)
+    assert found.shape == (2, *shape) and head([found]).shape == (2, 1)
     whole, [again] = teacher.denoiser.with_features(x, t, condition)
     assert torch.equal(again, found) and torch.equal(whole, teacher.denoiser(x, t, condition))
     # A place of the map answers to the same place of the sample more than to others.

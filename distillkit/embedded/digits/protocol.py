@@ -16,8 +16,7 @@ from torch import Tensor
 from distillkit.embedded.assets import asset_hashes, asset_path
 from distillkit.embedded.digits.classifier import DigitsCNN
 from distillkit.embedded.digits.data import load_digits
-from distillkit.errors import DistillkitError
-from distillkit.evaluation.extractor import FeatureExtractor
+from distillkit.evaluation.extractor import FeatureExtractor, scaled
 from distillkit.evaluation.protocol import ExtractorSpec
 from distillkit.evaluation.reference import Reference
 
@@ -53,12 +52,7 @@ class DigitsFeatures(FeatureExtractor):
 
     @staticmethod
     def _images(pixels: Tensor) -> Tensor:
-        if pixels.shape[1:] != (1, 8, 8):
-            raise DistillkitError(
-                f"digits8cnn judges digits of (1, 8, 8), not images of {tuple(pixels.shape[1:])}; choose another "
-                "--protocol or --extractor"
-            )
-        return pixels.float() / 127.5 - 1
+        return scaled(pixels, (1, 8, 8), "digits8cnn", "digits")
 
 
 @cache

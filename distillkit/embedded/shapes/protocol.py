@@ -17,8 +17,7 @@ from distillkit.contracts.text import prompts_sha256
 from distillkit.embedded.assets import asset_hashes, asset_path
 from distillkit.embedded.shapes.classifier import WEIGHTS, ShapesCNN, agreement, shapes_cnn
 from distillkit.embedded.shapes.world import SIDE, distinct_scenes, scene_of, sentence, shipped_prompts
-from distillkit.errors import DistillkitError
-from distillkit.evaluation.extractor import FeatureExtractor
+from distillkit.evaluation.extractor import FeatureExtractor, scaled
 from distillkit.evaluation.features import GROUPS, Kept, groups_of
 from distillkit.evaluation.frechet import Jackknife
 from distillkit.evaluation.measure import Measure, frechet_figure
@@ -61,12 +60,7 @@ class ShapesFeatures(FeatureExtractor):
 
 
 def _images(pixels: Tensor) -> Tensor:
-    if pixels.shape[1:] != (3, SIDE, SIDE):
-        raise DistillkitError(
-            f"shapescnn judges pictures of (3, {SIDE}, {SIDE}), not images of {tuple(pixels.shape[1:])}; choose "
-            "another --protocol or --extractor"
-        )
-    return pixels.float() / 127.5 - 1
+    return scaled(pixels, (3, SIDE, SIDE), "shapescnn", "pictures")
 
 
 @cache

@@ -34,17 +34,13 @@ class DiT(TransformerNetwork):
         from diffusers import DiTTransformer2DModel
 
         kind: Any = DiTTransformer2DModel
-        super().__init__(with_positions(kind(**arguments)), int(arguments.get("patch_size", 2)))
-        self.null, self.time_scale = int(self.transformer.config["num_embeds_ada_norm"]), time_scale
+        super().__init__(with_positions(kind(**arguments)), int(arguments.get("patch_size", 2)), time_scale)
+        self.null = int(self.transformer.config["num_embeds_ada_norm"])
 
     def forward(self, x: Tensor, t: Tensor, condition: Condition) -> Tensor:
         labels = condition.get("labels")
         labels = x.new_full((len(x),), self.null, dtype=torch.int64) if labels is None else labels
-        out = self.transformer(
-            x.to(self.transformer.dtype), timestep=t * self.time_scale,
-            class_labels=labels.remainder(self.null + 1), return_dict=False,
-        )[0]  # fmt: skip
-        return out[:, : x.shape[1]].to(x.dtype)
+        return self.predicted(x, t, class_labels=labels.remainder(self.null + 1))
 
 
 def dit(
@@ -79,10 +75,7 @@ def describe(pipeline: Pipeline) -> Described:
     noise = pipeline.noise_on(Grid(own=True))
     return Described(
         shape=(sizes.in_channels, sizes.sample_size, sizes.sample_size),
-        network={
-            "kind": "distillkit:DiTTransformer2DModel",
-            "arguments": {**pipeline.conditioned(noise), "sigma_data": 1.0},
-        },
+        network=pipeline.of_latents("distillkit:DiTTransformer2DModel", noise),
         prefix="model.transformer.",
         conditioner=ClassLabels(classes=classes, null_label=True, class_names=class_names(pipeline, classes)),
         codec=pipeline.autoencoder(),

@@ -170,6 +170,11 @@ class Pipeline:
             )
         return height // codec.factor, width // codec.factor
 
+    def of_latents(self, kind: str, noise: Noise) -> Mapping[str, Any]:
+        """The description of a denoiser of latents, whose standard deviation is 1: kind, and arguments under this
+        noise."""
+        return {"kind": kind, "arguments": {**self.conditioned(noise), "sigma_data": 1.0}}
+
     def conditioned(self, noise: Noise | None = None) -> Mapping[str, Any]:
         """The arguments of a denoiser of this network, under this noise or the pipeline's."""
         noise = noise or self.noise

@@ -124,10 +124,7 @@ def describe(pipeline: Pipeline) -> Described:
     text = FluxText(parts=pipeline.parts, guidance=(GUIDANCE if guidance is None else guidance) if guided else None)
     return Described(
         shape=shape,
-        network={
-            "kind": "distillkit:FluxTransformer2DModel",
-            "arguments": {**pipeline.conditioned(noise), "sigma_data": 1.0},
-        },
+        network=pipeline.of_latents("distillkit:FluxTransformer2DModel", noise),
         prefix="model.transformer.",
         conditioner=Prompts(encoder=text),
         codec=codec,

@@ -42,19 +42,13 @@ class PixArt(TransformerNetwork):
         from diffusers import PixArtTransformer2DModel
 
         kind: Any = PixArtTransformer2DModel
-        super().__init__(with_positions(kind(**arguments)), int(arguments.get("patch_size", 2)))
-        self.time_scale = time_scale
+        super().__init__(with_positions(kind(**arguments)), int(arguments.get("patch_size", 2)), time_scale)
 
     def forward(self, x: Tensor, t: Tensor, condition: Condition) -> Tensor:
         dtype = self.transformer.dtype
-        sizes = {
-            name: condition[name].to(dtype) if name in condition else None for name in ("resolution", "aspect_ratio")
-        }
-        out = self.transformer(
-            x.to(dtype), timestep=t * self.time_scale, encoder_hidden_states=condition["text"].to(dtype),
-            encoder_attention_mask=condition["mask"].to(dtype), added_cond_kwargs=sizes, return_dict=False,
-        )[0]  # fmt: skip
-        return out[:, : x.shape[1]].to(x.dtype)
+        sizes = {name: condition[name].to(dtype) if name in condition else None for name in SIZES}
+        mask = condition["mask"].to(dtype)
+        return self.predicted(x, t, condition["text"], encoder_attention_mask=mask, added_cond_kwargs=sizes)
 
 
 def pixart(
@@ -96,10 +90,7 @@ def describe(pipeline: Pipeline) -> Described:
     )
     return Described(
         shape=(sizes.in_channels, height, width),
-        network={
-            "kind": "distillkit:PixArtTransformer2DModel",
-            "arguments": {**pipeline.conditioned(noise), "sigma_data": 1.0},
-        },
+        network=pipeline.of_latents("distillkit:PixArtTransformer2DModel", noise),
         prefix="model.transformer.",
         conditioner=Prompts(encoder=text),
         codec=codec,

@@ -34,16 +34,11 @@ class SD3(TransformerNetwork):
         from diffusers import SD3Transformer2DModel
 
         kind: Any = SD3Transformer2DModel
-        super().__init__(kind(**arguments), int(arguments.get("patch_size", 2)))
-        self.time_scale = time_scale
+        super().__init__(kind(**arguments), int(arguments.get("patch_size", 2)), time_scale)
 
     def forward(self, x: Tensor, t: Tensor, condition: Condition) -> Tensor:
-        dtype = self.transformer.dtype
-        out = self.transformer(
-            x.to(dtype), timestep=t * self.time_scale, encoder_hidden_states=condition["text"].to(dtype),
-            pooled_projections=condition["pooled"].to(dtype), return_dict=False,
-        )[0]  # fmt: skip
-        return out.to(x.dtype)
+        pooled = condition["pooled"].to(self.transformer.dtype)
+        return self.predicted(x, t, condition["text"], pooled_projections=pooled)
 
 
 def sd3(
@@ -87,10 +82,7 @@ def describe(pipeline: Pipeline) -> Described:
     noise = pipeline.noise_on(Grid(own=True, patch=sizes.patch_size)).sized(shape)
     return Described(
         shape=shape,
-        network={
-            "kind": "distillkit:SD3Transformer2DModel",
-            "arguments": {**pipeline.conditioned(noise), "sigma_data": 1.0},
-        },
+        network=pipeline.of_latents("distillkit:SD3Transformer2DModel", noise),
         prefix="model.transformer.",
         conditioner=Prompts(encoder=SD3Text(parts=pipeline.parts, width=sizes.joint_attention_dim, third=third)),
         codec=codec,

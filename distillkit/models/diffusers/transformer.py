@@ -20,11 +20,25 @@ class TransformerNetwork(nn.Module):
         transformer: with its blocks in `transformer_blocks`, and `single_transformer_blocks` behind them where it has
             two kinds.
         patch: side of a token in a latent.
+        time_scale: what times are multiplied with for it.
     """
 
-    def __init__(self, transformer: Any, patch: int) -> None:
+    def __init__(self, transformer: Any, patch: int, time_scale: float = 1.0) -> None:
         super().__init__()
-        self.transformer, self.patch = transformer, patch
+        self.transformer, self.patch, self.time_scale = transformer, patch, time_scale
+
+    def predicted(self, x: Tensor, t: Tensor, text: Tensor | None = None, **inputs: Any) -> Tensor:
+        """The transformer's output for latents x (B, C, h, w) at t (B,), without a predicted variance, in x's dtype.
+
+        Args:
+            text: of its cross-attention, (B, L, W).
+            inputs: others, in the types that it takes.
+        """
+        dtype = self.transformer.dtype
+        if text is not None:
+            inputs["encoder_hidden_states"] = text.to(dtype)
+        out = self.transformer(x.to(dtype), timestep=t * self.time_scale, return_dict=False, **inputs)[0]
+        return out[:, : x.shape[1]].to(x.dtype)
 
     @property
     def blocks(self) -> list[nn.Module]:

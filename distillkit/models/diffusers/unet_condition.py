@@ -143,10 +143,7 @@ def describe(pipeline: Pipeline) -> Described:
     size = (codec.factor * height, codec.factor * width)
     return Described(
         shape=(sizes.in_channels, height, width),
-        network={
-            "kind": "distillkit:UNet2DConditionModel",
-            "arguments": {**pipeline.conditioned(pipeline.noise_on(Grid(own=True))), "sigma_data": 1.0},
-        },
+        network=pipeline.of_latents("distillkit:UNet2DConditionModel", pipeline.noise_on(Grid(own=True))),
         prefix="model.unet.",
         conditioner=Prompts(encoder=_two_clips(pipeline, *size) if large else _one_clip(pipeline)),
         codec=codec,

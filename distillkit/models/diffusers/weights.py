@@ -14,6 +14,7 @@ import torch
 from pydantic import BaseModel, Field
 from torch import Tensor
 
+from distillkit.dtypes import HALF
 from distillkit.errors import DistillkitError, UsageError
 from distillkit.files import sha256
 from distillkit.models.foreign.read import read_foreign
@@ -25,7 +26,7 @@ WHOLE = (
 )  # fmt: skip
 """Of diffusers' networks, and of the text encoders of transformers."""
 PLAIN = "diffusion_pytorch_model.safetensors, or its shards with their .index.json"
-VARIANTS = {torch.float16: "fp16", torch.bfloat16: "bf16"}
+VARIANTS = {dtype: name for name, dtype in HALF.items()}
 """The variants that hold weights in a type."""
 _STEM, _ENDING = "(diffusion_pytorch_model|pytorch_model|model)", "(safetensors|bin)"
 _INDEX = re.compile(rf"{_STEM}\.{_ENDING}\.index(\.(?P<variant>[\w-]+))?\.json")
