@@ -2,6 +2,7 @@
 
 import math
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 import torch
@@ -70,6 +71,11 @@ def test_means_are_of_whole_updates_however_these_are_divided():
     first = (1 + ratio[:4].mean()) / 2  # decay 0.5, from one
     torch.testing.assert_close(ends[0][0], (first + ratio[:4].mean()) / 2)
     assert set(normalisation.state_dict()) == {"means"}, "sums of an update that is not over are not saved"
+
+
+def test_means_are_of_all_processes(tmp_path, together):
+    done = together(Path(__file__).parent / "together.py", tmp_path)
+    assert [one.stdout.split() for one in done] == [["done:0"], ["done:1"]], [one.stderr[-3000:] for one in done]
 
 
 @pytest.mark.parametrize(("features", "kind"), [("fake score", Critic), ("teacher", LatentDiscriminator)])
