@@ -51,11 +51,11 @@ class TruncatedRange:
     std: float
     df: float
 
-    def __call__(self, step: Step, schedule: Schedule, first: float) -> tuple[Tensor, Tensor]:
-        """sigma / alpha of both neighbours, s > s_next, each (B,) float64 on the CPU.
+    def highest(self, schedule: Schedule, first: float) -> float:
+        """sigma / alpha at the time `first`, where the range ends.
 
         Raises:
-            UsageError: where the boundary lies outside of the levels below the time `first`.
+            UsageError: where the boundary lies outside of the levels below it.
         """
         low, high = ratio_range(schedule, first)
         if not low < self.boundary < high:
@@ -63,6 +63,11 @@ class TruncatedRange:
                 f"the truncated range begins at sigma / alpha {self.boundary:g}, and the student's levels are between "
                 f"{low:.3g} and {high:.3g}: set --boundary between them"
             )
+        return high
+
+    def __call__(self, step: Step, schedule: Schedule, first: float) -> tuple[Tensor, Tensor]:
+        """sigma / alpha of both neighbours, s > s_next, each (B,) float64 on the CPU."""
+        high = self.highest(schedule, first)
         s = student_t_between(step.uniform("level"), self.boundary, high, mean=self.mean, std=self.std, df=self.df)
         s = torch.where(self.at_boundary(step.indices), torch.full_like(s, self.boundary), s)
         return s, self.step(s, 1.0, smallest(schedule))

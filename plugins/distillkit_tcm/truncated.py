@@ -74,6 +74,7 @@ class TruncatedConsistency(Objective):
         data, sampler, schedule = step[CLEAN[self.source]], step.student.sampler, self.neighbours.schedule
         assert isinstance(sampler, ConsistencySampler)
         truncated = step.stage.name == TRUNCATED
+        self.truncated.highest(schedule, sampler.levels[0])  # refused now, not after the first stage
         s, s_next = (self.truncated if truncated else self.whole)(step, schedule, sampler.levels[0])
         t, r = (schedule.at(level).float().to(step.device) for level in (s, s_next))
         x0, noise = data.sample, step.normal("noise")

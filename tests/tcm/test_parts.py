@@ -84,9 +84,9 @@ def test_the_two_terms_are_means_over_their_own_samples(schedule):
 
 def test_a_boundary_outside_of_the_levels_is_refused():
     teacher = toy_teacher()
-    recipe = made(teacher, first_share=0.0, boundary=90.0)
+    recipe = made(teacher, boundary=90.0)
     with pytest.raises(UsageError, match=r"--boundary"):
-        recipe.objectives[0](truncated(recipe, teacher))
+        recipe.objectives[0](step_of(recipe, teacher))
 
 
 @pytest.mark.parametrize("stop_at", [2, 3, 4])
