@@ -69,9 +69,11 @@ def test_a_run_with_prompts_and_the_same_ones_when_it_goes_on(pipeline, listed, 
     first = inside("sample", "run", "--seed", "3", "--prompts", listed, "--num", "2", "--output", "first")
     assert first.returncode == 0, first.stderr
     assert [(tmp_path / "first" / f"00000{k}.txt").read_text() for k in (0, 1)] == ["a a\n", "a b\n"]
-    for option in (("--guidance", "2"), ("--steps", "2"), ("--negative", "x"), ("--solver", "euler")):
-        refused = inside("sample", "run", "--prompt", "a", *option)
-        assert refused.returncode == 2 and option[0] in refused.stderr
+    refusals = {"--guidance": "2", "--negative": "x", "--solver": "euler", "--steps": "2"}
+    for option, value in refusals.items():
+        refused = inside("sample", "run", "--prompt", "a", option, value)
+        said = "2 evaluations: OneStep" if option == "--steps" else option
+        assert refused.returncode == 2 and said in refused.stderr
     listed.write_text("something else\n")
     other = inside("run", "kd", "--resume", "run", "--duration", "32")
     assert other.returncode == 2 and "prompts: 11 of" in other.stderr and "1 of" in other.stderr

@@ -153,6 +153,7 @@ FLOW = RenoisingSampler(levels=(1.0, 0.9, 0.5))
         (sdxl, SAMPLERS["between"]),
         (flux, FLOW),
         (lambda folder: "shapes", OneStep()),
+        (lambda folder: "shapes", SAMPLERS["consistency, four"]),
     ],
 )
 def test_every_family_by_the_call_on_the_card(tmp_path, monkeypatch, family, sampler):
