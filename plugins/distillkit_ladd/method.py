@@ -59,8 +59,8 @@ class LADD(Method):
     Config = LADDConfig
     presets = PRESETS
     caution = (
-        "A GAN alone: where the discriminator runs ahead (critic_accuracy near 1) samples lose variety; raise "
-        "--r1-weight or lower --discriminator-lr."
+        "A GAN alone: a discriminator at chance from the start (critic_accuracy 0.5) lets the student drift, raise "
+        "--discriminator-lr or change --level-mean; one far ahead (near 1) costs variety, raise --r1-weight."
     )
     examples = (
         {"source": "images", "gan_loss": "non-saturating", "r1": "approximate"},
