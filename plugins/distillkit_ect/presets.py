@@ -6,7 +6,7 @@ PRESETS = (
     Preset(
         name="digits",
         teachers=("digits",),
-        settings={"stages": 4},
+        settings={"stages": 4, "level_mean": 0.0},
         training={"lr": 1e-3, "lr_schedule": "cosine", "weight_decay": 0.0, "ema_halflife": "3k"},
         source="untuned, for five minutes on two CPU cores",
     ),
