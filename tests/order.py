@@ -10,8 +10,8 @@ LONGEST = (
     "tests/models/test_families.py", "tests/cli/test_faults.py", "tests/students/test_plain_pipeline.py",
     "tests/benchmark/test_ground_truth.py", "tests/test_guides.py", "tests/models/test_diffusers.py",
     "tests/test_notebook.py", "tests/plugins/test_new_method.py", "tests/parts/test_distances.py",
-    "tests/cli/test_evaluate.py", "tests/engine/test_checkpoints.py", "tests/testing/test_kit.py",
-    "tests/engine/test_kills.py",
+    "tests/cli/test_evaluate.py", "tests/cli/test_train_parts.py", "tests/engine/test_checkpoints.py",
+    "tests/testing/test_kit.py", "tests/engine/test_kills.py",
 )  # fmt: skip
 """The files that take more than a sixtieth of the whole time, from the longest on, by their CPU time."""
 
