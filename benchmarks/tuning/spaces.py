@@ -84,9 +84,9 @@ METHODS: Mapping[str, tuple[Dimension, ...]] = {
         Log("settings.gan_weight", 1e-4, 1e-1), Log("settings.critic_gan_weight", 1e-3, 1e-1), START, BETA1,
     ),
     "ladd": (
-        fake("discriminator_lr"), Choice("settings.updates", (1, 2)),
-        Choice("settings.gan_loss", ("hinge", "non-saturating")), Choice("settings.level_mean", (-1.0, 0.0, 1.0)),
-        Choice("settings.level_std", (1.0, 1.5, 2.0)), Log("settings.r1_weight", 1e-4, 1.0),
+        Times("settings.discriminator_lr", LR, 1.0, 30.0), Choice("settings.updates", (1, 2)),
+        Choice("settings.gan_loss", ("hinge", "non-saturating")), Choice("settings.level_mean", (-1.5, -1.0, 0.0, 1.0)),
+        Choice("settings.level_std", (1.0, 1.2, 1.5, 2.0)), Log("settings.r1_weight", 1e-4, 1.0),
         Choice("settings.depths", ((0.5,), (0.25, 0.5), (0.25, 0.5, 0.75))), START,
     ),
     "consistency": (

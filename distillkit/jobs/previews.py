@@ -26,8 +26,8 @@ SAMPLES = 60
 
 CLIPPED = Diagnostic(
     "clipped_to_teacher",
-    ok=(-1.0, 0.05),
-    watch=(-1.0, 0.15),
+    ok=(-1.0, 0.1),
+    watch=(-1.0, 0.5),
     meaning="share of the student's decoded values beyond black and white by more than 6 grey levels, minus the "
     "teacher's from the same noise; above 0 its pictures are over-saturated, as late in runs with strong guidance: "
     "lower it, or use --guidance-rescale 0.7",
