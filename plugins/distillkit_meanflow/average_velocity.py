@@ -34,11 +34,12 @@ class AverageVelocity(Objective):
 
     diagnostics = (
         Diagnostic(
-            "velocity_gap",
-            ok=(0.0, 1.0),
-            watch=(0.0, 3.0),
-            meaning="how far the student's average velocities are from what the identity says, in units of the "
-            "velocity; where it grows the student runs after its own derivative: lower the learning rate or the share",
+            "average_to_velocity",
+            ok=(0.5, 3.0),
+            watch=(0.2, 10.0),
+            meaning="size of the student's average velocities over that of the velocity at their beginning; an average "
+            "is about as large as what it is of; far above, the student runs after its own derivative: lower the "
+            "learning rate, the share, or the noise levels",
         ),
     )
 
@@ -57,21 +58,25 @@ class AverageVelocity(Objective):
     def __call__(self, step: Step) -> Tensor:
         data = step[CLEAN[self.source]]
         level, until = (drawn.to(step.device) for drawn in self.draw(step))
-        losses = self.losses(step.student.denoiser, data.sample, step.normal("noise"), level, until, data.condition)
-        step.log("velocity_gap", self.gap)
+        losses, sizes = self.losses(
+            step.student.denoiser, data.sample, step.normal("noise"), level, until, data.condition
+        )
+        step.log("average_to_velocity", sizes.mean())
         return losses.mean()
 
     def losses(
         self, student: Denoiser, x0: Tensor, noise: Tensor, level: Tensor, until: Tensor, condition: Condition
-    ) -> Tensor:
-        """The loss of each sample, (B,), from t to r, which are given as ln(sigma / alpha) and sigma / alpha, (B,)."""
+    ) -> tuple[Tensor, Tensor]:
+        """The loss of each sample, (B,), from t to r, which are given as ln(sigma / alpha) and sigma / alpha, (B,); and
+        |d| in units of |v|, (B,)."""
         t = per_sample(level.sigmoid(), x0)
         z = (1 - t) * x0 + t * noise
         velocity = noise - x0 if self.teacher is None else self.teachers(z, level, condition)
         target = self.target(student, z, velocity, level, until, condition)
-        squared = (self.u(student, z, level, until, condition) - target).flatten(1).square().sum(1)
-        self.gap = (squared.detach().mean() / velocity.flatten(1).square().sum(1).mean()).sqrt()
-        return squared / (squared.detach() + self.constant) ** self.power
+        u = self.u(student, z, level, until, condition)
+        squared = (u - target).flatten(1).square().sum(1)
+        sizes = u.detach().flatten(1).norm(dim=1) / velocity.flatten(1).norm(dim=1)
+        return squared / (squared.detach() + self.constant) ** self.power, sizes
 
     def draw(self, step: Step) -> tuple[Tensor, Tensor]:
         """ln(sigma / alpha) of t and sigma / alpha of r, (B,) each on the CPU."""
