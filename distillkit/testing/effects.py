@@ -14,24 +14,28 @@ from torch import Tensor, nn
 
 from distillkit.contracts.method import Method
 from distillkit.contracts.recipe import Recipe
+from distillkit.contracts.teacher import Teacher
 from distillkit.engine.losses import constant, loss_of
 from distillkit.errors import DistillkitError
 from distillkit.testing.failure import CheckFailure
 from distillkit.testing.setup import Parts, Settings, parts_of, settings_of
-from distillkit.testing.teachers import smallest
+from distillkit.testing.teachers import smallest, text_to_latent
 
 STEPS = 3
+TURNED_ON = 2
+"""What a setting that is off is set to, to see what others do beside it."""
 
 
 def settings_change_the_training(method: type[Method], settings: Settings) -> None:
     """Every setting changes the recipe, a loss, a gradient or an update, by default or in one of the examples."""
     bases = [dict(settings), *(example for example in method.examples if not settings)]
-    silent = set(method.Config.model_fields)
-    for base in bases:
-        if not silent:
-            break
-        at_base = [*_fingerprint(method, base)]
-        silent = {name for name in silent if not _has_effect(method, base, name, at_base)}
+    silent = _silent(method, bases, set(method.Config.model_fields), smallest())
+    if silent:
+        # Some are for other networks, or of a part that is off by default; where examples name one, they tell.
+        told = {name for name in silent if any(name in example for example in method.examples)}
+        off = [name for name in sorted(silent) if _is_off(settings_of(method, settings)[name])]
+        bases = [dict(settings), *({**settings, name: TURNED_ON} for name in off)]
+        silent = told | _silent(method, bases, silent - told, text_to_latent(), may_fail=True)
     if silent:
         raise CheckFailure(
             f"nothing of the training changes with {', '.join(sorted(silent))}",
@@ -39,6 +43,28 @@ def settings_change_the_training(method: type[Method], settings: Settings) -> No
             "use the setting in the recipe; where it matters together with another alone, add such a case to "
             f"{method.__name__}.examples",
         )
+
+
+def _silent(
+    method: type[Method], bases: Sequence[Settings], names: set[str], teacher: Teacher, *, may_fail: bool = False
+) -> set[str]:
+    """Those of the settings with these names that change nothing in any of the bases; what cannot be made of a base is
+    passed over where it may fail."""
+    for base in bases:
+        if not names:
+            break
+        try:
+            at_base = [*_fingerprint(method, base, teacher)]
+        except (ValidationError, DistillkitError, ValueError):
+            if not may_fail:
+                raise
+            continue
+        names = {name for name in names if not _has_effect(method, base, name, at_base, teacher)}
+    return names
+
+
+def _is_off(value: Any) -> bool:
+    return value == 0 and not isinstance(value, bool)
 
 
 def weights_belong_to_the_engine(method: type[Method], settings: Settings) -> None:
@@ -60,24 +86,24 @@ def weights_belong_to_the_engine(method: type[Method], settings: Settings) -> No
             )
 
 
-def _has_effect(method: type[Method], base: Settings, name: str, at_base: list[Any]) -> bool:
+def _has_effect(method: type[Method], base: Settings, name: str, at_base: list[Any], teacher: Teacher) -> bool:
     """Whether another value of a setting, the first that makes a difference, changes anything; also where there is no
     other value to try.
 
     A number is changed from one that is not 0: that 0 turns something off says nothing of all the others.
     """
     value, usable = settings_of(method, base)[name], False
-    if value == 0 and not isinstance(value, bool):
+    if _is_off(value):
         base = {**base, name: 0.5 if isinstance(value, float) else 1}
         try:
-            at_base = [*_fingerprint(method, base)]
+            at_base = [*_fingerprint(method, base, teacher)]
         except (ValidationError, DistillkitError, ValueError):
             return False
         value = base[name]
     given = [example[name] for example in method.examples if name in example]
     for other in [*_alternatives(value, method.Config.model_fields[name].annotation)] or given:
         try:
-            if _differs(_fingerprint(method, {**base, name: other}), at_base):
+            if _differs(_fingerprint(method, {**base, name: other}, teacher), at_base):
                 return True
         except (ValidationError, DistillkitError, ValueError):
             continue  # out of bounds, or not for this teacher
@@ -108,10 +134,10 @@ def _alternatives(value: Any, annotation: Any) -> Iterator[Any]:
                 yield from typing.get_args(inner)
 
 
-def _fingerprint(method: type[Method], settings: Settings) -> Iterator[Any]:
+def _fingerprint(method: type[Method], settings: Settings, teacher: Teacher) -> Iterator[Any]:
     """What the engine would do, and then all numbers of a few steps of plain gradient descent in the first stage and in
     the last, as they come."""
-    parts = parts_of(method, smallest(), settings, apart=True)
+    parts = parts_of(method, teacher, settings, apart=True)
     recipe = parts.recipe
     yield _structure(recipe)
     yield from _numbers(parts)

@@ -122,7 +122,8 @@ MUTATIONS = {
         "dmd", EFFECT, SCORES, "[round(shares[0] * LEVELS) : round(shares[1] * LEVELS) + 1]", "", "level_max"
     ),
     "sid: range of levels dropped": Mutation(
-        "sid", EFFECT, IDENTITY, "[: round(largest * LEVELS)]", "", "largest"
+        "sid", EFFECT, "distillkit_sid.method",
+        "[round(config.smallest * LEVELS) : round(config.largest * LEVELS)]", "", "largest",
     ),
     "fake score: asked without noise": Mutation(
         "dmd", FIT, SCORES, "denoiser(denoiser.schedule.add_noise(x0, noise, t), t, condition)",
@@ -157,7 +158,7 @@ MUTATIONS = {
         "self.teacher(noisy, t, condition)", "guidance",
     ),
     "consistency: guidance dropped": Mutation(
-        "consistency", EFFECT, NEIGHBOURS, "teacher(x, t, condition, self.guidance)", "teacher(x, t, condition)",
+        "consistency", EFFECT, NEIGHBOURS, "teacher(x, t, condition, weight)", "teacher(x, t, condition)",
         "guidance",
     ),
     "dmd2: student in the place of real images": Mutation(
