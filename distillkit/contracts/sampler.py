@@ -90,21 +90,6 @@ class OneStep(Sampler):
         [t] = self.times(denoiser.schedule)
         return denoiser(denoiser.schedule.start(noise, t), torch.full((len(noise),), t, device=noise.device), condition)
 
-    @property
-    def input_guidance(self) -> float | None:
-        """The guidance weight that it gives the network as an input, its field `guidance`; None where it gives none."""
-        return getattr(self, "guidance", None)
-
-    def with_guidance(self, guidance: float) -> Sampler:
-        """The same sampler with another guidance weight, where it is an input of the network.
-
-        Raises:
-            ValueError: where it is none.
-        """
-        if self.input_guidance is None:
-            raise ValueError("the student has its guidance learnt in, and its network takes no other")
-        return self.model_copy(update={"guidance": guidance})
-
     def with_levels(self, levels: Sequence[float]) -> Sampler:
         if len(levels) != 1:
             raise ValueError(f"a one-step student has one level, and {len(levels)} are given")
