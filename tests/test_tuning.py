@@ -8,6 +8,7 @@ from benchmarks.tuning import __main__ as command
 from benchmarks.tuning.dimensions import Choice, Log, Times, setting
 from benchmarks.tuning.search import best, settings_of
 from benchmarks.tuning.spaces import SUITES
+from benchmarks.tuning.summary import summary
 from distillkit.benchmark.suite import Entry, load_suite
 from distillkit.registry import registry
 from distillkit.runs.config import merge, resolve
@@ -63,3 +64,10 @@ def test_a_search_from_the_command_line_goes_on_where_it_was(monkeypatch, tmp_pa
     assert "24,000 forward-equivalents" in page and f"| {whole['number']} | " in page
     command.main()
     assert command.read(log) == lines and "already" in capsys.readouterr().out
+
+
+def test_an_entry_whose_trainings_all_failed_has_no_choice():
+    failed = {"entry": "dmd", "round": "share", "value": None, "reason": "not finite"}
+    lines = [{**failed, "number": number, "changes": {}} for number in range(2)]
+    page = summary(load_suite("digits"), lines)
+    assert "| dmd | failed | failed | failed | 2 | failed | none |" in page and "(2: its former preset" in page

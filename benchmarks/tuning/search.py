@@ -93,4 +93,5 @@ def search(
     changes = list(enumerate(settings_of(suite.name, entry, settings, seed)))
     first = tried(suite, entry, changes, round(share * suite.budget), folder / f"{entry}-share", "share")
     again = [(line["number"], line["changes"]) for line in best(first, finalists)]
-    return [*first, *tried(suite, entry, again, suite.budget, folder / f"{entry}-whole", "whole")]
+    whole = tried(suite, entry, again, suite.budget, folder / f"{entry}-whole", "whole") if again else []
+    return [*first, *whole]

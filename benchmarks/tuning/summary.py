@@ -23,15 +23,17 @@ def _head(suite: Suite, lines: Sequence[Line]) -> Iterator[str]:
     label = next((line["label"] for line in lines if "label" in line), "")
     first = [line for line in lines if line["round"] == "share"]
     each = max(sum(line["entry"] == name for line in first) for name in {line["entry"] for line in first})
+    whole = [line["entry"] for line in lines if line["round"] == "whole"]
+    finalists = max((whole.count(name) for name in set(whole)), default=0)
     yield f"# How the presets for the suite `{suite.name}` were chosen"
     yield ""
     yield (
         f"Each entry had the same number of settings ({each}: its former preset, number 0, and points of a seeded "
         "quasi-random sequence in the space that `benchmarks/tuning/spaces.py` gives it), each trained with "
-        f"seed 0 for the same share of the suite's budget of {suite.budget:,} forward-equivalents. The best three were "
-        f"trained again for the whole; the best of these is the choice. The figure is {label}, lower is better; every "
-        "training is a line of `tuning.jsonl`. The figures that decided are not those of the report, which are of "
-        "trainings made anew, with three seeds."
+        f"seed 0 for the same share of the suite's budget of {suite.budget:,} forward-equivalents. The best "
+        f"{finalists} were trained again for the whole; the best of these is the choice. The figure is {label}, lower "
+        "is better; every training is a line of `tuning.jsonl`. The figures that decided are not those of the report, "
+        "which are of trainings made anew, with three seeds."
     )
     yield ""
     yield "| entry | share: preset | median | best | failed | whole: choice | number |"
@@ -44,10 +46,11 @@ def _row(name: str, lines: Sequence[Line]) -> str:
     first = [line for line in lines if line["round"] == "share"]
     values = [line["value"] for line in first if line["value"] is not None]
     preset = next((line["value"] for line in first if line["number"] == 0), None)
+    middle, least = (statistics.median(values), min(values)) if values else (None, None)
     choice = chosen(lines)
     cells = [
-        name, _number(preset), _number(statistics.median(values)), _number(min(values)), str(len(first) - len(values)),
-        _number(choice["value"]), str(choice["number"]),
+        name, _number(preset), _number(middle), _number(least), str(len(first) - len(values)),
+        _number(choice["value"] if choice else None), str(choice["number"]) if choice else "none",
     ]  # fmt: skip
     return "| " + " | ".join(cells) + " |"
 
@@ -98,9 +101,9 @@ def _entry(name: str, lines: Sequence[Line]) -> Iterator[str]:
         yield f"| {number} | {_number(share[number])} | {_number(line['value'])} | {_changes(line['changes'])} |"
 
 
-def chosen(lines: Sequence[Line]) -> Line:
-    """The best at the whole budget, of one entry's lines."""
-    return best([line for line in lines if line["round"] == "whole"], 1)[0]
+def chosen(lines: Sequence[Line]) -> Line | None:
+    """The best at the whole budget, of one entry's lines; None where all failed."""
+    return next(iter(best([line for line in lines if line["round"] == "whole"], 1)), None)
 
 
 def _changes(changes: Any, above: str = "") -> str:
