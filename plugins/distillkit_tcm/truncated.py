@@ -65,7 +65,7 @@ class TruncatedConsistency(Objective):
         self.needs = (CLEAN[source],)
 
     def modules(self) -> Mapping[str, nn.Module]:
-        return {"first": self.first}
+        return {"first_stage": self.first}
 
     def begin_stage(self, stage: Stage, student: StudentGenerator) -> None:
         self.first.load_state_dict(student.denoiser.state_dict())
