@@ -30,7 +30,7 @@ CLIPPED = Diagnostic(
     watch=(-1.0, 0.5),
     meaning="share of the student's decoded values beyond black and white by more than 6 grey levels, minus the "
     "teacher's from the same noise; above 0 its pictures are over-saturated, as late in runs with strong guidance: "
-    "lower it, or use --guidance-rescale 0.7",
+    "lower it, or use --guidance-rescale 0.7 where the method has it",
 )
 """Of previews: seen in the samples that are drawn anyway, before they are rounded."""
 LIMIT = 1.05

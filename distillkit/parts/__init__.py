@@ -7,7 +7,7 @@ noise-image pairs, and distances by name. The mathematics below them, schedules,
 """
 
 from distillkit.parts.adversarial import GAN_DIAGNOSTICS, Adversarial, Discriminator, Gan
-from distillkit.parts.clean import CLEAN, CleanSource
+from distillkit.parts.clean import CLEAN, CleanSource, require_teacher_for_guidance
 from distillkit.parts.consistency import CONSISTENCY_HEALTH, Neighbours, StepName, log_ends
 from distillkit.parts.critic import Critic, FeaturesOf, LatentDiscriminator, score_and_discriminator
 from distillkit.parts.curriculum import (
@@ -119,6 +119,7 @@ __all__ = [
     "own_rate",
     "place_head_for",
     "ratio_range",
+    "require_teacher_for_guidance",
     "residual",
     "score_and_discriminator",
     "start_time",

@@ -22,14 +22,15 @@ GAN_DIAGNOSTICS = (
         ok=(0.4, 0.95),
         watch=(0.2, 1.0),
         meaning="share of real and generated images that the discriminator tells apart; 0.5 is chance, near 1 the "
-        "student no longer learns from it: lower the weights of the GAN terms",
+        "student no longer learns from it: lower the weights of the GAN terms, or raise --r1-weight",
     ),
     Diagnostic(
         "std_to_images",
         ok=(0.8, 1.25),
         watch=(0.4, 2.0),
         meaning="standard deviation of the student's samples over that of the real images; above 1 they are "
-        "over-saturated, as late in runs with strong guidance: lower it, or use --guidance-rescale 0.7",
+        "over-saturated, as late in runs with strong guidance: lower it, or use --guidance-rescale 0.7 where "
+        "the method has it",
     ),
 )
 """Of learners that tell real images from the student's samples."""
@@ -83,7 +84,7 @@ class Gan:
         """What a discriminator reads of a step: the student's samples, and real ones."""
         return (Samples, CLEAN[self.source])
 
-    def told_apart(self, discriminator: Discriminator, step: Step, fake: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+    def learner_loss(self, discriminator: Discriminator, step: Step, fake: Tensor, noise: Tensor, t: Tensor) -> Tensor:
         """The discriminator's loss and its penalty, a scalar.
 
         Args:

@@ -9,7 +9,6 @@ from torch import Tensor, nn
 
 from distillkit.contracts.condition import Condition
 from distillkit.contracts.learner import Learner, OptimizerConfig
-from distillkit.contracts.source import Images, Samples
 from distillkit.contracts.step import Step
 from distillkit.contracts.teacher import Teacher
 from distillkit.parts.adversarial import GAN_DIAGNOSTICS, Gan
@@ -36,7 +35,6 @@ class Critic(FakeScore):
     """
 
     name = "critic"
-    needs = (Samples, Images)
     diagnostics = GAN_DIAGNOSTICS
 
     def __init__(
@@ -52,6 +50,7 @@ class Critic(FakeScore):
     ) -> None:
         super().__init__(teacher.copy_denoiser(), levels, optimizer=optimizer)
         self.gan_weight, self.gan, self.gan_levels = gan_weight, gan or Gan(), gan_levels
+        self.needs = self.gan.needs
         self.head = DiscriminatorHead.on(self.denoiser, teacher, head=head)
 
     def draw_gan_levels(self, step: Step, purpose: str) -> Tensor:
@@ -79,7 +78,7 @@ class Critic(FakeScore):
             t, noise = self.draw_gan_levels(step, "judged/level"), step.normal("judged/noise")
             fake = self.head(self.features(x, noise, t, condition))
         matching = weighted_error(denoised, x, weight)
-        return matching + self.gan_weight * self.gan.told_apart(self, step, fake, noise, t)
+        return matching + self.gan_weight * self.gan.learner_loss(self, step, fake, noise, t)
 
 
 class LatentDiscriminator(Learner):
@@ -126,7 +125,7 @@ class LatentDiscriminator(Learner):
     def loss(self, step: Step) -> Tensor:
         t, noise = self.draw_gan_levels(step, "fake/level"), step.normal("fake/noise")
         fake = self.head(self.features(step.samples.detach(), noise, t, step.condition))
-        return self.gan.told_apart(self, step, fake, noise, t)
+        return self.gan.learner_loss(self, step, fake, noise, t)
 
 
 def score_and_discriminator(

@@ -158,5 +158,5 @@ GAN_LOSSES: Mapping[GanLossName, GanLoss] = {
 
 
 def accuracy(fake: Tensor, real: Tensor) -> Tensor:
-    """Share of samples that logits (B, ...) call by their right name; a scalar, 0.5 is chance."""
+    """Share of generated and of real samples that logits (B, ...) classify correctly; a scalar, 0.5 is chance."""
     return 0.5 * ((real > 0).float().mean() + (fake < 0).float().mean())

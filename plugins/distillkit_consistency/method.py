@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from distillkit import Method, MethodConfig, Recipe, StudentGenerator, Teacher, UsageError, with_guidance_input
 from distillkit.diffusion import WEIGHTINGS, ConsistencySampler, WeightingName, boundary_for
-from distillkit.parts import CleanSource, DistanceName, StepName, distance_for
+from distillkit.parts import CleanSource, DistanceName, StepName, distance_for, require_teacher_for_guidance
 from distillkit_consistency.consistency import ConsistencyLoss
 from distillkit_consistency.growth import Growth
 from distillkit_consistency.presets import PRESETS
@@ -59,6 +59,7 @@ class ConsistencyConfig(MethodConfig):
             )
         if self.guidance_max and self.teacher_free:
             raise ValueError("guidance_max is of the teacher, which teacher_free leaves out")
+        require_teacher_for_guidance(self.guidance, teacher_free=self.teacher_free)
         return self
 
     @model_validator(mode="after")

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from distillkit import Method, MethodConfig, Recipe, StudentGenerator, Teacher
 from distillkit.diffusion import ConsistencySampler
-from distillkit.parts import CleanSource, Neighbours, ShrinkingStep, StepName, StepWeightingName, start_time
+from distillkit.parts import (
+    CleanSource,
+    Neighbours,
+    ShrinkingStep,
+    StepName,
+    StepWeightingName,
+    require_teacher_for_guidance,
+    start_time,
+)
 from distillkit_ect.curricula import Continuous, Curriculum, Doubling
 from distillkit_ect.presets import PRESETS
 from distillkit_ect.tuning import ConsistencyTuning
@@ -47,6 +55,11 @@ class ECTConfig(MethodConfig):
     guidance: float = Field(
         1.0, ge=0, description="guidance weight w of the teacher, where its ODE leads: uncond + w (cond - uncond)"
     )
+
+    @model_validator(mode="after")
+    def _guided_by_a_teacher(self) -> Self:
+        require_teacher_for_guidance(self.guidance, teacher_free=self.teacher_free)
+        return self
 
     def neighbours(self) -> Curriculum:
         """The curriculum that the settings describe."""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+from typing import Self
+
+from pydantic import Field, model_validator
 
 from distillkit import Method, MethodConfig, Recipe, StudentGenerator, Teacher
-from distillkit.parts import CleanSource, TangentName, start_time
+from distillkit.parts import CleanSource, TangentName, require_teacher_for_guidance, start_time
 from distillkit_meanflow.average_velocity import AverageVelocity
 from distillkit_meanflow.presets import PRESETS
 from distillkit_meanflow.sampler import MeanFlowSampler
@@ -37,6 +39,11 @@ class MeanFlowConfig(MethodConfig):
         "images", description="where clean samples come from: real images, or the teacher's own (pairs)"
     )
     guidance: float = Field(1.0, ge=0, description="guidance weight w of the teacher: uncond + w (cond - uncond)")
+
+    @model_validator(mode="after")
+    def _guided_by_a_teacher(self) -> Self:
+        require_teacher_for_guidance(self.guidance, teacher_free=self.teacher_free)
+        return self
 
 
 class MeanFlow(Method):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from distillkit import Method, MethodConfig, OneStep, Recipe, Stage, StudentGenerator, Teacher
+from distillkit import Method, MethodConfig, OneStep, Recipe, Stage, StudentGenerator, Teacher, UsageError
 from distillkit.parts import DistanceName, distance_for
 from distillkit_reflow.presets import PRESETS
 from distillkit_reflow.straight import Straightening, straight_sampler
@@ -46,6 +46,13 @@ class Reflow(Method):
     )
 
     def recipe(self, teacher: Teacher, config: ReflowConfig) -> Recipe:
+        conditioner = teacher.conditioner
+        if config.flow_guidance != 1 and config.rounds and conditioner.count and not conditioner.has_null:
+            # Now, not after the first stage.
+            raise UsageError(
+                f"flow_guidance {config.flow_guidance:g}: the teacher {teacher.spec.name} has no unconditional "
+                "prediction to guide against; leave it at 1"
+            )
         straight = straight_sampler(teacher.schedule, config.steps)
         rounds = [Stage(f"{k + 2}-rectified flow", sampler=straight) for k in range(config.rounds)]
         distances = {"one step": distance_for(teacher, config.distance)}

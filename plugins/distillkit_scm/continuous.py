@@ -28,7 +28,7 @@ class ContinuousConsistency(Objective):
             ok=(0.0, 2.0),
             watch=(0.0, 20.0),
             meaning="size of the tangent before it is normalised, per number of a sample; it grows where training is "
-            "unstable: lower the learning rate, raise tangent_warmup, or narrow the levels",
+            "unstable: lower the learning rate, raise --tangent-warmup, or narrow the levels",
         ),
     )
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+from typing import Self
+
+from pydantic import Field, model_validator
 
 from distillkit import Method, MethodConfig, Recipe, StudentGenerator, Teacher
 from distillkit.diffusion import ConsistencySampler, DenoiserBoundary
-from distillkit.parts import CleanSource, TangentName, own_rate, start_time
+from distillkit.parts import CleanSource, TangentName, own_rate, require_teacher_for_guidance, start_time
 from distillkit_scm.continuous import ContinuousConsistency
 from distillkit_scm.presets import PRESETS
 from distillkit_scm.tangents import Tangents
@@ -36,6 +38,11 @@ class SCMConfig(MethodConfig):
         "images", description="where clean samples come from: real images, or the teacher's own (pairs)"
     )
     guidance: float = Field(1.0, ge=0, description="guidance weight w of the teacher: uncond + w (cond - uncond)")
+
+    @model_validator(mode="after")
+    def _guided_by_a_teacher(self) -> Self:
+        require_teacher_for_guidance(self.guidance, teacher_free=self.teacher_free)
+        return self
 
 
 class SCM(Method):

@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+from typing import Self
+
+from pydantic import Field, model_validator
 
 from distillkit import Method, MethodConfig, Recipe, Stage, StudentGenerator, Teacher
 from distillkit.diffusion import ConsistencySampler
-from distillkit.parts import CleanSource, Neighbours, ShrinkingStep, StepName, StepWeightingName, start_time
+from distillkit.parts import (
+    CleanSource,
+    Neighbours,
+    ShrinkingStep,
+    StepName,
+    StepWeightingName,
+    require_teacher_for_guidance,
+    start_time,
+)
 from distillkit_tcm.levels import TruncatedRange, WholeRange
 from distillkit_tcm.presets import PRESETS
 from distillkit_tcm.truncated import FIRST, TRUNCATED, TruncatedConsistency
@@ -53,6 +63,11 @@ class TCMConfig(MethodConfig):
     guidance: float = Field(
         1.0, ge=0, description="guidance weight w of the teacher, where its ODE leads: uncond + w (cond - uncond)"
     )
+
+    @model_validator(mode="after")
+    def _guided_by_a_teacher(self) -> Self:
+        require_teacher_for_guidance(self.guidance, teacher_free=self.teacher_free)
+        return self
 
 
 class TCM(Method):

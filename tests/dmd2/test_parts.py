@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from distillkit import Condition, Images, OneStep, Samples, StudentGenerator, UsageError
+from distillkit import Condition, Images, OneStep, Pairs, Recipe, Samples, StudentGenerator, UsageError
 from distillkit.diffusion import RenoisingSampler
-from distillkit.parts import Critic, FakeScore, LatentDiscriminator, noise_levels, weighted_error
+from distillkit.parts import Adversarial, Critic, FakeScore, Gan, LatentDiscriminator, noise_levels, weighted_error
 from distillkit_dmd2.method import DMD2, DMD2Config
 from tests.parts.toys import gradients, step_of, toy_teacher
 
@@ -103,6 +103,16 @@ def test_the_teachers_features_are_judged_by_a_learner_of_their_own():
     real = judge.head(judge.features(step.images.sample, *given))
     expected = (1 + made.exp()).log().mean() + (1 + (-real).exp()).log().mean()
     torch.testing.assert_close(judge.loss(step), expected)
+
+
+@pytest.mark.parametrize("kind", [Critic, LatentDiscriminator])
+def test_a_discriminator_reads_the_real_samples_that_its_gan_names(kind):
+    teacher, gan = toy_teacher(), Gan(source="pairs")
+    made = Critic(teacher, gan_weight=1.0, gan=gan)
+    if kind is LatentDiscriminator:
+        made = LatentDiscriminator(teacher, levels=made.levels, gan=gan)
+    recipe = Recipe(StudentGenerator.from_teacher(teacher), [Adversarial(made)], [made])
+    assert recipe.needs == {Samples, Pairs} and made.loss(step_of(recipe, teacher, due=False)).isfinite()
 
 
 def test_no_level_between_two_is_one_message():

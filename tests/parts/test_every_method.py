@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from pydantic import ValidationError
 
 from distillkit.registry import registry
 from tests.parts.toys import gradients, toy_teacher
@@ -40,6 +41,14 @@ def test_losses_and_gradients_are_finite(name, settings, schedule, shape):
         assert found and all(g.isfinite().all() for g in found.values()), role
         assert any(g.abs().max() > 0 for g in found.values()), role
     assert all(p.grad is None for p in teacher.denoiser.parameters())
+
+
+@pytest.mark.parametrize("name", ["consistency", "ect", "meanflow", "scm", "tcm"])
+def test_guidance_is_refused_where_there_is_no_teacher_to_guide(name):
+    settings = registry().method(name).Config
+    with pytest.raises(ValidationError, match=r"guidance 2 is the teacher's.*--no-teacher-free"):
+        settings(teacher_free=True, guidance=2.0)
+    assert settings(teacher_free=False, guidance=2.0).guidance == 2 and settings(teacher_free=True).guidance == 1
 
 
 @pytest.mark.parametrize("name", METHODS)

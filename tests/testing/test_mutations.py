@@ -62,11 +62,11 @@ MUTATIONS = {
         "Adversarial(discriminator, weight=1.0)", "gan_weight",
     ),
     "dmd2: weight of the critic's GAN dropped": Mutation(
-        "dmd2", EFFECT, CRITIC, "matching + self.gan_weight * self.gan.told_apart", "matching + self.gan.told_apart",
+        "dmd2", EFFECT, CRITIC, "self.gan_weight * self.gan.learner_loss", "self.gan.learner_loss",
         "critic_gan_weight",
     ),
     "dmd2: the critic's GAN loss dropped": Mutation(
-        "dmd2", EFFECT, CRITIC, "matching + self.gan_weight * self.gan.told_apart(self, step, fake, noise, t)",
+        "dmd2", EFFECT, CRITIC, "matching + self.gan_weight * self.gan.learner_loss(self, step, fake, noise, t)",
         "matching",
         "critic_gan_weight",
     ),

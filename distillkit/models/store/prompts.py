@@ -27,10 +27,10 @@ def write_prompts(folder: Path, texts: Sequence[str]) -> None:
 
 
 def own_prompts(folder: Path) -> PromptList | None:
-    """The prompts that a folder brings, None where it brings none.
+    """The prompts that a folder brings, None where it brings none, or an empty list.
 
     Raises:
-        DistillkitError: when the file is larger than prompts are written, is not UTF-8 or holds no prompt.
+        DistillkitError: when the file is larger than prompts are written, or is not UTF-8.
     """
     path = folder / FILE
     try:

@@ -183,7 +183,7 @@ class OpenClip(BaseModel):
 
 
 def cleaned(text: str) -> str:
-    """A text as open_clip's tokenizers read it: broken characters mended, HTML's names for signs and white space
+    """A text as open_clip's tokenizers read it: broken characters repaired, HTML's names for signs and white space
     replaced, in lower case."""
     return " ".join(html.unescape(html.unescape(ftfy.fix_text(text))).split()).lower()
 
