@@ -72,7 +72,7 @@ if TYPE_CHECKING:
     from distillkit.reading import typed_values as typed_values
     from distillkit.registry import offer as offer
     from distillkit.students.artifact import Student as Student
-    from distillkit.students.artifact import load_student as load_student
+    from distillkit.students.load import load_student as load_student
 
 _HOME = {
     "Batches": "contracts.source",
@@ -136,7 +136,7 @@ _HOME = {
     "hookimpl": "contracts.hooks",
     "offer": "registry",
     "load_method": "jobs.api",
-    "load_student": "students.artifact",
+    "load_student": "students.load",
     "load_teacher": "models.store.resolve",
     "typed_values": "reading",
 }

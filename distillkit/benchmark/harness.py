@@ -35,7 +35,8 @@ from distillkit.jobs.trial import try_training
 from distillkit.pictures import reach, reduced, save_grid, tiles
 from distillkit.reading import json_lines
 from distillkit.runs.folder import CONFIG, RunFolder
-from distillkit.students.artifact import Student, load_student
+from distillkit.students.artifact import Student
+from distillkit.students.load import load_student
 
 COLUMNS, SAMPLES = 5, 20
 """Of the report's sheets: few enough to be large."""

@@ -32,9 +32,9 @@ def export(
     """
     from distillkit.cli.closing import console
     from distillkit.errors import UsageError
-    from distillkit.students.artifact import load_student
     from distillkit.students.card import CARD
     from distillkit.students.export import export as write
+    from distillkit.students.load import load_student
     from distillkit.students.plain_pipeline import parts_on_this_machine
     from distillkit.students.push import push
 

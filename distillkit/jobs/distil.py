@@ -38,9 +38,10 @@ from distillkit.jobs.training import evaluation_of, measured, train
 from distillkit.registry import Installed, blaming
 from distillkit.runs.config import RunConfig
 from distillkit.runs.folder import RunFolder
-from distillkit.students.artifact import initial_weights, save_student
+from distillkit.students.artifact import save_student
 from distillkit.students.card import write_card
 from distillkit.students.description import StudentDescription, describe_student
+from distillkit.students.load import initial_weights
 
 DISTILLED = "student, distilled"
 MEASURING = "after the last step, while measuring; nothing is trained again"

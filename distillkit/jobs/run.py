@@ -16,7 +16,8 @@ from distillkit.reading import Missing, check_format, read_mapping, validated
 from distillkit.runs.config import RunConfig, read_config
 from distillkit.runs.config import validated as validated_config
 from distillkit.runs.folder import CONFIG
-from distillkit.students.artifact import Student, load_student
+from distillkit.students.artifact import Student
+from distillkit.students.load import load_student
 
 LARGEST = 64 * 2**20
 

@@ -26,7 +26,8 @@ from distillkit.models.diffusers.folder import is_diffusers_folder
 from distillkit.models.diffusers.options import PLAIN, PipelineConfig
 from distillkit.models.store.folder import is_teacher_folder
 from distillkit.models.store.resolve import resolve
-from distillkit.students.artifact import load_student, samples_at_once
+from distillkit.students.artifact import samples_at_once
+from distillkit.students.load import load_student
 
 
 @dataclass(frozen=True)

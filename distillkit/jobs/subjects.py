@@ -36,8 +36,9 @@ from distillkit.models.store.reference import Reference as TeacherReference
 from distillkit.models.store.resolve import resolve
 from distillkit.runs.config import read_config
 from distillkit.runs.folder import CONFIG
-from distillkit.students.artifact import DESCRIPTION, Student, load_student
+from distillkit.students.artifact import DESCRIPTION, Student
 from distillkit.students.checkpoints import STATE, split_selector
+from distillkit.students.load import load_student
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from distillkit.contracts.method import Method
 from distillkit.contracts.teacher import Teacher
 from distillkit.jobs.api import distil, evaluate
 from distillkit.jobs.run import Run
-from distillkit.students.artifact import load_student
+from distillkit.students.load import load_student
 from distillkit.testing.failure import CheckFailure
 from distillkit.testing.protocol import NAME
 from distillkit.testing.setup import BATCH, Settings, recipe_of, settings_of

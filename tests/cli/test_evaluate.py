@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 import distillkit
 from distillkit.embedded.digits.data import load_digits
 from distillkit.evaluation.record import read_record
-from distillkit.students.artifact import load_student
+from distillkit.students.load import load_student
 from tests.conftest import HANG, command
 
 

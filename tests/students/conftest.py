@@ -10,8 +10,9 @@ import torch
 
 from distillkit import ClassLabels, StudentGenerator, Teacher, TeacherSpec, build_denoiser
 from distillkit import registry as registries
-from distillkit.students.artifact import Student, load_student, save_student
+from distillkit.students.artifact import Student, save_student
 from distillkit.students.description import describe_student
+from distillkit.students.load import load_student
 from tests.students.parts import PACKAGE, plugin
 
 SCHEDULES = {"edm": {"kind": "edm"}, "vp": {"kind": "vp", "steps": 40}, "flow": {"kind": "flow"}}

@@ -23,7 +23,8 @@ from distillkit.contracts.codec import Pixels
 from distillkit.diffusion import EulerSampler, RenoisingSampler
 from distillkit.files import sha256
 from distillkit.models.build import build_denoiser
-from distillkit.students.artifact import initial_weights, save_student
+from distillkit.students.artifact import save_student
+from distillkit.students.load import initial_weights
 from tests.students.parts import PACKAGE, Halves, TinyAutoencoder, Twice
 
 

@@ -10,7 +10,8 @@ from safetensors.torch import save
 
 from distillkit import DistillkitError, StudentGenerator, UsageError, load_student
 from distillkit.files import canonical_json
-from distillkit.students.artifact import initial_weights, save_student
+from distillkit.students.artifact import save_student
+from distillkit.students.load import initial_weights
 
 
 @pytest.fixture
