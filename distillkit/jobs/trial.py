@@ -4,35 +4,29 @@ from __future__ import annotations
 
 import contextlib
 import math
-import statistics
 import time
-import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from distillkit.contracts.learner import Learner
-from distillkit.contracts.random import SampleRNG
 from distillkit.contracts.recipe import Recipe
 from distillkit.contracts.source import Batches, Images, batch_types
 from distillkit.contracts.teacher import Teacher
 from distillkit.engine.config import TrainingConfig
-from distillkit.engine.cost import CostMeter, flop_counter
+from distillkit.engine.cost import CostMeter
 from distillkit.engine.learning import LearnerTrainer
 from distillkit.engine.loop import Loop
 from distillkit.engine.trainer import Trainer
+from distillkit.jobs.step_costs import SavedBytes, counted_steps, evaluation_seconds, speed
 from distillkit.registry import registry
 
 ENOUGH_SECONDS = 3.0
 """Batches grow until a step takes so long or is as large as the training's own passes, and are repeated for as long."""
-GROWTH, REPEATS = 4, 25
 
 EachStep = Callable[[], AbstractContextManager[None]]
 """Makes a context for a step."""
@@ -166,7 +160,7 @@ def try_training(
 
     return _tried(
         trainer, training, _period(recipe), enough, count, held,
-        lambda batch: _evaluation_seconds(teacher, batch, accelerator.device),
+        lambda batch: evaluation_seconds(teacher, batch, accelerator.device),
     )  # fmt: skip
 
 
@@ -221,10 +215,10 @@ def _tried(
     processes = trainer.accelerator.num_processes
     local = training.batch // processes
     most = min(training.batch_per_device or local, local) * processes
-    kept = _Saved(trainer)
+    kept = SavedBytes(trainer)
     evaluations, longer = count(kept.one_step)
-    counted = _counted(trainer, period)
-    timed, seconds = _speed(trainer, batch, most, period, ENOUGH_SECONDS if enough is None else enough)
+    counted = counted_steps(trainer, period)
+    timed, seconds = speed(trainer, batch, most, period, ENOUGH_SECONDS if enough is None else enough)
     weights, trained = trainer.networks.weight_bytes()
     working = 0 if counted is None else max(0, counted.most_bytes - kept.most - trained)
     return Trial(
@@ -240,118 +234,3 @@ def _tried(
         checkpoint_bytes=trainer.networks.checkpoint_bytes(),
         seconds=time.monotonic() - began,
     )
-
-
-def _speed(trainer: Loop, batch: int, most: int, period: int, enough: float) -> tuple[int, float]:
-    """(samples of a pass, seconds of a step with them), on passes as large as the training's where time allows.
-
-    What the first steps take besides, such as the choice of kernels, is left out: each size is tried once before it is
-    timed, and the median is taken, as a machine has other things to do.
-    """
-    device = trainer.accelerator.device
-    seconds = _timed(trainer, period, device)
-    while batch < most and seconds < enough:
-        batch = min(GROWTH * batch, most)
-        trainer.config = trainer.config.model_copy(update={"batch": batch})
-        _timed(trainer, 1, device)
-        seconds = _timed(trainer, period, device)
-    times = [seconds]
-    while sum(times) * period < enough and len(times) < REPEATS:
-        times.append(_timed(trainer, period, device))
-    return batch, statistics.median(times)
-
-
-@dataclass(frozen=True)
-class _Counted:
-    """Operations of some steps, and the most bytes of the tensors made in them that were alive at one time."""
-
-    flops: int
-    most_bytes: int
-
-
-def _counted(trainer: Loop, steps: int) -> _Counted | None:
-    """None where the counters do not know the operations."""
-    try:
-        with _Alive() as alive, flop_counter() as flops:
-            for _ in range(steps):
-                trainer.train_step()
-    except Exception:  # forward-mode differentiation has tensors without storage, which the counters cannot see
-        return None
-    return _Counted(flops.get_total_flops(), alive.most)
-
-
-class _Alive(TorchDispatchMode):
-    """Follows the bytes of all tensors that are made while it lasts."""
-
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self._bytes: dict[int, int] = {}
-        self.now = self.most = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        given = {t.untyped_storage()._cdata for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)}
-        for made in tree_leaves(out):
-            if isinstance(made, Tensor) and (storage := made.untyped_storage())._cdata not in {*given, *self._bytes}:
-                self._bytes[storage._cdata] = storage.nbytes()
-                self.now += storage.nbytes()
-                self.most = max(self.most, self.now)
-                weakref.finalize(storage, self._freed, storage._cdata)
-        return out
-
-    def _freed(self, key: int) -> None:
-        self.now -= self._bytes.pop(key)
-
-
-def _timed(trainer: Loop, steps: int, device: torch.device) -> float:
-    """Seconds of one step."""
-    began = time.perf_counter()
-    for _ in range(steps):
-        trainer.train_step()
-    _wait(device)
-    return (time.perf_counter() - began) / steps
-
-
-@torch.inference_mode()
-def _evaluation_seconds(teacher: Teacher, batch: int, device: torch.device) -> float:
-    rng, conditioner = SampleRNG(0), teacher.conditioner
-    x = rng.normal("trial", 0, range(batch), teacher.spec.shape).to(device)
-    condition = conditioner.encode(conditioner.in_turn(range(batch))).to(device)
-    t = teacher.schedule.grid(3)[1:2].float().expand(batch).to(device)
-    teacher(x, t, condition)
-    _wait(device)
-    began = time.perf_counter()
-    teacher(x, t, condition)
-    _wait(device)
-    return (time.perf_counter() - began) / batch
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
-class _Saved:
-    """Counts the bytes that are saved for backward passes, each storage once, parameters not at all.
-
-    The student's graph is freed before the learners' are built, so this is more than is alive at one time.
-    """
-
-    def __init__(self, trainer: Loop) -> None:
-        self._parameters = {p.untyped_storage().data_ptr() for p in trainer.networks.parameters()}
-        self.most = 0
-
-    @contextmanager
-    def one_step(self) -> Iterator[None]:
-        saved: dict[int, int] = {}
-
-        def pack(tensor: Tensor) -> Tensor:
-            storage = tensor.untyped_storage()
-            with contextlib.suppress(RuntimeError):  # of a tensor under forward-mode differentiation
-                if (address := storage.data_ptr()) not in self._parameters:
-                    saved[address] = storage.nbytes()
-            return tensor
-
-        with torch.autograd.graph.saved_tensors_hooks(pack, lambda packed: packed):
-            yield
-        self.most = max(self.most, sum(saved.values()))
