@@ -68,7 +68,7 @@ class AverageVelocity(Objective):
         self, student: Denoiser, x0: Tensor, noise: Tensor, level: Tensor, until: Tensor, condition: Condition
     ) -> tuple[Tensor, Tensor]:
         """The loss of each sample, (B,), from t to r, which are given as ln(sigma / alpha) and sigma / alpha, (B,); and
-        |d| in units of |v|, (B,)."""
+        |u| / |v|, (B,)."""
         t = per_sample(level.sigmoid(), x0)
         z = (1 - t) * x0 + t * noise
         velocity = noise - x0 if self.teacher is None else self.teachers(z, level, condition)
