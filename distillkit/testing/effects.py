@@ -48,8 +48,9 @@ def settings_change_the_training(method: type[Method], settings: Settings) -> No
 def _silent(
     method: type[Method], bases: Sequence[Settings], names: set[str], teacher: Teacher, *, may_fail: bool = False
 ) -> set[str]:
-    """Those of the settings with these names that change nothing in any of the bases; what cannot be made of a base is
-    passed over where it may fail."""
+    """Those of the settings with these names that change nothing in any of the bases where they can be changed; what
+    cannot be made of a base is passed over where it may fail."""
+    changed: set[str] = set()
     for base in bases:
         if not names:
             break
@@ -59,8 +60,10 @@ def _silent(
             if not may_fail:
                 raise
             continue
-        names = {name for name in names if not _has_effect(method, base, name, at_base, teacher)}
-    return names
+        found = {name: _has_effect(method, base, name, at_base, teacher) for name in names}
+        names = {name for name, effect in found.items() if not effect}
+        changed |= {name for name, effect in found.items() if effect is False}
+    return names & changed
 
 
 def _is_off(value: Any) -> bool:
@@ -86,13 +89,13 @@ def weights_belong_to_the_engine(method: type[Method], settings: Settings) -> No
             )
 
 
-def _has_effect(method: type[Method], base: Settings, name: str, at_base: list[Any], teacher: Teacher) -> bool:
+def _has_effect(method: type[Method], base: Settings, name: str, at_base: list[Any], teacher: Teacher) -> bool | None:
     """Whether another value of a setting, the first that makes a difference, changes anything; also where there is no
-    other value to try.
+    other value to try. None where all others are refused beside the base's.
 
     A number is changed from one that is not 0: that 0 turns something off says nothing of all the others.
     """
-    value, usable = settings_of(method, base)[name], False
+    value, usable, refused = settings_of(method, base)[name], False, False
     if _is_off(value):
         base = {**base, name: 0.5 if isinstance(value, float) else 1}
         try:
@@ -106,9 +109,10 @@ def _has_effect(method: type[Method], base: Settings, name: str, at_base: list[A
             if _differs(_fingerprint(method, {**base, name: other}, teacher), at_base):
                 return True
         except (ValidationError, DistillkitError, ValueError):
-            continue  # out of bounds, or not for this teacher
+            refused = True  # out of bounds, or not for this teacher
+            continue
         usable = True
-    return not usable
+    return False if usable else None if refused else True
 
 
 def _alternatives(value: Any, annotation: Any) -> Iterator[Any]:

@@ -70,6 +70,10 @@ MUTATIONS = {
         "matching",
         "critic_gan_weight",
     ),
+    "tcm: guidance, which teacher_free refuses, dropped": Mutation(
+        "tcm", EFFECT, "distillkit_tcm.method", "solver=config.solver, guidance=config.guidance",
+        "solver=config.solver, guidance=1.0", "guidance",
+    ),
     "f-distill: one divergence for all": Mutation(
         "f-distill", EFFECT, "distillkit_fdistill.method", "WEIGHTS[config.divergence]", 'WEIGHTS["hellinger"]',
         "divergence",
