@@ -69,6 +69,12 @@ class TrainingConfig(OptimizerConfig):
         """Number of optimisation steps, rounded up."""
         return -(-self.duration // self.batch)
 
+    def passes(self, processes: int) -> list[tuple[int, int]]:
+        """First sample and end of every pass of one process' part of a batch, as even as can be."""
+        local = self.batch // processes
+        count = max(1, -(-local // (self.batch_per_device or self.batch)))
+        return list(pairwise(local * k // count for k in range(count + 1)))
+
     @property
     def doubts(self) -> list[str]:
         """Why a training with these settings can hardly learn, a line each."""

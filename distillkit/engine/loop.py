@@ -6,7 +6,6 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
-from itertools import pairwise
 from typing import Any
 
 import torch
@@ -174,10 +173,8 @@ class Loop(ABC):
         """This process' part of the total batch in passes of at most `batch_per_device`, with their shares of it."""
         local = self.config.batch // self.accelerator.num_processes
         first = local * self.accelerator.process_index
-        passes = -(-local // (self.config.batch_per_device or local))
-        cuts = [first + local * k // passes for k in range(passes + 1)]
-        for low, high in pairwise(cuts):
-            yield range(low, high), (high - low) / local
+        for low, high in self.config.passes(self.accelerator.num_processes):
+            yield range(first + low, first + high), (high - low) / local
 
     def _interval(self, outputs: Outputs, images_per_second: float) -> dict[str, float]:
         """Close a logging interval: one transfer from the device, then everything that is said about it."""

@@ -117,7 +117,7 @@ class AutoencoderPart(Part):
             torch.manual_seed(seed)
             self.learner = Autoencoder(build_autoencoder(parts), config)
 
-    def check(self, training: TrainingConfig, shape: tuple[int, ...]) -> None:
+    def check(self, training: TrainingConfig, shape: tuple[int, ...], processes: int) -> None:
         config = self.parts.configuration("vae")
         factor, channels = 2 ** (len(config["block_out_channels"]) - 1), config.get("in_channels", 3)
         if shape[0] != channels or shape[1] % factor or shape[2] % factor:

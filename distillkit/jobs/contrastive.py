@@ -121,7 +121,12 @@ class TextEncoderPart(Part):
             pictures = picture_tower(text.config, channels, height)
             self.learner = Contrastive(text, pictures, text.config.projection_dim or text.config.hidden_size)
 
-    def check(self, training: TrainingConfig, shape: tuple[int, ...]) -> None:
+    def check(self, training: TrainingConfig, shape: tuple[int, ...], processes: int) -> None:
+        if any(end - first < 2 for first, end in training.passes(processes)):
+            raise UsageError(
+                "a text encoder learns from the other pictures of a pass, and here is a pass of one picture: "
+                "give a larger --batch or --batch-per-device"
+            )
         for name in ("compile", "gradient_checkpointing"):
             if getattr(training, name):
                 raise UsageError(

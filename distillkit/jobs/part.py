@@ -74,8 +74,9 @@ class Part(ABC):
     def __init__(self, parts: PipelineParts) -> None:
         self.parts = parts
 
-    def check(self, training: TrainingConfig, shape: tuple[int, ...]) -> None:  # noqa: B027 - most are followed
-        """Refuse settings or pictures of a shape (C, H, W) that it cannot be trained with.
+    @abstractmethod
+    def check(self, training: TrainingConfig, shape: tuple[int, ...], processes: int) -> None:
+        """Refuse settings or pictures of a shape (C, H, W) that it cannot be trained with, on so many processes.
 
         Raises:
             UsageError: naming the first.

@@ -144,7 +144,7 @@ def plan_part(config: TeacherRunConfig, context: Context, folder: RunFolder, *, 
     with nothing_downloaded():
         pipeline = pipeline_of(config)
         images = part_images(config, pipeline, context.reporter.say)
-        part = new_part(config, pipeline, images)
+        part = new_part(config, pipeline, images, context.accelerator.num_processes)
         for doubt in config.training.doubts:
             context.reporter.say(f"warning: {doubt}")
         parameters = sum(p.numel() for p in part.learner.parameters())

@@ -20,6 +20,7 @@ from distillkit.jobs.teacher_recipe import EDM_TRAINING, LATENT_TRAINING, LossCo
 from distillkit.models.store.resolve import cards, default_teacher, resolve
 from distillkit.registry import registry
 from distillkit.runs.config import ConfigFile, EvaluationConfig, merge, validated
+from distillkit.runs.options import option_name
 
 ALL, NETWORK = "all", "network"
 TRAININGS: Mapping[str, Mapping[str, Any]] = {
@@ -82,16 +83,16 @@ def resolve_teacher(options: Mapping[str, Any], file: ConfigFile | None = None) 
     if asked.get("like") and options.get("network"):
         raise UsageError(f"--like {asked['like']} has a network already: leave out the options of another")
     for other, sections in OWN.items():
-        if strange := [name for section in sections for name in options.get(section) or () if other != part]:
+        if strange := [option_name((at, name)) for at in sections for name in options.get(at) or () if other != part]:
             raise UsageError(f"{', '.join(strange)}: settings of the {other}, which --part {part} does not train")
-    if path := _path(asked):
-        if part != NETWORK and not asked.get("like"):
-            raise UsageError(f"--part {part} of which pipeline? Name the one that describes it: --like PIPELINE")
+    path, name = _path(asked), str(asked.get("name", default_teacher()))
+    card = cards().get(name)
+    if part != NETWORK and not asked.get("like") and (path or not card or part not in card.parts):
+        raise UsageError(f"--part {part} of which pipeline? Name the one that describes it: --like PIPELINE")
+    if path:
         training = TRAININGS.get(part) or (LATENT_TRAINING if asked.get("like") else EDM_TRAINING)
         defaults: dict[str, Any] = {"training": training, "name": slug(Path(path).stem)}
     else:
-        name = str(asked.get("name", default_teacher()))
-        card = cards().get(name)
         own: Mapping[str, Any] = {}
         if card:
             own = {"training": card.training or {}} if part == NETWORK else card.parts.get(part, {})

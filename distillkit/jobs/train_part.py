@@ -62,7 +62,7 @@ def trained_part(folder: RunFolder) -> TrainedPart:
     return validated(TrainedPart, {**read_mapping(path), "folder": folder / PIPELINE}, str(path))
 
 
-def new_part(config: TeacherRunConfig, pipeline: Pipeline, images: PartImages) -> Part:
+def new_part(config: TeacherRunConfig, pipeline: Pipeline, images: PartImages, processes: int = 1) -> Part:
     """The part that a configuration names, with random weights that depend on its seed alone.
 
     Raises:
@@ -74,7 +74,7 @@ def new_part(config: TeacherRunConfig, pipeline: Pipeline, images: PartImages) -
     else:
         encoder = getattr(pipeline.conditioner, "encoder", None)
         part = TextEncoderPart(pipeline.parts, encoder, images.shape, config.seed)
-    part.check(config.training, images.shape)
+    part.check(config.training, images.shape, processes)
     return part
 
 
@@ -92,7 +92,7 @@ class PartTraining:
         self.config, self.folder, self.context = config, folder, context
         self.pipeline = pipeline_of(config)
         self.images = part_images(config, self.pipeline, context.reporter.say)
-        self.part = new_part(config, self.pipeline, self.images)
+        self.part = new_part(config, self.pipeline, self.images, context.accelerator.num_processes)
         context.reporter.say(f"data: {self.images.summary}")
         for doubt in config.training.doubts:
             context.reporter.say(f"warning: {doubt}")

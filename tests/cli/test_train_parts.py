@@ -135,12 +135,12 @@ def test_a_plan_says_what_a_part_would_take_and_writes_nothing(inside, pipeline,
 @pytest.mark.parametrize(
     ("asked", "message"),
     [
-        (("digits", "--part", "autoencoder"), "digits: what is the autoencoder of this teacher to learn"),
+        (("digits", "--part", "autoencoder"), "--part autoencoder of which pipeline"),
         (("--part", "all", "digits"), "digits has no part but its network"),
         (("--part", "autoencoder", "--data", "{data}"), "--part autoencoder of which pipeline"),
         (("--part", "autoencoder", "--data", "{data}", "--like", "digits"), "digits is no pipeline"),
-        (("--part", "autoencoder", "--like", "{like}", "--data", "{data}", "--noise-mean", "1"), "noise_mean"),
-        (("--part", "network", "--like", "{like}", "--data", "{data}", "--kl-weight", "1"), "kl_weight"),
+        (("--part", "autoencoder", "--like", "{like}", "--data", "{data}", "--noise-mean", "1"), "--noise-mean:"),
+        (("--part", "network", "--like", "{like}", "--data", "{data}", "--kl-weight", "1"), "--kl-weight:"),
         (
             ("--part", "autoencoder", "--like", "{like}", "--data", "{data}", "--data-resolution", "15"),
             "multiples of 2",
@@ -151,6 +151,11 @@ def test_a_plan_says_what_a_part_would_take_and_writes_nothing(inside, pipeline,
             "multiple of 8",
         ),
         (("--part", "text-encoder", "--like", "{like}", "--data", "{data}", "--gradient-checkpointing"), "--gradient-"),
+        (("--part", "text-encoder", "--like", "{like}", "--data", "{data}", "--batch", "1"), "a pass of one picture"),
+        (
+            ("--part", "text-encoder", "--like", "{like}", "--data", "{data}", "--batch", "3", "--batch-per-device", "2"),
+            "a larger --batch or --batch-per-device",
+        ),
         (("shapes", "--like", "{like}", "--protocol", "none"), "(3, 16, 16), and the data of shapes are (3, 32, 32)"),
     ],
 )

@@ -176,4 +176,7 @@ def _absent(folder: Path) -> str:
         return (
             f"{folder} holds shards ({shards[0]}, ...) without their index; fetch the file *.index.json beside them too"
         )
-    return f"{folder} has no weights; {PLAIN} is needed"
+    return (
+        f"{folder} has no weights; {PLAIN} is needed "
+        "(a pipeline without those of its network is for `distillkit teachers train --like PIPELINE`)"
+    )
