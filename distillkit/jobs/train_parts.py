@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from distillkit.jobs.context import Context, entered
 from distillkit.jobs.teacher_config import NETWORK, PartsConfig, TeacherRunConfig
 from distillkit.jobs.train_part import PartTraining, TrainedPart, trained_part
 from distillkit.jobs.train_teacher import TeacherTraining, TrainedTeacher, new_teacher
+from distillkit.progress import Quiet
 from distillkit.runs.folder import CONFIG, RunFolder
 
 Trained = TrainedPart | TrainedTeacher
@@ -20,7 +23,9 @@ def trained_by(
         UsageError, DistillkitError: when there are no images, or they do not fit.
     """
     if isinstance(config, PartsConfig):
-        return PartsTraining(config, folder, context)
+        parts = PartsTraining(config, folder, context)
+        parts.check()
+        return parts
     if config.part == NETWORK:
         return TeacherTraining(config, *new_teacher(config, context.device, context.reporter.say), folder, context)
     return PartTraining(config, folder, context)
@@ -35,6 +40,19 @@ class PartsTraining:
 
     def __init__(self, config: PartsConfig, folder: RunFolder, context: Context) -> None:
         self.config, self.folder, self.context = config, folder, context
+
+    def check(self) -> None:
+        """Refuse what any part that is not trained yet would be refused for, before days are spent on those before it.
+
+        Raises:
+            UsageError, DistillkitError: as `trained_by`.
+        """
+        silent, before = replace(self.context, reporter=Quiet()), None
+        for part, config in self.config.parts.items():
+            if done := self._trained(part):
+                before = done
+            else:
+                trained_by(_on_top_of(before, config), self.part_folder(part), silent)
 
     @property
     def inputs(self) -> dict[str, str]:
@@ -55,23 +73,30 @@ class PartsTraining:
 
     def _one(self, part: str, config: TeacherRunConfig, before: Trained | None) -> Trained:
         context, folder = self.context, self.part_folder(part)
-        begun = (folder / CONFIG).is_file()
-        done = trained_part(folder) if begun and part != NETWORK and folder.finished else None
+        begun, done = (folder / CONFIG).is_file(), self._trained(part)
         context.accelerator.wait_for_everyone()
         if done:
             context.reporter.say(f"trained before: {done.summary}")
             return done
         # The part is trained on top of the one before. Its folder keeps the configuration without that one's place,
         # which may be moved, and what it was.
-        own = config if before is None else config.model_copy(update={"like": str(before.folder)})
-        work = trained_by(own, folder, context)
+        work = trained_by(_on_top_of(before, config), folder, context)
         assert not isinstance(work, PartsTraining)
         inputs = work.inputs if before is None else {**work.inputs, "on top of": f"sha256 {before.weights_sha256}"}
         with entered(folder, config, context, resume=begun, inputs=inputs):
             return work.run(resume=begun)
+
+    def _trained(self, part: str) -> TrainedPart | None:
+        folder = self.part_folder(part)
+        begun = part != NETWORK and (folder / CONFIG).is_file()
+        return trained_part(folder) if begun and folder.finished else None
 
     def part_folder(self, part: str) -> RunFolder:
         """The folder of a part, which is gone on with by the command of all."""
         made = RunFolder(self.folder / part, "")
         made.resume_command = self.folder.resume_command
         return made
+
+
+def _on_top_of(before: Trained | None, config: TeacherRunConfig) -> TeacherRunConfig:
+    return config if before is None else config.model_copy(update={"like": str(before.folder)})

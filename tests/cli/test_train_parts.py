@@ -153,7 +153,18 @@ def test_a_plan_says_what_a_part_would_take_and_writes_nothing(inside, pipeline,
         (("--part", "text-encoder", "--like", "{like}", "--data", "{data}", "--gradient-checkpointing"), "--gradient-"),
         (("--part", "text-encoder", "--like", "{like}", "--data", "{data}", "--batch", "1"), "a pass of one picture"),
         (
-            ("--part", "text-encoder", "--like", "{like}", "--data", "{data}", "--batch", "3", "--batch-per-device", "2"),
+            (
+                "--part",
+                "text-encoder",
+                "--like",
+                "{like}",
+                "--data",
+                "{data}",
+                "--batch",
+                "3",
+                "--batch-per-device",
+                "2",
+            ),
             "a larger --batch or --batch-per-device",
         ),
         (("shapes", "--like", "{like}", "--protocol", "none"), "(3, 16, 16), and the data of shapes are (3, 32, 32)"),
@@ -169,6 +180,10 @@ def test_what_cannot_be_trained_is_one_message(inside, pipeline, pictures, tmp_p
 def test_a_text_encoder_needs_texts_and_is_one_clip(inside, pipeline, pictures, tmp_path):
     bare = tmp_path / "bare"
     shutil.copytree(pictures, bare, ignore=shutil.ignore_patterns("*.txt"))
+    # Of all parts, before the first of them is trained.
+    done = inside("teachers", "train", "--like", pipeline, "--data", bare, *FEW, "--part", "all", "-o", "all")
+    assert done.returncode == 2 and "no captions and a text encoder learns from them" in done.stderr
+    assert not (tmp_path / "all").exists()
     options = ("--quiet", "--part", "text-encoder")
     done = inside("teachers", "train", "--like", pipeline, "--data", bare, *options)
     assert done.returncode == 2 and "no captions and a text encoder learns from them" in done.stderr
