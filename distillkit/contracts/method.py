@@ -6,18 +6,29 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
-from typing import Any, ClassVar
+from types import UnionType
+from typing import Any, ClassVar, Union, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator
 
 from distillkit.contracts.recipe import Recipe
 from distillkit.contracts.teacher import Teacher
+from distillkit.counts import parse_numbers
 
 
 class MethodConfig(BaseModel):
-    """Base of every method's settings. Fields with descriptions and bounds become command-line options."""
+    """Base of every method's settings. Fields with descriptions and bounds become command-line options; lists and
+    tuples are typed as "0.25,0.5"."""
 
     model_config = ConfigDict(extra="forbid")
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _listed(cls, value: Any, info: ValidationInfo) -> Any:
+        annotation = cls.model_fields[str(info.field_name)].annotation
+        kinds = get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
+        several = str not in kinds and any(get_origin(kind) in (list, tuple) for kind in kinds)
+        return parse_numbers(value) if several and isinstance(value, str) else value
 
 
 @dataclass(frozen=True)

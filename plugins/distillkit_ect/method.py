@@ -61,6 +61,12 @@ class ECTConfig(MethodConfig):
         require_teacher_for_guidance(self.guidance, teacher_free=self.teacher_free)
         return self
 
+    @model_validator(mode="after")
+    def _growing(self) -> Self:
+        if self.curriculum == "ict" and self.first_levels > self.last_levels:
+            raise ValueError(f"first_levels {self.first_levels} must be at most last_levels {self.last_levels}")
+        return self
+
     def neighbours(self) -> Curriculum:
         """The curriculum that the settings describe."""
         if self.curriculum == "ict":

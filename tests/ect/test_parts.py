@@ -113,3 +113,9 @@ def test_settings_reach_the_recipe():
     assert recipe.student.sampler == ConsistencySampler(levels=(start_time(teacher.schedule),), boundary=boundary)
     assert teacher.schedule.ratio(torch.tensor(recipe.student.sampler.levels)).item() == pytest.approx(80)
     assert start_time(EDMSchedule()) == 80 and start_time(VPSchedule(betas="scaled_linear")) == 999
+
+
+def test_the_last_grid_is_no_coarser_than_the_first():
+    with pytest.raises(ValueError, match="first_levels 100 must be at most last_levels 10"):
+        ECTConfig(curriculum="ict", first_levels=100, last_levels=10)
+    assert ECTConfig(curriculum="ict", first_levels=10, last_levels=10)

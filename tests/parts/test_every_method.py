@@ -52,6 +52,16 @@ def test_guidance_is_refused_where_there_is_no_teacher_to_guide(name):
 
 
 @pytest.mark.parametrize("name", METHODS)
+def test_what_the_help_shows_of_a_setting_can_be_typed(name):
+    from distillkit.cli.option_models import _show
+
+    settings = registry().method(name).Config
+    for key, default in settings().model_dump().items():
+        if default is not None:
+            assert getattr(settings(**{key: _show(default)}), key) == pytest.approx(default), key
+
+
+@pytest.mark.parametrize("name", METHODS)
 def test_presets_say_only_what_differs_and_where_it_comes_from(name):
     from distillkit.counts import parse_count
     from distillkit.data.pairs import PairsConfig
