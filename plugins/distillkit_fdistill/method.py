@@ -23,7 +23,9 @@ class FDistillConfig(MethodConfig):
     updates: int = Field(5, ge=1, description="updates of the critic for one of the student (two time-scale rule)")
     matching_weight: float = Field(1.0, gt=0, description="weight of the divergence's objective")
     gan_weight: float = Field(
-        1e-3, ge=0, description="weight of the GAN loss for the student; 0 leaves the ratio alone"
+        1e-3,
+        ge=0,
+        description="weight of the GAN loss for the student; at 0 the discriminator gives the ratio and nothing else",
     )
     critic_gan_weight: float = Field(
         1e-2, gt=0, description="weight of the GAN loss for the critic, beside its score matching"
