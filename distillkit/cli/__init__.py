@@ -171,7 +171,8 @@ def _fail_parsing(error: Exception, arguments: list[str]) -> None:
         typer.echo(message(), err=True)
         sys.exit(2)
     hint = advice(getattr(error, "option_name", None))
-    fail(f"{message()}{hint}", getattr(error, "exit_code", 2), arguments)
+    said = str(message()).replace("Value error, ", "", 1)
+    fail(f"{said}{hint}", getattr(error, "exit_code", 2), arguments)
 
 
 def _say_what_loads() -> None:

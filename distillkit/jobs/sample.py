@@ -85,12 +85,12 @@ def make_samples(
     )
     if not is_student(name):
         try:
-            reference = resolve(name, pipeline)
+            resolve(name)
         except UsageError as error:
             raise UsageError(f"no student in {name}, and no teacher either: {error}") from error
         if (place := Path(name).expanduser()).is_dir() and not (is_teacher_folder(place) or is_diffusers_folder(place)):
             raise UsageError(f"no student in {name}, and no teacher either; name a run, a student or a teacher")
-        teacher = reference.load(context.reporter, context.stopped).to(context.device)
+        teacher = resolve(name, pipeline).load(context.reporter, context.stopped).to(context.device)
         return _of_teacher(teacher, asked, context)
     pipeline.refuse_for(f"{name} is a student, which keeps what it was trained with")
     for option in ("solver", "negative"):

@@ -256,7 +256,12 @@ def explain(
             near = deeper[:1] or difflib.get_close_matches(place[-1], known, n=1)
             what = "unknown key." + (f" Did you mean {near[0]!r}?" if near else "") + f" Known: {', '.join(known)}."
         else:
-            what = f"{problem['msg']} (got {short(problem['input'])})"
+            what = problem["msg"].removeprefix("Value error, ")
+            if problem["type"] == "value_error" and isinstance(problem["input"], Mapping):
+                # Settings that contradict each other: the message names them, and no option is the whole of them.
+                lines.append(f"{where}: {what}" if file and where.startswith(f"{file.path}:") else what)
+                continue
+            what += f" (got {short(problem['input'])})"
         lines.append(f"{where}: {what}")
     if len(lines) > MOST_PROBLEMS:
         lines[MOST_PROBLEMS:] = [f"and {len(lines) - MOST_PROBLEMS:,} more"]

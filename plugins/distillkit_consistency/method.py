@@ -52,6 +52,12 @@ class ConsistencyConfig(MethodConfig):
 
     @model_validator(mode="after")
     def _within(self) -> Self:
+        if "guidance_min" in self.model_fields_set and "guidance_max" not in self.model_fields_set:
+            raise ValueError(
+                f"guidance_min {self.guidance_min:g} draws nothing without guidance_max, the largest of the weights"
+            )
+        if self.guidance_max and self.guidance_min > self.guidance_max:
+            raise ValueError(f"guidance_min {self.guidance_min:g} must be at most guidance_max {self.guidance_max:g}")
         if self.guidance_max and not self.guidance_min <= self.guidance <= self.guidance_max:
             raise ValueError(
                 f"guidance {self.guidance:g}, which the student is sampled with, is outside of the weights that are "

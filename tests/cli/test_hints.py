@@ -109,3 +109,34 @@ def test_an_unknown_setting_is_answered_about_set(inside, given, meant):
     refused = inside("run", "dmd", "--set", given)
     assert refused.returncode == 2
     assert f"--set {given.partition('=')[0]}:" in refused.stderr and f"Did you mean '{meant}'?" in refused.stderr
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        (
+            "run consistency --guidance-min 5 --guidance-max 4 --teacher mixture",
+            "guidance_min 5 must be at most guidance_max 4",
+        ),
+        ("run ect --curriculum ict --first-levels 9 --last-levels 8", "first_levels 9 must be at most last_levels 8"),
+        ("run kd --resolution 64x", "--resolution: write the side of a square"),
+        ("teachers train shapes --part nonsense", "'--part': 'nonsense' is not one of"),
+        ("teachers sample digits --resolution 32", "--resolution 32x32 is for pipelines of diffusers"),
+        ("sample nothing", "no student in nothing, and no teacher either"),
+    ],
+)
+def test_a_wrong_setting_is_answered_in_words_for_people(inside, command, message, tmp_path):
+    done = inside(*command.split())
+    said = " ".join(done.stderr.split())
+    assert done.returncode == 2 and message in said, done.stderr
+    assert "Value error" not in said and "a dict" not in said and "--settings" not in said
+    assert ("no student" in said) == (command == "sample nothing")
+    assert not any(tmp_path.iterdir())
+
+
+def test_settings_of_a_file_that_contradict_each_other_name_the_file(inside, tmp_path):
+    (tmp_path / "settings.yaml").write_text(
+        "method: ect\nsettings: {curriculum: ict, first_levels: 9, last_levels: 8}\n"
+    )
+    done = inside("run", "ect", "--config", "settings.yaml")
+    assert done.returncode == 2 and "settings.yaml:2: settings: first_levels 9 must be at most" in done.stderr

@@ -104,13 +104,16 @@ def test_a_network_that_embeds_guidance_is_not_guided_twice(tmp_path, monkeypatc
     ("settings", "message"),
     [
         ({"guidance": 1.0}, "guidance 1.*2 to 6"),
-        ({"guidance_min": 7.0}, "outside"),
+        ({"guidance_min": 3.0, "guidance": 2.0}, "outside"),
+        ({"guidance_min": 7.0}, "guidance_min 7 must be at most guidance_max 6"),
         ({"teacher_free": True}, "teacher_free"),
     ],
 )
 def test_weights_that_cannot_be_drawn_are_refused(settings, message):
     with pytest.raises(ValidationError, match=message):
         ConsistencyConfig(**{**DRAWN, **settings})
+    with pytest.raises(ValidationError, match="guidance_min 3 draws nothing without guidance_max"):
+        ConsistencyConfig(guidance_min=3.0)
     assert ConsistencyConfig(**{**DRAWN, "guidance": 9.0, "guidance_max": 0.0}).drawn is None
 
 
