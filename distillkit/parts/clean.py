@@ -22,6 +22,6 @@ def require_teacher_for_guidance(guidance: float, *, teacher_free: bool) -> None
     """
     if teacher_free and guidance != 1:
         raise ValueError(
-            f"guidance {guidance:g} is the teacher's, whom teacher_free leaves out: set teacher_free to false "
+            f"guidance {guidance:g} is the teacher's, which teacher_free leaves out: set teacher_free to false "
             "(--no-teacher-free), or guidance to 1"
         )
