@@ -66,6 +66,27 @@ def test_a_search_from_the_command_line_goes_on_where_it_was(monkeypatch, tmp_pa
     assert command.read(log) == lines and "already" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["nope"], "unknown suite 'nope'"),
+        (["mixture", "kd", "nope"], "the suite mixture has no entry 'nope', but: dmd"),
+        (["mixture", "kd", "--settings=0"], "--settings: 0 is not between 1 and 4096"),
+        (["mixture", "kd", "--share=0"], "--share: 0 is not between"),
+        (["own", "kd"], "'own' has no space to search, which kd of the suite own needs"),
+    ],
+)
+def test_what_cannot_be_searched_is_one_message_before_any_training(monkeypatch, tmp_path, capsys, options, message):
+    if options[0] == "own":
+        own = load_suite("mixture").model_copy(update={"name": "own"})
+        monkeypatch.setattr(command, "load_suite", lambda name: own)
+    monkeypatch.setattr(sys, "argv", ["tuning", *options, f"--folder={tmp_path / 'made'}", f"--log={tmp_path / 'log'}"])
+    with pytest.raises(SystemExit) as ended:
+        command.main()
+    assert ended.value.code == 2 and message in capsys.readouterr().err
+    assert not any(tmp_path.iterdir())
+
+
 def test_an_entry_whose_trainings_all_failed_has_no_choice():
     failed = {"entry": "dmd", "round": "share", "value": None, "reason": "not finite"}
     lines = [{**failed, "number": number, "changes": {}} for number in range(2)]

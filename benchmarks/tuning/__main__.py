@@ -9,28 +9,73 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 from benchmarks.tuning.search import Line, search
+from benchmarks.tuning.spaces import space
 from benchmarks.tuning.summary import summary
 from distillkit.benchmark.suite import load_suite
+from distillkit.errors import DistillkitError, UsageError
 from distillkit.files import append_bytes, write_bytes
 
 RESULTS = Path(__file__).parents[1] / "results"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser = argparse.ArgumentParser(
+        "python -m benchmarks.tuning", description=__doc__.splitlines()[0] if __doc__ else None
+    )
     parser.add_argument("suite", help="its name")
     parser.add_argument("entries", nargs="*", help="of the suite; all by default")
-    parser.add_argument("--settings", type=int, default=24, help="for each entry, its preset among them")
-    parser.add_argument("--share", type=float, default=0.25, help="of the budget, for each setting")
-    parser.add_argument("--finalists", type=int, default=3, help="that are trained at the whole budget")
-    parser.add_argument("--seed", type=int, default=0, help="of the sequence of settings")
+    parser.add_argument(
+        "--settings", type=within(int, 1, 2**12), default=24, help="for each entry, its preset among them"
+    )
+    parser.add_argument("--share", type=within(float, 1e-6, 1), default=0.25, help="of the budget, for each setting")
+    parser.add_argument(
+        "--finalists", type=within(int, 1, 2**12), default=3, help="that are trained at the whole budget"
+    )
+    parser.add_argument("--seed", type=within(int, 0, 2**63 - 1), default=0, help="of the sequence of settings")
     parser.add_argument("--folder", type=Path, default=Path("tuning"), help="of the trainings")
     parser.add_argument("--log", type=Path, help="benchmarks/results/SUITE/tuning.jsonl by default")
     options = parser.parse_args()
+    try:
+        tune(options)
+    except DistillkitError as error:
+        parser.exit(error.exit_code, f"{parser.prog}: {error}\n")
+
+
+def within(kind: Callable[[str], float], low: float, high: float) -> Callable[[str], float]:
+    """A reader of numbers from `low` to `high`, for argparse."""
+
+    def read(text: str) -> float:
+        value = kind(text)
+        if not low <= value <= high:
+            raise argparse.ArgumentTypeError(f"{text} is not between {low:g} and {high:g}")
+        return value
+
+    read.__name__ = kind.__name__
+    return read
+
+
+def tune(options: argparse.Namespace) -> None:
+    """Search what is not in the log yet.
+
+    Raises:
+        UsageError: for a suite or an entry that there is not, before anything is trained.
+        DistillkitError: as `distillkit.bench`.
+    """
     suite = load_suite(options.suite)
+    for entry in options.entries or suite.methods:
+        if entry not in suite.methods:
+            raise UsageError(f"the suite {suite.name} has no entry {entry!r}, but: {', '.join(suite.methods)}")
+        try:
+            space(suite.name, entry)
+        except KeyError as error:
+            raise UsageError(
+                f"{error} has no space to search, which {entry} of the suite {suite.name} needs: add one to "
+                "benchmarks/tuning/spaces.py"
+            ) from error
     log = options.log or RESULTS / suite.name / "tuning.jsonl"
     for entry in options.entries or suite.methods:
         if any(line["entry"] == entry for line in read(log)):

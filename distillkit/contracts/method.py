@@ -56,7 +56,7 @@ class Preset:
 
 
 class Method(ABC):
-    """A way to distil a teacher. The class docstring's first line is its description.
+    """A way to distil a teacher. The class docstring's first paragraph is its description.
 
     Attributes:
         name: what people type.
@@ -87,5 +87,5 @@ class Method(ABC):
 
     @classmethod
     def summary(cls) -> str:
-        """First line of the class docstring."""
-        return (cls.__doc__ or "").strip().partition("\n")[0]
+        """First paragraph of the class docstring, in one line."""
+        return " ".join((cls.__doc__ or "").strip().partition("\n\n")[0].split())

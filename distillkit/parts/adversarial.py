@@ -28,9 +28,9 @@ GAN_DIAGNOSTICS = (
         "std_to_images",
         ok=(0.8, 1.25),
         watch=(0.4, 2.0),
-        meaning="standard deviation of the student's samples over that of the real images; above 1 they are "
-        "over-saturated, as late in runs with strong guidance: lower it, or use --guidance-rescale 0.7 where "
-        "the method has it",
+        meaning="standard deviation of the student's samples over that of the real images; towards 0 they lose their "
+        "variety or contrast, above 1 they are over-saturated, as late in runs with strong guidance: lower it, or use "
+        "--guidance-rescale 0.7 where the method has it",
     ),
 )
 """Of learners that tell real images from the student's samples."""

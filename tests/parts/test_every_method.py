@@ -52,6 +52,11 @@ def test_guidance_is_refused_where_there_is_no_teacher_to_guide(name):
 
 
 @pytest.mark.parametrize("name", METHODS)
+def test_a_method_is_described_by_whole_sentences(name):
+    assert registry().method(name).summary().endswith("."), registry().method(name).summary()
+
+
+@pytest.mark.parametrize("name", METHODS)
 def test_what_the_help_shows_of_a_setting_can_be_typed(name):
     from distillkit.cli.option_models import _show
 
