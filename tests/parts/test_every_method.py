@@ -61,9 +61,10 @@ def test_what_the_help_shows_of_a_setting_can_be_typed(name):
     from distillkit.cli.option_models import _show
 
     settings = registry().method(name).Config
-    for key, default in settings().model_dump().items():
-        if default is not None:
-            assert getattr(settings(**{key: _show(default)}), key) == pytest.approx(default), key
+    defaults = {key: default for key, default in settings().model_dump().items() if default is not None}
+    typed = settings(**{key: _show(default) for key, default in defaults.items()}).model_dump()
+    for key, default in defaults.items():
+        assert typed[key] == pytest.approx(default), key
 
 
 @pytest.mark.parametrize("name", METHODS)
