@@ -62,10 +62,16 @@ class PartsConfig(BaseModel):
 
 def asked_part(options: Mapping[str, Any], file: ConfigFile | None = None) -> str:
     """What is to be trained, `ALL` among others: by default the network, and all parts of a teacher that brings data
-    for them."""
+    for them.
+
+    Raises:
+        UsageError: for all parts with the configuration of one.
+    """
     asked = merge(file.values if file else {}, options)
     if "parts" in asked:
         return ALL
+    if file and options.get("part") == ALL != file.values.get("part", ALL):
+        raise UsageError(f"{file.path} is of a training of one part, {file.values['part']}, not of all")
     if part := asked.get("part"):
         return str(part)
     card = None if asked.get("like") or _path(asked) else cards().get(str(asked.get("name", default_teacher())))
@@ -89,6 +95,8 @@ def resolve_teacher(options: Mapping[str, Any], file: ConfigFile | None = None) 
     card = cards().get(name)
     if part != NETWORK and not asked.get("like") and (path or not card or part not in card.parts):
         raise UsageError(f"--part {part} of which pipeline? Name the one that describes it: --like PIPELINE")
+    if not path and (unread := [option_name(("data", each)) for each in options.get("data") or ()]):
+        raise UsageError(f"{', '.join(unread)}: for images of your own, and there is no --data")
     if path:
         training = TRAININGS.get(part) or (LATENT_TRAINING if asked.get("like") else EDM_TRAINING)
         defaults: dict[str, Any] = {"training": training, "name": slug(Path(path).stem)}

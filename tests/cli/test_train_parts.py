@@ -75,6 +75,8 @@ def test_an_autoencoder_is_trained_measured_scaled_and_resumed(inside, pipeline,
     assert not (made / UNET).exists() and (made / "unet" / "config.json").is_file()
     assert (made / TEXT).read_bytes() == (pipeline / TEXT).read_bytes()
 
+    other = inside("teachers", "train", "--resume", "run", "--part", "all")
+    assert other.returncode == 2 and "is of a training of one part, autoencoder, not of all" in other.stderr
     shutil.copytree(tmp_path / "run", tmp_path / "parts")
     without_end(tmp_path / "parts", "pipeline")
     resumed = inside("teachers", "train", "--resume", "parts", "--quiet")
@@ -137,6 +139,7 @@ def test_a_plan_says_what_a_part_would_take_and_writes_nothing(inside, pipeline,
     [
         (("digits", "--part", "autoencoder"), "--part autoencoder of which pipeline"),
         (("--part", "all", "digits"), "digits has no part but its network"),
+        (("shapes", "--data-resolution", "30"), "--data-resolution: for images of your own, and there is no --data"),
         (("--part", "autoencoder", "--data", "{data}"), "--part autoencoder of which pipeline"),
         (("--part", "autoencoder", "--data", "{data}", "--like", "digits"), "digits is no pipeline"),
         (("--part", "autoencoder", "--like", "{like}", "--data", "{data}", "--noise-mean", "1"), "--noise-mean:"),
