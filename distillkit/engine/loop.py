@@ -256,7 +256,9 @@ class Loop(ABC):
         if outputs.main:
             if checkpoints.steps:
                 checkpoints.settle(self.step)
-            outputs.metrics.cut_back(self.step, evaluated=not self._to_evaluate, previewed=not self._to_preview)
+            # A run that begins again draws its first preview again.
+            previewed = self.step > 0 and not self._to_preview
+            outputs.metrics.cut_back(self.step, evaluated=not self._to_evaluate, previewed=previewed)
             best = self._selection.best_step
             if best in checkpoints.steps and best != checkpoints.best_step:
                 # The run ended between the two.

@@ -1,6 +1,7 @@
 """What the report's charts show: close figures apart, far ones at the edge, one colour a method, names apart."""
 
 import re
+from collections import Counter
 from xml.etree import ElementTree
 
 import pytest
@@ -10,7 +11,7 @@ from distillkit.benchmark.axes import Axis, counts, focused
 from distillkit.benchmark.leaderboard import Leaderboard, Standing
 from distillkit.benchmark.palette import OTHERS, PALETTE, SHIPPED, colour, dashes
 from distillkit.benchmark.results import Point, Results, Run
-from distillkit.benchmark.suite import Suite
+from distillkit.benchmark.suite import Suite, load_suite, shipped_suites
 from distillkit.benchmark.svg import LINE, spread
 from distillkit.evaluation.digits import decimals, with_error
 from distillkit.evaluation.record import Figure
@@ -120,11 +121,17 @@ def test_a_name_is_text_wherever_it_stands():
         assert "<script" not in chart and words(chart)
 
 
-def test_shipped_methods_have_colours_of_their_own_and_others_never_take_them():
+def test_shipped_methods_share_the_colours_evenly_and_others_never_take_them():
     shipped = [offer.origin.split(" ")[0] for offer in registry().named("methods").values()]
     assert set(shipped) == {"distillkit"}
     numbers = {name: colour(run(name)) for name in registry().named("methods")}
-    assert sorted(numbers.values()) == list(range(len(SHIPPED))), numbers
+    assert sorted(set(numbers.values())) == list(range(len(SHIPPED))), numbers
+    assert max(Counter(numbers.values()).values()) <= 3, numbers
+    for name in shipped_suites():
+        suite = load_suite(name)
+        lines = {entry: run(entry, method=suite.method_of(entry)) for entry in suite.methods}
+        pairs = [(colour(lines[entry]), dash) for entry, dash in dashes(lines.items()).items()]
+        assert len(set(pairs)) == len(pairs), "no two lines of a chart look alike"
     mine = [colour(run("e", method=name, package="mine 1")) for name in ("x", "y", "./mine.py", "dmd")]
     assert all(len(SHIPPED) <= number < len(PALETTE) for number in mine)
     assert colour(run("e", method="a/mine.py", package="p")) == colour(run("f", method="mine", package="q"))
