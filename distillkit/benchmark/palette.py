@@ -15,8 +15,8 @@ shipped ones are apart for all common kinds of colour vision."""
 
 PALETTE = SHIPPED + OTHERS
 SALT = "171"
-"""With it the hashes of the shipped methods' names fall evenly on the colours, at most three on each, and no ablation has a
-line without a dash pattern of its own; a test holds that."""
+"""With it the hashes of the shipped methods' names fall evenly on the colours, and no two lines of a shipped suite look
+alike; a test holds that."""
 
 DASHES = ("", "7 4", "2 3", "10 3 2 3")
 """Of the lines that share a colour: one method's entries, such as its ablations, and methods beyond the colours."""
