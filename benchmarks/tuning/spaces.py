@@ -108,7 +108,7 @@ METHODS: Mapping[str, tuple[Dimension, ...]] = {
         Choice("settings.c", (0.0, 0.01, 0.1, 1.0)), Choice("settings.teacher_free", (True, False)),
     ),
     "reflow": (
-        Choice("settings.rounds", (0, 1, 2)), Choice("settings.steps", (2, 4, 8)), DISTANCE,
+        Choice("settings.rounds", (1, 2)), Choice("settings.steps", (2, 4, 8)), DISTANCE,
         Choice("settings.last_share", (1.0, 2.0, 4.0)),
     ),
     "scm": (

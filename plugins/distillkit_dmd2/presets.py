@@ -15,9 +15,16 @@ PRESETS = (
     Preset(
         name="mixture",
         teachers=("mixture",),
-        settings={"updates": 3},
-        training={"lr": 1e-3, "lr_schedule": "cosine", "duration": "150k", "ema_halflife": "10k"},
-        source="untuned, for seconds on a CPU core",
+        settings={
+            "critic_lr": 5.5e-3, "gan_weight": 0.36, "critic_gan_weight": 0.012, "level_max": 0.6,
+            "gan_level_max": 0.6,
+        },
+        training={
+            "lr": 3.4e-3, "lr_schedule": "cosine", "duration": "130k", "ema_halflife": "2%", "batch": 128,
+            "beta1": 0.0,
+        },
+        student={"start_ratio": 2.5},
+        source="tuned here at 1,500,000 forward-equivalents: benchmarks/results/mixture/tuning.md",
     ),
     Preset(
         name="shapes",

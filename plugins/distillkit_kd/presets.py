@@ -13,9 +13,11 @@ PRESETS = (
     Preset(
         name="mixture",
         teachers=("mixture",),
-        training={"batch": 256, "lr": 1e-3, "lr_schedule": "cosine", "duration": "500k", "ema_halflife": "10k"},
-        pairs={"count": 4096},
-        source="untuned, for seconds on a CPU core",
+        settings={"distance": "l1"},
+        training={"batch": 256, "lr": 2.3e-3, "lr_schedule": "cosine", "duration": "480k", "ema_halflife": "1%"},
+        student={"start_ratio": 2.5},
+        pairs={"count": 2048},
+        source="tuned here at 1,500,000 forward-equivalents: benchmarks/results/mixture/tuning.md",
     ),
     Preset(
         name="shapes",

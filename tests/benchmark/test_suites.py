@@ -111,7 +111,7 @@ def test_settings_are_the_presets_then_the_suites_then_the_entrys(write):
     assert (kd.training.batch, kd.training.lr) == (32, 2e-5)
     assert slow.training.lr == 1e-5
     assert kd.sources["pairs"] == {"count": 128, "steps": 4} and slow.sources["pairs"]["count"] == 64
-    assert (kd.student.start_ratio, slow.student.start_ratio) == (None, 5.0)
+    assert (kd.student.start_ratio, slow.student.start_ratio) == (2.5, 5.0), "the preset's and the entry's"
     bad = load_suite(write(SUITE.replace("lr: 1.0e-5", "lr: fast")))
     with pytest.raises(UsageError, match=r"entry slow: .*lr"):
         configured(bad, "slow")
