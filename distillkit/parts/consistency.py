@@ -22,8 +22,8 @@ StepName = Literal["heun", "ddim"]
 CONSISTENCY_HEALTH = (
     Diagnostic(
         "std_to_data",
-        ok=(0.8, 1.15),
-        watch=(0.05, 2.0),
+        ok=(0.85, 1.15),
+        watch=(0.2, 2.0),
         meaning="standard deviation of the ends that the student gives to the noisiest quarter of a batch over that of "
         "the clean samples; towards 0 all trajectories end alike, above 1 they diverge: lower the learning rate",
     ),

@@ -20,8 +20,8 @@ from distillkit.parts.score_matching import times_between
 
 FAKE_TO_REAL_ERROR = Diagnostic(
     "fake_to_real_error",
-    ok=(0.3, 1.5),
-    watch=(0.05, 5.0),
+    ok=(0.85, 1.15),
+    watch=(0.3, 3.0),
     meaning="the fake score's denoising error on the student's samples over the teacher's on the same noise; it should "
     "be a little better than the teacher there, not much worse: raise its learning rate or updates",
 )
