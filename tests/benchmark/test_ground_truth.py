@@ -5,10 +5,17 @@ import pytest
 import distillkit
 from distillkit.benchmark.suite import Suite
 
-SETTINGS = {
-    "dmd": {"settings": {"fake_updates": 1}},
-    "alone": {"method": "dmd", "ablation_of": "dmd", "settings": {"kl_weight": 0}},
+COMMON = {
+    "training": {"lr": 1e-3, "ema_halflife": "10k"},
+    "student": {"start_ratio": None},
+    "sources": {"pairs": {"count": 32}},
 }
+SCORES = {"fake_updates": 1, "fake_lr": None, "level_min": 0.02, "level_max": 0.98}
+SETTINGS = {
+    "dmd": {**COMMON, "settings": {**SCORES, "kl_weight": 1.0}},
+    "alone": {**COMMON, "method": "dmd", "ablation_of": "dmd", "settings": {**SCORES, "kl_weight": 0}},
+}
+"""Few pairs and one rate for both networks, where the preset has as many pairs as pay."""
 
 
 def test_the_kl_covers_what_few_pairs_do_not_show(tmp_path):
