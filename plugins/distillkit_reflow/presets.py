@@ -14,9 +14,9 @@ PRESETS = (
     Preset(
         name="mixture",
         teachers=("mixture",),
-        settings={"steps": 2, "rounds": 0, "distance": "pseudo-huber", "last_share": 4.0},
-        training={"batch": 128, "lr": 3.6e-4, "lr_schedule": "cosine", "duration": "480k", "ema_halflife": "1%"},
-        pairs={"count": 2048},
+        settings={"steps": 4},
+        training={"batch": 256, "lr": 3.8e-3, "lr_schedule": "cosine", "duration": "300k", "ema_halflife": "5%"},
+        pairs={"count": 512},
         source="tuned here at 1,500,000 forward-equivalents: benchmarks/results/mixture/tuning.md",
     ),
     Preset(
