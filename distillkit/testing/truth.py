@@ -26,14 +26,15 @@ from distillkit.evaluation.generator import Generator, student_generator
 from distillkit.evaluation.pipeline import measure
 from distillkit.evaluation.presets import default_protocol, load_measure
 from distillkit.evaluation.record import Subject
+from distillkit.jobs.recipe import recipe_of
 from distillkit.models.store.card import TeacherOffer
-from distillkit.registry import registry
+from distillkit.registry import Installed, registry
 from distillkit.runs.config import RunConfig, resolve
 from distillkit.testing.failure import CheckFailure
 from distillkit.testing.setup import CPU, Settings, source_classes
 
-UPDATES_OF = 15_000
-"""Samples that the student is updated on."""
+UPDATES, UPDATES_OF = 200, 15_000
+"""Of the student, and the samples in them; the larger."""
 DATA = 4096
 
 
@@ -42,12 +43,11 @@ def moves_to_the_teachers_distribution(method: type[Method], settings: Settings)
     teacher = _known_exactly()
     name = teacher.spec.name
     config, _ = resolve(method, teacher_name=name, options={"settings": dict(settings)})
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        recipe = method().recipe(teacher, method.Config.model_validate(config.settings))
+    recipe = recipe_of(config, Installed(method, method.name, method.__module__, ""), teacher)
     for objective in recipe.objectives:
         objective.prepare()
-    duration = min(config.training.duration, UPDATES_OF * recipe.student_every)
+    samples = max(UPDATES_OF, UPDATES * config.training.batch)
+    duration = min(config.training.duration, samples * recipe.student_every)
     training = config.training.model_copy(update={"duration": duration, "channels_last": "off"})
     before = _divergence(StudentGenerator(teacher.copy_denoiser(), recipe.final_sampler, teacher.spec.shape), teacher)
     with tempfile.TemporaryDirectory() as folder, own_cache(Path(folder)):
