@@ -12,7 +12,6 @@ from torch import nn
 from distillkit.contracts.learner import Learner
 from distillkit.contracts.source import Batches
 from distillkit.contracts.step import Draws
-from distillkit.counts import images_of
 from distillkit.engine.config import TrainingConfig
 from distillkit.engine.loop import Loop
 from distillkit.engine.networks import Held
@@ -54,8 +53,7 @@ class LearnerTrainer(Loop):
         self.diagnostics = list(learner.diagnostics)
         if config.gradient_checkpointing:
             checkpoint_gradients(self.learner)
-        halflife = images_of(config.ema_halflife, config.duration)
-        self.average = MovingAverage(self.learner, self.ema, halflife=halflife, rampup=config.ema_rampup)
+        self.average = MovingAverage.configured(self.learner, self.ema, config)
 
     def train_step(self) -> None:
         """One update of the learner and of its moving average."""

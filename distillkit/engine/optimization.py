@@ -148,6 +148,11 @@ class MovingAverage:
         self._from = [p.detach() for p in self.source.parameters()]
         self._to = [p.detach() for p in self.target.parameters()]
 
+    @classmethod
+    def configured(cls, source: nn.Module, target: nn.Module, config: TrainingConfig) -> MovingAverage:
+        """With the half-life that a training asks for."""
+        return cls(source, target, halflife=images_of(config.ema_halflife, config.duration), rampup=config.ema_rampup)
+
     @torch.no_grad()
     def restart(self) -> None:
         """Make the average equal to the present weights."""

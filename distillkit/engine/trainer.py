@@ -17,7 +17,6 @@ from distillkit.contracts.source import Batches
 from distillkit.contracts.step import Step
 from distillkit.contracts.student import StudentGenerator
 from distillkit.contracts.teacher import Teacher
-from distillkit.counts import images_of
 from distillkit.engine.config import TrainingConfig
 from distillkit.engine.cost import CostMeter
 from distillkit.engine.loop import Loop
@@ -65,8 +64,7 @@ class Trainer(Loop):
         for network in (*recipe.learners, *self.networks.owned.values()):
             network.to(device).eval()
         prepare_networks(config, (self.student, *recipe.learners), (self.ema, teacher.denoiser), self.roles().values())
-        halflife = images_of(config.ema_halflife, config.duration)
-        self.average = MovingAverage(self.student, self.ema, halflife=halflife, rampup=config.ema_rampup)
+        self.average = MovingAverage.configured(self.student, self.ema, config)
         self.diagnostics = [d for part in recipe.parts for d in part.diagnostics]
         self._step = partial(
             Step, student=self.student, conditioner=teacher.conditioner, rng=self.rng, device=device,
