@@ -56,6 +56,13 @@ class Bench:
     def toy(self, *objectives: Objective, **parts) -> Recipe:
         return Recipe(StudentGenerator.from_teacher(self.teacher), objectives or [Toy()], **parts)
 
+    def counted(self, recipe=None, **changes):
+        """Forward-equivalents of one step, by role."""
+        trainer = self.trainer(recipe, **changes)
+        with trainer.cost.watch(trainer.roles()):
+            trainer.train_step()
+        return trainer.cost.counts
+
     def trainer(self, recipe: Recipe | None = None, *, seed: int = 0, sources=None, **changes) -> Trainer:
         return Trainer(recipe or self.recipe(), self.teacher, self.config(**changes), accelerator=self.accelerator,
                        seed=seed, sources=self.sources if sources is None else sources)  # fmt: skip

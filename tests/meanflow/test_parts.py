@@ -120,10 +120,7 @@ def test_both_times_are_drawn_in_order_and_a_share_of_them_apart():
 def test_cost_counts_the_derivative_where_times_differ_alone(tiny_teacher, tmp_path, settings, expected):
     bench = Bench(tiny_teacher, tmp_path)
     bench.sources[Images] = ImageSource.synthetic(tiny_teacher, torch.device("cpu"))
-    trainer = bench.trainer(made(tiny_teacher, **settings))
-    with trainer.cost.watch(trainer.roles()):
-        trainer.train_step()
-    assert trainer.cost.counts == {role: 16 * n for role, n in expected.items()}
+    assert bench.counted(made(tiny_teacher, **settings)) == {role: 16 * n for role, n in expected.items()}
 
 
 def test_students_take_any_number_of_steps():

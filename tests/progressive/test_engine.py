@@ -37,10 +37,7 @@ def test_every_stage_starts_from_the_student_of_the_one_before(bench):
 
 
 def test_cost_counts_the_predecessor(bench):
-    trainer = bench.trainer(recipe(bench))
-    with trainer.cost.watch(trainer.roles()):
-        trainer.train_step()
-    assert trainer.cost.counts == {"student": 48, "halving-predecessor": 32}
+    assert bench.counted(recipe(bench)) == {"student": 48, "halving-predecessor": 32}
 
 
 @pytest.mark.parametrize("stop_at", [1, 2, 3, 5])

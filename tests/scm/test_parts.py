@@ -100,10 +100,7 @@ def test_the_weights_loss_evaluates_nothing_anew(monkeypatch):
 def test_cost_of_a_tangent_is_two_passes_by_either_way(tiny_teacher, tmp_path, settings, expected):
     bench = Bench(tiny_teacher, tmp_path)
     bench.sources[Images] = ImageSource.synthetic(tiny_teacher, torch.device("cpu"))
-    trainer = bench.trainer(made(tiny_teacher, **settings))
-    with trainer.cost.watch(trainer.roles()):
-        trainer.train_step()
-    assert trainer.cost.counts == {role: 16 * n for role, n in expected.items()}
+    assert bench.counted(made(tiny_teacher, **settings)) == {role: 16 * n for role, n in expected.items()}
 
 
 def test_settings_reach_the_recipe():
