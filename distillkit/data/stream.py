@@ -69,7 +69,7 @@ class ImageStream:
         self.summary = "; ".join([reader.summary, *([note] if note else [])])
         self.shape = reader.shape
         self._pool = ThreadPoolExecutor(config.workers, "decode") if config.workers else None
-        self._ahead: dict[tuple[int, int, int], list[Future[list[PixelArray]]]] = {}
+        self._ahead: dict[tuple[int, int, int, int], list[Future[list[PixelArray]]]] = {}
         channels, height, width = self.shape
         size = len(files) * channels * height * width
         self.kept_bytes = size if size <= KEPT_BYTES else 0
@@ -91,11 +91,12 @@ class ImageStream:
     def batch(self, rng: SampleRNG, step: int, indices: Indices) -> Images:
         """Samples (B, ...) of the images on the device, and their conditions."""
         chosen = self.chosen(rng, step, indices)
-        key = (step, indices[0], len(indices))
-        parts = self._ahead.pop(key, None) or self._start(chosen)
+        first, length = indices[0], len(indices)
+        # What another seed draws is another batch.
+        parts = self._ahead.pop((step, first, length, rng.seed), None) or self._start(chosen)
         if self._pool:
-            self._ahead = {k: v for k, v in self._ahead.items() if k[0] > step or k[:2] > key[:2]}
-            self._ahead[step + 1, key[1], key[2]] = self._start(self.chosen(rng, step + 1, indices))
+            self._ahead = {k: v for k, v in self._ahead.items() if k[0] > step or k[:2] > (step, first)}
+            self._ahead[step + 1, first, length, rng.seed] = self._start(self.chosen(rng, step + 1, indices))
         pixels = torch.from_numpy(np.stack([image for part in parts for image in part.result()]))
         for line in self.reader.said():
             self.say(line)

@@ -114,6 +114,17 @@ def test_batches_do_not_depend_on_workers_cache_or_how_they_are_cut(source):
     assert len(ahead._ahead) <= 4, "what was decoded ahead and not asked for is dropped"
 
 
+def test_what_was_decoded_ahead_for_one_seed_is_not_given_to_another(source):
+    plain = open_stream(DataConfig(path=source, workers=0), None, CPU)
+    ahead = open_stream(DataConfig(path=source, workers=2), None, CPU)
+    other = SampleRNG(1)
+    for step in range(3):
+        ahead.batch(RNG, step, range(6))
+        found, wanted = ahead.batch(other, step + 1, range(6)), plain.batch(other, step + 1, range(6))
+        assert torch.equal(found.sample, wanted.sample)
+        assert torch.equal(found.condition["labels"], wanted.condition["labels"])
+
+
 def test_balanced_sampling_draws_every_class_alike(tmp_path):
     contents = files(20)
     labels = {"labels": [[name, int(index == 0)] for index, name in enumerate(contents)]}
