@@ -113,6 +113,7 @@ def test_the_shipped_record_is_found_and_its_speed_is_measured_here(monkeypatch)
     teacher = load_teacher("digits")
     monkeypatch.setattr(module, "measure", lambda *a, **k: pytest.fail("measured what ships"))
     monkeypatch.setattr(module, "samples_per_second", lambda *a, **k: 123.0)
+    monkeypatch.setattr(module, "_SPEEDS", {})
     record = teacher_record(teacher, load_measure("digits8"), device=CPU)
     assert record.figure.value == pytest.approx(MEASURED[5000], rel=1e-3)
     assert record.images_per_second == 123.0 and record.nfe == 35
