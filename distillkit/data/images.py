@@ -103,7 +103,8 @@ class ImageSource(Source[Images]):
         if self.teacher.images is None:
             raise UsageError(
                 f"this method needs real images and the teacher {self.teacher.spec.name} comes with none: "
-                "--data FILE.zip, --data FOLDER or --data hf:ORG/NAME"
+                "--data FILE.zip, --data FOLDER or --data hf:ORG/NAME; methods with a --source can do without "
+                "(--source pairs)"
             )
         plain = DataConfig()
         for field in (
