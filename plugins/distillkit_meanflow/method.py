@@ -28,7 +28,7 @@ class MeanFlowConfig(MethodConfig):
         None, ge=-20, le=20, description="mean of ln(r / (1 - r)), the time that a step leads to; none: both as t"
     )
     end_std: float = Field(1.6, gt=0, le=20, description="standard deviation of ln(r / (1 - r)), with end_mean")
-    share: float = Field(0.25, gt=0, le=1, description="share of samples whose two times differ")
+    share: float = Field(0.25, ge=0, le=1, description="share of samples whose two times differ")
     power: float = Field(1.0, ge=0, le=10, description="p of the weight 1 / (|d|^2 + c)^p; 0: squared error")
     constant: float = Field(1e-3, gt=0, le=1e6, description="c of that weight")
     tangent: TangentName = Field(
