@@ -7,9 +7,11 @@ import pytest
 from benchmarks.tuning import __main__ as command
 from benchmarks.tuning.dimensions import Choice, Log, Times, setting
 from benchmarks.tuning.search import best, settings_of
-from benchmarks.tuning.spaces import SUITES
+from benchmarks.tuning.spaces import PAIRS, SUITES
 from benchmarks.tuning.summary import summary
+from distillkit import load_teacher
 from distillkit.benchmark.suite import Entry, load_suite
+from distillkit.data.pairs import PairsConfig, PairSource
 from distillkit.registry import registry
 from distillkit.runs.config import merge, resolve
 
@@ -29,6 +31,15 @@ def test_every_entry_has_as_many_settings_and_all_are_valid(name):
             # What an ablation leaves out stays out, and a curriculum is the entry's.
             fixed = {"kl_weight", "regression_weight", "curriculum"} & whole.settings.keys()
             assert all(given.settings[key] == whole.settings[key] for key in fixed)
+
+
+@pytest.mark.parametrize("name", sorted(SUITES))
+def test_a_quarter_of_the_budget_pays_for_the_most_pairs_that_are_drawn(name):
+    """Else the methods that regress on pairs have fewer settings than the others."""
+    suite = load_suite(name)
+    most = setting(PAIRS[name], [0.999] * len(PAIRS[name]))["sources"]["pairs"]
+    source = PairSource(load_teacher(suite.teacher), PairsConfig(**most, guidance=suite.guidance))
+    assert 0.3 * suite.budget / 4 < source.cost <= 0.77 * suite.budget / 4
 
 
 def test_the_same_seed_draws_the_same_and_another_others():
