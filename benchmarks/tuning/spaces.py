@@ -43,7 +43,7 @@ PAIRS: Mapping[str, tuple[Dimension, ...]] = {
     "mixture": (Choice("sources.pairs.count", (32, 512, 2048, 8192)),),
     "shapes": (Choice("sources.pairs.count", (256, 512, 1024)), Choice("sources.pairs.steps", (10,))),
 }
-"""Of methods that regress on pairs. The most pairs leave a quarter at least of a quarter of the budget for the training."""
+"""Of methods that regress on pairs. The most leave a quarter at least of a quarter of the budget for the training."""
 
 
 def fake(name: str) -> Dimension:
