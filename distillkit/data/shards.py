@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from torch import Tensor
 from distillkit.contracts.source import SourceJob
 from distillkit.errors import DistillkitError
 from distillkit.files import canonical_json, write_bytes, write_json
+from distillkit.locks import LOOK_SECONDS, held_if_free
 from distillkit.models.hashes import content_hash
 from distillkit.progress import Quiet
 from distillkit.reading import Missing, Unreadable, parse_json, read_json
@@ -94,19 +96,40 @@ class Shards:
         self, numbers: range, content: Callable[[int], Mapping[str, Tensor]], advance: Callable[[int], None]
     ) -> None:
         """Write those of these shards that are not whole; `advance(rows)` after each. It may be interrupted at any
-        time, and complete shards stay.
+        time, and complete shards stay. Several jobs that need the same ones make each once: one that another job is at
+        work on is left to it, and waited for at the end.
 
         Raises:
             WriteError: when they cannot be written.
         """
         try:
-            for number in numbers:
-                if not self.is_whole(number):
-                    tensors = content(number)
-                    self.write(number, tensors)
-                    advance(len(next(iter(tensors.values()))))
+            elsewhere = [number for number in numbers if not self._make(number, content, advance)]
+            for number in elsewhere:
+                # Whoever is at work on it may be killed, and leave it to this one after all.
+                while not self._make(number, content, advance):
+                    time.sleep(LOOK_SECONDS)
+                    advance(0)
         finally:
             self.record()
+
+    def _make(
+        self, number: int, content: Callable[[int], Mapping[str, Tensor]], advance: Callable[[int], None]
+    ) -> bool:
+        """Write a shard unless it is whole; False where another job is at work on it."""
+        if self.is_whole(number):
+            return True
+        with held_if_free(self._lock(number)) as mine:
+            if mine and not self.is_whole(number):
+                tensors = content(number)
+                self.write(number, tensors)
+                advance(len(next(iter(tensors.values()))))
+        if mine:
+            # Whoever opens it in this moment makes at worst the same shard again.
+            self._lock(number).unlink(missing_ok=True)
+        return mine
+
+    def _lock(self, number: int) -> Path:
+        return self.folder / f".shard-{number:06d}.lock"
 
     def share(
         self, job: SourceJob, doing: str, unit: str, total: int, make: Callable[[Callable[[int], None]], None],

@@ -19,7 +19,6 @@ from pathlib import Path
 
 import torch
 from accelerate.utils import broadcast_object_list, gather_object
-from filelock import FileLock, Timeout
 from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
@@ -31,6 +30,7 @@ from distillkit.evaluation.measure import Measure
 from distillkit.evaluation.record import Record, Selection
 from distillkit.evaluation.sampling import Tally
 from distillkit.files import at_work, canonical_json, unwritable
+from distillkit.locks import held
 from distillkit.progress import Quiet, Reporter
 
 log = logging.getLogger(__name__)
@@ -231,16 +231,12 @@ def _work_folder(folder: Path | None, rank: int, reporter: Reporter, stop: Calla
         with tempfile.TemporaryDirectory(prefix=f"{TEMPORARY}-{os.getpid()}-") as temporary:
             yield Path(temporary)
         return
-    lock = FileLock(folder.with_suffix(f".{rank}.lock"))
-    _acquire(lock, reporter, stop)
-    try:
+    with alone(folder.with_suffix(f".{rank}.lock"), reporter, stop):
         yield folder
         for part in (f"part-{rank}", *(("whole",) if rank == 0 else ())):
             shutil.rmtree(folder / part, ignore_errors=True)
         with contextlib.suppress(OSError):
             folder.rmdir()
-    finally:
-        lock.release()
 
 
 def _remove_abandoned() -> None:
@@ -251,19 +247,25 @@ def _remove_abandoned() -> None:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def _acquire(lock: FileLock, reporter: Reporter, stop: Callable[[], int]) -> None:
-    """Take a lock, saying so where another process has it."""
-    waited = False
-    while True:
-        try:
-            lock.acquire(timeout=0 if not waited else 1)
-            return
-        except Timeout:
-            if not waited:
-                reporter.say("another process is measuring the same under the same protocol; waiting for it")
-            waited = True
-            if signum := stop():
-                raise Interrupted("stopped while waiting for another process", signum) from None
+@contextlib.contextmanager
+def alone(lock: Path, reporter: Reporter, stop: Callable[[], int]) -> Iterator[None]:
+    """Hold a lock while something is measured, saying so where another process has it.
+
+    Raises:
+        Interrupted: after a signal, while another process has it.
+    """
+    said = False
+
+    def waiting() -> None:
+        nonlocal said
+        if not said:
+            reporter.say("another process is measuring the same under the same protocol; waiting for it")
+        said = True
+        if signum := stop():
+            raise Interrupted("stopped while waiting for another process", signum)
+
+    with held(lock, waiting):
+        yield
 
 
 def _tally(kept: Kept) -> Tally:

@@ -6,6 +6,7 @@ import hashlib
 import logging
 import time
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,11 @@ from distillkit.diffusion.solvers import SolverName
 from distillkit.errors import DistillkitError
 from distillkit.evaluation.generator import Generator, teacher_generator
 from distillkit.evaluation.measure import Measure
-from distillkit.evaluation.pipeline import fitted, measure
+from distillkit.evaluation.pipeline import alone, fitted, measure
 from distillkit.evaluation.record import Record, read_record, write_record
 from distillkit.evaluation.sampling import inputs
 from distillkit.files import WriteError, cache_folder, canonical_json
-from distillkit.progress import Reporter
+from distillkit.progress import Quiet, Reporter
 
 log = logging.getLogger(__name__)
 
@@ -55,25 +56,38 @@ def teacher_record(
         fresh: measure anew, whatever there is.
     """
     generator = teacher_generator(teacher, steps, guidance, solver)
-    key = record_key(generator, protocol)
-    kept = None if fresh else _kept(key, teacher.records)
-    if world > 1 and not all(gather_object([kept is not None])):
-        kept = None
-    if kept is not None:
-        if (key, device) not in _SPEEDS:
-            _SPEEDS[key, device] = samples_per_second(generator, protocol, device)
-        return kept.model_copy(update={"images_per_second": _SPEEDS[key, device]})
-    record = measure(
-        generator, protocol, device=device, batch=batch, rank=rank, world=world, reporter=reporter,
-        stop=stop, folder=cache_folder() / "evaluations",
-    )  # fmt: skip
-    if rank:
-        return record
-    try:
-        return write_record(_path(key), record)
-    except WriteError as error:
-        log.warning("the teacher's record is not kept for other runs: %s", error)
-        return record.sealed()
+    key, reporter = record_key(generator, protocol), reporter or Quiet()
+
+    def kept() -> Record | None:
+        found = None if fresh else _kept(key, teacher.records)
+        return found if world == 1 or all(gather_object([found is not None])) else None
+
+    def measured() -> Record:
+        # Jobs that start at the same time need the same record: one measures, and the others find what it has kept.
+        with alone(_path(key).with_suffix(".lock"), reporter, stop) if rank == 0 else nullcontext():
+            if found := kept():
+                return _timed(found, generator, protocol, device, key)
+            record = measure(
+                generator, protocol, device=device, batch=batch, rank=rank, world=world, reporter=reporter,
+                stop=stop, folder=cache_folder() / "evaluations",
+            )  # fmt: skip
+            if rank:
+                return record
+            try:
+                return write_record(_path(key), record)
+            except WriteError as error:
+                log.warning("the teacher's record is not kept for other runs: %s", error)
+                return record.sealed()
+
+    found = kept()
+    return measured() if found is None else _timed(found, generator, protocol, device, key)
+
+
+def _timed(record: Record, generator: Generator, protocol: Measure, device: torch.device, key: str) -> Record:
+    """A kept record with the speed of generation here."""
+    if (key, device) not in _SPEEDS:
+        _SPEEDS[key, device] = samples_per_second(generator, protocol, device)
+    return record.model_copy(update={"images_per_second": _SPEEDS[key, device]})
 
 
 def record_key(generator: Generator, protocol: Measure) -> str:

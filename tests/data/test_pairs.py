@@ -3,6 +3,7 @@
 import json
 import logging
 import sys
+import threading
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from distillkit import (
 )  # fmt: skip
 from distillkit.contracts.denoiser import Denoiser
 from distillkit.data.pairs import SHARD_PAIRS, PairsConfig, PairSource, PairStore
+from distillkit.data.shards import Shards
 from distillkit.diffusion.schedules import EDMSchedule
 from tests.conftest import HANG, environment, group_of
 from tests.data.teachers import HalfSize, linear_teacher
@@ -97,6 +99,32 @@ def test_no_holes_when_a_process_looks_after_another_has_written(store, order, t
     numbers = list(range(0, 4 * SHARD_PAIRS, 7))
     one, two = (s.open(4 * SHARD_PAIRS, CPU).select(numbers) for s in (alone, again(store)))
     assert torch.equal(one.sample, two.sample) and torch.equal(one.noise, two.noise)
+
+
+def test_jobs_that_need_the_same_shards_at_the_same_time_make_each_once(tmp_path, monkeypatch):
+    monkeypatch.setattr("distillkit.data.shards.LOOK_SECONDS", 0.01)
+    made, at_work, waited_for = [], threading.Event(), threading.Event()
+
+    def content(number):
+        made.append(number)
+        if number == 0:
+            # The other job meets this shard while it is being made, and goes on to the next.
+            at_work.set()
+            assert waited_for.wait(HANG)
+        return {"sample": torch.full((4,), float(number))}
+
+    def advance(rows):
+        if rows == 0:
+            waited_for.set()
+
+    first = threading.Thread(target=lambda: Shards(tmp_path, {"a": 1}).fill(range(3), content, lambda rows: None))
+    first.start()
+    assert at_work.wait(HANG)
+    second = Shards(tmp_path, {"a": 1})
+    second.fill(range(3), content, advance)
+    first.join()
+    assert sorted(made) == [0, 1, 2] and all(second.is_whole(number) for number in range(3))
+    assert not list(tmp_path.glob(".shard-*"))
 
 
 PROCESS = """

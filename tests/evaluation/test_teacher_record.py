@@ -1,6 +1,7 @@
 """The teacher's kept records: found by everything that they depend on, and by nothing else."""
 
 import copy
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -88,6 +89,24 @@ def test_a_record_is_measured_once(tiny_teacher, monkeypatch):
     assert len(measured) == 2
     teacher_record(tiny_teacher, protocol, device=CPU, steps=2)
     assert len(measured) == 3
+
+
+def test_jobs_that_start_together_measure_it_once(tiny_teacher, monkeypatch):
+    """The second one finds the record, once it has waited for the first."""
+    measured, measure, held = [], module.measure, module.alone
+
+    @contextmanager
+    def late(*arguments):
+        monkeypatch.setattr(module, "alone", held)
+        teacher_record(tiny_teacher, protocol, device=CPU)
+        with held(*arguments):
+            yield
+
+    protocol = load_measure("digits8", count=43)
+    monkeypatch.setattr(module, "measure", lambda *a, **k: measured.append(1) or measure(*a, **k))
+    monkeypatch.setattr(module, "alone", late)
+    teacher_record(tiny_teacher, protocol, device=CPU)
+    assert measured == [1]
 
 
 def test_a_damaged_record_is_measured_anew(tiny_teacher):
