@@ -59,13 +59,17 @@ class LearnerTrainer(Loop):
         """One update of the learner and of its moving average."""
         self._enter(self.step)
         name, updater, batch = self.learner.name, self._updaters[self.learner.name], self.config.batch
-        for indices, share in self._parts():
+        for part in self._parts():
             step = Draws(
-                index=self.step, indices=indices, rng=self.rng, device=self.accelerator.device, sources=self.sources
+                index=self.step,
+                indices=part.indices,
+                rng=self.rng,
+                device=self.accelerator.device,
+                sources=self.sources,
             )
-            learner_pass(self.learner, step, share, updater, self.accelerator, self._means)
+            learner_pass(self.learner, step, part, updater, self.accelerator, self._means)
             for title, value in step.logged.items():
-                self._means.add(title, value, share)
+                self._means.add(title, value, part.share)
         images = (self.step + 1) * batch
         norm = updater.apply(learning_rate_factor(self.config, images, self.config.steps * batch))
         if norm is not None:

@@ -23,6 +23,7 @@ from distillkit.engine.metrics import Means
 from distillkit.engine.networks import Held
 from distillkit.engine.optimization import Updater
 from distillkit.engine.outputs import Outputs, Selection
+from distillkit.engine.passes import Part
 from distillkit.engine.state import (
     collect,
     generators,
@@ -169,12 +170,12 @@ class Loop(ABC):
                     task.note(outputs.remark(step, last))
                     logged_at, logged_step = time.monotonic(), step
 
-    def _parts(self) -> Iterator[tuple[range, float]]:
-        """This process' part of the total batch in passes of at most `batch_per_device`, with their shares of it."""
+    def _parts(self) -> Iterator[Part]:
+        """This process' part of the total batch in passes of at most `batch_per_device`."""
         local = self.config.batch // self.accelerator.num_processes
         first = local * self.accelerator.process_index
         for low, high in self.config.passes(self.accelerator.num_processes):
-            yield range(first + low, first + high), (high - low) / local
+            yield Part(range(first + low, first + high), (high - low) / local, last=high == local)
 
     def _interval(self, outputs: Outputs, images_per_second: float) -> dict[str, float]:
         """Close a logging interval: one transfer from the device, then everything that is said about it."""

@@ -14,6 +14,8 @@ from distillkit.contracts.learner import OptimizerConfig
 from distillkit.counts import images_of
 from distillkit.engine.config import TrainingConfig
 from distillkit.errors import DistillkitError
+from distillkit.parallel.replicate import Replicated
+from distillkit.parallel.strategy import Gradients
 
 SMALLEST_SCALE = 2.0**-10
 """Of an fp16 loss. Gradients that overflow even so do not overflow: they are not finite."""
@@ -40,10 +42,20 @@ class Updater:
 
     Gradients are summed over micro-batches by `backward`, averaged over processes, unscaled (fp16), clipped to
     a norm and applied by `apply`. Where they overflow in fp16 the update is skipped and the loss is scaled less.
+
+    Args:
+        gradients: of the parameters, as they are spread over processes; whole on each if none.
     """
 
-    def __init__(self, parameters: Sequence[nn.Parameter], config: OptimizerConfig, accelerator: Accelerator) -> None:
+    def __init__(
+        self,
+        parameters: Sequence[nn.Parameter],
+        config: OptimizerConfig,
+        accelerator: Accelerator,
+        gradients: Gradients | None = None,
+    ) -> None:
         self.parameters, self.config, self.accelerator = list(parameters), config, accelerator
+        self.gradients = gradients or Replicated(self.parameters, accelerator.num_processes)
         shared: dict[str, Any] = {
             "lr": config.lr,
             "betas": (config.beta1, config.beta2),
@@ -60,8 +72,18 @@ class Updater:
             accelerator.device.type, enabled=accelerator.mixed_precision == "fp16", init_scale=2.0**14
         )
 
-    def backward(self, loss: Tensor) -> None:
-        self.scaler.scale(loss).backward()
+    def backward(self, loss: Tensor, *, last: bool = True) -> None:
+        """Add the gradient of a loss.
+
+        Args:
+            last: whether it is the update's last; what was added up is averaged over processes in its pass.
+        """
+        with self.gradients.passing(last=last):
+            self.scaler.scale(loss).backward()
+
+    def close(self) -> None:
+        """Let go of the parameters, which another updater takes over."""
+        self.gradients.close()
 
     def apply(self, factor: float) -> Tensor | None:
         """Update the parameters with `factor` times the learning rate; returns the gradient norm before clipping.
@@ -73,9 +95,9 @@ class Updater:
         """
         for group in self.optimizer.param_groups:
             group["lr"] = self.config.lr * factor
-        self._average_over_processes()
+        self.gradients.average()
         self.scaler.unscale_(self.optimizer)
-        norm = nn.utils.clip_grad_norm_(self.parameters, self.config.clip_grad_norm)
+        norm = self.gradients.clip(self.config.clip_grad_norm)
         self.scaler.step(self.optimizer)
         scale = self.scaler.get_scale()
         self.scaler.update()
@@ -94,14 +116,6 @@ class Updater:
         """Updates that were skipped since this was last asked."""
         skipped, self._skipped = self._skipped, 0
         return skipped
-
-    def _average_over_processes(self) -> None:
-        if self.accelerator.num_processes == 1:
-            return
-        gradients = [p.grad for p in self.parameters if p.grad is not None]
-        flat = self.accelerator.reduce(torch.cat([g.flatten() for g in gradients]), "mean")
-        for gradient, mean in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
-            gradient.copy_(mean.view_as(gradient))
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Tensors and plain values of the optimiser and the loss scaler."""

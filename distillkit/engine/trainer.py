@@ -23,7 +23,7 @@ from distillkit.engine.loop import Loop
 from distillkit.engine.networks import Networks
 from distillkit.engine.optimization import MovingAverage, Updater, learning_rate_factor, merged
 from distillkit.engine.outputs import Outputs, Selection
-from distillkit.engine.passes import Passes
+from distillkit.engine.passes import Part, Passes
 from distillkit.engine.preparation import choose_channels_last, lay_out, prepare_networks
 
 
@@ -86,13 +86,13 @@ class Trainer(Loop):
         due = (index + 1) % recipe.student_every == 0
         learners = [learner for learner in recipe.learners if (index + 1) % learner.every == 0]
         step = None
-        for step, share in self._micro_batches(index, due):
+        for step, part in self._micro_batches(index, due):
             if due:
-                self._passes.student(step, share, self._updaters["student"])
+                self._passes.student(step, part, self._updaters["student"])
             for learner in learners:
-                self._passes.learner(learner, step, share, self._updaters[learner.name])
+                self._passes.learner(learner, step, part, self._updaters[learner.name])
             for name, value in step.logged.items():
-                self._means.add(name, value, share)
+                self._means.add(name, value, part.share)
         images, (start, end) = (index + 1) * self.config.batch, self._bounds[self._stage]
         factor = learning_rate_factor(
             self.config, (index - start + 1) * self.config.batch, (end - start) * self.config.batch
@@ -115,13 +115,13 @@ class Trainer(Loop):
         if role in self._trained:
             self._trained[role].after_update()
 
-    def _micro_batches(self, index: int, due: bool) -> Iterator[tuple[Step, float]]:
-        """The passes of a step on this process, with their shares of its part of the batch."""
+    def _micro_batches(self, index: int, due: bool) -> Iterator[tuple[Step, Part]]:
+        """The passes of a step on this process, and what each takes of its batch."""
         start, end = self._bounds[self._stage]
         stage, progress = self.recipe.stages[self._stage], min((index - start) / max(end - start, 1), 1.0)
-        for indices, share in self._parts():
-            step = self._step(index=index, indices=indices, student_due=due, stage=stage, progress=progress)
-            yield step, share
+        for part in self._parts():
+            step = self._step(index=index, indices=part.indices, student_due=due, stage=stage, progress=progress)
+            yield step, part
 
     def _enter(self, step: int, *, resuming: bool = False) -> None:
         """Start the stage that a step belongs to: fresh optimisers, its sampler, its average."""
@@ -136,6 +136,8 @@ class Trainer(Loop):
                 self.student.sampler = self.ema.sampler = past.sampler
         roles: dict[str, tuple[nn.Module, OptimizerConfig]] = {"student": (self.student, self.config)}
         roles |= {learner.name: (learner, merged(self.config, learner.optimizer)) for learner in self.recipe.learners}
+        for updater in self._updaters.values():
+            updater.close()
         self._updaters = {
             name: Updater(list(module.parameters()), config, self.accelerator)
             for name, (module, config) in roles.items()

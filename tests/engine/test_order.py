@@ -21,17 +21,17 @@ class AllFirst(Passes):
         super().__init__(recipe, *rest)
         self.recipe, self.waiting = recipe, []
 
-    def student(self, step, share, updater):
+    def student(self, step, part, updater):
         with constant(self.learnt):
             terms = {o.name: loss_of(o, step) * o.weight for o in self.objectives}
         for name, term in terms.items():
-            self.means.add(f"loss/{name}", term, share)
-        self.waiting.append((sum(terms.values(), start=torch.zeros(())) * share, updater))
+            self.means.add(f"loss/{name}", term, part.share)
+        self.waiting.append((sum(terms.values(), start=torch.zeros(())) * part.share, updater))
 
-    def learner(self, learner, step, share, updater):
+    def learner(self, learner, step, part, updater):
         loss = loss_of(learner, step)
-        self.means.add(f"loss/{learner.name}", loss, share)
-        self.waiting.append((loss * share, updater))
+        self.means.add(f"loss/{learner.name}", loss, part.share)
+        self.waiting.append((loss * part.share, updater))
         if learner is self.recipe.learners[-1]:
             for waiting, its in self.waiting:
                 its.backward(waiting)
