@@ -24,7 +24,9 @@ class OptimizerConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    optimizer: Literal["adam", "adamw", "radam"] = Field("adamw", description="update rule")
+    optimizer: Literal["adam", "adamw", "radam", "adamw8bit"] = Field(
+        "adamw", description="update rule; adamw8bit keeps moments in 8 bits and needs torchao"
+    )
     lr: float = Field(1e-4, gt=0, le=1, description="learning rate after warm-up")
     eps: float = Field(1e-8, gt=0, le=1, description="term that keeps the update finite where gradients vanish")
     beta1: float = Field(0.9, ge=0, lt=1, description="decay of the first moment")

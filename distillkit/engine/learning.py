@@ -9,7 +9,7 @@ from typing import Any
 from accelerate import Accelerator
 from torch import nn
 
-from distillkit.contracts.learner import Learner
+from distillkit.contracts.learner import Learner, OptimizerConfig
 from distillkit.contracts.source import Batches
 from distillkit.contracts.step import Draws
 from distillkit.engine.config import TrainingConfig
@@ -105,5 +105,5 @@ class Alone(Held):
         return {self.learner.name: self.learner, "average": self.average}
 
     @property
-    def optimised(self) -> list[str]:
-        return [self.learner.name]
+    def optimised(self) -> dict[str, OptimizerConfig | None]:
+        return {self.learner.name: None}

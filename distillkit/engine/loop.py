@@ -22,6 +22,7 @@ from distillkit.engine.interrupt import Agreement
 from distillkit.engine.metrics import Means
 from distillkit.engine.networks import Held
 from distillkit.engine.optimization import Updater
+from distillkit.engine.optimizers import require_optimizer
 from distillkit.engine.outputs import Outputs, Selection
 from distillkit.engine.passes import Part
 from distillkit.engine.state import (
@@ -64,7 +65,7 @@ class Loop(ABC):
         diagnostics: judged in every logging interval.
 
     Raises:
-        UsageError: when the batch cannot be shared evenly by the processes.
+        UsageError: when the batch cannot be shared evenly by the processes, or the optimiser is not installed.
     """
 
     networks: Held
@@ -82,6 +83,7 @@ class Loop(ABC):
     ) -> None:
         if config.batch % accelerator.num_processes:
             raise UsageError(f"--batch {config.batch} cannot be shared evenly by {accelerator.num_processes} processes")
+        require_optimizer(config)
         self.config, self.accelerator, self.say = config, accelerator, say
         self.rng, self.cost, self.step = SampleRNG(seed), cost or CostMeter(), 0
         self.channels_last: bool | None = None

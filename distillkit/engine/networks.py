@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 
 from torch import nn
 
 from distillkit.contracts.denoiser import Denoiser
+from distillkit.contracts.learner import OptimizerConfig
 from distillkit.contracts.recipe import Recipe
 from distillkit.contracts.student import StudentGenerator
 from distillkit.contracts.teacher import Teacher
+from distillkit.engine.optimization import merged
+from distillkit.engine.optimizers import moment_bytes
 
 
 class Held(ABC):
@@ -23,8 +26,8 @@ class Held(ABC):
 
     @property
     @abstractmethod
-    def optimised(self) -> Sequence[str]:
-        """The names of those among them that have an optimiser."""
+    def optimised(self) -> Mapping[str, OptimizerConfig | None]:
+        """Those among them that have an optimiser, with their own settings over the run's."""
 
     @property
     def frozen(self) -> Mapping[str, int]:
@@ -40,17 +43,26 @@ class Held(ABC):
         sizes = [(p.numel() * p.element_size(), p.requires_grad) for p in self.parameters()]
         return sum(size for size, _ in sizes), sum(size for size, trained in sizes if trained)
 
-    def held(self) -> str:
+    def moment_bytes(self, config: OptimizerConfig) -> int:
+        """Bytes of the optimisers' moments under a run's settings."""
+        return sum(
+            moment_bytes(parameter, merged(config, own).optimizer)
+            for name, own in self.optimised.items()
+            for parameter in self.changed[name].parameters()
+            if parameter.requires_grad
+        )
+
+    def held(self, config: OptimizerConfig) -> str:
         """What holds memory beside a pass, for people: the weights of every network, gradients and moments."""
         sizes = {**self.frozen, **{name: bytes_of(module) for name, module in self.changed.items()}}
         parts = [f"{name} {size / 1e6:,.1f} MB" for name, size in sizes.items() if size]
         _, trained = self.weight_bytes()
-        return f"weights of {', '.join(parts)}; gradients and moments {3 * trained / 1e6:,.1f} MB"
+        trained += self.moment_bytes(config)
+        return f"weights of {', '.join(parts)}; gradients and moments {trained / 1e6:,.1f} MB"
 
-    def checkpoint_bytes(self) -> int:
-        """About how large a checkpoint is: every weight once, and the trained ones twice more for Adam's moments."""
-        sizes = {name: sum(p.numel() * 4 for p in module.parameters()) for name, module in self.changed.items()}
-        return sum(sizes.values()) + 2 * sum(sizes[name] for name in self.optimised)
+    def checkpoint_bytes(self, config: OptimizerConfig) -> int:
+        """About how large a checkpoint is: every weight once, and the optimisers' moments."""
+        return sum(bytes_of(module) for module in self.changed.values()) + self.moment_bytes(config)
 
 
 def bytes_of(module: nn.Module) -> int:
@@ -100,8 +112,8 @@ class Networks(Held):
         return counted | {name: module for name, module in self.owned.items() if isinstance(module, Denoiser)}
 
     @property
-    def optimised(self) -> list[str]:
-        return ["student", *(learner.name for learner in self.recipe.learners)]
+    def optimised(self) -> dict[str, OptimizerConfig | None]:
+        return {"student": None, **{learner.name: learner.optimizer for learner in self.recipe.learners}}
 
     @property
     def frozen(self) -> dict[str, int]:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from distillkit.contracts.learner import OptimizerConfig
 from distillkit.counts import images_of
 from distillkit.engine.config import TrainingConfig
+from distillkit.engine.optimizers import make_optimizer, optimizer_state, plain_state, set_rate, state_shapes
 from distillkit.errors import DistillkitError
 from distillkit.parallel.replicate import Replicated
 from distillkit.parallel.strategy import Gradients
@@ -56,18 +57,8 @@ class Updater:
     ) -> None:
         self.parameters, self.config, self.accelerator = list(parameters), config, accelerator
         self.gradients = gradients or Replicated(self.parameters, accelerator.num_processes)
-        shared: dict[str, Any] = {
-            "lr": config.lr,
-            "betas": (config.beta1, config.beta2),
-            "eps": config.eps,
-            "weight_decay": config.weight_decay,
-        }
         self._skipped = 0
-        if config.optimizer == "radam":
-            self.optimizer: torch.optim.Optimizer = torch.optim.RAdam(self.parameters, foreach=True, **shared)
-        else:
-            kind = torch.optim.AdamW if config.optimizer == "adamw" else torch.optim.Adam
-            self.optimizer = kind(self.parameters, fused=accelerator.device.type in ("cpu", "cuda"), **shared)
+        self.optimizer: torch.optim.Optimizer = make_optimizer(self.parameters, config, accelerator.device)
         self.scaler = torch.amp.GradScaler(
             accelerator.device.type, enabled=accelerator.mixed_precision == "fp16", init_scale=2.0**14
         )
@@ -93,8 +84,7 @@ class Updater:
         Raises:
             DistillkitError: when no scale is small enough.
         """
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.config.lr * factor
+        set_rate(self.optimizer, self.config.lr * factor)
         self.gradients.average()
         self.scaler.unscale_(self.optimizer)
         norm = self.gradients.clip(self.config.clip_grad_norm)
@@ -120,26 +110,24 @@ class Updater:
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Tensors and plain values of the optimiser and the loss scaler."""
         state = self.optimizer.state_dict()["state"]
-        tensors = {f"{index}.{key}": value for index, entry in state.items() for key, value in entry.items()}
+        tensors = {f"{index}.{key}": value for index, entry in state.items() for key, value in plain_state(entry)}
         return tensors, {"scaler": self.scaler.state_dict(), "skipped": self._skipped}
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Of all tensors that `state` may give: two moments and a count for each parameter."""
+        """Of all tensors that `state` may give."""
         return {
-            f"{index}.{key}": () if key == "step" else tuple(parameter.shape)
+            f"{index}.{key}": shape
             for index, parameter in enumerate(self.parameters)
-            for key in ("step", "exp_avg", "exp_avg_sq")
+            for key, shape in state_shapes(parameter, self.config.optimizer).items()
         }
 
     @torch.no_grad()
     def load_state(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
-        state: dict[int, dict[str, Tensor]] = {}
+        plain: dict[int, dict[str, Tensor]] = {}
         for name, value in tensors.items():
             index, _, key = name.partition(".")
-            parameter = self.parameters[int(index)]
-            # A moment is laid out in memory as its parameter is (channels-last, say): fused kernels rely on it.
-            laid_out = torch.empty_like(parameter).copy_(value) if value.shape == parameter.shape else value
-            state.setdefault(int(index), {})[key] = laid_out
+            plain.setdefault(int(index), {})[key] = value
+        state = {index: optimizer_state(self.parameters[index], entry) for index, entry in plain.items()}
         groups = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict({"state": state, "param_groups": groups})
         self.scaler.load_state_dict(values["scaler"])

@@ -18,6 +18,7 @@ from distillkit.contracts.teacher import Teacher
 from distillkit.engine.checkpoint import Checkpoints
 from distillkit.engine.cost import CostMeter
 from distillkit.engine.metrics import MetricsFile
+from distillkit.engine.optimizers import require_optimizer
 from distillkit.engine.outputs import Evaluation, Outputs
 from distillkit.engine.trainer import Trainer
 from distillkit.environment import environment
@@ -110,6 +111,7 @@ class Distillation:
         if self._prepared:
             return
         self._prepared = True
+        require_optimizer(self.config.training)
         self._say_prompts()
         self.describe(self.recipe.final_sampler, 0)
         for source in self.sources.values():

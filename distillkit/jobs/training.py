@@ -31,7 +31,7 @@ def train(trainer: Loop, outputs: Outputs, folder: RunFolder, context: Context, 
 
     try:
         if context.main:
-            require_checkpoint_space(folder, trainer.config, trainer.networks.checkpoint_bytes())
+            require_checkpoint_space(folder, trainer.config, trainer.networks.checkpoint_bytes(trainer.config))
         if resume:
             trainer.resume(outputs)
         trainer.run(outputs, should_stop=asked)
@@ -51,8 +51,9 @@ def train(trainer: Loop, outputs: Outputs, folder: RunFolder, context: Context, 
         if not is_out_of_memory(cause):
             raise
         in_pass = trainer.config.batch_per_device or -(-trainer.config.batch // context.world)
+        held = trainer.networks.held(trainer.config)
         raise DistillkitError(
-            f"out of memory at step {trainer.step + 1:,}. What is held: {trainer.networks.held()}; and what a pass of "
+            f"out of memory at step {trainer.step + 1:,}. What is held: {held}; and what a pass of "
             f"{in_pass:,} samples computes ({error}). Continue with: {folder.resume_command}"
         ) from cause
 

@@ -21,6 +21,7 @@ from distillkit.engine.config import TrainingConfig
 from distillkit.engine.cost import CostMeter
 from distillkit.engine.learning import LearnerTrainer
 from distillkit.engine.loop import Loop
+from distillkit.engine.optimizers import require_optimizer
 from distillkit.engine.trainer import Trainer
 from distillkit.jobs.step_costs import SavedBytes, counted_steps, evaluation_seconds, speed
 from distillkit.registry import registry
@@ -187,8 +188,15 @@ def try_learner(
 
 
 def _of_one(training: TrainingConfig, accelerator: Accelerator, least: int = 1) -> TrainingConfig:
-    """The training with the smallest batch."""
-    changes = {"batch": least * accelerator.num_processes, "batch_per_device": None, "compile": False}
+    """The training with the smallest batch, and without what takes minutes to compile.
+
+    Raises:
+        UsageError: for an optimiser that is not installed.
+    """
+    require_optimizer(training)
+    changes: dict[str, Any] = {
+        "batch": least * accelerator.num_processes, "batch_per_device": None, "compile": False, "optimizer": "adamw",
+    }  # fmt: skip
     return training.model_copy(update=changes)
 
 
@@ -228,9 +236,9 @@ def _tried(
         flops_per_image=None if counted is None else longer * counted.flops / (period * batch),
         evaluations=evaluations,
         weight_bytes=weights + held(),
-        training_bytes=3 * trained,
+        training_bytes=trained + trainer.networks.moment_bytes(training),
         activation_bytes_per_image=kept.most / batch,
         working_bytes=working,
-        checkpoint_bytes=trainer.networks.checkpoint_bytes(),
+        checkpoint_bytes=trainer.networks.checkpoint_bytes(training),
         seconds=time.monotonic() - began,
     )
