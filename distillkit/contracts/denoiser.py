@@ -126,17 +126,25 @@ class _Enough(Exception):
 
 
 @contextlib.contextmanager
-def uncompiled(denoiser: Denoiser) -> Iterator[None]:
+def uncompiled(denoiser: Denoiser, around: Sequence[nn.Module] | None = None) -> Iterator[None]:
     """Passes while the context lasts run without torch.compile's graphs, which know nothing of hooks that were added
-    since, nor of forward-mode differentiation."""
-    compiled = [(child, child._compiled_call_impl) for child in denoiser.children()]
-    for child, _ in compiled:
-        child._compiled_call_impl = None
+    since, nor of forward-mode differentiation.
+
+    Args:
+        around: layers with such hooks: only graphs of which one of them is a part are left out; all are if none.
+    """
+    compiled = [module for module in denoiser.modules() if module._compiled_call_impl is not None]
+    if around is not None:
+        inside = {id(layer) for layer in around}
+        compiled = [m for m in compiled if any(id(part) in inside for part in m.modules() if part is not m)]
+    graphs = [module._compiled_call_impl for module in compiled]
+    for module in compiled:
+        module._compiled_call_impl = None
     try:
         yield
     finally:
-        for child, call in compiled:
-            child._compiled_call_impl = call
+        for module, graph in zip(compiled, graphs, strict=True):
+            module._compiled_call_impl = graph
 
 
 class _Capture:
@@ -146,26 +154,38 @@ class _Capture:
         self, denoiser: Denoiser, x: Tensor, layers: Sequence[str], kept: dict[str, Tensor], *, stop: bool
     ) -> None:
         self.denoiser, self.x, self.layers, self.kept, self.stop = denoiser, x, layers, kept, stop
-        self.handles: list[Any] = []
-        self.uncompiled = uncompiled(denoiser)
+        self.undo = contextlib.ExitStack()
 
     def __enter__(self) -> None:
-        self.uncompiled.__enter__()
-        for name in self.layers:
-            self.handles.append(self.denoiser.layer(name).register_forward_hook(self._keep(name)))
+        layers = {name: self.denoiser.layer(name) for name in self.layers}
+        self.undo.enter_context(uncompiled(self.denoiser, list(layers.values())))
+        for name, layer in layers.items():
+            if layer._compiled_call_impl is None:
+                handle = layer.register_forward_hook(lambda module, args, output, name=name: self._keep(name, output))
+                self.undo.callback(handle.remove)
+            else:
+                self._keep_compiled(name, layer)
 
-    def _keep(self, name: str) -> Any:
-        def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-            self.kept[name] = self.denoiser.feature(output, self.x)
-            if self.stop and len(self.kept) == len(set(self.layers)):
-                raise _Enough
+    def _keep_compiled(self, name: str, layer: nn.Module) -> None:
+        """Keep the output of a compiled block behind its graph: checkpointing has to find that graph in the backward
+        pass too, not the plain block that a hook would need."""
+        graph: Any = layer._compiled_call_impl
 
-        return hook
+        def keeping(*args: Any, **inputs: Any) -> Any:
+            output = graph(*args, **inputs)
+            self._keep(name, output)
+            return output
+
+        layer._compiled_call_impl = keeping
+        self.undo.callback(setattr, layer, "_compiled_call_impl", graph)
+
+    def _keep(self, name: str, output: Any) -> None:
+        self.kept[name] = self.denoiser.feature(output, self.x)
+        if self.stop and len(self.kept) == len(set(self.layers)):
+            raise _Enough
 
     def __exit__(self, *error: object) -> None:
-        for handle in self.handles:
-            handle.remove()
-        self.uncompiled.__exit__(None, None, None)
+        self.undo.close()
 
 
 def device_of(denoiser: Denoiser) -> torch.device:

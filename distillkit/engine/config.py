@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from distillkit.contracts.learner import OptimizerConfig
 from distillkit.counts import Count, CountOrShare, images_of
@@ -19,6 +19,10 @@ INTERVALS: Mapping[Interval, int] = {"log": 50, "checkpoint": 16, "sample": 8, "
 
 FEWEST_STEPS = 20
 """Fewer are a try of the machinery, and nothing is learnt."""
+
+
+_SWITCH = BeforeValidator(lambda value: {True: "on", False: "off"}[value] if isinstance(value, bool) else value)
+"""YAML reads on and off as truth values."""
 
 
 class TrainingConfig(OptimizerConfig):
@@ -46,10 +50,14 @@ class TrainingConfig(OptimizerConfig):
     precision: Literal["fp32", "bf16", "fp16"] = Field("fp32", description="precision of the network passes")
     gradient_checkpointing: bool = Field(False, description="recompute activations to save memory")
     float32_attention: bool = Field(False, description="compute attention in float32 under bf16 and fp16, as EDM does")
-    channels_last: Literal["auto", "on", "off"] = Field(
+    channels_last: Annotated[Literal["auto", "on", "off"], _SWITCH] = Field(
         "auto", description="memory layout of images' feature maps: auto is on for GPUs and measured on the CPU"
     )
-    compile: bool = Field(False, description="compile the networks with torch.compile")
+    compile: Annotated[Literal["off", "network", "blocks"], _SWITCH] = Field(
+        "off",
+        description="what torch.compile makes graphs of: whole networks, or their repeated blocks, in a fraction of "
+        "the time",
+    )
     log_every: Count | None = Field(
         None, ge=1, description="images between log entries; a 50th of the duration if none"
     )

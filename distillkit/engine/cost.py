@@ -13,7 +13,7 @@ from torch.autograd import forward_ad
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 from distillkit.contracts.condition import Condition
-from distillkit.contracts.denoiser import Denoiser
+from distillkit.contracts.denoiser import Denoiser, uncompiled
 
 Layers = tuple[str, ...]
 
@@ -117,12 +117,12 @@ def partial_share(denoiser: Denoiser, layers: Layers, args: tuple[Any, ...]) -> 
         x, t, condition = args
         inputs = _zeros(x), _zeros(t), Condition(**{name: _zeros(value) for name, value in condition.items()})
         denoiser.eval()
-        with torch.no_grad():
+        # The counter does not see into compiled graphs.
+        with torch.no_grad(), uncompiled(denoiser):
             with flop_counter() as part:
                 denoiser.features(*inputs, layers)
-            # Not a plain call: features of a compiled network are taken uncompiled, and so is this pass.
             with flop_counter() as whole:
-                denoiser.with_features(*inputs, layers)
+                denoiser(*inputs)
         share = part.get_total_flops() / whole.get_total_flops()
         return share if 0 < share <= 1 else 1.0
     except Exception:  # what cannot be counted is a whole pass; it is no reason to end a training

@@ -25,15 +25,23 @@ PASS_SECONDS, ROUNDS = 0.1, 3
 WORTHWHILE = 0.95
 """The other layout must take less than this share of the time: measurements are noisy, and repeats should agree."""
 
+GRAPHS = {"recompile_limit": 512, "accumulated_recompile_limit": 4096}
+"""Most graphs: one for each shape of block, with gradients and without, for several networks and sizes of a pass."""
+
 
 def prepare_networks(
-    config: TrainingConfig, trained: Sequence[nn.Module], others: Sequence[nn.Module], denoisers: Iterable[Denoiser]
+    config: TrainingConfig,
+    trained: Sequence[nn.Module],
+    others: Sequence[nn.Module],
+    denoisers: Iterable[Denoiser],
+    say: Callable[[str], None] = lambda text: None,
 ) -> None:
     """Switch on what the configuration asks for, but for the memory layout.
 
     Args:
         trained: networks with gradients. others: networks without.
         denoisers: what is evaluated in training steps, and compiled if so asked.
+        say: hears where a network cannot be compiled as was asked.
     """
     if config.gradient_checkpointing:
         for network in trained:
@@ -41,11 +49,41 @@ def prepare_networks(
     if config.float32_attention:
         for network in (*trained, *others):
             switch_on("float32_attention", network)
-    if config.compile:
+    if config.compile != "off":
+        compile_networks(list(denoisers), say, blocks=config.compile == "blocks")
+
+
+def compile_networks(denoisers: Sequence[Denoiser], say: Callable[[str], None], *, blocks: bool) -> None:
+    """Have networks run as graphs of torch.compile, which are made in their first passes.
+
+    Args:
+        blocks: compile repeated blocks alone; those that are alike share a graph.
+        say: hears of networks without blocks, which are compiled whole.
+    """
+    whole = []
+    for denoiser in denoisers:
+        found = repeated_blocks(denoiser) if blocks else []
         # The raw networks: hooks that count evaluations sit on the denoisers and stay out of the graphs.
-        for denoiser in denoisers:
-            for network in denoiser.children():
-                network.compile()
+        networks = list(denoiser.children())
+        whole += [type(network).__name__ for network in networks if blocks and not found]
+        for module in found or networks:
+            module.compile()
+    if whole:
+        say(f"note: {', '.join(dict.fromkeys(whole))} has no list of blocks and is compiled whole")
+    from torch._dynamo import config as limits
+
+    for name, least in GRAPHS.items():
+        # Graphs of all modules count together there, and what is beyond the limit would run without any.
+        setattr(limits, name, max(least, getattr(limits, name)))
+
+
+def repeated_blocks(denoiser: Denoiser) -> list[nn.Module]:
+    """The blocks of which a network is made: those that diffusers names for a model, else the network's `blocks`."""
+    for network in denoiser.modules():
+        names = getattr(network, "_repeated_blocks", None) or ()
+        if named := [module for module in network.modules() if type(module).__name__ in names]:
+            return named
+    return next((list(blocks) for network in denoiser.modules() if (blocks := getattr(network, "blocks", None))), [])
 
 
 def checkpoint_gradients(network: nn.Module) -> None:

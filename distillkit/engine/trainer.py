@@ -63,7 +63,9 @@ class Trainer(Loop):
         self.networks: Networks = Networks(recipe, teacher, self.ema)
         for network in (*recipe.learners, *self.networks.owned.values()):
             network.to(device).eval()
-        prepare_networks(config, (self.student, *recipe.learners), (self.ema, teacher.denoiser), self.roles().values())
+        prepare_networks(
+            config, (self.student, *recipe.learners), (self.ema, teacher.denoiser), self.roles().values(), say
+        )
         self.average = MovingAverage.configured(self.student, self.ema, config)
         self.diagnostics = [d for part in recipe.parts for d in part.diagnostics]
         self._step = partial(

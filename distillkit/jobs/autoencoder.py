@@ -125,7 +125,7 @@ class AutoencoderPart(Part):
                 f"the images are {shape} (channels, height, width), and the autoencoder of {self.parts.source} takes "
                 f"{channels} channels and sides that are multiples of {factor}: give --data-resolution"
             )
-        if training.compile:
+        if training.compile != "off":
             raise UsageError("--compile is for networks alone: leave it out with --part autoencoder")
 
     def figures(self, learner: Learner, held: Images) -> dict[str, float]:

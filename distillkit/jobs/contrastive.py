@@ -128,7 +128,7 @@ class TextEncoderPart(Part):
                 "give a larger --batch or --batch-per-device"
             )
         for name in ("compile", "gradient_checkpointing"):
-            if getattr(training, name):
+            if getattr(training, name) not in (False, "off"):
                 raise UsageError(
                     f"--{name.replace('_', '-')} is for networks alone: leave it out with --part {self.name}"
                 )

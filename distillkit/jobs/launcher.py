@@ -35,9 +35,10 @@ DYNAMO = {
     "ACCELERATE_DYNAMO_MODE": "default",
     "ACCELERATE_DYNAMO_USE_FULLGRAPH": "False",
     "ACCELERATE_DYNAMO_USE_DYNAMIC": "False",
-    "ACCELERATE_DYNAMO_USE_REGIONAL_COMPILATION": "False",
 }
 """Settings of torch.compile, and the only values that --compile has."""
+REGIONAL = "ACCELERATE_DYNAMO_USE_REGIONAL_COMPILATION"
+"""Compilation of repeated blocks, as accelerate calls it."""
 
 WORLD = frozenset({"WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE"})
 """What launchers of several processes set."""
@@ -49,13 +50,13 @@ class LauncherSettings:
     """What was asked for; None where nothing was.
 
     Args:
-        precision: of network passes. compile: whether networks are compiled. passes: of which a step is made.
+        precision: of network passes. compile: what is compiled. passes: of which a step is made.
         clip_grad_norm: most of a gradient's norm. device: "cpu", "cuda" or "mps".
         asked: "VARIABLE=value" of each field, for messages.
     """
 
     precision: str | None = None
-    compile: bool | None = None
+    compile: str | None = None
     passes: int | None = None
     clip_grad_norm: float | None = None
     device: str | None = None
@@ -196,7 +197,10 @@ class _Reader:
             self._refuse(name, "networks are compiled by inductor, or not at all")
         if backend != "inductor":
             return
-        self._take("compile", name, True)
+        if _on(self.there.get(REGIONAL, "")):
+            self._take("compile", REGIONAL, "blocks")
+        else:
+            self._take("compile", name, "network")
         for name, only in DYNAMO.items():
             if self.there.get(name, only).lower() != only.lower():
                 self._refuse(name, f"networks are compiled by torch.compile's defaults ({only})")

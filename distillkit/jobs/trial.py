@@ -195,7 +195,7 @@ def _of_one(training: TrainingConfig, accelerator: Accelerator, least: int = 1) 
     """
     require_optimizer(training)
     changes: dict[str, Any] = {
-        "batch": least * accelerator.num_processes, "batch_per_device": None, "compile": False, "optimizer": "adamw",
+        "batch": least * accelerator.num_processes, "batch_per_device": None, "compile": "off", "optimizer": "adamw",
     }  # fmt: skip
     return training.model_copy(update=changes)
 
