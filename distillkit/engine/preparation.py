@@ -67,7 +67,9 @@ def compile_networks(denoisers: Sequence[Denoiser], say: Callable[[str], None], 
         networks = list(denoiser.children())
         whole += [type(network).__name__ for network in networks if blocks and not found]
         for module in found or networks:
-            module.compile()
+            # A graph for each size: where one of a fixed size gave way to one of any size between a pass and the way
+            # back, checkpointing would find another graph than it left.
+            module.compile(dynamic=False)
     if whole:
         say(f"note: {', '.join(dict.fromkeys(whole))} has no list of blocks and is compiled whole")
     from torch._dynamo import config as limits

@@ -24,7 +24,7 @@ def launched(**asked):
 
 
 def test_a_launcher_that_asks_for_nothing_changes_nothing():
-    config = TrainingConfig(precision="bf16", compile=True)
+    config = TrainingConfig(precision="bf16", compile="blocks")
     assert launched().training(config, {}) == (config, [])
     assert launched().for_device("auto") == "auto" and list(launched().unused(())) == []
 
@@ -34,7 +34,8 @@ def test_a_launcher_that_asks_for_nothing_changes_nothing():
     [
         ({"MIXED_PRECISION": "bf16"}, "precision", "bf16"),
         ({"MIXED_PRECISION": "fp16"}, "precision", "fp16"),
-        ({"DYNAMO_BACKEND": "INDUCTOR"}, "compile", True),
+        ({"DYNAMO_BACKEND": "INDUCTOR"}, "compile", "network"),
+        ({"DYNAMO_USE_REGIONAL_COMPILATION": "true", "DYNAMO_BACKEND": "INDUCTOR"}, "compile", "blocks"),
         ({"GRADIENT_CLIPPING": "0.5"}, "clip_grad_norm", 0.5),
         ({"GRADIENT_ACCUMULATION_STEPS": "4"}, "batch_per_device", 8),
     ],
@@ -50,7 +51,8 @@ def test_settings_are_taken_over_and_said(asked, name, value):
     [
         ({"MIXED_PRECISION": "bf16"}, {"precision": "fp16"}),
         ({"MIXED_PRECISION": "bf16"}, {"precision": "fp32"}),
-        ({"DYNAMO_BACKEND": "INDUCTOR"}, {"compile": False}),
+        ({"DYNAMO_BACKEND": "INDUCTOR"}, {"compile": "blocks"}),
+        ({"DYNAMO_BACKEND": "INDUCTOR"}, {"compile": "off"}),
         ({"GRADIENT_CLIPPING": "0.5"}, {"clip_grad_norm": 1.0}),
         ({"GRADIENT_ACCUMULATION_STEPS": "4"}, {"batch_per_device": 32}),
     ],
