@@ -1,0 +1,99 @@
+"""`python -m benchmarks.speed.compilation`: what torch.compile takes, of a whole network and of its repeated blocks.
+
+A transformer of equal blocks (a DiT) and the default teacher's U-Net, each trained from scratch by every kind of
+compilation in turn, with no cache of earlier compilations: seconds until the first pass with its gradient is there, and
+of the passes after it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import os
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks.speed.timing import show
+from distillkit import Condition, Denoiser, load_teacher
+from distillkit.engine.preparation import checkpoint_gradients, compile_networks
+from distillkit.environment import environment
+from distillkit.models.build import build_denoiser
+from distillkit.models.store.resolve import default_teacher
+
+BATCH, ROUNDS = 8, 7
+KINDS = ("off", "network", "blocks")
+
+
+def transformer(layers: int) -> Denoiser:
+    """A small DiT."""
+    network = {
+        "num_attention_heads": 4, "attention_head_dim": 32, "in_channels": 4, "out_channels": 4, "num_layers": layers,
+        "sample_size": 16, "patch_size": 2, "num_embeds_ada_norm": 10,
+    }  # fmt: skip
+    return build_denoiser(
+        {"kind": "distillkit:DiTTransformer2DModel",
+         "arguments": {"network": network, "schedule": {"kind": "flow"}, "prediction": "velocity"}}
+    )  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--layers", type=int, default=12)
+    parser.add_argument("--json", type=Path, help="also write the figures here")
+    options = parser.parse_args()
+    os.environ["TORCHINDUCTOR_FORCE_DISABLE_CACHES"] = "1"
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    cases = {
+        f"DiT of {options.layers} blocks": (transformer(options.layers), (4, 16, 16)),
+        f"{default_teacher()}'s U-Net": (load_teacher(default_teacher()).copy_denoiser(), (1, 8, 8)),
+    }
+    figures: dict[str, float] = {}
+    found: dict[str, Any] = {}
+    for name, (network, shape) in cases.items():
+        found[name] = {kind: timed(network.to(device), shape, kind, device) for kind in KINDS}
+        first, later = ({kind: found[name][kind][what] for kind in KINDS} for what in ("first", "later"))
+        figures[f"{name}: first pass, blocks / network"] = first["blocks"] / first["network"]
+        figures |= {f"{name}: later passes, {kind} / off": later[kind] / later["off"] for kind in KINDS[1:]}
+    show(f"compilation, batch {BATCH}, {device}", figures)
+    print(json.dumps(found, indent=1))
+    if options.json:
+        report = {"figures": figures, "seconds": found, "batch": BATCH, "environment": environment()}
+        options.json.write_text(json.dumps(report, indent=2) + "\n")
+
+
+def timed(network: Denoiser, shape: tuple[int, ...], kind: str, device: torch.device) -> dict[str, float]:
+    """Seconds of the first pass with its gradient, and of a later one, with checkpointing as large networks have it."""
+    torch._dynamo.reset()
+    network = copy.deepcopy(network)
+    checkpoint_gradients(network)
+    if kind != "off":
+        compile_networks([network], print, blocks=kind == "blocks")
+    x = torch.randn(BATCH, *shape, device=device)
+    t, labels = torch.full((BATCH,), 0.5, device=device), torch.arange(BATCH, device=device)
+    step = pass_of(network, x, t, Condition(labels=labels))
+    first = step()
+    return {"first": first, "later": statistics.median(step() for _ in range(ROUNDS))}
+
+
+def pass_of(network: Denoiser, x: Tensor, t: Tensor, condition: Condition) -> Callable[[], float]:
+    """A pass with gradients; gives its seconds."""
+
+    def step() -> float:
+        began = time.perf_counter()
+        network(x, t, condition).square().mean().backward()
+        if x.device.type == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter() - began
+
+    return step
+
+
+if __name__ == "__main__":
+    main()
