@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from distillkit.reading import Unreadable, regular_file, unlike
+from distillkit.reading import Unreadable, parse_json, regular_file, unlike
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -55,6 +55,18 @@ def parse_tensors(data: bytes, where: str) -> dict[str, Tensor]:
         return load(data)
     except (SafetensorError, ValueError, KeyError, RuntimeError, OverflowError) as error:
         raise Unreadable(f"cannot read {where}: damaged safetensors ({_first_line(error)})") from error
+
+
+def metadata_in(data: memoryview | bytes, where: str) -> dict[str, str]:
+    """What the header of a safetensors file says beside its tensors.
+
+    Raises:
+        Unreadable: as `read_with_metadata`.
+    """
+    _check_header((bytes(data[:512]), len(data)), where)
+    header = parse_json(bytes(data[8 : 8 + int.from_bytes(data[:8], "little")]), where)
+    found = header.get("__metadata__") or {}
+    return {str(name): str(value) for name, value in found.items()} if isinstance(found, dict) else {}
 
 
 def head_of(path: Path, most: int = 512) -> bytes:

@@ -45,6 +45,11 @@ class Codec(BaseModel, ABC):
         autoencoder gives, whose draws latent models are trained on. No deviation where `encode` says all there is."""
         return self.encode(data), None
 
+    def scaled(self, mean: Tensor, deviation: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        """Samples (B, ...) of what the autoencoder's encoder gives, which latent models see shifted and scaled; the
+        deviation with it. As they are where a codec does not scale."""
+        return mean, deviation
+
     def decoded_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """Shape of a decoded sample whose sample has `shape`, both without the batch."""
         return shape

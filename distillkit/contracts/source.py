@@ -98,6 +98,10 @@ class Source(ABC, Generic[Batch]):
         batch_type: what it serves, and what `needs` names.
         Config: its settings. A field `guidance` that is None takes the recipe's, so that what a method reads of its
             teacher is guided as the teacher is, unless another weight is asked for.
+        draws: samples that the training draws; None where that is not known.
+        batch: samples of one of its steps, of all processes.
+        job: the job that it works for, where that is known before it is opened: for progress of what has to be read
+            before the run is begun.
 
     Args:
         teacher: whose samples' shape, conditioner and codec it follows.
@@ -108,6 +112,8 @@ class Source(ABC, Generic[Batch]):
     batch_type: ClassVar[type]
     Config: ClassVar[type[SourceConfig]] = SourceConfig
     draws: int | None = None
+    batch: int = 1
+    job: SourceJob | None = None
 
     def __init__(self, teacher: Teacher, config: Any) -> None:
         self.teacher, self.config = teacher, config

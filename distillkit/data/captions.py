@@ -19,6 +19,7 @@ from distillkit.data.prompts import kept_texts
 from distillkit.data.tables import TABLES, captioned_rows
 from distillkit.errors import DistillkitError
 from distillkit.models.prompts import Prompts
+from distillkit.text import redacted
 
 METADATA = tuple(f"metadata{ending}" for ending in TABLES)
 """Tables of captions in a folder of images, by the names that Hugging Face's `imagefolder` gives them."""
@@ -102,7 +103,7 @@ def captions_of(files: ImageFiles, path: str) -> PromptList | None:
     if texts is None and files.labels is not None and files.class_names:
         names = files.class_names
         texts = kept_texts(names[label].replace("_", " ") for label in files.labels.tolist())
-    return None if texts is None else PromptList(texts, f"the captions in {path}", prompts_sha256(texts))
+    return None if texts is None else PromptList(texts, f"the captions in {redacted(path)}", prompts_sha256(texts))
 
 
 def fingerprint_of(files: ImageFiles, conditioner: Conditioner) -> str:

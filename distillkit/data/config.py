@@ -30,12 +30,25 @@ class DataConfig(SourceConfig):
 
     path: str | None = Field(
         None, min_length=1, json_schema_extra={"flag": "data"},
-        description="zip or tar file, folder, parquet or .npz file, table (csv, jsonl) or hf:ORG/NAME[:SPLIT]; what "
-        "comes with the teacher if none",
+        description="zip or tar file, folder, parquet or .npz file, table (csv, jsonl) or hf:ORG/NAME[:SPLIT]; tar or "
+        "parquet files as a stream, by a pattern or an address such as s3://bucket/train-{0000..0099}.tar; what comes "
+        "with the teacher if none",
     )  # fmt: skip
     image_column: str | None = Field(None, description="column of the images, where a data set has several")
     label_column: str | None = Field(None, description="column of the labels, where a data set has several")
     caption_column: str | None = Field(None, description="column of the captions, where a table has several")
+    latent_column: str | None = Field(
+        None, description="column of latents, or their name in the members of tar files (0001.NAME.npy), where a "
+        "stream has others too",
+    )  # fmt: skip
+    latents_scaled: Literal["auto", "yes", "no"] = Field(
+        "auto", description="whether latents of the data are what the denoiser sees (yes) or what the autoencoder "
+        "gives (no); auto: as the data record it",
+    )  # fmt: skip
+    embedding_columns: str | None = Field(
+        None, min_length=1, max_length=1000, description="text embeddings of a stream by the encoder's fields: "
+        "text,pooled or text=prompt_embeds; captions are encoded if none",
+    )  # fmt: skip
     resolution: int | None = Field(
         None, ge=1, le=4096, description="crop to the centred square and resize to this; images are left alone if none"
     )

@@ -6,14 +6,17 @@ import hashlib
 import os
 import stat
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from distillkit.data.decoding import Decoder, Header, formats, is_image_name
 from distillkit.data.labels import Labels, shown
 from distillkit.errors import UsageError
 from distillkit.files import canonical_json
+
+if TYPE_CHECKING:
+    from distillkit.contracts.source import SourceJob
 
 MOST_BYTES = 2**28
 """Image files of more bytes are refused unread."""
@@ -35,8 +38,10 @@ class ImageFiles(ABC):
         fingerprint: hash of names, labels and contents as far as they are known without reading.
         left_out: what was not taken, and why, for people.
         notes: what else people should know.
+        looked_at: of how many the headers are read before a run, where that is costly.
     """
 
+    looked_at: int | None = None
     names: Sequence[str]
     labels: Labels | None
     class_names: tuple[str, ...] = ()
@@ -63,6 +68,13 @@ class ImageFiles(ABC):
             Damaged: naming the file, when it cannot be read.
         """
 
+    def ahead(self, numbers: Iterable[int]) -> None:  # noqa: B027 - most have nothing to fetch
+        """Begin to fetch images that will be read soon, where that takes long."""
+
+    def said(self) -> list[str]:
+        """What people should know of the reading since it was last asked, one line each."""
+        return []
+
     def where(self, index: int) -> str:
         """The file of one image with its whole path, for messages."""
         return shown(self.names[index])
@@ -81,10 +93,12 @@ class ImageFiles(ABC):
 
 
 def open_images(
-    path: str, *, image_column: str | None = None, label_column: str | None = None, caption_column: str | None = None
-) -> ImageFiles:
+    path: str, *, image_column: str | None = None, label_column: str | None = None, caption_column: str | None = None,
+    latent_column: str | None = None, job: SourceJob | None = None,
+) -> ImageFiles:  # fmt: skip
     """Images from `hf:ORG/NAME[:SPLIT]`, a zip or tar file, a folder of images or of tar files, a parquet file, a table
-    that lists images (csv, tsv, jsonl), a .npz file or a saved Hugging Face dataset.
+    that lists images (csv, tsv, jsonl), a .npz file or a saved Hugging Face dataset. A pattern or address of tar or
+    parquet files (`s3://bucket/{000..099}.tar`) is a stream, and so are tar and parquet files here that hold latents.
 
     A zip file or folder is labelled by its `dataset.json` as EDM's and StyleGAN's tools write it, or without one by its
     subfolders, in the order of their names; it may have no labels. Captions are .txt files beside the images, rows of
@@ -92,11 +106,18 @@ def open_images(
 
     Args:
         image_column, label_column, caption_column: of a dataset that has several.
+        latent_column: of latents, or what they are called in the members of tar files.
+        job: whose progress shows the first reading of a stream.
 
     Raises:
         UsageError: when there is nothing of the kind, it is empty, or a choice has to be made.
         DistillkitError: when it is damaged.
     """
+    if stream := _stream_of(path, latent_column):
+        from distillkit.data.stream_files import StreamedFiles
+        from distillkit.data.stream_index import Wanted
+
+        return StreamedFiles(stream, Wanted(image_column, label_column, caption_column, latent_column), job)
     images = _opened(path, image_column, label_column, caption_column)
     if not len(images):
         there = f"; left out: {', '.join(images.left_out)}" if images.left_out else ""
@@ -104,12 +125,28 @@ def open_images(
     return images
 
 
+def _stream_of(path: str, latent: str | None) -> str:
+    """The pattern of a stream, where a path names one: an address, a pattern, or files here that hold latents."""
+    from distillkit.data.addresses import is_pattern
+    from distillkit.data.tars import hold_arrays, tar_files_in
+
+    place = Path(path).expanduser()
+    if is_pattern(path) and not kind_of(place):
+        return path
+    kind, ending = kind_of(place), place.suffix.lower()
+    if kind == "folder" and (tars := tar_files_in(place)) and (latent or hold_arrays(tars[0])):
+        return f"{place}/*.tar"
+    if kind == "file" and ((ending == ".tar" and (latent or hold_arrays(place))) or (ending == ".parquet" and latent)):
+        return str(place)
+    return ""
+
+
 def _opened(path: str, image: str | None, label: str | None, caption: str | None) -> ImageFiles:
     from distillkit.data import hub
     from distillkit.data.tables import TABLES, TableImages
 
     columns = hub.Columns(image, label, caption)
-    if path.startswith("hf:"):
+    if hub.is_hub(path):
         return hub.from_hub(path.removeprefix("hf:"), columns)
     place = Path(path).expanduser()
     kind, ending = kind_of(place), place.suffix.lower()

@@ -168,6 +168,11 @@ class HubImages(ImageFiles):
         return check_labels([int(value) for value in values], self.names, where)
 
 
+def is_hub(path: str) -> bool:
+    """Whether a path names a data set of the hub, `hf:ORG/NAME`; `hf://` is the hub as a filesystem."""
+    return path.startswith("hf:") and not path.startswith("hf://")
+
+
 def from_hub(name: str, columns: Columns) -> HubImages:
     """`ORG/NAME[:SPLIT]` from the hub or its cache, the split `train` by default.
 

@@ -13,10 +13,14 @@ from distillkit.contracts.teacher import Teacher
 from distillkit.contracts.text import PromptList
 from distillkit.data.captions import captions_of, fingerprint_of
 from distillkit.data.config import DataConfig
-from distillkit.data.hub import require_datasets
+from distillkit.data.files import ImageFiles
+from distillkit.data.given_latents import GivenLatents, read_format
+from distillkit.data.given_text import Embeddings, embeddings_of
+from distillkit.data.hub import is_hub, require_datasets
 from distillkit.data.latents import has_latents, plan_latents, with_latents
-from distillkit.data.reader import ImageReader
-from distillkit.data.stream import ImageStream, open_reader, open_stream
+from distillkit.data.reader import ImageReader, open_files
+from distillkit.data.stream import ImageStream, open_reader, open_stream, require_captions
+from distillkit.data.stream_files import BUDGET, StreamedFiles
 from distillkit.data.synthetic import SyntheticImages
 from distillkit.downloads import DownloadNeeded, only_planned
 from distillkit.errors import UsageError
@@ -36,8 +40,10 @@ class ImageSource(Source[Images]):
         if self.config.path is None:
             job.say(f"data: {self.plan().summary}")
             return self._own()(job.device)
-        stream = open_stream(self.config, self.teacher, job.device, reader=self._reader, say=job.say)
+        stream = self._opened(job.device, job.say)
         job.say(f"data: {stream.summary}")
+        if isinstance(stream, GivenLatents):
+            return stream
         return with_latents(stream, job, self.draws) if has_latents(stream.codec) else stream
 
     def check(self) -> None:
@@ -57,14 +63,20 @@ class ImageSource(Source[Images]):
         if path is None:
             self._own()
             return SourcePlan(f"the data that come with the teacher {self.teacher.spec.name}")
-        if path.startswith("hf:"):
+        if is_hub(path):
             require_datasets()
             return SourcePlan(f"{path}, loaded and checked when the run starts")
         stream = self._opened()
+        held = 0
+        if isinstance(self._files, StreamedFiles):
+            held = min(BUDGET, int(2 * self.batch * self._files.block_bytes))
+        if isinstance(stream, GivenLatents):
+            return SourcePlan(stream.summary, memory_bytes=held)
+        held += stream.kept_bytes
         if not has_latents(stream.codec):
-            return SourcePlan(stream.summary, memory_bytes=stream.kept_bytes)
+            return SourcePlan(stream.summary, memory_bytes=held)
         latents = plan_latents(stream, self.draws)
-        memory = 0 if latents.stored else stream.kept_bytes
+        memory = 0 if latents.stored else held
         return SourcePlan(f"{stream.summary}; {latents.summary}", disk_bytes=latents.disk_bytes, memory_bytes=memory)
 
     @property
@@ -72,27 +84,55 @@ class ImageSource(Source[Images]):
         path = self.config.path
         if path is None:
             return None
-        if path.startswith("hf:") and only_planned(path):
+        if is_hub(path) and only_planned(path):
             raise DownloadNeeded(f"which captions {path} holds is known only when it has been downloaded")
-        return captions_of(self._reader.files, path)
+        return captions_of(self._files, path)
 
     @property
     def fingerprint(self) -> str:
         """Of the images, and of their captions where the teacher reads them."""
         if not self.config.path:
             return ""
-        return fingerprint_of(self._reader.files, self.teacher.conditioner)
+        return fingerprint_of(self._files, self.teacher.conditioner)
 
     @classmethod
     def synthetic(cls, teacher: Teacher, device: torch.device) -> Batches[Images]:
         return SyntheticImages(teacher, device)
 
     @cached_property
-    def _reader(self) -> ImageReader:
-        return open_reader(self.config, self.teacher)
+    def _files(self) -> ImageFiles:
+        return open_files(self.config, self.job)
 
-    def _opened(self) -> ImageStream:
-        return open_stream(self.config, self.teacher, torch.device("cpu"), reader=self._reader)
+    @cached_property
+    def _reader(self) -> ImageReader:
+        return open_reader(self.config, self.teacher, self._files)
+
+    @cached_property
+    def _embeddings(self) -> Embeddings | None:
+        return embeddings_of(self._files, self.config, self.teacher)
+
+    def _opened(
+        self, device: torch.device | None = None, say: Callable[[str], None] = lambda text: None
+    ) -> ImageStream | GivenLatents:
+        """The images, or the latents where the data are of some; on the CPU if no device is given."""
+        files, device = self._files, device or torch.device("cpu")
+        if isinstance(files, StreamedFiles) and files.of_arrays:
+            format = read_format(files, self.config, self.teacher)
+            require_captions(files, str(self.config.path), self.teacher, self._embeddings)
+            return GivenLatents(
+                files, format, self.teacher, device, self.batch, embeddings=self._embeddings, say=say
+            )  # fmt: skip
+        if given := next(
+            (name for name in ("latent_column", "latents_scaled") if getattr(self.config, name) not in (None, "auto")),
+            None,
+        ):
+            raise UsageError(
+                f"--data-{given.replace('_', '-')} is for data that hold latents, and {self.config.path} holds images"
+            )
+        return open_stream(
+            self.config, self.teacher, device, reader=self._reader, batch=self.batch, embeddings=self._embeddings,
+            say=say,
+        )  # fmt: skip
 
     def _own(self) -> Callable[[torch.device], Batches[Images]]:
         """The way to the data that the teacher brings.
@@ -116,6 +156,9 @@ class ImageSource(Source[Images]):
             "image_column",
             "label_column",
             "caption_column",
+            "latent_column",
+            "embedding_columns",
+            "latents_scaled",
         ):
             if getattr(self.config, field) != getattr(plain, field):
                 raise UsageError(

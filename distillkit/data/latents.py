@@ -174,7 +174,9 @@ def plan_latents(stream: ImageStream, draws: int | None = None) -> LatentPlan:
     missing = store.missing()
     needed, free = missing * store.row_bytes, shutil.disk_usage(existing_parent(store.folder)).free
     reason = ""
-    if asked == "auto" and missing:
+    if asked == "auto" and missing and stream.order:
+        reason = " (a stream is not held; --data-latents store keeps latents of all of it)"
+    elif asked == "auto" and missing:
         above = existing_parent(store.folder)
         if not (above.is_dir() and os.access(above, os.W_OK)):
             reason = f" ({store.folder} cannot be written)"

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from distillkit.contracts.source import SourceJob
 from distillkit.data.config import DataConfig
 from distillkit.data.decoding import Damaged, PixelArray, Unfit
 from distillkit.data.files import ImageFiles, open_images
@@ -43,6 +44,8 @@ class ImageReader:
             raise UsageError("real images are needed: --data FILE.zip, --data FOLDER or --data hf:ORG/NAME")
         self.config = config
         self.files = files or open_files(config)
+        if getattr(self.files, "of_arrays", False):
+            raise UsageError(f"{config.path} holds latents, and images are needed here")
         found = survey(self.files, config)
         # Grey images show the same in RGB; the other way loses something, which has to be asked for.
         channels = 1 if config.grey else max(found.channels, want[0] if want and want[0] == 3 else 1)
@@ -79,12 +82,13 @@ class ImageReader:
         raise Damaged(f"no image can be read in the place of {self.files.where(number)}")
 
     def said(self) -> list[str]:
-        """What has been replaced since it was last asked, one line each."""
+        """What has been replaced or read again since it was last asked, one line each."""
+        lines = self.files.said()
         if not self._unsaid:
-            return []
+            return lines
         with self._lock:
-            lines, self._unsaid = self._unsaid, []
-        return lines
+            replaced, self._unsaid = self._unsaid, []
+        return lines + replaced
 
     def _candidates(self, number: int) -> Iterator[int]:
         """The image, then those after it of its class, round to it again."""
@@ -128,8 +132,11 @@ class ImageReader:
             )
 
 
-def open_files(config: DataConfig) -> ImageFiles:
+def open_files(config: DataConfig, job: SourceJob | None = None) -> ImageFiles:
     """The images that a configuration names.
+
+    Args:
+        job: whose progress shows the first reading of a stream.
 
     Raises:
         UsageError, DistillkitError: as `open_images`.
@@ -137,7 +144,7 @@ def open_files(config: DataConfig) -> ImageFiles:
     assert config.path is not None
     return open_images(
         config.path, image_column=config.image_column, label_column=config.label_column,
-        caption_column=config.caption_column,
+        caption_column=config.caption_column, latent_column=config.latent_column, job=job,
     )  # fmt: skip
 
 

@@ -21,8 +21,10 @@ from distillkit.data.classes import numbers_of
 from distillkit.data.config import DataConfig
 from distillkit.data.decoding import PixelArray
 from distillkit.data.files import ImageFiles
+from distillkit.data.given_text import Embeddings
 from distillkit.data.labels import LABELS
 from distillkit.data.reader import ImageReader
+from distillkit.data.stream_files import StreamedFiles
 from distillkit.dtypes import DTYPES
 from distillkit.errors import DistillkitError, UsageError
 
@@ -37,6 +39,8 @@ class ImageStream:
 
     Args:
         reader: the images.
+        batch: samples of a step, of all processes: what a stream's order depends on.
+        embeddings: text conditions that the data bring; made of captions by the conditioner if none.
         device: where batches go, as uint8; they become samples there.
         codec: makes samples of pixels.
         conditioner: makes conditions of labels, which are its keys; where none is given, one of the images' own
@@ -59,6 +63,8 @@ class ImageStream:
         *,
         codec: Codec | None = None,
         conditioner: Conditioner | None = None,
+        batch: int = 1,
+        embeddings: Embeddings | None = None,
         say: Callable[[str], None] = lambda text: None,
     ) -> None:
         self.reader, self.files, self.config, self.device = reader, reader.files, reader.config, device
@@ -66,7 +72,14 @@ class ImageStream:
         self.say = say
         files, config = self.files, self.config
         self._keys, note = numbers_of(files, self.conditioner)
+        note = embeddings.summary if embeddings else note
         self.summary = "; ".join([reader.summary, *([note] if note else [])])
+        self.embeddings = embeddings
+        self.order = files.arrange(batch) if isinstance(files, StreamedFiles) else None
+        if self.order and config.sampling == "balanced":
+            raise UsageError(
+                "--data-sampling balanced is for images that are drawn at random, and a stream is read in order"
+            )
         self.shape = reader.shape
         self._pool = ThreadPoolExecutor(config.workers, "decode") if config.workers else None
         self._ahead: dict[tuple[int, int, int, int], list[Future[list[PixelArray]]]] = {}
@@ -116,6 +129,8 @@ class ImageStream:
 
     def condition(self, chosen: Tensor) -> Condition:
         """The conditions of the images with these numbers (B,), on the device."""
+        if self.embeddings:
+            return self.embeddings(chosen.tolist()).to(self.device)
         keys = self._keys[chosen].to(self.device, non_blocking=True)
         return self.conditioner.encode(keys).to(self.device)
 
@@ -125,6 +140,8 @@ class ImageStream:
 
     def chosen(self, rng: SampleRNG, step: int, indices: Indices) -> Tensor:
         """The numbers (B,) of a batch's images."""
+        if self.order:
+            return torch.from_numpy(self.order.numbers(rng, step, indices))
         if not self._classes:
             return rng.integers("images", step, indices, len(self))
         which = rng.integers("images/class", step, indices, len(self._classes))
@@ -136,6 +153,7 @@ class ImageStream:
     def _start(self, chosen: Tensor) -> list[Future[list[PixelArray]]]:
         """Begin to decode, shared by the workers."""
         numbers = chosen.tolist()
+        self.files.ahead(n for n in numbers if self._kept is None or not self._is_kept[n])
         if not self._pool:
             done: Future[list[PixelArray]] = Future()
             done.set_result(self._read(numbers))
@@ -203,12 +221,15 @@ def open_stream(
     device: torch.device,
     *,
     reader: ImageReader | None = None,
+    batch: int = 1,
+    embeddings: Embeddings | None = None,
     say: Callable[[str], None] = lambda text: None,
 ) -> ImageStream:
     """The images of `config`, checked against what a teacher makes if one is given.
 
     Args:
         reader: of what `config.path` names, where it is open already.
+        batch, embeddings: as `ImageStream` takes them.
         say: hears which damaged images are replaced.
 
     Raises:
@@ -217,25 +238,37 @@ def open_stream(
     """
     reader = reader or open_reader(config, teacher)
     if teacher is None:
-        return ImageStream(reader, device, say=say)
+        return ImageStream(reader, device, batch=batch, say=say)
     _check_fit(reader, str(config.path), teacher)
-    return ImageStream(reader, device, codec=teacher.codec, conditioner=teacher.conditioner, say=say)
+    require_captions(reader.files, str(config.path), teacher, embeddings)
+    return ImageStream(
+        reader,
+        device,
+        codec=teacher.codec,
+        conditioner=teacher.conditioner,
+        batch=batch,
+        embeddings=embeddings,
+        say=say,
+    )
 
 
-def open_reader(config: DataConfig, teacher: Teacher | None = None) -> ImageReader:
+def open_reader(config: DataConfig, teacher: Teacher | None = None, files: ImageFiles | None = None) -> ImageReader:
     """The images of `config`, in the teacher's colours if one is given.
+
+    Args:
+        files: those images, where they are open already.
 
     Raises:
         UsageError, DistillkitError: as `ImageReader`.
     """
     images = teacher is not None and teacher.codec.content == "images"
     return ImageReader(
-        config, want=teacher.codec.decoded_shape(teacher.spec.shape) if teacher is not None and images else None
+        config, files, want=teacher.codec.decoded_shape(teacher.spec.shape) if teacher is not None and images else None
     )
 
 
 def _check_fit(reader: ImageReader, path: str, teacher: Teacher) -> None:
-    """Refuse images that are not of the teacher's size, or lack the labels that it needs.
+    """Refuse images that are not of the teacher's size.
 
     Raises:
         UsageError: naming both.
@@ -255,14 +288,26 @@ def _check_fit(reader: ImageReader, path: str, teacher: Teacher) -> None:
             f"the images in {path} are {reader.shape} (channels, height, width) and those of the teacher {name} are "
             f"{shape}. Give {' and '.join(advice) or 'others'}, or choose another teacher."
         )
+
+
+def require_captions(files: ImageFiles, path: str, teacher: Teacher, embeddings: Embeddings | None = None) -> None:
+    """Refuse data that lack the captions or classes that the teacher needs.
+
+    Args:
+        embeddings: that the data bring, which take the captions' place.
+
+    Raises:
+        UsageError: saying where they may be.
+    """
+    name = teacher.spec.name
     if teacher.conditioner.takes_text:
-        if captions_of(reader.files, path) is None:
+        if embeddings is None and captions_of(files, path) is None:
             raise UsageError(
                 f"the images in {path} have no captions and the teacher {name} needs them: a .txt beside each image, a "
                 "metadata.jsonl with file_name and text, or a table, parquet file or data set with a column of them"
             )
-    elif teacher.conditioner.count and reader.files.labels is None:
-        why = f" ({'; '.join(reader.files.notes)})" if reader.files.notes else ""
+    elif teacher.conditioner.count and files.labels is None:
+        why = f" ({'; '.join(files.notes)})" if files.notes else ""
         raise UsageError(
             f"the images in {path} have no labels{why} and the teacher {name} needs them "
             f"({teacher.conditioner.summary()}): add a {LABELS} or a folder for each class"

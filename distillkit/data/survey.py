@@ -14,6 +14,7 @@ from distillkit.data.decoding import Damaged
 from distillkit.data.files import ImageFiles, counted
 from distillkit.data.labels import shown
 from distillkit.errors import UsageError
+from distillkit.text import redacted
 
 MOST_HEADERS = 100_000
 """Of more images, so many are looked at, evenly spread."""
@@ -57,14 +58,15 @@ class Survey:
 
 
 def survey(files: ImageFiles, config: DataConfig) -> Survey:
-    """Read the headers of all images, or of `MOST_HEADERS` of them.
+    """Read the headers of all images, or of `MOST_HEADERS` of them, or of as many as their files allow.
 
     Raises:
         Damaged: when more images than `config.skip_damaged` cannot be read.
         UsageError: when images are transparent and there is no background, or all are damaged.
     """
     count, found = len(files), Survey()
-    numbers = range(count) if count <= MOST_HEADERS else [k * count // MOST_HEADERS for k in range(MOST_HEADERS)]
+    most = files.looked_at or MOST_HEADERS
+    numbers = range(count) if count <= most else [k * count // most for k in range(most)]
     parts = [numbers[k : k + IN_ONE_GO] for k in range(0, len(numbers), IN_ONE_GO)]
     decoder = config.decoder()
 
@@ -175,7 +177,7 @@ def describe(files: ImageFiles, found: Survey, config: DataConfig, channels: int
         parts[0] += f", cropped and resized to {config.resolution} x {config.resolution}"
         small = sum(count for size, count in found.sizes.items() if min(size) < config.resolution)
         parts += [f"{counted(small, 'image is', 'images are')} smaller and enlarged"] if small else []
-    parts[0] += f", from {path}"
+    parts[0] += f", from {redacted(path)}"
     looked_at, coloured = found.looked_at - len(found.damaged), found.looked_at - len(found.damaged) - found.grey
     said = [
         (channels == 3 and found.grey, f"{found.grey:,} of them grey, repeated in three channels"),

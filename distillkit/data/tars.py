@@ -48,7 +48,7 @@ class TarImages(ImageFiles):
         for number, path in enumerate(self.paths):
             for member, place in self._members(number, path):
                 # Two samples of one name may lie in two files.
-                sample, ending = _split(member)
+                sample, ending = split_name(member)
                 key = f"{number}/{sample}"
                 if is_image_name(member):
                     images.append((f"{number}/{member}", place))
@@ -61,7 +61,9 @@ class TarImages(ImageFiles):
                 else:
                     rest[ending or "without a suffix"] += 1
         self._images, self._members_of = [place for _, place in images], [member for member, _ in images]
-        self._samples = [f"{member.partition('/')[0]}/{_split(member.partition('/')[2])[0]}" for member, _ in images]
+        self._samples = [
+            f"{member.partition('/')[0]}/{split_name(member.partition('/')[2])[0]}" for member, _ in images
+        ]
         self.names = [f"{self.paths[place[0]].name}:{member.partition('/')[2]}" for member, place in images]
         if len(set(self._samples)) < len(self._samples):
             seen = Counter(self._samples)
@@ -149,6 +151,18 @@ class TarImages(ImageFiles):
         return found
 
 
+def hold_arrays(path: Path) -> bool:
+    """Whether a tar file's first samples are arrays and no images."""
+    from distillkit.data.member_arrays import ARRAYS, PICKLES
+
+    try:
+        with tarfile.open(path, "r:") as archive:
+            names = [member.name for member, _ in zip(archive, range(64), strict=False) if member.isreg()]
+    except (tarfile.TarError, OSError, ValueError, EOFError, OverflowError):
+        return False
+    return not any(map(is_image_name, names)) and any(split_name(name)[1] in ARRAYS + PICKLES for name in names)
+
+
 def tar_files_in(folder: Path) -> list[Path]:
     """The tar files of a folder that holds tar files and no images, sorted; nothing for any other."""
     names = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
@@ -156,7 +170,7 @@ def tar_files_in(folder: Path) -> list[Path]:
     return [] if any(is_image_name(name) for name in names) else [folder / name for name in tars]
 
 
-def _split(member: str) -> tuple[str, str]:
+def split_name(member: str) -> tuple[str, str]:
     """("a/0001", ".txt") of "a/0001.txt": what a sample is called, and what the member is."""
     above, slash, last = member.rpartition("/")
     stem, dot, ending = last.partition(".")

@@ -76,6 +76,8 @@ class Distillation:
         self.teacher = with_prompts(teacher, prompts, config.prompts.dtype).to(context.device)
         self.recipe = recipe_of(config, method, self.teacher)
         self.sources = sources_of(config, method, self.teacher, self.recipe)
+        for source in self.sources.values():
+            source.job = context.source_job(folder.path)
         if self.teacher.conditioner.lacks and (captions := captions_among(self.sources.values())):
             self.prompts = captions
             self.teacher.conditioner = self.teacher.conditioner.with_prompts(captions.prompts)

@@ -86,7 +86,8 @@ def part_images(config: TeacherRunConfig, pipeline: Pipeline, say: Callable[[str
         conditioner = _as_read(config, pipeline, captions)
     summary = ImageStream(reader, torch.device("cpu"), conditioner=conditioner).summary
     return PartImages(
-        lambda device: ImageStream(reader, device, conditioner=conditioner, say=say), reader.shape, summary,
+        lambda device: ImageStream(reader, device, conditioner=conditioner, batch=config.training.batch, say=say),
+        reader.shape, summary,
         fingerprint_of(reader.files, conditioner),
     )  # fmt: skip
 

@@ -12,6 +12,7 @@ from pydantic import BaseModel
 from distillkit.contracts.objective import Objective
 from distillkit.contracts.recipe import Recipe
 from distillkit.contracts.teacher import Teacher
+from distillkit.data.hub import is_hub
 from distillkit.downloads import is_for_a_download, nothing_downloaded, offline
 from distillkit.engine.config import TrainingConfig
 from distillkit.errors import DistillkitError, UsageError
@@ -34,8 +35,6 @@ from distillkit.progress import clock
 from distillkit.runs.folder import CONFIG, RunFolder
 
 Rows = list[tuple[str, str]]
-HUB = "hf:"
-"""Data sets that have to be downloaded before anything is known of them begin with this."""
 
 
 def plan_rows(plan: Plan) -> tuple[BaseModel, Rows]:
@@ -107,7 +106,7 @@ def plan_teacher(config: TeacherRunConfig, context: Context, folder: RunFolder, 
     """
     check_launch(folder, config, resume=resume)
     path = str(config.data.path or "")
-    if path.startswith(HUB) and not offline():
+    if is_hub(path) and not offline():
         return [
             ("images", f"{path}, loaded and checked when the run starts"),
             ("network", "its size follows from that of the images"),

@@ -97,7 +97,7 @@ def sources_of(config: RunConfig, method: Installed, teacher: Teacher, recipe: R
         if recipe.guidance is not None and getattr(settings, "guidance", 1.0) is None:
             settings = settings.model_copy(update={"guidance": recipe.guidance})
         found[kind] = source(teacher, settings)
-        found[kind].draws = config.training.duration
+        found[kind].draws, found[kind].batch = config.training.duration, config.training.batch
     return found
 
 

@@ -66,7 +66,7 @@ def new_teacher(
         return _like(config, device, say)
     reader = open_reader(config.data)
     conditioner = _conditioner(reader.files, config)
-    stream = ImageStream(reader, device, conditioner=conditioner, say=say)
+    stream = ImageStream(reader, device, conditioner=conditioner, batch=config.training.batch, say=say)
     say(f"data: {stream.summary}")
     spec = TeacherSpec(
         name=config.name,
@@ -110,7 +110,7 @@ def _like(
     if teacher.conditioner.takes_text and texts:
         # The pictures that show the training are of prompts like those that it learns.
         teacher.conditioner = teacher.conditioner.with_prompts(PromptList.of(texts, "the texts of the images"))
-    stream = open_stream(config.data, teacher, device, reader=reader, say=say)
+    stream = open_stream(config.data, teacher, device, reader=reader, batch=config.training.batch, say=say)
     say(f"data: {stream.summary}")
     teacher.spec = teacher.spec.model_copy(
         update={

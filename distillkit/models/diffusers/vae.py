@@ -77,12 +77,15 @@ class AutoencoderKL(Codec):
         return self.distribution(data)[0]
 
     @torch.no_grad()
-    def distribution(self, data: Tensor) -> tuple[Tensor, Tensor]:
+    def distribution(self, data: Tensor) -> tuple[Tensor, Tensor | None]:
         model = self._loaded()
         codes = [model.encode(Pixels().encode(part)).latent_dist for part in self._in_turn(data.to(self._device), 1)]
         mean, deviation = torch.cat([code.mean for code in codes]), torch.cat([code.std for code in codes])
+        return self.scaled(mean, deviation)
+
+    def scaled(self, mean: Tensor, deviation: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         shift, spread = self._spread(mean)
-        return (mean - shift) / spread, deviation / spread
+        return (mean - shift) / spread, None if deviation is None else deviation / spread
 
     def decoded_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         return self.channels, self.factor * shape[1], self.factor * shape[2]
