@@ -31,17 +31,6 @@ def held(path: Path, waiting: Callable[[], None]) -> Iterator[None]:
         lock.release()
 
 
-@contextmanager
-def held_if_free(path: Path) -> Iterator[bool]:
-    """Hold a lock while the context lasts if no other process has it; gives whether it is held, or cannot be had."""
-    lock = _taken(path)
-    try:
-        yield lock is not None
-    finally:
-        if lock is not None:
-            lock.release()
-
-
 def _taken(path: Path, seconds: float = 0.0) -> FileLock | None:
     """The lock, held unless files cannot be locked there; None where another process has it."""
     # Not a singleton: two parts of one process exclude each other as two processes do.

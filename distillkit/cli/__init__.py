@@ -23,6 +23,7 @@ from distillkit.cli import (
     export,
     methods,
     new_method,
+    pairs,
     plugins,
     protocols,
     reference,
@@ -71,6 +72,7 @@ app.command("plugins")(plugins.plugins)
 app.add_typer(teachers.app, name="teachers")
 app.add_typer(protocols.app, name="protocols")
 app.add_typer(reference.app, name="reference")
+app.add_typer(pairs.app, name="pairs")
 
 
 def _version(value: bool) -> None:

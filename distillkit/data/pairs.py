@@ -19,6 +19,7 @@ from distillkit.contracts.source import Batches, Pairs, Source, SourceConfig, So
 from distillkit.contracts.teacher import Teacher
 from distillkit.counts import Count
 from distillkit.data.identity import teacher_identity
+from distillkit.data.pair_notes import note_use
 from distillkit.data.shards import Shards, identity_hash
 from distillkit.data.synthetic import SyntheticPairs
 from distillkit.diffusion.solvers import SolverName, solver_evaluations
@@ -88,22 +89,27 @@ class PairStore:
 
     def missing(self, count: int, *, rank: int = 0, world: int = 1) -> list[int]:
         """Numbers of the shards among the first `count` pairs that are absent or damaged; of this process' share."""
-        return [number for number in range(rank, self._shards_of(count), world) if not self.shards.is_whole(number)]
+        return [number for number in range(rank, self.shards_of(count), world) if not self.shards.is_whole(number)]
 
     def make(
-        self, count: int, device: torch.device, *, rank: int = 0, world: int = 1, advance: Callable[[int], None]
-    ) -> None:
+        self, count: int, device: torch.device, *, rank: int = 0, world: int = 1, advance: Callable[[int], None],
+        found: Callable[[int], None] = lambda number: None,
+    ) -> None:  # fmt: skip
         """Make the missing shards whose number is this process', number % world = rank; `advance(pairs)` after each.
 
-        Every process decides by numbers alone, so none depends on when another looked. It may be interrupted at any
-        time: complete shards stay, and the next call makes the others.
+        Every process decides by numbers alone, so none depends on when another looked. Jobs that need the same ones
+        share the work, as `Shards.fill` does. It may be interrupted at any time: complete shards stay, and the next call
+        makes the others.
+
+        Args:
+            found: hears the numbers of shards that other jobs have made meanwhile.
 
         Raises:
             DistillkitError: when they cannot be written, or the teacher's samples are not finite.
         """
         remove_leftovers(self.folder)
         self.shards.fill(
-            range(rank, self._shards_of(count), world), lambda number: self._solve(number, device), advance
+            range(rank, self.shards_of(count), world), lambda number: self.solve(number, device), advance, found
         )
 
     def open(self, count: int, device: torch.device) -> StoredPairs:
@@ -115,30 +121,40 @@ class PairStore:
         self.shards.refresh()
         if missing := self.missing(count):
             raise DistillkitError(
-                f"{len(missing):,} of {self._shards_of(count):,} shards of noise-image pairs are missing in "
+                f"{len(missing):,} of {self.shards_of(count):,} shards of noise-image pairs are missing in "
                 f"{self.folder} (the first is {self.shards.path(missing[0]).name}); all processes must share this "
                 "folder: set DISTILLKIT_CACHE to one that they all see"
             )
         self.shards.record()
         return StoredPairs(self, count, device)
 
-    def _shards_of(self, count: int) -> int:
+    def shards_of(self, count: int) -> int:
+        """How many shards so many pairs take."""
         return -(-count // self.shard)
 
-    @torch.no_grad()
-    def _solve(self, number: int, device: torch.device) -> dict[str, Tensor]:
-        indices = range(number * self.shard, (number + 1) * self.shard)
-        keys = self.teacher.conditioner.draw(self.rng.uniform("pairs/condition", 0, indices))
-        condition = self.teacher.conditioner.encode(keys.to(device)).to(device)
-        sample = self.teacher.sample(
-            self.noise(indices).to(device), condition, steps=self.steps, solver=self.solver, guidance=self.guidance
-        )
+    def solve(self, number: int, device: torch.device) -> dict[str, Tensor]:
+        """The contents of a shard, by the teacher.
+
+        Raises:
+            DistillkitError: when they are not finite.
+        """
+        sample, keys = self.solved(range(number * self.shard, (number + 1) * self.shard), device)
         if not sample.isfinite().all():
             raise DistillkitError(
                 f"samples of the teacher {self.teacher.spec.name} are not finite with {self.solver}, {self.steps} "
                 f"steps and guidance {self.guidance:g}; no pairs can be made of them"
             )
         return {"sample": sample.cpu().contiguous(), "key": keys}
+
+    @torch.no_grad()
+    def solved(self, indices: Indices, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Samples (B, ...) on the device and keys (B,) of the pairs with these numbers, by the teacher."""
+        keys = self.teacher.conditioner.draw(self.rng.uniform("pairs/condition", 0, indices))
+        condition = self.teacher.conditioner.encode(keys.to(device)).to(device)
+        sample = self.teacher.sample(
+            self.noise(indices).to(device), condition, steps=self.steps, solver=self.solver, guidance=self.guidance
+        )
+        return sample, keys
 
     def noise(self, indices: Indices) -> Tensor:
         """The noise z of pairs, (B, ...) float32 on the CPU."""
@@ -207,7 +223,10 @@ class PairSource(Source[Pairs]):
             job, "making noise-image pairs", "pairs", total,
             lambda advance: store.make(count, job.device, rank=job.rank, world=job.world, advance=advance),
         )  # fmt: skip
-        return store.open(count, job.device)
+        opened = store.open(count, job.device)
+        if job.rank == 0 and job.folder is not None:
+            note_use(store.folder, store.teacher, job.folder)
+        return opened
 
     def _store_for(self, job: SourceJob) -> PairStore:
         """The shared store, or one in the run's folder where that one lacks something and cannot be written."""
@@ -245,14 +264,14 @@ class PairSource(Source[Pairs]):
 
     @property
     def cost(self) -> int:
-        return self.config.count * self._evaluations
+        return self.config.count * self.evaluations
 
     @property
     def guidance(self) -> float:
         return 1.0 if self.config.guidance is None else self.config.guidance
 
     @property
-    def _evaluations(self) -> int:
+    def evaluations(self) -> int:
         """Of the teacher for one pair."""
         passes = 1 if self.guidance == 1 else 2
         return passes * solver_evaluations(self.store.solver, self.store.steps)
@@ -271,7 +290,7 @@ class PairSource(Source[Pairs]):
         return SourcePlan(
             f"{count:,} noise-image pairs ({store.solver}, {store.steps} steps{guided}), {made:,} to make, "
             f"memory-mapped from {store.folder}",
-            evaluations=made * self._evaluations,
+            evaluations=made * self.evaluations,
             disk_bytes=missing * store.shard_bytes,
             memory_bytes=-(-count // store.shard) * MAPPING_BYTES,
         )

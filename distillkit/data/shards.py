@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import re
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -15,9 +16,10 @@ from safetensors.torch import save
 from torch import Tensor
 
 from distillkit.contracts.source import SourceJob
+from distillkit.data.claims import Claims
 from distillkit.errors import DistillkitError
 from distillkit.files import canonical_json, write_bytes, write_json
-from distillkit.locks import LOOK_SECONDS, held_if_free
+from distillkit.locks import LOOK_SECONDS, held
 from distillkit.models.hashes import content_hash
 from distillkit.progress import Quiet
 from distillkit.reading import Missing, Unreadable, parse_json, read_json
@@ -26,6 +28,10 @@ from distillkit.tensors import read_with_metadata
 log = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
+LOCK, CLAIMS = ".manifest.lock", ".claims"
+RECORD_SECONDS = 60.0
+"""Between two records of the manifest while shards are made; a killed writer's later ones are hashed again."""
+NAME = re.compile(r"shard-(\d{6,9})\.safetensors")
 FORMAT = 2
 
 DTYPES = {
@@ -85,6 +91,16 @@ class Shards:
         self._verified[number] = Entry(sha256, state.st_size, state.st_mtime_ns)
         return True
 
+    def verify(self, number: int) -> bool:
+        """As `is_whole`, by reading the shard whatever the manifest says of it."""
+        self._verified.pop(number, None)
+        return self.is_whole(number)
+
+    def written(self) -> list[int]:
+        """The numbers of the shards whose files are there, whole or not."""
+        found = (NAME.fullmatch(path.name) for path in self.folder.glob("shard-*.safetensors"))
+        return sorted(int(match[1]) for match in found if match)
+
     def write(self, number: int, tensors: Mapping[str, Tensor]) -> None:
         """Write a shard whole; one that is there is replaced."""
         path, sha256 = self.path(number), content_hash(tensors)
@@ -93,43 +109,72 @@ class Shards:
         self._verified[number] = Entry(sha256, state.st_size, state.st_mtime_ns)
 
     def fill(
-        self, numbers: range, content: Callable[[int], Mapping[str, Tensor]], advance: Callable[[int], None]
-    ) -> None:
+        self, numbers: range, content: Callable[[int], Mapping[str, Tensor]], advance: Callable[[int], None],
+        found: Callable[[int], None] = lambda number: None,
+    ) -> None:  # fmt: skip
         """Write those of these shards that are not whole; `advance(rows)` after each. It may be interrupted at any
-        time, and complete shards stay. Several jobs that need the same ones make each once: one that another job is at
-        work on is left to it, and waited for at the end.
+        time, and complete shards stay. Several jobs that need the same ones, on one machine or on several that share
+        the folder, make each once: one that another job is at work on is left to it, and waited for at the end.
+
+        Args:
+            found: hears the numbers of those that others have made meanwhile.
 
         Raises:
             WriteError: when they cannot be written.
         """
+        left, recorded = [number for number in numbers if self._is_missing(number)], time.monotonic()
+        if not left:
+            self.record()
+            return
         try:
-            elsewhere = [number for number in numbers if not self._make(number, content, advance)]
-            for number in elsewhere:
-                # Whoever is at work on it may be killed, and leave it to this one after all.
-                while not self._make(number, content, advance):
-                    time.sleep(LOOK_SECONDS)
-                    advance(0)
+            with Claims(self.folder / CLAIMS) as claims:
+                while left:
+                    elsewhere = []
+                    for number in left:
+                        if self.path(number).exists():
+                            found(number)
+                        elif claims.take(number):
+                            self._make(number, content, advance, claims, found)
+                        else:
+                            elsewhere.append(number)
+                        if time.monotonic() - recorded > RECORD_SECONDS:
+                            self.record()
+                            recorded = time.monotonic()
+                    if len(elsewhere) == len(left):
+                        # Whoever is at work on them may be killed, and leave them to this one after all.
+                        time.sleep(LOOK_SECONDS)
+                        advance(0)
+                    left = elsewhere
         finally:
             self.record()
 
-    def _make(
-        self, number: int, content: Callable[[int], Mapping[str, Tensor]], advance: Callable[[int], None]
-    ) -> bool:
-        """Write a shard unless it is whole; False where another job is at work on it."""
+    def _is_missing(self, number: int) -> bool:
+        """Whether a shard is to be made; a damaged file is removed, so that from then on one that is there is whole."""
+        path = self.path(number)
+        was_there = path.exists()
         if self.is_whole(number):
-            return True
-        with held_if_free(self._lock(number)) as mine:
-            if mine and not self.is_whole(number):
+            return False
+        if was_there:
+            path.unlink(missing_ok=True)
+        return True
+
+    def _make(
+        self, number: int, content: Callable[[int], Mapping[str, Tensor]], advance: Callable[[int], None],
+        claims: Claims, found: Callable[[int], None],
+    ) -> None:  # fmt: skip
+        """Write a shard that was claimed, unless another has made it just before."""
+        rows = 0
+        try:
+            if not self.path(number).exists():
                 tensors = content(number)
                 self.write(number, tensors)
-                advance(len(next(iter(tensors.values()))))
-        if mine:
-            # Whoever opens it in this moment makes at worst the same shard again.
-            self._lock(number).unlink(missing_ok=True)
-        return mine
-
-    def _lock(self, number: int) -> Path:
-        return self.folder / f".shard-{number:06d}.lock"
+                rows = len(next(iter(tensors.values())))
+        finally:
+            claims.give_back(number)
+        if rows:
+            advance(rows)
+        else:
+            found(number)
 
     def share(
         self, job: SourceJob, doing: str, unit: str, total: int, make: Callable[[Callable[[int], None]], None],
@@ -200,11 +245,16 @@ class Shards:
     def record(self) -> None:
         """Add what is known to be whole to the manifest. Where that is impossible, shards are hashed again next time.
 
-        Two processes that record at the same time may lose each other's entries, never a shard.
+        Writers take turns by a lock; where the folder's filesystem has none, two that record at the same time may lose
+        each other's entries, never a shard.
         """
-        listed = self._listed()
-        if self._verified.items() <= listed.items():
+        if self._verified.items() <= self._listed().items():
             return
+        with held(self.folder / LOCK, lambda: None):
+            self._record()
+
+    def _record(self) -> None:
+        listed = self._listed()
         entries = sorted({**listed, **self._verified}.items())
         manifest = {
             "format": FORMAT,
@@ -240,6 +290,15 @@ class Shards:
             log.warning("%s does not match its recorded hash; it will be made again", path)
             return None
         return sha256
+
+
+def identity_of(folder: Path) -> dict[str, Any] | None:
+    """What the shards of a folder depend on, as its manifest says; None where it does not."""
+    try:
+        identity = read_json(folder / MANIFEST, most=LARGEST_MANIFEST)["identity"]
+    except (Unreadable, KeyError, TypeError):
+        return None
+    return identity if isinstance(identity, dict) else None
 
 
 def identity_hash(identity: Mapping[str, Any]) -> str:

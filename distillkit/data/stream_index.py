@@ -19,6 +19,7 @@ from torch import Tensor
 from distillkit.data.addresses import version_of
 from distillkit.data.remote import RemoteFile
 from distillkit.files import WriteError, cache_folder, canonical_json, slug, write_tensors
+from distillkit.locks import held
 from distillkit.reading import Unreadable, parse_json
 from distillkit.tensors import read_with_metadata
 
@@ -155,28 +156,17 @@ def indexed(
     Raises:
         UsageError, DistillkitError: as `Format.index`.
     """
-    from filelock import FileLock
-
     path = index_path(format, file, wanted, root)
     if (found := _kept(path)) is not None:
         return found
-    lock = FileLock(path.with_suffix(".lock"))
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lock.acquire()
-    except OSError as error:
-        refused(error.strerror or str(error))
-        return format.index(file, wanted)
-    try:
-        # Of several processes that come to it one reads the file.
+    # Of several processes that come to it one reads the file.
+    with held(path.with_suffix(".lock"), lambda: None):
         if (found := _kept(path)) is None:
             found = format.index(file, wanted)
-            _keep(path, found)
-    except WriteError as error:
-        refused(str(error))
-    finally:
-        lock.release()
-    assert found is not None
+            try:
+                _keep(path, found)
+            except WriteError as error:
+                refused(str(error))
     return found
 
 
