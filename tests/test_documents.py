@@ -40,15 +40,24 @@ METHODS = tuple(name for name, made in registry().named("methods").items() if ma
 HELPS = (
     (), *(("run", method) for method in METHODS), ("sample",),
     ("teachers", "train"), ("teachers", "convert"), ("evaluate",), ("protocols", "pin"), ("reference", "make"),
-    ("compare",), ("bench",), ("export",), ("check",),
+    ("pairs", "make"), ("pairs", "verify"), ("compare",), ("bench",), ("export",), ("check",),
 )  # fmt: skip
 """Commands whose options the documents name."""
 
 NO_OPTIONS = ("CONTRIBUTING.md", "CHANGELOG.md")
 """Documents that name options of other tools, or former ones."""
 
-OTHERS = {"--nproc_per_node", "--nproc", "--signal", "--json", "--rounds", "--peak-tflops", "--trajectories-steps"}
-"""Options of torchrun, Slurm, scripts, and of the guide's own plugin."""
+OTHERS = {
+    "--nproc_per_node",
+    "--nproc",
+    "--signal",
+    "--json",
+    "--rounds",
+    "--peak-tflops",
+    "--sort",
+    "--trajectories-steps",
+}
+"""Options of torchrun, Slurm, tar, scripts, and of the guide's own plugin."""
 
 
 def test_every_option_in_the_documents_exists(inside, monkeypatch):
@@ -63,7 +72,7 @@ def test_every_option_in_the_documents_exists(inside, monkeypatch):
 
 
 COMMANDS = ("run", "sample", "evaluate", "compare", "bench", "export", "methods", "teachers", "protocols", "check",
-            "new-method", "plugins", "reference")  # fmt: skip
+            "new-method", "pairs", "plugins", "reference")  # fmt: skip
 
 
 def test_every_command_in_the_documents_exists():

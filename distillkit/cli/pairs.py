@@ -97,6 +97,7 @@ def make(
     as you like: they share the cache folder (DISTILLKIT_CACHE) and the work, and one that is killed costs a shard."""
     from distillkit.cli.closing import console
     from distillkit.jobs.pairs import make_pairs, plan_pairs
+    from distillkit.models.store.resolve import default_teacher
 
     asked = _asked(locals())
     if dry_run:
@@ -110,9 +111,10 @@ def make(
             f"{found.missing:,} are still missing: other parts, or the same command without --part", highlight=False
         )
         return
+    chosen, whose = method or "dmd", shlex.quote(teacher or default_teacher())
     out.print(
-        f"next: distillkit run {method or 'dmd'}{_options(teacher, prompts)}   (runs with the same solver, steps and "
-        "guidance find them)", highlight=False, soft_wrap=True, markup=False,
+        f"next: distillkit run {chosen} --teacher {whose}{f' --prompts {shlex.quote(prompts)}' if prompts else ''}   "
+        "(runs with the same solver, steps and guidance find them)", highlight=False, soft_wrap=True, markup=False,
     )  # fmt: skip
 
 
@@ -202,11 +204,6 @@ def _asked(values: dict[str, Any]) -> dict[str, Any]:
             raise UsageError("--set is for settings of a run: name its --method")
         asked["values"] = set_values(values["set_"])
     return asked
-
-
-def _options(teacher: str | None, prompts: str | None) -> str:
-    given = {"--teacher": teacher, "--prompts": prompts}
-    return "".join(f" {name} {shlex.quote(value)}" for name, value in given.items() if value)
 
 
 def _show_plan(rows: list[tuple[str, str]]) -> None:

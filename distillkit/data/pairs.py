@@ -98,8 +98,8 @@ class PairStore:
         """Make the missing shards whose number is this process', number % world = rank; `advance(pairs)` after each.
 
         Every process decides by numbers alone, so none depends on when another looked. Jobs that need the same ones
-        share the work, as `Shards.fill` does. It may be interrupted at any time: complete shards stay, and the next call
-        makes the others.
+        share the work, as `Shards.fill` does. It may be interrupted at any time: complete shards stay, and the next
+        call makes the others.
 
         Args:
             found: hears the numbers of shards that other jobs have made meanwhile.

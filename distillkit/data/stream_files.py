@@ -57,6 +57,9 @@ class StreamedFiles(ImageFiles):
 
     def __init__(self, pattern: str, wanted: Wanted, job: SourceJob | None = None) -> None:
         self.pattern, self.wanted = redacted(pattern), wanted
+        if pattern.startswith("hf://") and only_planned(self.pattern):
+            # The hub's own library would not even list it.
+            raise DownloadNeeded(f"what {self.pattern} holds is known only when it has been read")
         self._unsaid: list[str] = []
         self._lock = Lock()
         self._held: OrderedDict[int, Future[list[Sample]]] = OrderedDict()
