@@ -1,14 +1,22 @@
-"""The one door for safetensors files: bounded headers, and one message for whatever is something else."""
+"""The one door for safetensors files: bounded headers, and one message for whatever is something else; and files that
+are written tensor by tensor, so that what they hold need not be in memory at once."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import hashlib
+import json
+import math
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Protocol
 
 from distillkit.reading import Unreadable, parse_json, regular_file, unlike
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
 LARGEST_HEADER = 32 * 2**20
@@ -31,12 +39,31 @@ def read_with_metadata(path: Path) -> tuple[dict[str, Tensor], Mapping[str, str]
         Missing: when there is no such file.
         Unreadable: when it is damaged, or of another kind; says of which, and what to do.
     """
-    from safetensors import SafetensorError, safe_open
+    file = opened(path)
+    with damaged(path):
+        return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+
+
+def opened(path: Path) -> Any:
+    """A safetensors file to read tensors from, or parts of them: safetensors' `safe_open`.
+
+    Raises:
+        Missing, Unreadable: as `read_with_metadata`.
+    """
+    from safetensors import safe_open
 
     _check_header(_head(path), f"{path}")
+    with damaged(path):
+        return safe_open(path, framework="pt")
+
+
+@contextmanager
+def damaged(path: Path) -> Iterator[None]:
+    """What safetensors and torch raise for a damaged file, as `Unreadable`."""
+    from safetensors import SafetensorError
+
     try:
-        with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+        yield
     except (SafetensorError, ValueError, OSError, RuntimeError, OverflowError) as error:
         raise Unreadable(f"cannot read {path}: damaged safetensors ({_first_line(error)})") from error
 
@@ -67,6 +94,79 @@ def metadata_in(data: memoryview | bytes, where: str) -> dict[str, str]:
     header = parse_json(bytes(data[8 : 8 + int.from_bytes(data[:8], "little")]), where)
     found = header.get("__metadata__") or {}
     return {str(name): str(value) for name, value in found.items()} if isinstance(found, dict) else {}
+
+
+class Stored(Protocol):
+    """A tensor that is read when it is its turn."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    @property
+    def dtype(self) -> torch.dtype: ...
+
+    def read(self) -> Tensor:
+        """The tensor whole, on any device."""
+        ...
+
+
+def stream_tensors(path: Path, tensors: Mapping[str, Tensor | Stored], metadata: Mapping[str, str]) -> str:
+    """Write a safetensors file and flush it to the disk, with one tensor at a time in memory that is not there already.
+
+    The file is written in place: `distillkit.files.replacing` gives a path aside.
+
+    Returns:
+        The file's sha256, computed on the way.
+
+    Raises:
+        OSError: as the system gives it.
+    """
+    names = {dtype: name for name, dtype in dtypes().items()}
+    # The widest numbers first, so that every tensor begins at a multiple of its numbers' size.
+    order = sorted(tensors, key=lambda name: (-tensors[name].dtype.itemsize, name))
+    header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
+    end = 0
+    for name in order:
+        tensor = tensors[name]
+        begin, end = end, end + size_of(tensor)
+        header[name] = {"dtype": names[tensor.dtype], "shape": [*tensor.shape], "data_offsets": [begin, end]}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    digest = hashlib.sha256()
+    with path.open("wb") as file:
+        for data in chain((len(text).to_bytes(8, "little"), text), _contents(tensors, order)):
+            file.write(data)
+            digest.update(data)
+        file.flush()
+        os.fsync(file.fileno())
+    return digest.hexdigest()
+
+
+def _contents(tensors: Mapping[str, Tensor | Stored], order: list[str]) -> Iterator[memoryview]:
+    """The bytes of one tensor after the other."""
+    import torch
+
+    for name in order:
+        tensor = tensors[name]
+        whole = (tensor if isinstance(tensor, torch.Tensor) else tensor.read()).detach().cpu().contiguous()
+        yield memoryview(whole.reshape(-1).view(torch.uint8).numpy())
+
+
+def size_of(tensor: Tensor | Stored) -> int:
+    """Bytes of its numbers."""
+    return math.prod(tensor.shape) * tensor.dtype.itemsize
+
+
+def dtypes() -> dict[str, torch.dtype]:
+    """What safetensors calls the types that torch has."""
+    import torch
+
+    return {
+        "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
+        "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2, "I64": torch.int64, "I32": torch.int32,
+        "I16": torch.int16, "I8": torch.int8, "U64": torch.uint64, "U32": torch.uint32, "U16": torch.uint16,
+        "U8": torch.uint8, "BOOL": torch.bool, "C64": torch.complex64,
+    }  # fmt: skip
 
 
 def head_of(path: Path, most: int = 512) -> bytes:

@@ -1,4 +1,4 @@
-"""Checkpoints: safetensors and JSON, written whole or not at all, checked when read."""
+"""Checkpoints: safetensors and JSON, written whole or not at all beside the training, checked when read."""
 
 from __future__ import annotations
 
@@ -7,46 +7,104 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Mapping
+import threading
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from safetensors.torch import save
 from torch import Tensor
 
+from distillkit.engine.processes import Processes
 from distillkit.errors import DistillkitError, UsageError
 from distillkit.files import WriteError, canonical_json, retried, sync_folder, write_bytes
+from distillkit.pieces import Held, Part, places_of
 from distillkit.reading import Unreadable
-from distillkit.students.checkpoints import read_part, read_state
+from distillkit.students.checkpoints import STATE, State, file_name, groups_of, held_in, read_state, verify
+from distillkit.tensors import stream_tensors
 
 log = logging.getLogger(__name__)
 
-STATE = "state.json"
 Tensors = dict[str, dict[str, Tensor]]
-"""File stem -> tensors."""
+"""Group, which names its files -> tensors."""
 
 
 @dataclass(frozen=True)
 class Checkpoint:
+    """A checkpoint that is whole; its tensors are read when they are asked for.
+
+    Args:
+        held: where its tensors are, by group and name.
+        processes: that read it together.
+    """
+
     step: int
-    tensors: Tensors
     values: dict[str, Any]
     folder: Path
+    held: Mapping[str, Mapping[str, Held]]
+    processes: Processes
+
+    def whole(self, group: str) -> dict[str, Tensor]:
+        """The tensors of a group on the CPU, each whole; nothing where there is no such group."""
+        return {name: held.read() for name, held in self.held.get(group, {}).items()}
+
+    @property
+    def tensors(self) -> Tensors:
+        """All tensors, whole."""
+        return {group: self.whole(group) for group in self.held}
+
+    def fill(self, tensors: Tensors) -> None:
+        """Read into tensors of these groups, names and shapes, sharded in any way; called by all processes.
+
+        Raises:
+            DistillkitError: when a file cannot be read.
+        """
+        if self.processes.world > 1:
+            from distillkit.engine.sharding import read_into
+
+            wanted = {group: {name: self.held[group][name] for name in inner} for group, inner in tensors.items()}
+            return read_into(tensors, wanted, self.processes)
+        for group, inner in tensors.items():
+            for name, tensor in inner.items():
+                self.held[group][name].read_into(tensor)
+
+
+@dataclass(frozen=True)
+class Written:
+    """What the last checkpoint took.
+
+    Args:
+        size: bytes of all files. seconds: of writing. held_up: seconds that the training waited.
+    """
+
+    step: int
+    size: int
+    seconds: float
+    held_up: float
 
 
 class Checkpoints:
     """The folder `checkpoints/` of a run: one folder a checkpoint, the file `latest` naming the newest, and `best`, the
     checkpoint with the best figure so far.
 
+    A checkpoint is copied at once and written by a thread, while the training goes on. Every process writes what it
+    holds of sharded tensors; the first puts the checkpoint in its place when all have written.
+
     Args:
-        folder: where they are; made at the first save.
+        folder: where they are; made at the first save. All processes share it.
         keep: how many of the newest are kept, beside the best.
+
+    Attributes:
+        written: what the last took; None before there is one.
     """
 
     def __init__(self, folder: Path, keep: int = 2) -> None:
-        self.folder, self.keep = folder, keep
+        self.folder, self.keep, self.processes = folder, keep, Processes()
+        self.written: Written | None = None
+        self._writing: Future[Written] | None = None
 
     def clean(self) -> None:
         """Remove what an interrupted save left behind; a best checkpoint that was put aside and not replaced yet comes
@@ -84,6 +142,7 @@ class Checkpoints:
         Raises:
             DistillkitError: when the disk refuses it for good.
         """
+        self.wait()
         final, former = self.folder / "best", self.folder / ".best-former"
         aside = self.folder / f".best.{os.getpid()}"
 
@@ -102,36 +161,105 @@ class Checkpoints:
 
         retried(keep, final)
 
-    def save(self, step: int, tensors: Tensors, values: dict[str, Any]) -> Path:
-        """Write a checkpoint aside, flush it to the disk, rename it, then drop the oldest.
+    def save(self, step: int, tensors: Tensors, values: dict[str, Any]) -> None:
+        """Begin a checkpoint: the training may go on when this returns, and `wait` for it. Called by all processes.
+
+        It is written aside and flushed to the disk; then the first process adds state.json, with the hashes of all
+        files, renames the folder and drops the oldest checkpoint.
+
+        Args:
+            values: plain, kept in state.json; the first process' count.
 
         Raises:
-            DistillkitError: when the disk refuses it for good; older checkpoints are untouched.
+            DistillkitError: when the former one could not be written, or what is to be saved not be copied.
         """
-        final = self._named(step)
-        aside = self.folder / f".step-{step:09d}.{os.getpid()}"
-
-        def write() -> None:
+        began = time.monotonic()
+        self.wait()
+        aside = self._aside(step)
+        if self.processes.rank == 0:
             shutil.rmtree(aside, ignore_errors=True)
+        files = self._copied(tensors)
+        held_up = time.monotonic() - began
+        self._writing = _in_thread(lambda: self._write(step, files, values, held_up))
+
+    def wait(self) -> None:
+        """Wait until the checkpoint that was begun is written.
+
+        Raises:
+            WriteError: when the disk of any process refuses it for good; older checkpoints are untouched.
+        """
+        writing, self._writing = self._writing, None
+        if writing is not None:
+            self.written = writing.result()
+
+    def settle_down(self) -> None:
+        """As `wait`, after something else has failed: what comes of the checkpoint is the lesser news."""
+        writing, self._writing = self._writing, None
+        if writing is not None and (error := writing.exception()) is not None:
+            log.warning("%s", error)
+
+    @property
+    def failed(self) -> bool:
+        """Whether the checkpoint that was begun could not be written, as `wait` will say."""
+        return self._writing is not None and self._writing.done() and self._writing.exception() is not None
+
+    def _copied(self, tensors: Tensors) -> dict[str, dict[str, Part]]:
+        """What this process is to write, by the names of its files."""
+        if self.processes.world > 1:
+            from distillkit.engine.sharding import staged
+
+            return staged(tensors, self.processes)
+        return {
+            file_name(group): {name: Part.whole(on_cpu(tensor)) for name, tensor in inner.items()}
+            for group, inner in tensors.items()
+        }
+
+    def _write(self, step: int, files: dict[str, dict[str, Part]], values: dict[str, Any], held_up: float) -> Written:
+        """Write this process' files and hear of the others'; the first completes the checkpoint."""
+        began, aside, hashes = time.monotonic(), self._aside(step), {}
+        problem: BaseException | None = None
+        try:
+            for name, parts in files.items():
+                retried(lambda: hashes.update({name: _write_parts(aside / name, parts)}), aside / name)  # noqa: B023
+        except BaseException as error:
+            problem = error
+        reports = self.processes.gather((hashes, _spoken(problem)))
+        said = next((error for _, error in reports if error), None)
+        if said is None and self.processes.rank == 0:
             try:
-                aside.mkdir(parents=True)
-                hashes = {
-                    f"{stem}.safetensors": _write(aside / f"{stem}.safetensors", save(_flat(group)))
-                    for stem, group in tensors.items()
-                }
+                self._complete(step, reports, values)
+            except BaseException as error:
+                problem = error
+        said = self.processes.first(said or _spoken(problem))
+        if said is not None:
+            if self.processes.rank == 0:
+                shutil.rmtree(aside, ignore_errors=True)
+            raise problem or said
+        size = sum(path.stat().st_size for path in self._named(step).glob("*.safetensors"))
+        return Written(step, size, time.monotonic() - began, held_up)
+
+    def _complete(self, step: int, reports: list[tuple[dict[str, str], WriteError | None]], values: Any) -> None:
+        """Add state.json to what all have written, and put the checkpoint in its place."""
+        final, aside, hashes = self._named(step), self._aside(step), {}
+        for rank, (own, _) in enumerate(reports):
+            if absent := [name for name in own if not (aside / name).is_file()]:
+                raise WriteError(
+                    f"{aside / absent[0]} was written by process {rank} and is not to be seen by process 0: processes "
+                    "on several machines need an --output-dir on a file system that all of them share"
+                )
+            hashes |= own
+
+        def complete() -> None:
+            if aside.is_dir():
                 _write(aside / STATE, _sealed({"step": step, "values": values, "sha256": hashes}))
                 sync_folder(aside)
                 if final.exists():
                     shutil.rmtree(final)
                 aside.rename(final)
-                sync_folder(self.folder)
-            except BaseException:
-                shutil.rmtree(aside, ignore_errors=True)
-                raise
+            sync_folder(self.folder)
 
-        retried(write, final)
+        retried(complete, final)
         self.settle(step)
-        return final
 
     def settle(self, step: int) -> None:
         """Name the checkpoint of this step as the newest, and drop the oldest: the end of `save`, which a kill may have
@@ -152,6 +280,7 @@ class Checkpoints:
         Raises:
             DistillkitError: when the disk refuses it for good.
         """
+        self.wait()
         path = self._named(step) / STATE
         state = read_state(path)
         body = {"step": state.step, "values": {**state.values, **values}, "sha256": state.sha256}
@@ -159,15 +288,16 @@ class Checkpoints:
 
     def load(self, selector: Literal["latest", "best"] | int = "latest") -> Checkpoint:
         """The newest checkpoint that is whole, a damaged one being passed over with a warning; or the best, or that of
-        a step.
+        a step. Called by all processes, which share the work of reading every file and agree on what they find.
 
         Raises:
             UsageError: when there is no such checkpoint; names those there are.
             DistillkitError: when it is damaged, or all are.
         """
+        self.wait()
         if selector != "latest":
             return self._one(self.folder / "best" if selector == "best" else self._named(selector))
-        present = self._present()
+        present = self.processes.first(self._present())
         if not present:
             found = sorted(p.name for p in self.folder.parent.iterdir()) if self.folder.parent.is_dir() else []
             raise UsageError(
@@ -187,13 +317,17 @@ class Checkpoints:
             except Unreadable as error:
                 damaged.append(f"{path.name} ({error})")
                 continue
-            if damaged:
+            if damaged and self.processes.rank == 0:
                 log.warning("checkpoint %s is damaged; going on from %s instead", ", ".join(damaged), path.name)
             return checkpoint
         raise DistillkitError(f"every checkpoint in {self.folder} is damaged: {'; '.join(damaged)}")
 
     def _named(self, step: int) -> Path:
         return self.folder / f"step-{step:09d}"
+
+    def _aside(self, step: int) -> Path:
+        """Where a checkpoint is while it is written; all processes know the name."""
+        return self.folder / f".step-{step:09d}"
 
     def _present(self) -> list[Path]:
         """The newest first."""
@@ -209,19 +343,56 @@ class Checkpoints:
             raise DistillkitError(f"the checkpoint {path} is damaged: {error}") from error
 
     def _read(self, path: Path) -> Checkpoint:
-        state = read_state(path / STATE)
-        if state.seal is None:
-            raise Unreadable(f"{path / STATE} has no recorded hash of itself")
-        tensors = {Path(name).stem: read_part(path, name, state)[0] for name in state.sha256}
-        return Checkpoint(state.step, tensors, state.values, path)
+        """A checkpoint all of whose files are as they were written."""
+        problem = ""
+        try:
+            state, held = _held(path)
+            for name in sorted(state.sha256)[self.processes.rank :: self.processes.world]:
+                verify(path, name, state)
+        except Unreadable as error:
+            problem = str(error)
+        if problem := next(filter(None, self.processes.gather(problem)), ""):
+            raise Unreadable(problem)
+        return Checkpoint(state.step, state.values, path, held, self.processes)
 
 
-def _flat(group: dict[str, Tensor]) -> dict[str, Tensor]:
-    # safetensors refuses tensors that share memory or are not contiguous (channels_last weights).
-    return {
-        name: value.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
-        for name, value in group.items()
-    }
+def _held(path: Path) -> tuple[State, dict[str, dict[str, Held]]]:
+    """The state of a checkpoint, and where its tensors are."""
+    state = read_state(path / STATE)
+    if state.seal is None:
+        raise Unreadable(f"{path / STATE} has no recorded hash of itself")
+    return state, {group: held_in([path / name for name in names]) for group, names in groups_of(state).items()}
+
+
+def _in_thread(work: Callable[[], Written]) -> Future[Written]:
+    """The work done by a thread, which a process that ends does not wait for: what it leaves behind is no checkpoint."""
+    future: Future[Written] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(work())
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=run, name="checkpoint", daemon=True).start()
+    return future
+
+
+def _spoken(problem: BaseException | None) -> WriteError | None:
+    """A failure as the other processes hear of it."""
+    if problem is None or isinstance(problem, WriteError):
+        return problem
+    return WriteError(f"a checkpoint could not be written: {problem or type(problem).__name__}")
+
+
+def on_cpu(tensor: Tensor) -> Tensor:
+    """A contiguous copy, which the training does not change."""
+    return tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
+
+
+def _write_parts(path: Path, parts: Mapping[str, Part]) -> str:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return stream_tensors(path, {name: part.tensor for name, part in parts.items()}, places_of(parts))
 
 
 def _sealed(body: Mapping[str, Any]) -> bytes:
@@ -240,9 +411,8 @@ def _link(file: Path, link: Path) -> None:
             os.fsync(copied.fileno())
 
 
-def _write(path: Path, data: bytes) -> str:
+def _write(path: Path, data: bytes) -> None:
     with path.open("wb") as file:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
-    return hashlib.sha256(data).hexdigest()

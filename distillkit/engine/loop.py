@@ -37,6 +37,10 @@ from distillkit.engine.state import (
 from distillkit.errors import UsageError
 
 
+NOTICEABLE = 2.0
+"""Seconds of writing a checkpoint, from which on it is said what one takes."""
+
+
 class Stopped(Exception):
     """Training ended early on request, after saving."""
 
@@ -92,6 +96,7 @@ class Loop(ABC):
         self._to_evaluate = self._to_preview = False
         self._began, self._seconds_before = time.monotonic(), 0.0
         self._updaters: dict[str, Updater] = {}
+        self._said_what_it_takes = False
 
     @abstractmethod
     def train_step(self) -> None:
@@ -128,8 +133,16 @@ class Loop(ABC):
 
         Raises:
             Stopped: when `should_stop` asked for it; a checkpoint has been written.
-            DistillkitError: when a loss is no longer finite; the last good checkpoint stays.
+            DistillkitError: when a loss is no longer finite, or a checkpoint cannot be written; the last good one stays.
         """
+        try:
+            self._run(outputs, should_stop)
+            outputs.checkpoints.wait()
+        except BaseException:
+            outputs.checkpoints.settle_down()
+            raise
+
+    def _run(self, outputs: Outputs, should_stop: Callable[[], bool]) -> None:
         config, total = self.config, self.config.steps
         every = {kind: config.interval(kind) for kind in INTERVALS}
         last: dict[str, float] = {}
@@ -150,7 +163,8 @@ class Loop(ABC):
                 with self.cost.watch(self.roles(), self.accelerator.num_processes):
                     self.train_step()
                 task.advance(config.batch)
-                step, stop = self.step, agreed(should_stop)
+                # Nor does it go on when a checkpoint could not be written, which the next one says.
+                step, stop = self.step, agreed(lambda: outputs.checkpoints.failed or should_stop())
                 due = {kind: step == total or step % interval == 0 for kind, interval in every.items()}
                 # The checkpoint is there before the evaluation, which a signal may end.
                 self._to_evaluate, self._to_preview = due["evaluate"], due["sample"]
@@ -163,6 +177,7 @@ class Loop(ABC):
                 if saving:
                     self.save(outputs)
                 if stop and step < total:
+                    outputs.checkpoints.wait()
                     raise Stopped(step)
                 if due["evaluate"] and not stop:
                     self._evaluate(outputs)
@@ -193,6 +208,7 @@ class Loop(ABC):
             figure = outputs.score(self.step, self.step * self.config.batch, self.ema, self.cost.total)
         self._to_evaluate = False
         best = figure is not None and self._selection.take(self.step, figure.value)
+        outputs.checkpoints.wait()
         if outputs.main:
             outputs.checkpoints.update(self.step, {"selection": self.selection, "to_evaluate": False})
             if best:
@@ -204,13 +220,17 @@ class Loop(ABC):
             outputs.show(self.step, self.step * self.config.batch, self.ema)
 
     def save(self, outputs: Outputs) -> None:
-        """Write everything that the future depends on; the first process alone writes.
+        """Begin to write everything that the future depends on; called by all processes.
 
         Raises:
-            DistillkitError: when something is not finite, or the disk refuses it; older checkpoints are untouched.
+            DistillkitError: when something is not finite, or the disk refuses it or has refused the one before; older
+                checkpoints are untouched.
         """
+        checkpoints = outputs.checkpoints
+        checkpoints.wait()
+        self._say_what_it_takes(outputs)
         tensors, values = collect(self.networks.changed, self._updaters, self.cost)
-        require_finite(tensors, self.step)
+        require_finite(tensors, self.step, checkpoints.processes)
         tensors["generators"] = generators(self.accelerator)
         if means := self._means.state(self.accelerator):
             tensors["means"] = means
@@ -219,8 +239,18 @@ class Loop(ABC):
             values |= {"to_evaluate": self._to_evaluate, "to_preview": self._to_preview}
             values["health"] = {name: str(state) for name, state in outputs.health.items()}
             values |= self._described(outputs)
-            outputs.checkpoints.save(self.step, tensors, values)
-        self.accelerator.wait_for_everyone()
+        checkpoints.save(self.step, tensors, values)
+
+    def _say_what_it_takes(self, outputs: Outputs) -> None:
+        """One line on the first checkpoint that took noticeable time."""
+        written = outputs.checkpoints.written
+        if written is None or self._said_what_it_takes or written.seconds < NOTICEABLE:
+            return
+        self._said_what_it_takes = True
+        outputs.reporter.say(
+            f"checkpoints: {written.size / 1e6:,.0f} MB each, written in {written.seconds:.1f} s beside the training, "
+            f"which waits {written.held_up:.1f} s"
+        )
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Take up training where the checkpoint left it.
@@ -228,7 +258,7 @@ class Loop(ABC):
         Raises:
             DistillkitError: when it lacks something, or is of another training.
         """
-        saved, means = progress(checkpoint), checkpoint.tensors.get("means", {})
+        saved, means = progress(checkpoint), checkpoint.whole("means")
         self.step = checkpoint.step
         self.prepare(saved.channels_last)
         # The step that wrote the checkpoint: at a boundary of stages the next one begins with the next step.

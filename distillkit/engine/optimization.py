@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -120,6 +120,17 @@ class Updater:
             for index, parameter in enumerate(self.parameters)
             for key, shape in state_shapes(parameter, self.config.optimizer).items()
         }
+
+    def blank(self, names: Iterable[str]) -> dict[str, Tensor]:
+        """Tensors into which those of `state` can be read, laid out and sharded as its parameters are.
+
+        Args:
+            names: of those that are wanted, among the names of `shapes`.
+        """
+        return {name: self._blank(*name.split(".")) for name in names}
+
+    def _blank(self, index: str, key: str) -> Tensor:
+        return torch.zeros(()) if key == "step" else torch.empty_like(self.parameters[int(index)])
 
     @torch.no_grad()
     def load_state(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:

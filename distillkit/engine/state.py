@@ -12,11 +12,13 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from distillkit.contracts.health import Health
-from distillkit.engine.checkpoint import STATE, Checkpoint, Tensors
+from distillkit.engine.checkpoint import Checkpoint, Tensors
 from distillkit.engine.cost import CostMeter
 from distillkit.engine.optimization import Updater
+from distillkit.engine.processes import Processes
 from distillkit.errors import DistillkitError
 from distillkit.reading import Unreadable, validated
+from distillkit.students.checkpoints import STATE, file_name
 
 Count = Annotated[int, Field(ge=0, le=2**53)]
 Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -79,18 +81,23 @@ def restore(
     Raises:
         Unreadable: naming the first tensor that is missing, of another shape or unknown; nothing has been changed then.
     """
-    values = progress(checkpoint)
+    values, tensors = progress(checkpoint), {}
     for name, module in modules.items():
-        _check(checkpoint, name, {key: value.shape for key, value in module.state_dict().items()}, whole=True)
+        tensors[name] = dict(module.state_dict())
+        _check(checkpoint, name, {key: value.shape for key, value in tensors[name].items()}, whole=True)
     for name, updater in updaters.items():
-        _check(checkpoint, f"optimizer-{name}", updater.shapes())
+        group = f"optimizer-{name}"
+        _check(checkpoint, group, updater.shapes())
         if name not in values.updaters:
             raise Unreadable(f"cannot read {checkpoint.folder / STATE}: values.updaters.{name}: it is missing")
+        tensors[group] = updater.blank(checkpoint.held[group])
+    checkpoint.fill(tensors)
     for name, module in modules.items():
-        module.load_state_dict(checkpoint.tensors[name])
+        # Most have been filled in place; a module may keep something else than it shows.
+        module.load_state_dict(tensors[name])
     for name, updater in updaters.items():
         try:
-            updater.load_state(checkpoint.tensors[f"optimizer-{name}"], checkpoint.values["updaters"][name])
+            updater.load_state(tensors[f"optimizer-{name}"], checkpoint.values["updaters"][name])
         except (KeyError, TypeError, RuntimeError) as error:  # of the scaler's state, whose keys are torch's own
             raise Unreadable(
                 f"cannot read {checkpoint.folder / STATE}: values.updaters.{name}: not the state of an optimiser "
@@ -105,10 +112,10 @@ def _check(checkpoint: Checkpoint, name: str, shapes: Mapping[str, tuple[int, ..
     Args:
         whole: whether every one must be there.
     """
-    where = checkpoint.folder / f"{name}.safetensors"
-    if name not in checkpoint.tensors:
+    where = checkpoint.folder / file_name(name)
+    if name not in checkpoint.held:
         raise Unreadable(f"{checkpoint.folder / STATE} lists no {where.name}, which this run needs")
-    found = checkpoint.tensors[name]
+    found = checkpoint.held[name]
     if whole and (absent := sorted(set(shapes) - set(found))):
         raise Unreadable(f"cannot read {where}: {absent[0]} is missing")
     for key, value in found.items():
@@ -118,23 +125,35 @@ def _check(checkpoint: Checkpoint, name: str, shapes: Mapping[str, tuple[int, ..
             raise Unreadable(f"cannot read {where}: {key} has shape {tuple(value.shape)}, not {tuple(shapes[key])}")
 
 
-def require_finite(tensors: Tensors, step: int) -> None:
+def require_finite(tensors: Tensors, step: int, processes: Processes) -> None:
     """Refuse to keep weights or moments with NaN or infinity: nothing good could come of them. One transfer for all.
+
+    Called by all processes; each looks at what it holds of sharded tensors, and all hear of it.
 
     Raises:
         DistillkitError: naming the first of them.
     """
-    names = [(group, name) for group, inner in tensors.items() for name, t in inner.items() if t.is_floating_point()]
-    if not names:
-        return
-    device = tensors[names[0][0]][names[0][1]].device
-    finite = torch.stack([tensors[group][name].isfinite().all().to(device) for group, name in names])
-    if not bool(finite.all()):
-        group, name = names[finite.tolist().index(False)]
+    if found := next(filter(None, processes.gather(_not_finite(tensors))), ""):
         raise DistillkitError(
-            f"{group}: {name} holds NaN or infinity after step {step}, so it was not saved; the last good checkpoint "
+            f"{found} holds NaN or infinity after step {step}, so it was not saved; the last good checkpoint "
             "is kept. Try a lower --lr, --precision fp32 or bf16, or a smaller --clip-grad-norm, then start anew."
         )
+
+
+def _not_finite(tensors: Tensors) -> str:
+    """The first tensor that is not finite, as 'group: name'."""
+    shown = {f"{group}: {name}": local(t) for group, inner in tensors.items() for name, t in inner.items()}
+    shown = {name: t for name, t in shown.items() if t.is_floating_point() and t.numel()}
+    if not shown:
+        return ""
+    device = next(iter(shown.values())).device
+    finite = torch.stack([tensor.isfinite().all().to(device) for tensor in shown.values()]).tolist()
+    return next((name for name, good in zip(shown, finite, strict=True) if not good), "")
+
+
+def local(tensor: Tensor) -> Tensor:
+    """What this process holds of a tensor: its own piece of a sharded one."""
+    return tensor.to_local() if hasattr(tensor, "to_local") else tensor
 
 
 def generators(accelerator: Accelerator) -> dict[str, Tensor]:
@@ -155,7 +174,7 @@ def restore_generators(checkpoint: Checkpoint, accelerator: Accelerator) -> None
         Unreadable: when they are missing or no states.
     """
     where = checkpoint.folder / "generators.safetensors"
-    saved = checkpoint.tensors.get("generators", {})
+    saved = checkpoint.whole("generators")
     if "cpu" not in saved:
         raise Unreadable(f"cannot read {where}: the state of the cpu's generator is missing")
     if odd := [kind for kind, rows in saved.items() if rows.ndim != 2 or not len(rows) or rows.dtype != torch.uint8]:

@@ -42,6 +42,7 @@ def train(trainer: Loop, outputs: Outputs, folder: RunFolder, context: Context, 
             raise
         if trainer.step not in outputs.checkpoints.steps:
             trainer.save(outputs)
+            outputs.checkpoints.wait()
         go_on = f"{folder.resume_command} --skip-damaged 10" if isinstance(error, Damaged) else folder.resume_command
         raise type(error)(f"{error}\nSaved at step {trainer.step:,}. Continue with: {go_on}") from error
     except Stopped as stopped:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,11 +14,13 @@ from torch import Tensor
 
 from distillkit.errors import DistillkitError, UsageError
 from distillkit.files import canonical_json
-from distillkit.reading import Unreadable, read_bytes, read_json, validated
+from distillkit.pieces import Held, held_in
+from distillkit.reading import Unreadable, read_json, regular_file, validated
 from distillkit.students.description import StudentDescription, read_description
-from distillkit.tensors import parse_tensors
 
-STATE, PREFIX = "state.json", "denoiser."
+STATE, PREFIX, SUFFIX = "state.json", "denoiser.", ".safetensors"
+_NUMBERED = re.compile(r"(?P<group>.+)-(?P<number>\d{5})-of-(?P<of>\d{5})\.safetensors")
+MOST_FILES = 99_999
 WORDS = ("latest", "best", "average", "student")
 """Selectors beside the number of a step."""
 
@@ -52,18 +55,42 @@ def read_state(path: Path) -> State:
     return state
 
 
-def read_part(folder: Path, name: str, state: State) -> tuple[dict[str, Tensor], str]:
-    """The tensors of one file of a checkpoint and its sha256, which must be the recorded one.
+def file_name(group: str, number: int = 1, of: int = 1) -> str:
+    """The name of a file with a group of tensors, or of one of several that hold their pieces."""
+    return f"{group}.safetensors" if of == 1 else f"{group}-{number:05d}-of-{of:05d}.safetensors"
+
+
+def groups_of(state: State) -> dict[str, list[str]]:
+    """The files of a checkpoint by the group of tensors in them, such as "student".
 
     Raises:
-        DistillkitError: when it is missing, damaged or altered.
+        Unreadable: naming a file that is not in the list of which it is a part.
     """
-    if name not in state.sha256:
-        raise Unreadable(f"{folder}: its state.json lists no {name}")
-    data = read_bytes(folder / name, LARGEST_TENSORS)
-    if (found := hashlib.sha256(data).hexdigest()) != state.sha256[name]:
+    groups: dict[str, list[str]] = {}
+    for name in sorted(state.sha256):
+        found = _NUMBERED.fullmatch(name)
+        groups.setdefault(found["group"] if found else name.removesuffix(SUFFIX), []).append(name)
+    for group, names in groups.items():
+        found = _NUMBERED.fullmatch(names[0])
+        due = [file_name(group, k + 1, int(found["of"])) for k in range(min(int(found["of"]), MOST_FILES))] if found else names
+        if names != due:
+            absent = next((name for name in due if name not in names), names[-1])
+            raise Unreadable(f"a checkpoint's list of files does not fit together at {absent}")
+    return groups
+
+
+def verify(folder: Path, name: str, state: State) -> None:
+    """Compare a file of a checkpoint with its recorded hash.
+
+    Raises:
+        Missing, Unreadable: when it is missing, damaged or altered; names it.
+    """
+    with regular_file(folder / name) as (file, size):
+        if size > LARGEST_TENSORS:
+            raise Unreadable(f"cannot read {folder / name}: it has {size:,} bytes; at most {LARGEST_TENSORS:,} are read")
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if found != state.sha256[name]:
         raise Unreadable(f"{folder / name} does not match its recorded sha256")
-    return parse_tensors(data, str(folder / name)), found
 
 
 @dataclass(frozen=True)
@@ -146,14 +173,39 @@ def read_checkpoint(folder: Path, role: str = "average") -> Weights:
         DistillkitError: when it is damaged, or holds no student.
     """
     state = read_state(folder / STATE)
-    tensors, found = read_part(folder, f"{role}.safetensors", state)
+    held, found = held_weights(folder, role, state)
     if "student" not in state.values:
         raise DistillkitError(f"{folder} holds no description of its student; it was not written by `distillkit run`")
     description = read_description(state.values["student"], f"the student in {folder / STATE}")
-    weights = {key.removeprefix(PREFIX): value for key, value in tensors.items() if key.startswith(PREFIX)}
     kind = "moving average" if role == "average" else "raw weights"
     description = description.model_copy(update={"weights_sha256": found})
+    weights = {name: value.read() for name, value in held.items()}
     return Weights(weights, description, folder, f"the {kind} of step {state.step:,} in {folder}")
+
+
+def held_weights(folder: Path, role: str, state: State) -> tuple[dict[str, Held], str]:
+    """A student's weights in a checkpoint by the names of its denoiser, not read yet, and a hash of the files with
+    them, which must be the recorded ones.
+
+    Raises:
+        DistillkitError: when a file is missing, damaged or altered.
+    """
+    names = groups_of(state).get(role)
+    if names is None:
+        raise Unreadable(f"{folder}: its state.json lists no {file_name(role)}")
+    for name in names:
+        verify(folder, name, state)
+    held = held_in([folder / name for name in names])
+    weights = {key.removeprefix(PREFIX): value for key, value in held.items() if key.startswith(PREFIX)}
+    return weights, hash_of_files({name: state.sha256[name] for name in names})
+
+
+def hash_of_files(hashes: Mapping[str, str]) -> str:
+    """The hash of weights in files, by the files' own: that of a file alone, or of all names and hashes."""
+    if len(hashes) == 1:
+        return next(iter(hashes.values()))
+    lines = (f"{name} {hashes[name]}\n" for name in sorted(hashes))
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
 def _step(path: Path) -> int | None:

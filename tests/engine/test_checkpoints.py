@@ -97,6 +97,7 @@ def test_resume_restores_the_stage_also_at_its_boundary(bench, stop_at):
 def save(folder, step=1, value=1.0):
     checkpoints = Checkpoints(folder)
     checkpoints.save(step, {"student": {"w": torch.full((3,), value)}}, {"cost": {"teacher": step}})
+    checkpoints.wait()
     return checkpoints
 
 
@@ -162,7 +163,7 @@ def test_a_save_that_dies_leaves_the_previous_checkpoint_and_no_half_one(tmp_pat
     def die(path, data):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(checkpoint_module, "_write", die)
+    monkeypatch.setattr(checkpoint_module, "_write_parts", die)
     with pytest.raises(KeyboardInterrupt):
         save(tmp_path, 2)
     monkeypatch.undo()
@@ -297,7 +298,9 @@ def sealed_anew(folder, values, tensors):
     path = next(folder.glob("step-*"))
     state = json.loads((path / "state.json").read_text())
     checkpoint = Checkpoints(folder).load()
-    Checkpoints(folder).save(state["step"], tensors(dict(checkpoint.tensors)), values(copy.deepcopy(checkpoint.values)))
+    anew = Checkpoints(folder)
+    anew.save(state["step"], tensors(dict(checkpoint.tensors)), values(copy.deepcopy(checkpoint.values)))
+    anew.wait()
 
 
 def without(*way):
