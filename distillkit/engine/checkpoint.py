@@ -103,6 +103,8 @@ class Checkpoints:
 
     def __init__(self, folder: Path, keep: int = 2) -> None:
         self.folder, self.keep, self.processes = folder, keep, Processes()
+        # What threads say to each other is nothing that the training says meanwhile.
+        self._writers = Processes()
         self.written: Written | None = None
         self._writing: Future[Written] | None = None
 
@@ -178,6 +180,7 @@ class Checkpoints:
         aside = self._aside(step)
         if self.processes.rank == 0:
             shutil.rmtree(aside, ignore_errors=True)
+        self._writers.join()
         files = self._copied(tensors)
         held_up = time.monotonic() - began
         self._writing = _in_thread(lambda: self._write(step, files, values, held_up))
@@ -223,16 +226,16 @@ class Checkpoints:
                 retried(lambda: hashes.update({name: _write_parts(aside / name, parts)}), aside / name)  # noqa: B023
         except BaseException as error:
             problem = error
-        reports = self.processes.gather((hashes, _spoken(problem)))
+        reports = self._writers.gather((hashes, _spoken(problem)))
         said = next((error for _, error in reports if error), None)
-        if said is None and self.processes.rank == 0:
+        if said is None and self._writers.rank == 0:
             try:
                 self._complete(step, reports, values)
             except BaseException as error:
                 problem = error
-        said = self.processes.first(said or _spoken(problem))
+        said = self._writers.first(said or _spoken(problem))
         if said is not None:
-            if self.processes.rank == 0:
+            if self._writers.rank == 0:
                 shutil.rmtree(aside, ignore_errors=True)
             raise problem or said
         size = sum(path.stat().st_size for path in self._named(step).glob("*.safetensors"))

@@ -11,9 +11,9 @@ Word = TypeVar("Word")
 
 class Processes:
     """All processes of the job, in a group of its own whose messages go from CPU to CPU: no process waits for its
-    device, and a thread may use it beside the training. Alone where nothing joins several.
+    device, and a thread of each may use it beside the training. Alone where nothing joins several.
 
-    The group is made by the first message, which all processes have to send in the same order as they make others.
+    The group is made by `join` or by the first message, at which all processes have to be at the same time.
 
     Attributes:
         rank: number of this process, from 0.
@@ -31,6 +31,10 @@ class Processes:
         if self.world > 1 and self._group is None:
             self._group = dist.new_group(backend="gloo")
         return self._group
+
+    def join(self) -> None:
+        """Make the group, if that was not done yet; called by all."""
+        _ = self.group
 
     def gather(self, word: Word) -> list[Word]:
         """What every process says, in their order; called by all."""

@@ -72,7 +72,11 @@ def groups_of(state: State) -> dict[str, list[str]]:
         groups.setdefault(found["group"] if found else name.removesuffix(SUFFIX), []).append(name)
     for group, names in groups.items():
         found = _NUMBERED.fullmatch(names[0])
-        due = [file_name(group, k + 1, int(found["of"])) for k in range(min(int(found["of"]), MOST_FILES))] if found else names
+        due = (
+            [file_name(group, k + 1, int(found["of"])) for k in range(min(int(found["of"]), MOST_FILES))]
+            if found
+            else names
+        )
         if names != due:
             absent = next((name for name in due if name not in names), names[-1])
             raise Unreadable(f"a checkpoint's list of files does not fit together at {absent}")
@@ -87,7 +91,9 @@ def verify(folder: Path, name: str, state: State) -> None:
     """
     with regular_file(folder / name) as (file, size):
         if size > LARGEST_TENSORS:
-            raise Unreadable(f"cannot read {folder / name}: it has {size:,} bytes; at most {LARGEST_TENSORS:,} are read")
+            raise Unreadable(
+                f"cannot read {folder / name}: it has {size:,} bytes; at most {LARGEST_TENSORS:,} are read"
+            )
         found = hashlib.file_digest(file, "sha256").hexdigest()
     if found != state.sha256[name]:
         raise Unreadable(f"{folder / name} does not match its recorded sha256")
