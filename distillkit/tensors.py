@@ -134,7 +134,8 @@ def stream_tensors(path: Path, tensors: Mapping[str, Tensor | Stored], metadata:
     text += b" " * (-len(text) % 8)
     digest = hashlib.sha256()
     with path.open("wb") as file:
-        for data in chain((len(text).to_bytes(8, "little"), text), _contents(tensors, order)):
+        start: tuple[bytes | memoryview, ...] = (len(text).to_bytes(8, "little"), text)
+        for data in chain(start, _contents(tensors, order)):
             file.write(data)
             digest.update(data)
         file.flush()
@@ -142,14 +143,14 @@ def stream_tensors(path: Path, tensors: Mapping[str, Tensor | Stored], metadata:
     return digest.hexdigest()
 
 
-def _contents(tensors: Mapping[str, Tensor | Stored], order: list[str]) -> Iterator[memoryview]:
+def _contents(tensors: Mapping[str, Tensor | Stored], order: list[str]) -> Iterator[bytes | memoryview]:
     """The bytes of one tensor after the other."""
     import torch
 
     for name in order:
         tensor = tensors[name]
         whole = (tensor if isinstance(tensor, torch.Tensor) else tensor.read()).detach().cpu().contiguous()
-        yield memoryview(whole.reshape(-1).view(torch.uint8).numpy())
+        yield whole.reshape(-1).view(torch.uint8).numpy().data
 
 
 def size_of(tensor: Tensor | Stored) -> int:

@@ -21,9 +21,9 @@ from torch import Tensor
 from distillkit.engine.processes import Processes
 from distillkit.errors import DistillkitError, UsageError
 from distillkit.files import WriteError, canonical_json, retried, sync_folder, write_bytes
-from distillkit.pieces import Held, Part, places_of
+from distillkit.pieces import Held, Part, held_in, places_of
 from distillkit.reading import Unreadable
-from distillkit.students.checkpoints import STATE, State, file_name, groups_of, held_in, read_state, verify
+from distillkit.students.checkpoints import STATE, State, file_name, groups_of, read_state, verify
 from distillkit.tensors import stream_tensors
 
 log = logging.getLogger(__name__)
@@ -243,7 +243,8 @@ class Checkpoints:
 
     def _complete(self, step: int, reports: list[tuple[dict[str, str], WriteError | None]], values: Any) -> None:
         """Add state.json to what all have written, and put the checkpoint in its place."""
-        final, aside, hashes = self._named(step), self._aside(step), {}
+        final, aside = self._named(step), self._aside(step)
+        hashes: dict[str, str] = {}
         for rank, (own, _) in enumerate(reports):
             if absent := [name for name in own if not (aside / name).is_file()]:
                 raise WriteError(
@@ -368,7 +369,7 @@ def _held(path: Path) -> tuple[State, dict[str, dict[str, Held]]]:
 
 
 def _in_thread(work: Callable[[], Written]) -> Future[Written]:
-    """The work done by a thread, which a process that ends does not wait for: what it leaves behind is no checkpoint."""
+    """The work done by a thread, for which a process that ends does not wait: what is left behind is no checkpoint."""
     future: Future[Written] = Future()
 
     def run() -> None:

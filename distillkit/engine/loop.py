@@ -36,7 +36,6 @@ from distillkit.engine.state import (
 )
 from distillkit.errors import UsageError
 
-
 NOTICEABLE = 2.0
 """Seconds of writing a checkpoint, from which on it is said what one takes."""
 
@@ -133,7 +132,8 @@ class Loop(ABC):
 
         Raises:
             Stopped: when `should_stop` asked for it; a checkpoint has been written.
-            DistillkitError: when a loss is no longer finite, or a checkpoint cannot be written; the last good one stays.
+            DistillkitError: when a loss is no longer finite, or a checkpoint cannot be written; the last good one
+                stays.
         """
         try:
             self._run(outputs, should_stop)

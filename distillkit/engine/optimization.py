@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from distillkit.contracts.learner import OptimizerConfig
 from distillkit.counts import images_of
 from distillkit.engine.config import TrainingConfig
-from distillkit.engine.optimizers import make_optimizer, optimizer_state, plain_state, set_rate, state_shapes
+from distillkit.engine.optimizers import blank_state, make_optimizer, optimizer_state, plain_state, set_rate, state_shapes
 from distillkit.errors import DistillkitError
 from distillkit.parallel.replicate import Replicated
 from distillkit.parallel.strategy import Gradients
@@ -127,10 +127,11 @@ class Updater:
         Args:
             names: of those that are wanted, among the names of `shapes`.
         """
-        return {name: self._blank(*name.split(".")) for name in names}
-
-    def _blank(self, index: str, key: str) -> Tensor:
-        return torch.zeros(()) if key == "step" else torch.empty_like(self.parameters[int(index)])
+        found = {}
+        for name in names:
+            index, _, key = name.partition(".")
+            found[name] = blank_state(self.parameters[int(index)], key)
+        return found
 
     @torch.no_grad()
     def load_state(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:

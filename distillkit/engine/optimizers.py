@@ -93,6 +93,16 @@ def plain_state(entry: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
             yield key, value
 
 
+def blank_state(parameter: Tensor, name: str) -> Tensor:
+    """A tensor into which one of `plain_state` can be read, by its name; a moment laid out as its parameter is."""
+    key, _, part = name.partition(".")
+    if key not in MOMENTS:
+        return torch.zeros(())
+    if part == "codes":
+        return torch.empty(tuple(parameter.shape), dtype=torch.uint8)
+    return torch.empty(parameter.numel() // BLOCK) if part == "scale" else torch.empty_like(parameter)
+
+
 def optimizer_state(parameter: Tensor, plain: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The inverse of `plain_state`, for a parameter of the same shape.
 
@@ -104,8 +114,8 @@ def optimizer_state(parameter: Tensor, plain: Mapping[str, Tensor]) -> dict[str,
         key, _, part = name.partition(".")
         if not part:
             # A moment is laid out in memory as its parameter is (channels-last, say): fused kernels rely on it.
-            same = value.shape == parameter.shape
-            state[key] = torch.empty_like(parameter).copy_(value) if same else value
+            other = value.shape == parameter.shape and value.stride() != parameter.stride()
+            state[key] = torch.empty_like(parameter).copy_(value) if other else value
         elif part == "codes":
             made = _quantised().zeros(
                 tuple(parameter.shape), MOMENTS[key], BLOCK, parameter.device, dtype=parameter.dtype

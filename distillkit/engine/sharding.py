@@ -13,7 +13,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributed import checkpoint as dcp
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner, DefaultSavePlanner
 from torch.distributed.checkpoint.metadata import (
     ChunkStorageMetadata,
     Metadata,
@@ -22,6 +23,8 @@ from torch.distributed.checkpoint.metadata import (
     TensorStorageMetadata,
 )
 from torch.distributed.checkpoint.planner import LoadPlan, LoadPlanner, SavePlan, SavePlanner, WriteItem
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
 from torch.distributed.checkpoint.storage import StorageReader, StorageWriter, WriteResult
 from torch.futures import Future
 
@@ -43,11 +46,11 @@ def staged(tensors: Tensors, processes: Processes) -> dict[str, dict[str, Part]]
     Raises:
         DistillkitError: when it fails on any process, naming that.
     """
-    writer, planner = _Staging(), dcp.DefaultSavePlanner(
+    writer, planner = _Staging(), DefaultSavePlanner(
         flatten_state_dict=False, flatten_sharded_tensors=False, dedup_save_to_lowest_rank=True
     )  # fmt: skip
     with _one_message("copy what is to be saved", processes):
-        dcp.save(_flat(tensors), storage_writer=writer, planner=planner, process_group=processes.group)
+        save(_flat(tensors), storage_writer=writer, planner=planner, process_group=processes.group)
     return writer.files
 
 
@@ -60,9 +63,9 @@ def read_into(tensors: Tensors, held: Mapping[str, Mapping[str, Held]], processe
     Raises:
         DistillkitError: when a file is damaged or cannot be read on any process, naming that.
     """
-    planner = dcp.DefaultLoadPlanner(flatten_state_dict=False, flatten_sharded_tensors=False)
+    planner = DefaultLoadPlanner(flatten_state_dict=False, flatten_sharded_tensors=False)
     with _one_message("read a checkpoint", processes):
-        dcp.load(
+        load(
             _flat(tensors), storage_reader=_Reading(_flat(held)), planner=planner, process_group=processes.group
         )  # fmt: skip
 
@@ -76,7 +79,7 @@ def _one_message(what: str, processes: Processes) -> Iterator[None]:
     """What any process raises within a collective of torch's, as one error on all of them."""
     try:
         yield
-    except dcp.CheckpointException as error:
+    except CheckpointException as error:
         rank, (cause, _) = min(error.failures.items())
         if rank == processes.rank and isinstance(cause, DistillkitError | MemoryError | torch.OutOfMemoryError):
             raise cause from error

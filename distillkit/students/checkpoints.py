@@ -20,7 +20,6 @@ from distillkit.students.description import StudentDescription, read_description
 
 STATE, PREFIX, SUFFIX = "state.json", "denoiser.", ".safetensors"
 _NUMBERED = re.compile(r"(?P<group>.+)-(?P<number>\d{5})-of-(?P<of>\d{5})\.safetensors")
-MOST_FILES = 99_999
 WORDS = ("latest", "best", "average", "student")
 """Selectors beside the number of a step."""
 
@@ -72,11 +71,8 @@ def groups_of(state: State) -> dict[str, list[str]]:
         groups.setdefault(found["group"] if found else name.removesuffix(SUFFIX), []).append(name)
     for group, names in groups.items():
         found = _NUMBERED.fullmatch(names[0])
-        due = (
-            [file_name(group, k + 1, int(found["of"])) for k in range(min(int(found["of"]), MOST_FILES))]
-            if found
-            else names
-        )
+        of = int(found["of"]) if found else 0
+        due = [file_name(group, k + 1, of) for k in range(of)] if found else names
         if names != due:
             absent = next((name for name in due if name not in names), names[-1])
             raise Unreadable(f"a checkpoint's list of files does not fit together at {absent}")
@@ -94,7 +90,8 @@ def verify(folder: Path, name: str, state: State) -> None:
             raise Unreadable(
                 f"cannot read {folder / name}: it has {size:,} bytes; at most {LARGEST_TENSORS:,} are read"
             )
-        found = hashlib.file_digest(file, "sha256").hexdigest()
+        handle: Any = file
+        found = hashlib.file_digest(handle, "sha256").hexdigest()
     if found != state.sha256[name]:
         raise Unreadable(f"{folder / name} does not match its recorded sha256")
 
