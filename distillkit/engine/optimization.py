@@ -13,7 +13,14 @@ from torch import Tensor, nn
 from distillkit.contracts.learner import OptimizerConfig
 from distillkit.counts import images_of
 from distillkit.engine.config import TrainingConfig
-from distillkit.engine.optimizers import blank_state, make_optimizer, optimizer_state, plain_state, set_rate, state_shapes
+from distillkit.engine.optimizers import (
+    blank_state,
+    make_optimizer,
+    optimizer_state,
+    plain_state,
+    set_rate,
+    state_shapes,
+)
 from distillkit.errors import DistillkitError
 from distillkit.parallel.replicate import Replicated
 from distillkit.parallel.strategy import Gradients
