@@ -104,7 +104,7 @@ def test_a_learners_own_optimiser_counts_for_its_moments(bench):
 def test_codes_without_their_scales_are_named(bench, resumed):
     _, _, outputs = resumed
     checkpoint, trainer = outputs.checkpoints.load(), bench.trainer(**EIGHT)
-    saved = checkpoint.tensors["optimizer-student"]
+    saved = checkpoint.held["optimizer-student"]
     gone = next(name for name in saved if name.endswith("scale"))
     del saved[gone]
     with pytest.raises(Unreadable, match=r"exp_avg.*scale"):
