@@ -16,8 +16,19 @@ from typing import Any
 
 import torch.distributed as dist
 
-COLLECTIVES = os.path.join("torch", "distributed", "distributed_c10d.py")  # noqa: PTH118
-"""Where a thread is while it waits for other processes."""
+COLLECTIVES = tuple(
+    os.path.join(*place)  # noqa: PTH118
+    for place in (
+        ("torch", "distributed", "distributed_c10d.py"),
+        ("torch", "distributed", "fsdp", ""),
+        ("torch", "distributed", "tensor", ""),
+        ("torch", "distributed", "_functional_collectives.py"),
+        ("distillkit", "parallel", ""),
+    )
+)
+"""Where a thread is while it waits for other processes: files, and folders of files."""
+TRANSPORTS = ("gloo/transport", "NCCL")
+"""Named by errors of operations that were waited for elsewhere, such as within a backward pass."""
 
 ALONE_SECONDS = 3.0
 
@@ -152,16 +163,22 @@ def _where(words: dict[str, Any]) -> str:
 
 
 def _collective(frame: FrameType | None) -> FrameType | None:
-    while frame is not None and not frame.f_code.co_filename.endswith(COLLECTIVES):
+    while frame is not None and not _waits(frame):
         frame = frame.f_back
     return frame
 
 
+def _waits(frame: FrameType) -> bool:
+    return any(place in frame.f_code.co_filename for place in COLLECTIVES)
+
+
 def lost_another(error: BaseException) -> bool:
     """Whether an error is that of a collective operation: another process ended, or the line to it."""
+    if isinstance(error, dist.DistError) or any(name in str(error) for name in TRANSPORTS):
+        return True
     trace: TracebackType | None = error.__traceback__
     while trace is not None:
-        if trace.tb_frame.f_code.co_filename.endswith(COLLECTIVES):
+        if trace.tb_frame.f_code.co_filename.endswith(COLLECTIVES[0]):
             return True
         trace = trace.tb_next
     return False
