@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from distillkit.benchmark.run import bench as bench
+    from distillkit.benchmark.workers.side_by_side import Workers as Workers
     from distillkit.contracts.codec import Codec as Codec
     from distillkit.contracts.codec import Pixels as Pixels
     from distillkit.contracts.codec import Points as Points
@@ -129,6 +130,7 @@ _HOME = {
     "Tracker": "contracts.hooks",
     "Unconditional": "contracts.conditioner",
     "UsageError": "errors",
+    "Workers": "benchmark.workers.side_by_side",
     "bench": "benchmark.run",
     "build_denoiser": "models.build",
     "changed_network": "models.build",

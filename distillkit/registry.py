@@ -264,6 +264,11 @@ def load_file(path: str | Path) -> Plugin:
     return plugin
 
 
+def plugin_files() -> tuple[str, ...]:
+    """The Python files that were taken as plugins, for other processes to take them too."""
+    return tuple(plugin.module for plugin in _FILES if plugin.package != "__main__")
+
+
 def offer(**kinds: Mapping[str, Any]) -> None:
     """Offer parts for this process, as a plugin does by its hooks: `offer(samplers={"TwoJump": TwoJump})`.
 

@@ -15,7 +15,7 @@ from scipy.stats import qmc
 from benchmarks.tuning.dimensions import Changes, setting
 from benchmarks.tuning.spaces import space
 from distillkit import bench
-from distillkit.benchmark.harness import LARGEST_METRICS
+from distillkit.benchmark.outcomes import LARGEST_METRICS
 from distillkit.benchmark.results import Run
 from distillkit.benchmark.suite import Entry, Suite
 from distillkit.evaluation.record import Record, read_record

@@ -3,19 +3,30 @@
 from __future__ import annotations
 
 import gc
-import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import cached_property
 from pathlib import Path
-from typing import Literal
-
-import torch
 
 from distillkit.benchmark.jobs import FIGURES_CODE, Job, distillation, hash_of, jobs_of, own_source_hash, reason_of
-from distillkit.benchmark.results import Point, Results, Run, read_results, write_results
+from distillkit.benchmark.outcomes import (
+    State,
+    about_run,
+    curve,
+    failed_run,
+    failure,
+    known_records,
+    problems_of,
+    require_some,
+    run_folder,
+    state_of,
+)  # fmt: skip
+from distillkit.benchmark.results import Results, Run, write_results
+from distillkit.benchmark.sheets import Sheets, sheet
 from distillkit.benchmark.suite import Suite
 from distillkit.contracts.teacher import Teacher
+from distillkit.engine.watch import lost_another
 from distillkit.environment import environment
 from distillkit.errors import DistillkitError, Interrupted, UsageError
 from distillkit.evaluation.generator import Generator, teacher_generator
@@ -23,29 +34,23 @@ from distillkit.evaluation.measure import Measure
 from distillkit.evaluation.pipeline import fitted, measure
 from distillkit.evaluation.presets import default_protocol, load_measure
 from distillkit.evaluation.record import read_record, write_record
-from distillkit.evaluation.sampling import inputs
-from distillkit.files import cache_folder, slug
+from distillkit.files import cache_folder
 from distillkit.jobs.context import Context, launch
 from distillkit.jobs.distil import Distillation
 from distillkit.jobs.options import EvaluationOptions
-from distillkit.jobs.previews import shown
 from distillkit.jobs.run import Run as FinishedRun
 from distillkit.jobs.subjects import found_subjects
 from distillkit.jobs.trial import try_training
-from distillkit.pictures import reach, reduced, save_grid, tiles
-from distillkit.reading import json_lines
-from distillkit.runs.folder import CONFIG, RunFolder
+from distillkit.runs.folder import CONFIG
 from distillkit.students.artifact import Student
 from distillkit.students.load import load_student
 
-COLUMNS, SAMPLES = 5, 20
-"""Of the report's sheets: few enough to be large."""
+LOST_DEVICE = "CUDA error"
+"""In messages of failures after which the process can compute nothing on its device any more."""
 
-log = logging.getLogger(__name__)
 
-LARGEST_METRICS = 2**30
-
-State = Literal["done", "interrupted", "to do", "cannot run"]
+class ProcessUnusable(DistillkitError):
+    """A device failed, or another process of the same job ended: this process cannot go on with other jobs."""
 
 
 class Bench:
@@ -63,12 +68,18 @@ class Bench:
     def __init__(self, suite: Suite, folder: Path, teacher: Teacher, context: Context) -> None:
         self.suite, self.folder, self.context = suite, folder, context
         self.teacher = teacher.to(context.device)
-        self._frame: float | None = None
         self.measure = measure_of(suite, teacher)
         self.protocol = self.measure.protocol.name
         self.results = Results(
             suite=suite, environment=environment(), created=datetime.now(UTC).isoformat(timespec="seconds")
         )
+
+    @cached_property
+    def sheets(self) -> Sheets:
+        """The pictures, in which the teacher takes its own number of steps where that is measured."""
+        own, steps = self.teacher.spec.solver_steps, self._teacher_steps
+        pictured = teacher_generator(self.teacher, own if own in steps else max(steps), self.suite.guidance)
+        return Sheets(self.measure, pictured, self.context.device)
 
     def plan(self) -> list[Job]:
         """All trainings of the suite, with their costs counted."""
@@ -88,10 +99,7 @@ class Bench:
 
     def state(self, job: Job) -> State:
         """What is there of a job."""
-        if job.problem:
-            return "cannot run"
-        folder = self._folder(job)
-        return "done" if folder.finished else "interrupted" if (folder / CONFIG).is_file() else "to do"
+        return state_of(self.folder, job)
 
     def run(self) -> Results:
         """Do everything that is not done yet. A job that fails does not stop the others.
@@ -104,13 +112,14 @@ class Bench:
         try:
             jobs = self.plan()
             require_some(jobs)
-            for problem in _problems(jobs):
+            for problem in problems_of(jobs):
                 say(f"cannot run: {problem}")
-            self.results = self.results.model_copy(update={"measured": self._known()})
-            self._measure_teacher()
+            self.begin()
+            self.measure_teacher()
+            self._keep(self.results)
             for number, job in enumerate(jobs, 1):
                 say(f"[{number}/{len(jobs)}] {job.entry}, seed {job.seed}: {self.state(job)}")
-                run = self._outcome(job)
+                run = self.outcome(job)
                 self._keep(self.results.with_run(run))
         except Interrupted as stopped:
             raise Interrupted(
@@ -118,42 +127,43 @@ class Bench:
             ) from stopped
         return self.results
 
-    def _known(self) -> dict[str, str]:
-        """What the records that are there were measured of."""
-        try:
-            return read_results(self.folder).measured
-        except DistillkitError:
-            return {}
+    def begin(self) -> None:
+        """Start from nothing but the records that are there."""
+        update = {"runs": (), "teacher_records": (), "grid": {}, "measured": known_records(self.folder)}
+        self.results = self.results.model_copy(update=update)
 
     def _keep(self, results: Results) -> None:
         self.results = results
         if self.context.main:
             write_results(self.folder, results)
 
-    def _folder(self, job: Job) -> RunFolder:
-        return RunFolder(self.folder / "runs" / job.name, f"distillkit run {job.method.name if job.method else ''}")
+    def outcome(self, job: Job) -> Run:
+        """The job's run and records, made or found; a failure becomes a result too.
 
-    def _outcome(self, job: Job) -> Run:
-        """The job's run and records, made or found; a failure becomes a result too."""
-        method = self.suite.method_of(job.entry)
-        about = {"entry": job.entry, "method": method, "package": job.package, "seed": job.seed, "key": job.key}
+        Raises:
+            Interrupted: after a signal; everything that was done is kept.
+            ProcessUnusable: where no other job can be done in this process either.
+        """
         try:
             if job.problem:
                 raise DistillkitError(job.problem)
             folder = self._trained(job)
             record = FinishedRun(folder).summary
             return Run(
-                **about, state="done", folder=str(folder.relative_to(self.folder)), config=record["config"],
-                cost=record["cost_forward_equivalents"], images=record["config"]["training"]["duration"],
+                **about_run(self.suite, job), state="done", folder=str(folder.relative_to(self.folder)),
+                config=record["config"], cost=record["cost_forward_equivalents"],
+                images=record["config"]["training"]["duration"],
                 seconds=record["seconds"], health=record["health"], curve=tuple(curve(folder)),
                 records=tuple(self._measure_student(job, folder)),
             )  # fmt: skip
         except Interrupted:
             raise
         except Exception as error:  # a method may fail in any way, and the others go on
-            reason = reason_of(error)
-            self.context.reporter.say(f"failed: {job.entry}, seed {job.seed} ({job.package}): {reason}")
-            return Run(**about, state="failed", reason=reason)
+            if isinstance(error, RuntimeError) and (LOST_DEVICE in str(error) or lost_another(error)):
+                raise ProcessUnusable(f"{job.entry}, seed {job.seed}: {reason_of(error)}") from error
+            run = failed_run(self.suite, job, reason_of(error))
+            self.context.reporter.say(failure(run))
+            return run
         finally:
             gc.collect()
             self.context.accelerator.free_memory()
@@ -161,7 +171,7 @@ class Bench:
     def _trained(self, job: Job) -> Path:
         """The folder of the job's finished run."""
         assert job.method is not None and job.config is not None
-        folder = self._folder(job)
+        folder = run_folder(self.folder, job)
         if folder.finished:
             return folder.path
         work = Distillation(job.config, folder, self.context, job.method, self.teacher)
@@ -170,19 +180,27 @@ class Bench:
         launch(
             folder, work.config, self.context, lambda: work.run(resume=begun), resume=begun, inputs=work.inputs
         )  # fmt: skip
+        # The first process alone writes the record, which all read.
+        self.context.accelerator.wait_for_everyone()
         return folder.path
 
-    def _measure_teacher(self) -> None:
-        own = self.teacher.spec.solver_steps
-        steps = self.suite.teacher_steps or (own,)
-        pictured = own if own in steps else max(steps)
+    def measure_teacher(self) -> None:
+        """Its records at the suite's numbers of steps, and its picture.
+
+        Raises:
+            DistillkitError: when it cannot be measured.
+            Interrupted: after a signal.
+        """
         records = []
-        for count in steps:
+        for count in self._teacher_steps:
             generator = teacher_generator(self.teacher, count, self.suite.guidance)
             records.append(self._measured(generator, f"teacher-{count}-steps"))
-            if count == pictured:
-                self._picture("teacher", generator)
-        self._keep(self.results.model_copy(update={"teacher_records": tuple(records)}))
+        self._picture("teacher", self.sheets.teacher)
+        self.results = self.results.model_copy(update={"teacher_records": tuple(records)})
+
+    @property
+    def _teacher_steps(self) -> tuple[int, ...]:
+        return self.suite.teacher_steps or (self.teacher.spec.solver_steps,)
 
     def _measure_student(self, job: Job, folder: Path) -> Iterator[str]:
         """Records at the student's own number of evaluations and at those of the suite that its sampler can do."""
@@ -217,21 +235,10 @@ class Bench:
         self.results = self.results.model_copy(update={"measured": {**self.results.measured, str(path): key}})
         return str(path)
 
-    @torch.inference_mode()
     def _picture(self, name: str, generator: Generator) -> None:
-        """A sheet of samples from the same noise and conditions for every generator; points in the teacher's frame."""
-        path = Path("grid") / f"{slug(name)}.png"
         if self.context.main:
-            device, content = self.context.device, generator.content
-            samples = fitted(generator, self.measure).protocol.samples
-            noise, keys, seeds = inputs(samples, shown(content, SAMPLES), generator.shape, generator.conditioner)
-            made = generator.generate(noise.to(device), generator.conditioner.encode(keys).to(device), seeds)
-            if content == "points" and self._frame is None:
-                self._frame = reach(made)
-            pictures = reduced(tiles(made, content, self._frame))
-            captions = [] if content == "points" else generator.conditioner.captions(keys)
-            save_grid(self.folder / path, pictures, min(COLUMNS, len(pictures)), captions=captions)
-        self.results = self.results.model_copy(update={"grid": {**self.results.grid, name: str(path)}})
+            self.sheets.write(self.folder / sheet(name), generator)
+        self.results = self.results.model_copy(update={"grid": {**self.results.grid, name: sheet(name)}})
 
 
 def measure_of(suite: Suite, teacher: Teacher) -> Measure:
@@ -251,16 +258,6 @@ def measure_of(suite: Suite, teacher: Teacher) -> Measure:
     return load_measure(protocol, count=suite.samples, shape=shape)
 
 
-def require_some(jobs: Sequence[Job]) -> None:
-    """Refuse a benchmark of which nothing can be run.
-
-    Raises:
-        DistillkitError: with every entry's reason.
-    """
-    if all(job.problem for job in jobs):
-        raise DistillkitError("none of the entries can be run:\n  " + "\n  ".join(_problems(jobs)))
-
-
 def _otherwise(student: Student, evaluations: tuple[int, ...]) -> Iterator[Student]:
     """The student with other numbers of evaluations, those that its sampler can do."""
     for nfe in sorted({*evaluations} - {round(student.nfe)}):
@@ -275,18 +272,3 @@ def _whole(path: Path) -> bool:
         return read_record(path).kind == "measured"
     except DistillkitError:
         return False
-
-
-def _problems(jobs: Sequence[Job]) -> Iterator[str]:
-    return (f"{job.entry}: {job.problem}" for job in jobs if job.seed == 0 and job.problem)
-
-
-def curve(run: Path) -> Iterator[Point]:
-    """The figures that a run measured on its way; lines of its metrics that are none are passed over and reported."""
-    for entry in json_lines(run / "metrics.jsonl", most=LARGEST_METRICS, say=log.warning):
-        if found := entry.get("evaluation"):
-            try:
-                figure = {key: found.get(key) for key in ("value", "error", "nfe")}
-                yield Point(cost=entry["cost"], images=entry["images"], **figure)
-            except (AttributeError, KeyError, ValueError):
-                log.warning("%s: a malformed evaluation was skipped", run / "metrics.jsonl")

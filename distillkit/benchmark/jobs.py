@@ -62,6 +62,13 @@ class Job:
         return f"{self.entry}-seed{self.seed}-{self.key}"
 
     @property
+    def code(self) -> str:
+        """Hash of the source of its method and of distillkit; empty where there is no method."""
+        if self.method is None:
+            return ""
+        return hash_of([source_hash(self.method.value), own_source_hash(*sorted({*TRAINING_CODE, *FIGURES_CODE}))])
+
+    @property
     def package(self) -> str:
         """Distribution and version that the method came from."""
         return self.method.origin if self.method else ""

@@ -5,17 +5,19 @@ from __future__ import annotations
 import html
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
-from distillkit.benchmark.harness import Bench, State, measure_of, require_some
+from distillkit.benchmark.harness import Bench, measure_of
 from distillkit.benchmark.jobs import Job, precision_of
 from distillkit.benchmark.leaderboard import Leaderboard, leaderboard
+from distillkit.benchmark.outcomes import State, require_some
 from distillkit.benchmark.report import write_report
 from distillkit.benchmark.results import Results, Run, read_results
 from distillkit.benchmark.suite import Suite, chosen, default_suite, load_suite
 from distillkit.benchmark.verdicts import findings, paired, table_decimals
+from distillkit.benchmark.workers.side_by_side import Workers, side_by_side
 from distillkit.downloads import nothing_downloaded
 from distillkit.errors import DistillkitError
 from distillkit.evaluation.digits import with_error
@@ -104,10 +106,13 @@ def bench(
     device: str = "auto",
     quiet: bool = False,
     timeout: float = TIMEOUT,
+    workers: Workers | None = None,
 ) -> BenchResult:
     """Compare methods at one cost, from one teacher, under one protocol; what `distillkit bench` does.
 
     What is done already is kept: the same call goes on after an interruption, and makes anew only what has changed.
+
+    >>> bench("digits", workers=Workers(jobs=4))    # doctest: +SKIP
 
     Args:
         suite: a suite's name, its YAML file, or a `Suite`; the one of the embedded teacher by default.
@@ -121,6 +126,7 @@ def bench(
         device: "auto", "cpu", "cuda" or "mps".
         quiet: no progress.
         timeout: seconds for which one of several processes may keep the others waiting.
+        workers: how many trainings are done at one time, and where; one after the other in this process by default.
 
     Raises:
         UsageError: for a suite, method or number that does not fit; says which.
@@ -129,6 +135,11 @@ def bench(
     """
     asked = _asked(suite, methods, seeds, budget, data, protocol, prompts)
     folder = _folder(asked, output_dir)
+    if workers is not None and not workers.this_process:
+        side_by_side(asked, folder, workers, device=device, quiet=quiet, timeout=timeout)
+        result = BenchResult(folder)
+        result.report()
+        return result
     with _context(asked, device, quiet=quiet, timeout=timeout) as context:
         reference = resolve(asked.teacher, asked.pipeline)
         reference.check()
@@ -164,11 +175,24 @@ class BenchPlan:
     device: str
     jobs: list[PlannedJob]
     downloads: tuple[str, ...] = ()
+    workers: Workers = field(default_factory=Workers)
 
     @property
     def seconds(self) -> float:
         """Of the trainings that are still to do."""
-        return sum(planned.seconds or 0.0 for planned in self.jobs if planned.state != "done")
+        return sum(self._to_do)
+
+    @property
+    def wall_seconds(self) -> float:
+        """Of the same trainings, handed to the workers in turn, each with devices of its own."""
+        ends = [0.0] * self.workers.jobs
+        for seconds in self._to_do:
+            ends[ends.index(min(ends))] += seconds
+        return max(ends)
+
+    @property
+    def _to_do(self) -> list[float]:
+        return [planned.seconds or 0.0 for planned in self.jobs if planned.state != "done"]
 
 
 def plan(
@@ -182,6 +206,7 @@ def plan(
     protocol: str | Path | None = None,
     output_dir: str | Path | None = None,
     device: str = "auto",
+    workers: Workers | None = None,
 ) -> BenchPlan:
     """What `bench` would do with the same arguments, what it would cost and how long it would take. Nothing is written
     or downloaded: a teacher that is not there is stood in for by one with random weights.
@@ -205,7 +230,9 @@ def plan(
                 times[job.entry] = _seconds(work, job)
             jobs.append(PlannedJob(job, work.state(job), times[job.entry]))
         require_some([planned.job for planned in jobs])
-        return BenchPlan(asked, folder, work.protocol, str(context.device), jobs, tuple(needed.names))
+        return BenchPlan(
+            asked, folder, work.protocol, str(context.device), jobs, tuple(needed.names), workers or Workers()
+        )
 
 
 def _seconds(work: Bench, job: Job) -> float | None:

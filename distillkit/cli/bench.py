@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from distillkit.cli.choices import SUITES, DeviceOption, DryRunOption, TimeoutOption, offered, suites
+from distillkit.cli.choices import SUITES, DeviceOption, DryRunOption, TimeoutOption, launchers, offered, suites
 from distillkit.cli.choices import methods as completed_methods
 
 
@@ -51,6 +51,24 @@ def bench(
     report_only: Annotated[
         bool, typer.Option("--report-only", help="Write the report anew from the folder's results; run nothing.")
     ] = False,
+    jobs: Annotated[
+        int, typer.Option("--jobs", "-j", min=1, max=1000, help="Trainings at one time, each on a device of its own.")
+    ] = 1,
+    processes_per_job: Annotated[
+        int, typer.Option(min=1, max=64, help="Processes of each training, which share its batch, on a device each.")
+    ] = 1,
+    launcher: Annotated[
+        str, typer.Option(help="Where the jobs run: local (this machine) or slurm.", autocompletion=launchers)
+    ] = "local",
+    slurm: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="KEY=VALUE", help="An option of every Slurm job: partition=gpu, time=8:00:00, account=..., gpus=1."
+        ),
+    ] = None,
+    retries: Annotated[
+        int, typer.Option(min=0, max=100, help="How often a training whose process died is tried again.")
+    ] = 2,
     device: DeviceOption = "auto",
     timeout: TimeoutOption = None,
     dry_run: DryRunOption = False,
@@ -60,10 +78,12 @@ def bench(
 
     The same teacher, start, seeds, noise, precision and budget for all. The default takes under twenty minutes on two
     cores and needs no download. What is done is kept: the same command continues after an interruption, and runs again
-    only what has changed. Ends with exit code 1 if a method failed.
+    only what has changed. With --jobs several trainings are done side by side, to the same results. Ends with exit code
+    1 if a method failed.
     """
     from distillkit.benchmark import run
     from distillkit.benchmark.suite import default_suite, load_suite
+    from distillkit.benchmark.workers.side_by_side import Workers
     from distillkit.cli.bench_tables import show_bench, show_bench_plan
     from distillkit.jobs.context import TIMEOUT, is_first_process
 
@@ -72,24 +92,38 @@ def bench(
         result.report()
         show_bench(result)
         return
+    workers = Workers(jobs, processes_per_job, launcher, _options(slurm or []), retries)
     names = [name.strip() for name in methods.split(",") if name.strip()]
     spent = _count(budget)
     if dry_run:
         show_bench_plan(
             run.plan(
                 suite, methods=names, seeds=seeds, budget=spent, data=data, prompts=prompts, protocol=protocol,
-                output_dir=output_dir, device=device,
+                output_dir=output_dir, device=device, workers=workers,
             )
         )  # fmt: skip
         return
     result = run.bench(
         suite, methods=names, seeds=seeds, budget=spent, data=data, prompts=prompts, protocol=protocol,
         output_dir=output_dir, device=device, quiet=quiet, timeout=timeout or TIMEOUT,
+        workers=workers,
     )  # fmt: skip
     if is_first_process():
         show_bench(result)
     if result.failed:
         raise typer.Exit(1)
+
+
+def _options(given: list[str]) -> dict[str, str]:
+    from distillkit.errors import UsageError
+
+    options = {}
+    for one in given:
+        key, equals, value = one.partition("=")
+        if not equals or not key.strip() or not value.strip():
+            raise UsageError(f"--slurm {one}: write KEY=VALUE, such as partition=gpu")
+        options[key.strip()] = value.strip()
+    return options
 
 
 def _count(budget: str) -> int | None:

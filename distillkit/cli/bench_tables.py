@@ -70,8 +70,16 @@ def show_bench_plan(plan: BenchPlan) -> None:
     for name in plan.downloads:
         out.print(f"to be downloaded: {name}", highlight=False, markup=False)
     out.print(
-        f"about {clock(plan.seconds)} for the trainings that are to do, on {plan.device}; evaluations come on top\n"
+        f"about {clock(plan.seconds)} for the trainings that are to do, on {plan.device}{_side_by_side(plan)}; "
+        "evaluations come on top\n"
         f"nothing was written to {plan.folder}",
         highlight=False,
         markup=False,
     )
+
+
+def _side_by_side(plan: BenchPlan) -> str:
+    """What several jobs at one time make of it."""
+    if plan.workers.jobs == 1:
+        return ""
+    return f", or {clock(plan.wall_seconds)} with {plan.workers.jobs} jobs side by side on devices of their own"

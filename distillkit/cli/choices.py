@@ -55,6 +55,11 @@ def devices() -> list[str]:
     return list(DEVICES)
 
 
+def launchers() -> list[str]:
+    """Completion by where the jobs of a bench run."""
+    return ["local", "slurm"]
+
+
 def trackers() -> list[str]:
     """Completion by trackers."""
     return ["none", "tensorboard", "wandb", "trackio", "mlflow", *names.names("trackers")]

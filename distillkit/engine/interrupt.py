@@ -32,11 +32,14 @@ class StopRequest:
 
 
 @contextmanager
-def stop_on_signal() -> Iterator[StopRequest]:
+def stop_on_signal(at_once: Callable[[], None] = lambda: None) -> Iterator[StopRequest]:
     """Note SIGINT, SIGTERM and SIGHUP instead of dying within a step; the second one ends the process at once.
 
     Handlers set a flag and acknowledge it by a line, and the former ones are restored. A SIGHUP that is ignored, as
     under `nohup`, stays ignored. Outside the main thread nothing is installed.
+
+    Args:
+        at_once: called before the process ends at once.
     """
     request = StopRequest()
     if threading.current_thread() is not threading.main_thread():
@@ -49,6 +52,7 @@ def stop_on_signal() -> Iterator[StopRequest]:
         if request:
             if "TORCHELASTIC_RUN_ID" in os.environ and time.monotonic() - first < SAME_SECONDS:
                 return
+            at_once()
             # Files are written whole or not at all, so leaving here loses the work since the last checkpoint only.
             os._exit(128 + signum)
         request.signum, first = signum, time.monotonic()

@@ -10,7 +10,7 @@ import pytest
 
 import distillkit
 from distillkit import DistillkitError, UsageError
-from distillkit.benchmark.harness import curve
+from distillkit.benchmark.outcomes import curve
 from distillkit.benchmark.results import read_results
 from distillkit.benchmark.run import BenchResult, plan
 from distillkit.benchmark.suite import load_suite

@@ -1,0 +1,57 @@
+"""The report's pictures: samples of every generator from the same noise and conditions."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from distillkit.evaluation.generator import Generator
+from distillkit.evaluation.measure import Measure
+from distillkit.evaluation.pipeline import fitted
+from distillkit.evaluation.sampling import inputs
+from distillkit.files import slug
+from distillkit.jobs.previews import shown
+from distillkit.pictures import reach, reduced, save_grid, tiles
+
+COLUMNS, SAMPLES = 5, 20
+"""Few enough to be large."""
+
+
+class Sheets:
+    """Makes the pictures of a benchmark.
+
+    Args:
+        measure: whose first samples are shown.
+        teacher: as it is pictured; the frame around points is its own in every picture.
+    """
+
+    def __init__(self, measure: Measure, teacher: Generator, device: torch.device) -> None:
+        self.measure, self.teacher, self.device = measure, teacher, device
+
+    def write(self, path: Path, generator: Generator) -> None:
+        """A sheet of a generator's samples."""
+        made, captions = self._samples(generator)
+        points = generator.content == "points"
+        pictures = reduced(tiles(made, generator.content, self._frame if points else None))
+        save_grid(path, pictures, min(COLUMNS, len(pictures)), captions=[] if points else captions)
+
+    @cached_property
+    def _frame(self) -> float:
+        """How far points reach: whichever picture is made first, it is what the teacher's samples take."""
+        return reach(self._samples(self.teacher)[0])
+
+    @torch.inference_mode()
+    def _samples(self, generator: Generator) -> tuple[Tensor, list[str]]:
+        """Decoded samples, and what their conditions say."""
+        samples, content = fitted(generator, self.measure).protocol.samples, generator.content
+        noise, keys, seeds = inputs(samples, shown(content, SAMPLES), generator.shape, generator.conditioner)
+        condition = generator.conditioner.encode(keys).to(self.device)
+        return generator.generate(noise.to(self.device), condition, seeds), generator.conditioner.captions(keys)
+
+
+def sheet(name: str) -> str:
+    """Where a generator's picture is in the benchmark's folder."""
+    return str(Path("grid") / f"{slug(name)}.png")
