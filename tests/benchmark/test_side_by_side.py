@@ -120,8 +120,6 @@ def results(folder, *entries):
 
 def test_side_by_side_and_in_turn_are_the_same(place, forked, capsys):
     """With a stop in the middle, a worker that is killed once, and one that is killed whenever it is at its work."""
-    (place / "one" / "mark").write_text("die once")
-    (place / "two" / "mark").write_text("die always")
 
     def stop_in_the_middle():
         while not list(place.glob("bench/small/runs/*/checkpoints/step-*")):
@@ -136,6 +134,8 @@ def test_side_by_side_and_in_turn_are_the_same(place, forked, capsys):
     folder = place / "bench" / "small"
     assert not (folder / "workers").exists() and "stopping 2 jobs" in capsys.readouterr().out
     assert not list(folder.glob("runs/*/.owner.json")), "everything was left at a safe place"
+    (place / "one" / "mark").write_text("die once")
+    (place / "two" / "mark").write_text("die always")
     ForkedWorker.started = 0
     result = distillkit.bench("small.yaml", workers=workers)
     said = capsys.readouterr().out
