@@ -160,6 +160,7 @@ def train(values: dict[str, Any]) -> None:
         if dry_run:
             _show_plans(config, context, folder, resume=bool(resume))
             return
+        folder = context.agreed(folder)
         work = trained_by(config, folder, context)
         made = launch(
             folder, config, context, lambda: work.run(resume=bool(resume)), resume=bool(resume), inputs=work.inputs

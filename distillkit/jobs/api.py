@@ -172,7 +172,7 @@ def planned(
         precision=resolved.training.precision, device=device, report_to=report_to,
         tracker_project=tracker_project, quiet=quiet, timeout=timeout, settled=TRAINING, remarks=remarks,
     ) as context:  # fmt: skip
-        yield Plan(resolved, preset, folder, context, offer, at_hand, resuming=bool(resume))
+        yield Plan(resolved, preset, context.agreed(folder), context, offer, at_hand, resuming=bool(resume))
 
 
 def method_offer(method: AnyMethod) -> Installed:

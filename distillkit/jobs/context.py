@@ -19,10 +19,12 @@ from pydantic import BaseModel
 from distillkit.contracts.hooks import Tracker
 from distillkit.contracts.source import SourceJob
 from distillkit.engine.interrupt import StopRequest, stop_on_signal
+from distillkit.engine.processes import Processes
 from distillkit.engine.trackers import TrackedRun, Trackers, project_of, require_tracker
 from distillkit.engine.watch import Progress, lost_another, watched
 from distillkit.errors import DistillkitError, Interrupted, UsageError
 from distillkit.files import WriteError, io_error
+from distillkit.jobs.alike import require_same_inputs, require_same_versions
 from distillkit.jobs.launcher import contradiction, launcher_settings, own_environment
 from distillkit.progress import Quiet, Reporter, reporter_for
 from distillkit.runs.folder import RunFolder
@@ -102,6 +104,7 @@ class Context:
         report_to: a tracker's name, a tracker, or "none".
         progress: what the job's other processes hear of this one.
         project: of the tracker.
+        processes: of the job, for short messages.
     """
 
     accelerator: Accelerator
@@ -110,6 +113,7 @@ class Context:
     report_to: str | Tracker = "none"
     progress: Progress = field(default_factory=Progress)
     project: str | None = None
+    processes: Processes = field(default_factory=Processes)
 
     @property
     def device(self) -> torch.device:
@@ -127,6 +131,10 @@ class Context:
     @property
     def world(self) -> int:
         return int(self.accelerator.num_processes)
+
+    def agreed(self, folder: RunFolder) -> RunFolder:
+        """The first process' folder: a name by the time may be another on each."""
+        return RunFolder(Path(self.processes.first(str(folder.path))), folder.command)
 
     def trackers(self, folder: RunFolder, config: Mapping[str, Any], *, resumed: bool) -> Trackers:
         """The tracker of the run in `folder`."""
@@ -183,6 +191,7 @@ def job_context(
     Raises:
         UsageError: for a device, precision or tracker that is not there, or a launcher that asks for something else.
         DistillkitError: where another process of the job has ended.
+        UsageError: where processes have other versions of programs.
     """
     if not 1 <= timeout <= MOST_TIMEOUT:
         raise UsageError(f"--timeout {timeout:g}: from 1 second to {MOST_TIMEOUT:,.0f}")
@@ -197,6 +206,7 @@ def job_context(
     with stop_on_signal() as stop:
         context = Context(accelerator, reporter, stop, report_to, project=tracker_project)
         with watched(context.progress, context.rank, context.world, timeout), _others_ending(context):
+            require_same_versions(context.processes)
             yield context
 
 
@@ -240,8 +250,10 @@ def entered(
         inputs: what the run reads beside its configuration, by what it is; the same is due on resuming.
 
     Raises:
-        UsageError: when the folder is in use, holds something else, or was begun with another configuration or inputs.
+        UsageError: when the folder is in use, holds something else, or was begun with another configuration or inputs;
+            or when processes were given other ones.
     """
+    require_same_inputs(context.processes, {**inputs, **_flat(config.model_dump(mode="json"))})
     with folder.locked(main=context.main):
         context.progress.go_on = folder.resume_command
         if context.main and resume:
@@ -250,6 +262,14 @@ def entered(
             folder.begin(config, inputs)
         context.accelerator.wait_for_everyone()
         yield
+
+
+def _flat(values: Mapping[str, Any], above: str = "") -> dict[str, str]:
+    """{"training.lr": "0.001"} of nested values."""
+    found: dict[str, str] = {}
+    for key, value in values.items():
+        found |= _flat(value, f"{above}{key}.") if isinstance(value, Mapping) else {f"{above}{key}": str(value)}
+    return found
 
 
 def launch(

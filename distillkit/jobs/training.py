@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import socket
+
 from distillkit.data.decoding import Damaged, Unfit
 from distillkit.engine.config import TrainingConfig
 from distillkit.engine.loop import Loop, Stopped
@@ -53,8 +55,9 @@ def train(trainer: Loop, outputs: Outputs, folder: RunFolder, context: Context, 
             raise
         in_pass = trainer.config.batch_per_device or -(-trainer.config.batch // context.world)
         held = trainer.networks.held(trainer.config)
+        who = f"process {context.rank} of {context.world} (on {socket.gethostname()}): " if context.world > 1 else ""
         raise DistillkitError(
-            f"out of memory at step {trainer.step + 1:,}. What is held: {held}; and what a pass of "
+            f"{who}out of memory at step {trainer.step + 1:,}. What is held: {held}; and what a pass of "
             f"{in_pass:,} samples computes ({error}). Continue with: {folder.resume_command}"
         ) from cause
 

@@ -34,7 +34,7 @@ class RunFolder:
     """
 
     def __init__(self, path: Path, command: str) -> None:
-        self.path = path
+        self.path, self.command = path, command
         self.resume_command = f"{command} --resume {shlex.quote(str(path))}"
 
     def __truediv__(self, name: str) -> Path:

@@ -10,6 +10,9 @@ from distillkit import Diagnostic, DistillkitError, Stage, UsageError
 from distillkit.engine.config import INTERVALS, TrainingConfig
 from distillkit.engine.optimization import MovingAverage, learning_rate_factor
 from distillkit.engine.trainer import Trainer
+from distillkit.jobs.context import job_context
+from distillkit.jobs.training import train
+from distillkit.runs.folder import RunFolder
 from tests.engine.conftest import Toy, assert_equal_weights, weights
 
 
@@ -193,3 +196,19 @@ def test_intervals_are_fractions_of_the_duration_or_what_was_asked_for():
     assert intervals == {"log": 320, "checkpoint": 1000, "sample": 50, "evaluate": 2000}
     short = TrainingConfig(duration=20, batch=10, log_every=1)
     assert {short.interval(kind) for kind in INTERVALS} == {1}
+
+
+def test_one_of_several_that_is_out_of_memory_says_which(bench, monkeypatch):
+    trainer, outputs = bench.trainer(bench.toy()), bench.outputs()
+
+    def full(self):
+        raise MemoryError("cannot allocate 8 GiB")
+
+    monkeypatch.setattr(type(trainer), "train_step", full)
+    folder = RunFolder(bench.folder / "run", "distillkit run kd")
+    with job_context(device="cpu", quiet=True) as context:
+        for world, named in ((1, "out of memory"), (4, "process 0 of 4 (on ")):
+            monkeypatch.setattr(type(context), "world", world)
+            with pytest.raises(DistillkitError, match="at step 1.*What is held") as refused:
+                train(trainer, outputs, folder, context, resume=False)
+            assert str(refused.value).startswith(named)
