@@ -151,7 +151,7 @@ class Checkpoints:
         def keep() -> None:
             shutil.rmtree(aside, ignore_errors=True)
             aside.mkdir()
-            for file in self._named(step).glob("[!.]*"):
+            for file in self.path(step).glob("[!.]*"):
                 _link(file, aside / file.name)
             sync_folder(aside)
             shutil.rmtree(former, ignore_errors=True)
@@ -238,12 +238,12 @@ class Checkpoints:
             if self._writers.rank == 0:
                 shutil.rmtree(aside, ignore_errors=True)
             raise problem or said
-        size = sum(path.stat().st_size for path in self._named(step).glob("*.safetensors"))
+        size = sum(path.stat().st_size for path in self.path(step).glob("*.safetensors"))
         return Written(step, size, time.monotonic() - began, held_up)
 
     def _complete(self, step: int, reports: list[tuple[dict[str, str], WriteError | None]], values: Any) -> None:
         """Add state.json to what all have written, and put the checkpoint in its place."""
-        final, aside = self._named(step), self._aside(step)
+        final, aside = self.path(step), self._aside(step)
         hashes: dict[str, str] = {}
         for rank, (own, _) in enumerate(reports):
             if absent := [name for name in own if not (aside / name).is_file()]:
@@ -272,7 +272,7 @@ class Checkpoints:
         Raises:
             WriteError: when the disk refuses it for good.
         """
-        latest, name = self.folder / "latest", f"{self._named(step).name}\n".encode()
+        latest, name = self.folder / "latest", f"{self.path(step).name}\n".encode()
         if not latest.is_file() or latest.read_bytes() != name:
             write_bytes(latest, name)
         for old in self._present()[self.keep :]:
@@ -285,7 +285,7 @@ class Checkpoints:
             DistillkitError: when the disk refuses it for good.
         """
         self.wait()
-        path = self._named(step) / STATE
+        path = self.path(step) / STATE
         state = read_state(path)
         body = {"step": state.step, "values": {**state.values, **values}, "sha256": state.sha256}
         write_bytes(path, _sealed(body))
@@ -300,7 +300,7 @@ class Checkpoints:
         """
         self.wait()
         if selector != "latest":
-            return self._one(self.folder / "best" if selector == "best" else self._named(selector))
+            return self._one(self.folder / "best" if selector == "best" else self.path(selector))
         present = self.processes.first(self._present())
         if not present:
             found = sorted(p.name for p in self.folder.parent.iterdir()) if self.folder.parent.is_dir() else []
@@ -326,7 +326,8 @@ class Checkpoints:
             return checkpoint
         raise DistillkitError(f"every checkpoint in {self.folder} is damaged: {'; '.join(damaged)}")
 
-    def _named(self, step: int) -> Path:
+    def path(self, step: int) -> Path:
+        """Of the checkpoint of a step."""
         return self.folder / f"step-{step:09d}"
 
     def _aside(self, step: int) -> Path:

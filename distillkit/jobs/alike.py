@@ -13,7 +13,7 @@ from distillkit.errors import UsageError
 
 
 def versions() -> dict[str, str]:
-    """Of what has to be the same on all machines: Python up to its minor version, torch, and all that offers plugins."""
+    """Of what has to be the same on all machines: Python (its minor version), torch, and whatever offers plugins."""
     offering = {entry.dist.name: entry.dist.version for entry in entry_points(group=GROUP) if entry.dist}
     return {
         "Python": ".".join(platform.python_version_tuple()[:2]),

@@ -35,7 +35,8 @@ from distillkit.jobs.prompts import captions_among, cut, encoded, opened, requir
 from distillkit.jobs.recipe import inputs_of, recipe_of, sources_of
 from distillkit.jobs.rows import Result, Row, read_row, row_json, table_of
 from distillkit.jobs.timing import timed
-from distillkit.jobs.training import evaluation_of, measured, train
+from distillkit.jobs.training import evaluation_of, measured, train, weights_at
+from distillkit.pieces import Held
 from distillkit.registry import Installed, blaming
 from distillkit.runs.config import RunConfig
 from distillkit.runs.folder import RunFolder
@@ -201,7 +202,7 @@ class Distillation:
                 prepared + trainer.seconds, dict(trainer.cost.counts),
             )  # fmt: skip
             if context.main:
-                self._save(trainer, result)
+                self._save(trainer, result, weights_at(outputs.checkpoints, trainer.step))
             outputs.trackers.table("results", *table_of(rows), trainer.step * self.config.training.batch)
         return result
 
@@ -308,11 +309,11 @@ class Distillation:
         looked_at = Selection(checkpoints_scored=max(1, int(selection.get("evaluated", 0))))
         return self._row(self._generator(student, DISTILLED), DISTILLED, looked_at)
 
-    def _save(self, trainer: Trainer, result: Result) -> None:
+    def _save(self, trainer: Trainer, result: Result, weights: Mapping[str, Held]) -> None:
         student, folder = trainer.ema, self.folder / "student"
         images = trainer.step * self.config.training.batch
         described = self.describe(student.sampler, images).model_copy(update={"nfe": result.rows[-1].nfe})
-        description = save_student(folder, student, described)
+        description = save_student(folder, student, described, weights)
         rows = [self._written(row, description.weights_sha256) for row in result.rows]
         Previews(self.folder / "samples", self.teacher, (), self.config.seed).grid(folder / "samples.png", student)
         record: dict[str, Any] = {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 
 from distillkit.data.decoding import Damaged, Unfit
+from distillkit.engine.checkpoint import Checkpoints
 from distillkit.engine.config import TrainingConfig
 from distillkit.engine.loop import Loop, Stopped
 from distillkit.engine.outputs import Evaluation, Outputs
@@ -15,7 +16,9 @@ from distillkit.evaluation.pipeline import measure
 from distillkit.evaluation.record import Record, Selection
 from distillkit.files import require_space
 from distillkit.jobs.context import Context
+from distillkit.pieces import Held
 from distillkit.runs.folder import RunFolder
+from distillkit.students.checkpoints import STATE, held_weights, read_state
 
 
 def train(trainer: Loop, outputs: Outputs, folder: RunFolder, context: Context, *, resume: bool) -> None:
@@ -60,6 +63,17 @@ def train(trainer: Loop, outputs: Outputs, folder: RunFolder, context: Context, 
             f"{who}out of memory at step {trainer.step + 1:,}. What is held: {held}; and what a pass of "
             f"{in_pass:,} samples computes ({error}). Continue with: {folder.resume_command}"
         ) from cause
+
+
+def weights_at(checkpoints: Checkpoints, step: int) -> dict[str, Held]:
+    """The weights of the moving average of a step by the names of its denoiser, where its checkpoint holds them: to be
+    written tensor by tensor, whatever processes they are spread over.
+
+    Raises:
+        DistillkitError: when the checkpoint is damaged.
+    """
+    folder = checkpoints.path(step)
+    return held_weights(folder, "average", read_state(folder / STATE))[0]
 
 
 def require_checkpoint_space(folder: RunFolder, training: TrainingConfig, one: int) -> None:

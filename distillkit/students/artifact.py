@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
-from safetensors.torch import save
 from torch import Tensor
 
 from distillkit.contracts.codec import Codec
@@ -16,16 +15,18 @@ from distillkit.contracts.conditioner import Conditioner
 from distillkit.contracts.random import SampleRNG
 from distillkit.contracts.student import StudentGenerator
 from distillkit.errors import UsageError
-from distillkit.files import sha256, write_bytes, write_json
+from distillkit.files import write_json
 from distillkit.students.description import (
     StudentDescription,
     described_sampler,
     measured_nfe,
 )
+from distillkit.tensors import Stored
+from distillkit.weight_files import SHARD_BYTES, write_weights
 
 VALUES_AT_ONCE = 2**22
 """Numbers of decoded samples in one pass: five images of 512 x 512."""
-WEIGHTS, DESCRIPTION = "model.safetensors", "student.json"
+STEM, DESCRIPTION = "model", "student.json"
 
 
 class Student:
@@ -195,10 +196,22 @@ def samples_at_once(decoded: Sequence[int]) -> int:
     return max(1, min(256, VALUES_AT_ONCE // math.prod(decoded)))
 
 
-def save_student(folder: Path, generator: StudentGenerator, description: StudentDescription) -> StudentDescription:
-    """Write weights and description into `folder`; returns the description with the weights' hash."""
-    state = {name: value.detach().cpu().contiguous() for name, value in generator.denoiser.state_dict().items()}
-    write_bytes(folder / WEIGHTS, save(state, metadata={"format": "pt"}))
-    complete = description.model_copy(update={"weights_sha256": sha256(folder / WEIGHTS)})
+def save_student(
+    folder: Path,
+    generator: StudentGenerator,
+    description: StudentDescription,
+    weights: Mapping[str, Tensor | Stored] | None = None,
+    *,
+    shard_bytes: int = SHARD_BYTES,
+) -> StudentDescription:
+    """Write weights and description into `folder`; returns the description with the weights' hash.
+
+    Args:
+        weights: of the denoiser, where the generator's own are not whole; read one at a time.
+        shard_bytes: of the largest file; more is written as several with an index.
+    """
+    weights = generator.denoiser.state_dict() if weights is None else weights
+    found = write_weights(folder, STEM, weights, shard_bytes=shard_bytes)
+    complete = description.model_copy(update={"weights_sha256": found})
     write_json(folder / DESCRIPTION, complete.model_dump(mode="json"))
     return complete

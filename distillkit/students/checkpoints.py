@@ -17,6 +17,7 @@ from distillkit.files import canonical_json
 from distillkit.pieces import Held, held_in
 from distillkit.reading import Unreadable, read_json, regular_file, validated
 from distillkit.students.description import StudentDescription, read_description
+from distillkit.weight_files import hash_of_files
 
 STATE, PREFIX, SUFFIX = "state.json", "denoiser.", ".safetensors"
 _NUMBERED = re.compile(r"(?P<group>.+)-(?P<number>\d{5})-of-(?P<of>\d{5})\.safetensors")
@@ -201,14 +202,6 @@ def held_weights(folder: Path, role: str, state: State) -> tuple[dict[str, Held]
     held = held_in([folder / name for name in names])
     weights = {key.removeprefix(PREFIX): value for key, value in held.items() if key.startswith(PREFIX)}
     return weights, hash_of_files({name: state.sha256[name] for name in names})
-
-
-def hash_of_files(hashes: Mapping[str, str]) -> str:
-    """The hash of weights in files, by the files' own: that of a file alone, or of all names and hashes."""
-    if len(hashes) == 1:
-        return next(iter(hashes.values()))
-    lines = (f"{name} {hashes[name]}\n" for name in sorted(hashes))
-    return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
 def _step(path: Path) -> int | None:

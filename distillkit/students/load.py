@@ -11,18 +11,18 @@ from torch import Tensor
 from distillkit.contracts.denoiser import Denoiser
 from distillkit.contracts.student import StudentGenerator
 from distillkit.errors import DistillkitError, UsageError
-from distillkit.files import sha256
 from distillkit.models.build import build_denoiser, check_kinds, described_weights
 from distillkit.models.diffusers.folder import COMPONENTS, network_prefix
 from distillkit.models.diffusers.parts import beside, with_parts
-from distillkit.models.diffusers.weights import read_weights
+from distillkit.models.diffusers.weights import read_weights as read_network
 from distillkit.models.store.folder import check_fit
 from distillkit.reading import read_json
 from distillkit.registry import registry
-from distillkit.students.artifact import DESCRIPTION, WEIGHTS, Student
+from distillkit.students.artifact import DESCRIPTION, STEM, Student
 from distillkit.students.checkpoints import PREFIX, STATE, Weights, from_run, read_checkpoint, split_selector
 from distillkit.students.description import difference, read_description
 from distillkit.tensors import read_tensors
+from distillkit.weight_files import has_weights, read_weights
 
 
 def load_student(path: str | Path, *, say: Callable[[str], None] | None = None) -> Student:
@@ -102,18 +102,18 @@ def _saved(folder: Path) -> Weights:
     description = read_description(read_json(folder / DESCRIPTION), str(folder / DESCRIPTION))
     conditioner, codec = (with_parts(part, beside(folder)) for part in (description.conditioner, description.codec))
     description = description.model_copy(update={"conditioner": conditioner, "codec": codec})
-    path = folder / WEIGHTS
+    path = folder / f"{STEM}.safetensors"
     network = next((name for name in COMPONENTS if (folder / name / "config.json").is_file()), None)
-    if path.is_file():
-        tensors, found = read_tensors(path), sha256(path)
+    if has_weights(folder, STEM):
+        tensors, found = read_weights(folder, STEM)
     elif network:
         path = folder / network
-        own, found, _ = read_weights(path)
+        own, found, _ = read_network(path)
         tensors = {f"{network_prefix(network)}{name}": value for name, value in own.items()}
     else:
         raise DistillkitError(
-            f"{folder} has a {DESCRIPTION} and no {WEIGHTS}: it was exported for another library (see its README.md), "
-            "or its weights were removed"
+            f"{folder} has a {DESCRIPTION} and no {path.name}: it was exported for another library (see its "
+            "README.md), or its weights were removed"
         )
     if found == description.weights_sha256:
         return Weights(tensors, description, folder, str(path))

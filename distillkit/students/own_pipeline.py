@@ -7,15 +7,14 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save
-
 from distillkit.contracts.codec import Pixels
 from distillkit.contracts.conditioner import ClassLabels, Unconditional
 from distillkit.errors import UsageError
-from distillkit.files import write_bytes, write_json
+from distillkit.files import write_json
 from distillkit.models.diffusers.unet2d import DiffusersUNet
 from distillkit.students.artifact import Student
 from distillkit.students.evaluations import evaluations_of
+from distillkit.weight_files import SHARD_BYTES, write_weights
 
 FILES = Path(__file__).parent / "diffusers_files"
 SINCE = "0.32.0"
@@ -51,7 +50,7 @@ def write_own_pipeline(student: Student, folder: Path) -> str:
     if isinstance(model, DiffusersUNet):
         index |= {"network": ["diffusers", "UNet2DModel"], "sign": model.sign}
         evaluations = [replace(line, t=line.t * model.time_scale) for line in evaluations]
-        model.unet.save_pretrained(folder / "network")
+        model.unet.save_pretrained(folder / "network", max_shard_size=SHARD_BYTES)
     else:
         index["network"] = ["distillkit_network", "DistillkitNetwork"]
         _write_network(student, folder / "network")
@@ -79,14 +78,14 @@ def _classes(student: Student) -> int:
 
 def _write_network(student: Student, folder: Path) -> None:
     model: Any = student.generator.denoiser.model
-    state = {f"model.{name}": value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
+    state = {f"model.{name}": value for name, value in model.state_dict().items()}
     config = {
         "_class_name": "DistillkitNetwork",
         "_diffusers_version": SINCE,
         "description": student.description.network,
     }
     write_json(folder / "config.json", config)
-    write_bytes(folder / "diffusion_pytorch_model.safetensors", save(state, metadata={"format": "pt"}))
+    write_weights(folder, "diffusion_pytorch_model", state)
     shutil.copyfile(FILES / "distillkit_network.py", folder / "distillkit_network.py")
 
 

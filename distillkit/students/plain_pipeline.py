@@ -23,6 +23,7 @@ from distillkit.registry import registry
 from distillkit.students.artifact import DESCRIPTION, Student
 from distillkit.students.card import example_prompt
 from distillkit.students.schedulers import Scheduler, scheduler_of
+from distillkit.weight_files import SHARD_BYTES
 
 PLACE = "path/to/this/folder"
 NOTE = """The number of steps and the guidance are part of the student: the pipeline's own defaults are its teacher's,
@@ -70,7 +71,7 @@ def write_plain_pipeline(student: Student, folder: Path, *, self_contained: bool
     component, network = _network_of(student)
     scheduler = scheduler_of(student.generator)
     call = _call(student, _pipeline_class(index, source), scheduler)
-    network.save_pretrained(folder / component)
+    network.save_pretrained(folder / component, max_shard_size=SHARD_BYTES)
     plain: Any = getattr(diffusers, scheduler.name)(**scheduler.config)
     plain.save_pretrained(folder / "scheduler")
     components = {file.partition("/")[0] for parts in used for file in parts.sha256}

@@ -209,6 +209,6 @@ def test_one_of_several_that_is_out_of_memory_says_which(bench, monkeypatch):
     with job_context(device="cpu", quiet=True) as context:
         for world, named in ((1, "out of memory"), (4, "process 0 of 4 (on ")):
             monkeypatch.setattr(type(context), "world", world)
-            with pytest.raises(DistillkitError, match="at step 1.*What is held") as refused:
+            with pytest.raises(DistillkitError, match=r"at step 1.*What is held") as refused:
                 train(trainer, outputs, folder, context, resume=False)
             assert str(refused.value).startswith(named)

@@ -17,7 +17,7 @@ class Three:
         self.said = said
 
     def gather(self, word):
-        host, mine = word
+        _, mine = word
         theirs = {name: value for name, value in {**mine, **self.said}.items() if value is not None}
         return [word, word, ("node-c", theirs)]
 

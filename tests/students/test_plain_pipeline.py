@@ -111,6 +111,17 @@ def test_diffusers_alone_makes_the_same(source, tmp_path, name):
     assert torch.equal(again, ours)
 
 
+def test_a_large_network_is_in_several_files_that_pipelines_read(source, tmp_path, monkeypatch):
+    student = student_at(tmp_path / "student", source, OneStep())
+    monkeypatch.setattr("distillkit.students.plain_pipeline.SHARD_BYTES", 100_000)
+    export(student, "diffusers", tmp_path / "out", self_contained=True)
+    assert len(list((tmp_path / "out" / "unet").glob("*-of-*.safetensors"))) > 1
+    unet = diffusers.StableDiffusionPipeline.from_pretrained(tmp_path / "out", use_safetensors=True).unet.state_dict()
+    again = load_student(tmp_path / "out").generator.denoiser.model.unet.state_dict()
+    ours = student.generator.denoiser.model.unet.state_dict()
+    assert all(torch.equal(unet[name], value) and torch.equal(again[name], value) for name, value in ours.items())
+
+
 @pytest.mark.parametrize(
     ("prediction", "zero", "sampler"),
     [

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Collection
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import torch
-from pydantic import BaseModel, Field
 from torch import Tensor
 
 from distillkit.dtypes import HALF
@@ -20,6 +18,7 @@ from distillkit.files import sha256
 from distillkit.models.foreign.read import read_foreign
 from distillkit.models.foreign.records import Refused, is_state_dict, load_tensors
 from distillkit.reading import read_model
+from distillkit.weight_files import LARGEST_INDEX, ShardIndex, hash_of_files
 
 WHOLE = (
     "diffusion_pytorch_model.safetensors", "model.safetensors", "diffusion_pytorch_model.bin", "pytorch_model.bin",
@@ -80,18 +79,6 @@ def chosen(names: Collection[str], dtype: torch.dtype = torch.float32) -> Found 
     return min(ranked, key=lambda one: one[0])[1] if ranked else None
 
 
-class _Index(BaseModel):
-    """What diffusers writes beside shards."""
-
-    weight_map: dict[str, Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,199}$")]] = Field(
-        min_length=1, max_length=200_000, description="tensor -> file beside the index"
-    )
-
-    @property
-    def shards(self) -> list[str]:
-        return sorted(set(self.weight_map.values()))
-
-
 def read_weights(
     folder: Path, dtype: torch.dtype = torch.float32, among: Collection[str] = ()
 ) -> tuple[dict[str, Tensor], str, str]:
@@ -137,8 +124,7 @@ def _hash_of(folder: Path, found: Found) -> str:
     index = _index_of(folder, found)
     if index is None:
         return sha256(folder / found.files[0])
-    lines = (f"{shard} {sha256(folder / shard)}\n" for shard in index.shards)
-    return hashlib.sha256("".join(lines).encode()).hexdigest()
+    return hash_of_files({shard: sha256(folder / shard) for shard in index.shards})
 
 
 def _chosen_in(folder: Path, dtype: torch.dtype = torch.float32, among: Collection[str] = ()) -> Found:
@@ -149,8 +135,8 @@ def _chosen_in(folder: Path, dtype: torch.dtype = torch.float32, among: Collecti
     return found
 
 
-def _index_of(folder: Path, found: Found) -> _Index | None:
-    return read_model(folder / found.index, _Index, most=64 * 2**20) if found.index else None
+def _index_of(folder: Path, found: Found) -> ShardIndex | None:
+    return read_model(folder / found.index, ShardIndex, most=LARGEST_INDEX) if found.index else None
 
 
 def read_state(path: Path, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
