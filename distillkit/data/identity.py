@@ -12,6 +12,7 @@ from distillkit.contracts.conditioner import Conditioner
 from distillkit.contracts.teacher import Teacher
 from distillkit.models.hashes import content_hash
 from distillkit.registry import registry
+from distillkit.weights import weight_types
 
 
 def teacher_identity(teacher: Teacher) -> dict[str, Any]:
@@ -28,7 +29,7 @@ def teacher_identity(teacher: Teacher) -> dict[str, Any]:
         "schedule": described_part("", denoiser.schedule),
         "sigma_data": getattr(denoiser, "sigma_data", 0.5),
         "weights": spec.weights_sha256 or content_hash(_tensors(denoiser.state_dict())),
-        "precision": sorted({str(parameter.dtype) for parameter in denoiser.parameters()}),
+        "precision": weight_types(denoiser),
         "conditioner": conditioner_identity(teacher.conditioner),
         "codec": described_part("codecs", teacher.codec),
         "shape": list(spec.shape),

@@ -14,6 +14,7 @@ from distillkit.contracts.student import StudentGenerator
 from distillkit.contracts.teacher import Teacher
 from distillkit.engine.optimization import merged
 from distillkit.engine.optimizers import moment_bytes
+from distillkit.weights import weight_bytes
 
 
 class Held(ABC):
@@ -54,7 +55,7 @@ class Held(ABC):
 
     def held(self, config: OptimizerConfig) -> str:
         """What holds memory beside a pass, for people: the weights of every network, gradients and moments."""
-        sizes = {**self.frozen, **{name: bytes_of(module) for name, module in self.changed.items()}}
+        sizes = {**self.frozen, **{name: weight_bytes(module) for name, module in self.changed.items()}}
         parts = [f"{name} {size / 1e6:,.1f} MB" for name, size in sizes.items() if size]
         _, trained = self.weight_bytes()
         trained += self.moment_bytes(config)
@@ -62,12 +63,7 @@ class Held(ABC):
 
     def checkpoint_bytes(self, config: OptimizerConfig) -> int:
         """About how large a checkpoint is: every weight once, and the optimisers' moments."""
-        return sum(bytes_of(module) for module in self.changed.values()) + self.moment_bytes(config)
-
-
-def bytes_of(module: nn.Module) -> int:
-    """Of a network's weights."""
-    return sum(p.numel() * p.element_size() for p in module.parameters())
+        return sum(weight_bytes(module) for module in self.changed.values()) + self.moment_bytes(config)
 
 
 class Networks(Held):
@@ -117,4 +113,4 @@ class Networks(Held):
 
     @property
     def frozen(self) -> dict[str, int]:
-        return {"teacher": bytes_of(self.teacher.denoiser), "the autoencoder": self.teacher.codec.weight_bytes}
+        return {"teacher": weight_bytes(self.teacher.denoiser), "the autoencoder": self.teacher.codec.weight_bytes}

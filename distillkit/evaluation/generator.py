@@ -32,6 +32,7 @@ from distillkit.evaluation.sampling import Tally, inputs, require_content
 from distillkit.models.counting import count_evaluations
 from distillkit.models.hashes import content_hash
 from distillkit.registry import registry
+from distillkit.weights import weight_types
 
 Generate = Callable[[Tensor, Condition, list[int]], Tensor]
 """(noise (B, ...), condition, seeds) -> decoded samples (B, ...)."""
@@ -95,6 +96,7 @@ class Generator:
             "sampler": subject.sampler,
             "guidance": subject.guidance,
             "precision": subject.precision,
+            **({"weights in": lower} if (lower := _lower_types(self.denoiser)) else {}),
         }
 
     @torch.inference_mode()
@@ -147,6 +149,7 @@ def teacher_generator(
         kind="teacher", name=f"{spec.name}, {sampling_title(solver, steps, guidance)}",
         weights_sha256=spec.weights_sha256 or content_hash(teacher.denoiser.state_dict()), teacher=spec.name,
         sampler={"kind": solver, "steps": steps}, guidance=guidance, precision=precision,
+        remarks=(f"its weights were in {', '.join(lower)}",) if (lower := _lower_types(teacher.denoiser)) else (),
     )  # fmt: skip
 
     def generate(noise: Tensor, condition: Condition, seeds: list[int]) -> Tensor:
@@ -154,6 +157,12 @@ def teacher_generator(
         return teacher.codec.decode(_finite(made, subject))
 
     return Generator(subject, generate, teacher.denoiser, teacher.conditioner, teacher.codec, teacher.spec.shape)
+
+
+def _lower_types(denoiser: Denoiser) -> list[str]:
+    """Types of weights where they are not all float32, which goes without saying."""
+    found = [kind.removeprefix("torch.") for kind in weight_types(denoiser)]
+    return [] if found in ([], ["float32"]) else found
 
 
 def sampling_title(solver: SolverName, steps: int, guidance: float = 1.0) -> str:

@@ -28,6 +28,7 @@ from distillkit.jobs.launcher import TRAINING, launcher_settings
 from distillkit.jobs.options import EvaluationOptions
 from distillkit.jobs.prompts import check_before_loading
 from distillkit.jobs.run import Run
+from distillkit.jobs.teacher_weights import require_teacher_dtype
 from distillkit.models.store.resolve import preset_name
 from distillkit.models.store.resolve import resolve as resolve_teacher
 from distillkit.registry import Installed, method_name, registry
@@ -109,6 +110,7 @@ class Plan:
     def job(self, teacher: Teacher | None = None) -> Distillation:
         """The job, its teacher loaded."""
         context = self.context
+        require_teacher_dtype(self.config.teacher_weights.dtype, context.device)
         loaded = teacher or self.teacher
         if loaded is None:
             reference = resolve_teacher(self.config.teacher, self.config.pipeline)

@@ -34,6 +34,7 @@ from distillkit.jobs.previews import CLIPPED, Previews
 from distillkit.jobs.prompts import captions_among, cut, encoded, opened, require_prompts, with_prompts
 from distillkit.jobs.recipe import inputs_of, recipe_of, sources_of
 from distillkit.jobs.rows import Result, Row, read_row, row_json, table_of
+from distillkit.jobs.teacher_weights import lower, set_apart
 from distillkit.jobs.timing import timed
 from distillkit.jobs.training import evaluation_of, measured, train, weights_at
 from distillkit.pieces import Held
@@ -74,8 +75,11 @@ class Distillation:
         self.folder, self.context, self.method = folder, context, method
         self.prompts = opened(config.prompts, context.reporter.say)
         prompts = self.prompts.prompts if self.prompts else None
-        self.teacher = with_prompts(teacher, prompts, config.prompts.dtype).to(context.device)
+        held = config.teacher_weights.dtype
+        self.teacher = set_apart(with_prompts(teacher, prompts, config.prompts.dtype), held).to(context.device)
         self.recipe = recipe_of(config, method, self.teacher)
+        # After the recipe, whose networks begin as copies; before the sources, whose data are the teacher's.
+        self.lowered = lower(self.teacher, held, context.reporter.say)
         self.sources = sources_of(config, method, self.teacher, self.recipe)
         for source in self.sources.values():
             source.job = context.source_job(folder.path)
@@ -231,7 +235,8 @@ class Distillation:
     @property
     def remarks(self) -> tuple[str, ...]:
         """What belongs beside the student's figures."""
-        return tuple(objective.remark for objective in self.recipe.objectives if objective.remark)
+        remarks = (*(objective.remark for objective in self.recipe.objectives), self.lowered)
+        return tuple(remark for remark in remarks if remark)
 
     def _outputs(self, *, resumed: bool) -> Outputs:
         folder, context = self.folder, self.context

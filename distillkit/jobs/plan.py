@@ -74,6 +74,11 @@ def _distillation_rows(plan: Plan, job: Distillation, remark: str) -> Rows:
     rows = [
         ("teacher", f"{job.teacher.spec.name}, samples {shape}, conditions: {job.teacher.conditioner.summary()}"),
         *([("", remark)] if remark else []),
+        *(
+            [("", f"{job.lowered}, which its figures and those of what learns from it depend on")]
+            if job.lowered
+            else []
+        ),
         *([("prompts", job.prompts.summary)] if job.prompts else []),
         ("student", f"{parameters:,} parameters, {_sampler(recipe)}"),
         ("settings", plan.remark.removeprefix("settings: ")),

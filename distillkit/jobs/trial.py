@@ -25,6 +25,7 @@ from distillkit.engine.optimizers import require_optimizer
 from distillkit.engine.trainer import Trainer
 from distillkit.jobs.step_costs import SavedBytes, counted_steps, evaluation_seconds, speed
 from distillkit.registry import registry
+from distillkit.weights import weight_bytes
 
 ENOUGH_SECONDS = 3.0
 """Batches grow until a step takes so long or is as large as the training's own passes, and are repeated for as long."""
@@ -148,7 +149,7 @@ def try_training(
         DistillkitError: when a loss fails or is not finite.
     """
     trainer = _trainer(recipe, teacher, _of_one(training, accelerator), accelerator, CostMeter())
-    frozen = sum(p.numel() * p.element_size() for p in teacher.denoiser.parameters())
+    frozen = weight_bytes(teacher.denoiser)
 
     def held() -> int:
         return frozen + teacher.codec.weight_bytes + sum(objective.frozen_bytes for objective in recipe.objectives)

@@ -8,12 +8,15 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from distillkit.weights import plain_tensors
+
 
 def content_hash(tensors: Mapping[str, Tensor]) -> str:
     """sha256 over names, types, shapes and bytes of tensors."""
     digest = hashlib.sha256()
-    for name in sorted(tensors):
-        value = tensors[name].detach().cpu().contiguous()
+    plain = dict(plain_tensors(tensors))
+    for name in sorted(plain):
+        value = plain[name].detach().cpu().contiguous()
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
         digest.update(value.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()

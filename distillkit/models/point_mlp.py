@@ -19,6 +19,8 @@ class PointMLP(nn.Module):
         label_dim: number of classes; one-hot labels are embedded beside the noise level.
     """
 
+    casts_inputs = True
+
     def __init__(
         self, in_channels: int = 2, out_channels: int = 2, *, width: int = 128, layers: int = 3, label_dim: int = 0
     ) -> None:
@@ -45,10 +47,11 @@ class PointMLP(nn.Module):
     def forward(self, x: Tensor, noise: Tensor, labels: Tensor | None = None, augment: Tensor | None = None) -> Tensor:
         frequencies = math.pi / 8 * 2.0 ** torch.arange(8, device=x.device)
         angles = noise[:, None] * frequencies.to(x.dtype)
-        embedding = self.level(torch.cat([angles.cos(), angles.sin()], dim=1))
+        dtype = self.first.weight.dtype
+        embedding = self.level(torch.cat([angles.cos(), angles.sin()], dim=1).to(dtype))
         if self.label is not None and labels is not None:
-            embedding = embedding + self.label(labels)
-        hidden = self.first(x)
+            embedding = embedding + self.label(labels.to(dtype))
+        hidden = self.first(x.to(dtype))
         for layer in self.layers:
             hidden = hidden + layer(hidden + embedding)
         return self.last(self.bottleneck(hidden))

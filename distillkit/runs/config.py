@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Self, TypeVar, get_args, get_origin
+from typing import Any, Literal, Self, TypeVar, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -58,6 +58,17 @@ class StudentConfig(BaseModel):
         return self
 
 
+class TeacherWeightsConfig(BaseModel):
+    """How the frozen teacher is held in memory during a run."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    dtype: Literal["fp32", "bf16", "fp16", "fp8"] = Field(
+        "fp32", description="type of the frozen teacher's weights and of its text encoders'; the student and what is "
+        "trained beside it start from float32",
+    )  # fmt: skip
+
+
 class EvaluationConfig(BaseModel):
     """How the student is measured during and after the training."""
 
@@ -90,6 +101,7 @@ class RunConfig(BaseModel):
     method: str = Field(description="name of the method")
     teacher: str = Field(default_factory=_default_teacher, description="name, folder or file of the teacher")
     pipeline: PipelineConfig = Field(default=PLAIN, description="what is asked of the teacher's pipeline")
+    teacher_weights: TeacherWeightsConfig = Field(default_factory=TeacherWeightsConfig)
     seed: int = Field(0, ge=0, lt=2**63, description="seed of every random draw")
     settings: dict[str, Any] = Field(default_factory=dict, description="the method's own settings")
     training: TrainingConfig = Field(default_factory=TrainingConfig)

@@ -18,7 +18,7 @@ from distillkit.engine.config import TrainingConfig
 from distillkit.errors import UsageError
 from distillkit.models.diffusers.options import PipelineConfig
 from distillkit.registry import registry, unknown
-from distillkit.runs.config import EvaluationConfig, RunConfig, StudentConfig
+from distillkit.runs.config import EvaluationConfig, RunConfig, StudentConfig, TeacherWeightsConfig
 
 Place = tuple[str, ...]
 """Where a setting stands in a configuration: ("training", "lr")."""
@@ -63,6 +63,7 @@ def sections_of(method: type[Method], preset: Preset | None = None) -> list[Sect
     return [
         Section(("settings",), method.Config, f"Settings of {method.name}", own, preset.settings, label),
         Section(("pipeline",), PipelineConfig, "Teacher"),
+        Section(("teacher_weights",), TeacherWeightsConfig, "Teacher", "teacher-"),
         Section(("training",), TrainingConfig, "Training", "", preset.training, label),
         Section(("student",), StudentConfig, "Student", "student-", preset.student, label),
         Section(("prompts",), PromptsConfig, "Prompts", "prompts-"),
@@ -112,6 +113,7 @@ def option_name(where: Sequence[str]) -> str:
     sources = {name: (offer.value.Config, f"{name}-") for name, offer in registry().named("sources").items()}
     models: dict[Place, tuple[type[BaseModel], str]] = {
         ("pipeline",): (PipelineConfig, ""),
+        ("teacher_weights",): (TeacherWeightsConfig, "teacher-"),
         ("training",): (TrainingConfig, ""),
         ("student",): (StudentConfig, "student-"),
         ("prompts",): (PromptsConfig, "prompts-"),

@@ -3,9 +3,10 @@
 import pytest
 import torch
 
-from distillkit import Condition, DistillkitError, UsageError, build_denoiser
+from distillkit import Condition, DistillkitError, Teacher, TeacherSpec, UsageError, build_denoiser
 from distillkit.diffusion import EDMSchedule
 from distillkit.models.edm.families import described
+from distillkit.models.precision import in_dtype
 from tests.conftest import denoiser_of
 
 NAMES = ["edm_adm_small", "edm_ddpmpp_small", "edm_ncsnpp_small"]
@@ -57,6 +58,21 @@ def test_gradient_checkpointing_changes_nothing(golden, name):
         denoiser(x, reference.tensors["sigma"], Condition()).square().mean().backward()
         gradients.append(x.grad)
     assert torch.equal(*gradients)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", NAMES)
+def test_weights_in_half_precision_change_numbers_by_their_rounding(golden, name):
+    reference = golden(name)
+    teacher = Teacher(denoiser_of(reference.description["constructor"]), TeacherSpec(name="golden", shape=(1,)))
+    teacher.denoiser.load_state_dict(reference.part("net."))
+    given = (reference.tensors["x"], reference.tensors["sigma"])
+    condition = Condition(labels=reference.tensors["class_labels"].argmax(1))
+    exact = teacher.denoiser(*given, condition)
+    rounded = in_dtype(teacher, torch.bfloat16).denoiser(*given, condition)
+    assert {p.dtype for p in teacher.denoiser.parameters()} == {torch.bfloat16} and rounded.dtype == torch.float32
+    # bfloat16 has eight bits: 0.4 % an operation.
+    assert 0 < (rounded - exact).abs().max() < 0.05 * exact.abs().max()
 
 
 @pytest.mark.parametrize("name", NAMES)

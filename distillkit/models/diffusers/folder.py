@@ -14,8 +14,8 @@ from distillkit.errors import DistillkitError, UsageError
 from distillkit.models.diffusers.attention import renamed_attention
 from distillkit.models.diffusers.family import Described, Family, Pipeline
 from distillkit.models.diffusers.options import PLAIN, PipelineConfig
-from distillkit.models.diffusers.precision import check_dtype, in_dtype
 from distillkit.models.diffusers.weights import read_weights
+from distillkit.models.precision import check_dtype, in_dtype
 from distillkit.models.store.folder import denoiser_with, teacher_with
 from distillkit.names import name_from
 from distillkit.reading import read_mapping

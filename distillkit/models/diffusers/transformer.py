@@ -23,6 +23,8 @@ class TransformerNetwork(nn.Module):
         time_scale: what times are multiplied with for it.
     """
 
+    casts_inputs = True
+
     def __init__(self, transformer: Any, patch: int, time_scale: float = 1.0) -> None:
         super().__init__()
         self.transformer, self.patch, self.time_scale = transformer, patch, time_scale

@@ -30,6 +30,8 @@ class DiffusersUNet(nn.Module):
         time_scale: what times are multiplied with for the network.
     """
 
+    casts_inputs = True
+
     def __init__(self, arguments: Mapping[str, Any], *, sign: float = 1.0, time_scale: float = 1.0) -> None:
         super().__init__()
         from diffusers import UNet2DModel

@@ -40,6 +40,8 @@ class ConditionUNet(nn.Module):
         time_scale: what times are multiplied with for the network.
     """
 
+    casts_inputs = True
+
     def __init__(self, arguments: Mapping[str, Any], *, time_scale: float = 1.0) -> None:
         super().__init__()
         from diffusers import UNet2DConditionModel

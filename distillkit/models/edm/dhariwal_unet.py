@@ -17,8 +17,10 @@ class DhariwalUNet(nn.Module):
     """U-Net F(x, c_noise, labels, augment) on (B, C, H, W); EDM's ImageNet-64 network.
 
     Attention has one head per 64 channels, hence none where a block is narrower than that.
-    Argument names are those stored in the released checkpoints.
+    Argument names are those stored in the released checkpoints. It computes in the type of its weights.
     """
+
+    casts_inputs = True
 
     def __init__(
         self,
@@ -82,15 +84,20 @@ class DhariwalUNet(nn.Module):
 
     def embed(self, noise_level: Tensor, labels: Tensor | None, augment: Tensor | None) -> Tensor:
         """Conditioning vector (B, model_channels * channel_mult_emb) of noise level, label and augmentation."""
-        embedding = self.map_noise(noise_level)
+        embedding = self.map_noise(noise_level).to(self.dtype)
         if self.map_augment is not None and augment is not None:
-            embedding = embedding + self.map_augment(augment)
+            embedding = embedding + self.map_augment(augment.to(self.dtype))
         embedding = self.map_layer1(F.silu(self.map_layer0(embedding)))
         if self.map_label is not None and labels is not None:
             if self.training and self.label_dropout:
                 labels = drop_labels(labels, self.label_dropout)
-            embedding = embedding + self.map_label(labels)
+            embedding = embedding + self.map_label(labels.to(self.dtype))
         return F.silu(embedding)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the weights."""
+        return self.map_layer1.weight.dtype
 
     @property
     def time_layers(self) -> Sequence[nn.Linear]:
@@ -110,6 +117,7 @@ class DhariwalUNet(nn.Module):
     def forward(
         self, x: Tensor, noise_level: Tensor, labels: Tensor | None = None, augment: Tensor | None = None
     ) -> Tensor:
+        x = x.to(self.dtype)
         embedding = self.embed(noise_level, labels, augment).to(x.dtype)
         skips: list[Tensor] = []
         for layer in self.enc.values():

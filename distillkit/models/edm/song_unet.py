@@ -26,11 +26,13 @@ class SongUNet(nn.Module):
 
     DDPM++ is `positional` embedding with `standard` encoder and decoder; NCSN++ is `fourier` embedding,
     `residual` encoder, `channel_mult_noise=2` and `resample_filter=(1, 3, 3, 1)`.
-    Argument names are those stored in the released checkpoints.
+    Argument names are those stored in the released checkpoints. It computes in the type of its weights.
 
     Raises:
         ValueError: for an unknown embedding, encoder or decoder type.
     """
+
+    casts_inputs = True
 
     def __init__(
         self,
@@ -136,14 +138,19 @@ class SongUNet(nn.Module):
         """Conditioning vector (B, model_channels * channel_mult_emb) of noise level, label and augmentation."""
         embedding = self.map_noise(noise_level)
         # This family's weights expect sines before cosines.
-        embedding = embedding.reshape(embedding.shape[0], 2, -1).flip(1).reshape(embedding.shape)
+        embedding = embedding.reshape(embedding.shape[0], 2, -1).flip(1).reshape(embedding.shape).to(self.dtype)
         if self.map_label is not None and labels is not None:
             if self.training and self.label_dropout:
                 labels = drop_labels(labels, self.label_dropout)
-            embedding = embedding + self.map_label(labels * math.sqrt(self.label_dim))
+            embedding = embedding + self.map_label((labels * math.sqrt(self.label_dim)).to(self.dtype))
         if self.map_augment is not None and augment is not None:
-            embedding = embedding + self.map_augment(augment)
+            embedding = embedding + self.map_augment(augment.to(self.dtype))
         return F.silu(self.map_layer1(F.silu(self.map_layer0(embedding))))
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the weights."""
+        return self.map_layer1.weight.dtype
 
     @property
     def time_layers(self) -> Sequence[nn.Linear]:
@@ -163,6 +170,7 @@ class SongUNet(nn.Module):
     def forward(
         self, x: Tensor, noise_level: Tensor, labels: Tensor | None = None, augment: Tensor | None = None
     ) -> Tensor:
+        x = x.to(self.dtype)
         embedding = self.embed(noise_level, labels, augment).to(x.dtype)
         skips: list[Tensor] = []
         aux = x

@@ -16,7 +16,7 @@ from distillkit.files import sha256
 from distillkit.models.diffusers import folder as diffusers_folder
 from distillkit.models.diffusers import hub
 from distillkit.models.diffusers.options import PLAIN, PipelineConfig
-from distillkit.models.diffusers.precision import in_dtype
+from distillkit.models.precision import in_dtype
 from distillkit.models.store import fetch
 from distillkit.models.store.card import Card, TeacherOffer, with_data
 from distillkit.models.store.convert import convert

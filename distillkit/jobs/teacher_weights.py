@@ -1,0 +1,53 @@
+"""The frozen teacher of a run in less than float32."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+
+import torch
+
+from distillkit.contracts.teacher import Teacher
+from distillkit.dtypes import DTYPES
+from distillkit.models.precision import described, in_dtype, in_fp8, require_casts, require_fp8
+
+FLOAT32 = "fp32"
+
+
+def require_teacher_dtype(dtype: str, device: torch.device) -> None:
+    """Refuse a type of weights that the device or the installation does not have; before a teacher is loaded.
+
+    Raises:
+        UsageError: saying what is missing.
+    """
+    if dtype == "fp8":
+        require_fp8(device)
+
+
+def set_apart(teacher: Teacher, dtype: str) -> Teacher:
+    """Give a run's own teacher a network of its own where its weights will be changed: whoever else has the network
+    keeps it as it is.
+
+    Raises:
+        UsageError: when the network does not take such weights.
+    """
+    if dtype != FLOAT32:
+        require_casts(teacher, dtype)
+        teacher.denoiser = copy.deepcopy(teacher.denoiser)
+    return teacher
+
+
+def lower(teacher: Teacher, dtype: str, say: Callable[[str], None]) -> str:
+    """Put the weights of a run's own teacher into `dtype`, after all copies of them were made.
+
+    Returns:
+        What belongs beside the run's figures; "" where nothing was changed.
+    """
+    if dtype == FLOAT32:
+        return ""
+    _ = in_fp8(teacher) if dtype == "fp8" else in_dtype(teacher, DTYPES[dtype])
+    say(
+        f"teacher: weights in {described(teacher)}; what it predicts, its pairs and its own figures are of these, and "
+        "the student and what is trained beside it start from its weights in float32"
+    )
+    return f"the teacher's weights were in {dtype}"
