@@ -81,6 +81,10 @@ def _version(value: bool) -> None:
         raise typer.Exit
 
 
+BETWEEN_LIBRARIES = ("torch.utils._pytree", "diffusers.quantizers.torchao.torchao_quantizer")
+"""Where torchao's import, which diffusers does wherever it is installed, makes libraries complain of one another."""
+
+
 @app.callback()
 def options(
     version: Annotated[
@@ -98,6 +102,9 @@ def options(
         handler.addFilter(_unsaid)
     if debug:
         logging.getLogger("distillkit").setLevel(logging.DEBUG)
+    else:
+        for name in BETWEEN_LIBRARIES:
+            logging.getLogger(name).setLevel(logging.ERROR)
     for file in plugin or ():
         from distillkit.registry import load_file
 

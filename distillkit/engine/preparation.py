@@ -45,7 +45,10 @@ def prepare_networks(
     """
     if config.gradient_checkpointing:
         for network in trained:
+            whole = [m for m in network.modules() if isinstance(m, Denoiser) and not checkpoint_gradients(m)]
             checkpoint_gradients(network)
+            for denoiser in whole:
+                say(f"note: --gradient-checkpointing: {_network_name(denoiser)} has no switch for it and keeps all")
     if config.float32_attention:
         for network in (*trained, *others):
             switch_on("float32_attention", network)
@@ -88,9 +91,13 @@ def repeated_blocks(denoiser: Denoiser) -> list[nn.Module]:
     return next((list(blocks) for network in denoiser.modules() if (blocks := getattr(network, "blocks", None))), [])
 
 
-def checkpoint_gradients(network: nn.Module) -> None:
-    """Have every block of a network recompute its activations in the backward pass."""
-    theirs: set[nn.Module] = set()
+def _network_name(denoiser: Denoiser) -> str:
+    return type(next(denoiser.children(), denoiser)).__name__
+
+
+def checkpoint_gradients(network: nn.Module) -> bool:
+    """Have every block of a network recompute its activations in the backward pass; whether any block does."""
+    theirs, switched = set[nn.Module](), False
     for module in network.modules():
         # Blocks of diffusers have the switch too, and need more than it: the model that they belong to turns it.
         enable = getattr(module, "enable_gradient_checkpointing", None)
@@ -98,8 +105,11 @@ def checkpoint_gradients(network: nn.Module) -> None:
             theirs |= set(module.modules())
             if getattr(module, "_supports_gradient_checkpointing", True):
                 enable()
+                switched = True
         elif module not in theirs and hasattr(module, "gradient_checkpointing"):
             setattr(module, "gradient_checkpointing", True)  # noqa: B010 - of blocks that have it
+            switched = True
+    return switched
 
 
 def switch_on(attribute: str, network: nn.Module) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 
 class PointMLP(nn.Module):
@@ -17,6 +18,8 @@ class PointMLP(nn.Module):
         width: of the hidden layers.
         layers: their number.
         label_dim: number of classes; one-hot labels are embedded beside the noise level.
+
+    Set `gradient_checkpointing` to compute the layers' activations anew in the backward pass.
     """
 
     casts_inputs = True
@@ -25,6 +28,7 @@ class PointMLP(nn.Module):
         self, in_channels: int = 2, out_channels: int = 2, *, width: int = 128, layers: int = 3, label_dim: int = 0
     ) -> None:
         super().__init__()
+        self.gradient_checkpointing = False
         self.first = nn.Linear(in_channels, width)
         self.level = nn.Linear(16, width)
         self.label = nn.Linear(label_dim, width, bias=False) if label_dim else None
@@ -53,5 +57,8 @@ class PointMLP(nn.Module):
             embedding = embedding + self.label(labels.to(dtype))
         hidden = self.first(x.to(dtype))
         for layer in self.layers:
-            hidden = hidden + layer(hidden + embedding)
+            if self.gradient_checkpointing and torch.is_grad_enabled():
+                hidden = hidden + checkpoint(layer, hidden + embedding, use_reentrant=False)
+            else:
+                hidden = hidden + layer(hidden + embedding)
         return self.last(self.bottleneck(hidden))
