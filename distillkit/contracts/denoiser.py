@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from itertools import chain
 from typing import Any
 
@@ -26,11 +27,14 @@ class Denoiser(nn.Module, ABC):
         schedule: alpha, sigma and the family's own grid of times.
         description: {"kind": "package:Name", "arguments": {...}}, from which `build_denoiser` makes it anew; set there.
         partial: the layers that the present pass ends at, or None for a whole pass; what counts evaluations reads it.
+        for_others: whether the present pass is made for other processes alone, which hold parts of the network, and
+            what comes out is dropped; it is not counted.
     """
 
     schedule: Schedule
     description: Mapping[str, Any] | None = None
     partial: tuple[str, ...] | None = None
+    for_others: bool = False
 
     @abstractmethod
     def forward(self, x: Tensor, t: Tensor, condition: Condition) -> Tensor:
@@ -71,6 +75,23 @@ class Denoiser(nn.Module, ABC):
         chosen = sorted({round(depth * (len(blocks) - 1)) for depth in depths})
         return [names[id(blocks[k])] for k in chosen]
 
+    def units(self) -> Sequence[nn.Module]:
+        """The blocks that are held, gathered and freed one at a time where a network is spread over devices; one may
+        lie within another, and what is in none is one block more. Each is evaluated by its own call, and nobody reads
+        its weights past it.
+
+        By default what the network names (`model.units`), what a network of diffusers must not split, or its blocks
+        (`model.blocks`).
+        """
+        own = getattr(getattr(self, "model", None), "units", None)
+        if own is not None:
+            return list(own)
+        inner = list(self.modules())
+        whole = {name for module in inner for name in getattr(module, "_no_split_modules", None) or ()}
+        if found := [module for module in inner if type(module).__name__ in whole]:
+            return found
+        return [block for module in inner for block in getattr(module, "blocks", None) or ()]
+
     def time_layers(self) -> Sequence[nn.Linear]:
         """The first layers of the embedded time, (B, K) -> (B, C): beside them a second time can be embedded.
 
@@ -103,7 +124,7 @@ class Denoiser(nn.Module, ABC):
         kept: dict[str, Tensor] = {}
         self.partial = tuple(layers)
         try:
-            with _Capture(self, x, layers, kept, stop=True), contextlib.suppress(_Enough):
+            with _Capture(self, x, layers, kept, stop=True), contextlib.suppress(PassEnded):
                 self(x, t, condition)
         finally:
             self.partial = None
@@ -117,12 +138,25 @@ class Denoiser(nn.Module, ABC):
         with _Capture(self, x, layers, kept, stop=False):
             return self(x, t, condition), [kept[name] for name in layers]
 
+    def uneven(self) -> AbstractContextManager[None]:
+        """What passes without gradient run in that the processes of a job do not make equally often: where they hold
+        the network in parts, those that are done take part in the passes of the others at its end."""
+        return contextlib.nullcontext()
+
     def after_update(self) -> None:
         """Called after every update of the weights: for networks that constrain them (EDM2's forced normalisation)."""
 
 
-class _Enough(Exception):
-    """All the features asked for are there."""
+class PassEnded(Exception):
+    """All the features asked for are there, and the rest of the pass is left out.
+
+    Args:
+        features: in the order in which they were computed.
+    """
+
+    def __init__(self, features: Sequence[Tensor]) -> None:
+        super().__init__("the pass ends at the last of the features")
+        self.features = list(features)
 
 
 @contextlib.contextmanager
@@ -182,7 +216,7 @@ class _Capture:
     def _keep(self, name: str, output: Any) -> None:
         self.kept[name] = self.denoiser.feature(output, self.x)
         if self.stop and len(self.kept) == len(set(self.layers)):
-            raise _Enough
+            raise PassEnded([*self.kept.values()])
 
     def __exit__(self, *error: object) -> None:
         self.undo.close()

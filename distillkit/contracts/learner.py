@@ -45,11 +45,13 @@ class Learner(nn.Module, ABC):
         every: it is updated in every `every`-th step.
         needs: what `loss` reads of the step: `Samples`, `PairSamples` and types of batches, such as `Images`.
         diagnostics: logged values with the ranges they keep to in a healthy run.
+        whole_networks: as an objective's.
     """
 
     name: str = "learner"
     needs: Sequence[type] = ()
     diagnostics: Sequence[Diagnostic] = ()
+    whole_networks: str = ""
 
     def __init__(self, *, optimizer: OptimizerConfig | None = None, every: int = 1) -> None:
         super().__init__()

@@ -27,6 +27,8 @@ class Objective(ABC):
             The engine opens the sources behind them and runs the student once for all that need its samples.
         diagnostics: logged values with the ranges they keep to in a healthy run.
         remark: what belongs beside the student's figures: "trained with LPIPS, whose features favour Inception's".
+        whole_networks: why it needs networks whole on every process, "R1 at the samples differentiates twice"; empty
+            where they may be spread over devices in parts.
         detail: what a plan says of it beside its name: "lpips of decoded images".
     """
 
@@ -35,6 +37,7 @@ class Objective(ABC):
     diagnostics: Sequence[Diagnostic] = ()
     remark: str = ""
     detail: str = ""
+    whole_networks: str = ""
 
     def __init__(self, weight: float = 1.0) -> None:
         self.weight = weight

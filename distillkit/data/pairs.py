@@ -222,6 +222,7 @@ class PairSource(Source[Pairs]):
         store.shards.share(
             job, "making noise-image pairs", "pairs", total,
             lambda advance: store.make(count, job.device, rank=job.rank, world=job.world, advance=advance),
+            during=self.teacher.denoiser.uneven,
         )  # fmt: skip
         opened = store.open(count, job.device)
         if job.rank == 0 and job.folder is not None:

@@ -7,6 +7,7 @@ import logging
 import re
 import time
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -178,7 +179,7 @@ class Shards:
 
     def share(
         self, job: SourceJob, doing: str, unit: str, total: int, make: Callable[[Callable[[int], None]], None],
-        kept: str = "complete ones",
+        kept: str = "complete ones", during: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:  # fmt: skip
         """Make this process' part of what is missing, and have every process know of all parts. Called by all of them.
 
@@ -187,6 +188,7 @@ class Shards:
             total: units of all processes; 0 where this one has nothing to make.
             make: makes this process' part, and calls what it is given with the units after each shard.
             kept: what stays after an interruption, for people.
+            during: what every process is in while the parts are made, also one that has none to make.
 
         Raises:
             Interrupted: after a signal; complete shards stay.
@@ -196,14 +198,15 @@ class Shards:
             if job.should_stop():
                 raise job.interrupted(f"stopped while {doing}; {kept} stay in {self.folder}")
 
-        if total:
-            with (job.task or Quiet().task)(doing, total, unit) as bar:
+        with during():
+            if total:
+                with (job.task or Quiet().task)(doing, total, unit) as bar:
 
-                def advance(made: int) -> None:
-                    bar.advance(min(made * job.world, total))
-                    stop_if_asked()
+                    def advance(made: int) -> None:
+                        bar.advance(min(made * job.world, total))
+                        stop_if_asked()
 
-                make(advance)
+                    make(advance)
         # Every process stops here or none: one that went on would wait for the others at the barrier.
         stop_if_asked()
         # In turn, so that no process writes over what another has just recorded.

@@ -58,6 +58,17 @@ class TrainingConfig(OptimizerConfig):
         description="what torch.compile makes graphs of: whole networks, or their repeated blocks, in a fraction of "
         "the time",
     )
+    parallel: Literal["auto", "replicate", "shard", "hybrid"] = Field(
+        "auto",
+        description="how several processes hold networks: whole (replicate), in parts (shard), in parts within a "
+        "machine (hybrid); auto is replicate where they fit",
+    )
+    shard_size: int | None = Field(
+        None, ge=2, description="processes that share a network under hybrid; those of a machine if none"
+    )
+    offload_teacher: bool = Field(
+        False, description="under shard and hybrid keep the teacher's parts in the CPU's memory"
+    )
     log_every: Count | None = Field(
         None, ge=1, description="images between log entries; a 50th of the duration if none"
     )

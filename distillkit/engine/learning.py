@@ -91,7 +91,8 @@ class LearnerTrainer(Loop):
         if not self._updaters:
             self.prepare()
             parameters = list(self.learner.parameters())
-            self._updaters = {self.learner.name: Updater(parameters, self.config, self.accelerator)}
+            gradients = self.strategy.gradients(self.learner)
+            self._updaters = {self.learner.name: Updater(parameters, self.config, self.accelerator, gradients)}
 
 
 class Alone(Held):

@@ -35,6 +35,8 @@ from distillkit.engine.state import (
     restore_generators,
 )
 from distillkit.errors import UsageError
+from distillkit.parallel.replicate import Replicate
+from distillkit.parallel.strategy import Strategy
 
 NOTICEABLE = 2.0
 """Seconds of writing a checkpoint, from which on it is said what one takes."""
@@ -61,6 +63,7 @@ class Loop(ABC):
         seed: of all draws.
         cost: forward-equivalents spent before.
         say: hears what was chosen for the user.
+        strategy: how networks are spread over processes; whole on each if none.
 
     Attributes:
         networks: all that is held and changed; set by the subclass.
@@ -83,11 +86,13 @@ class Loop(ABC):
         seed: int,
         cost: CostMeter | None = None,
         say: Callable[[str], None] = lambda text: None,
+        strategy: Strategy | None = None,
     ) -> None:
         if config.batch % accelerator.num_processes:
             raise UsageError(f"--batch {config.batch} cannot be shared evenly by {accelerator.num_processes} processes")
         require_optimizer(config)
         self.config, self.accelerator, self.say = config, accelerator, say
+        self.strategy: Strategy = strategy or Replicate(accelerator.num_processes, accelerator.device)
         self.rng, self.cost, self.step = SampleRNG(seed), cost or CostMeter(), 0
         self.channels_last: bool | None = None
         self._means, self._selection = Means(), Selection()
@@ -216,7 +221,7 @@ class Loop(ABC):
         self.accelerator.wait_for_everyone()
 
     def _preview(self, outputs: Outputs) -> None:
-        with own_draws(self.accelerator):
+        with own_draws(self.accelerator), self.strategy.uneven():
             outputs.show(self.step, self.step * self.config.batch, self.ema)
 
     def save(self, outputs: Outputs) -> None:
@@ -234,11 +239,13 @@ class Loop(ABC):
         tensors["generators"] = generators(self.accelerator)
         if means := self._means.state(self.accelerator):
             tensors["means"] = means
+        # A new sampler is described by a sample, which all take part in.
+        described = self._described(outputs)
         if outputs.main:
             values |= {"channels_last": self.channels_last, "selection": self.selection, "seconds": self.seconds}
             values |= {"to_evaluate": self._to_evaluate, "to_preview": self._to_preview}
             values["health"] = {name: str(state) for name, state in outputs.health.items()}
-            values |= self._described(outputs)
+            values |= described
         checkpoints.save(self.step, tensors, values)
 
     def _say_what_it_takes(self, outputs: Outputs) -> None:

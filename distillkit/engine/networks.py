@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 
@@ -15,6 +16,8 @@ from distillkit.contracts.teacher import Teacher
 from distillkit.engine.optimization import merged
 from distillkit.engine.optimizers import moment_bytes
 from distillkit.weights import weight_bytes
+from distillkit.errors import UsageError
+from distillkit.parallel.strategy import Strategy
 
 
 class Held(ABC):
@@ -72,6 +75,27 @@ class Networks(Held):
     Args:
         ema: the student with the moving average of its weights.
     """
+
+    @classmethod
+    def spread(cls, recipe: Recipe, teacher: Teacher, strategy: Strategy, *, offload_teacher: bool = False) -> Networks:
+        """All networks where a strategy has them, one after the other, and the average of the student's.
+
+        Learners are evaluated in steps alone. What is evaluated elsewhere too, or by a method in full precision (a
+        student whose tangent is taken), keeps its own.
+
+        Raises:
+            UsageError: where a part of the recipe asks for more than networks in parts can give.
+        """
+        if strategy.spreads and (asks := next((part for part in recipe.parts if part.whole_networks), None)):
+            raise UsageError(f"--parallel {strategy.name}: {asks.whole_networks}; use --parallel replicate")
+        recipe.student.eval()
+        with strategy.building():
+            networks = cls(recipe, teacher, copy.deepcopy(recipe.student))
+        learners = {id(learner) for learner in recipe.learners}
+        for module in networks.all:
+            offload = offload_teacher and module is teacher.denoiser
+            strategy.spread(module.eval(), in_steps=id(module) in learners, offload=offload)
+        return networks
 
     def __init__(self, recipe: Recipe, teacher: Teacher, ema: StudentGenerator) -> None:
         self.recipe, self.teacher, self.ema = recipe, teacher, ema

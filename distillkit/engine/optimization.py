@@ -23,7 +23,7 @@ from distillkit.engine.optimizers import (
 )
 from distillkit.errors import DistillkitError
 from distillkit.parallel.replicate import Replicated
-from distillkit.parallel.strategy import Gradients
+from distillkit.parallel.strategy import Gradients, local_of
 
 SMALLEST_SCALE = 2.0**-10
 """Of an fp16 loss. Gradients that overflow even so do not overflow: they are not finite."""
@@ -116,8 +116,11 @@ class Updater:
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Tensors and plain values of the optimiser and the loss scaler."""
-        state = self.optimizer.state_dict()["state"]
-        tensors = {f"{index}.{key}": value for index, entry in state.items() for key, value in plain_state(entry)}
+        tensors = {
+            f"{index}.{key}": value
+            for index, parameter in enumerate(self.parameters)
+            for key, value in plain_state(self.optimizer.state.get(parameter, {}))
+        }
         return tensors, {"scaler": self.scaler.state_dict(), "skipped": self._skipped}
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -146,7 +149,12 @@ class Updater:
         for name, value in tensors.items():
             index, _, key = name.partition(".")
             plain.setdefault(int(index), {})[key] = value
-        state = {index: optimizer_state(self.parameters[index], entry) for index, entry in plain.items()}
+        made = {
+            self.parameters[index]: optimizer_state(self.parameters[index], entry) for index, entry in plain.items()
+        }
+        # The optimiser numbers them by its own groups.
+        numbered = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+        state = {number: made[parameter] for number, parameter in enumerate(numbered) if parameter in made}
         groups = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict({"state": state, "param_groups": groups})
         self.scaler.load_state_dict(values["scaler"])
@@ -166,8 +174,9 @@ class MovingAverage:
 
     def look_anew(self) -> None:
         """Find the weights again after they were put into another memory layout."""
-        self._from = [p.detach() for p in self.source.parameters()]
-        self._to = [p.detach() for p in self.target.parameters()]
+        # The parts that this process holds: an average needs no other.
+        self._from = [local_of(p).detach() for p in self.source.parameters()]
+        self._to = [local_of(p).detach() for p in self.target.parameters()]
 
     @classmethod
     def configured(cls, source: nn.Module, target: nn.Module, config: TrainingConfig) -> MovingAverage:

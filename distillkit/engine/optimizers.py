@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from distillkit.contracts.learner import OptimizerConfig
 from distillkit.errors import UsageError
+from distillkit.parallel.strategy import local_of
 
 MOMENTS: Mapping[str, bool] = {"exp_avg": True, "exp_avg_sq": False}
 """Adam's moments, and whether they have a sign."""
@@ -34,9 +35,15 @@ def make_optimizer(parameters: Sequence[nn.Parameter], config: OptimizerConfig, 
         # torchao compiles the update of every shape of parameters, in which a rate that changes has to be a tensor.
         return _torchao().AdamW8bit(parameters, block_size=BLOCK, **shared)
     if config.optimizer == "radam":
-        return torch.optim.RAdam(parameters, foreach=True, **shared)
+        return torch.optim.RAdam(_apart(parameters), foreach=True, **shared)
     kind = torch.optim.AdamW if config.optimizer == "adamw" else torch.optim.Adam
-    return kind(parameters, fused=device.type in ("cpu", "cuda"), **shared)
+    return kind(_apart(parameters), fused=device.type in ("cpu", "cuda"), **shared)
+
+
+def _apart(parameters: Sequence[nn.Parameter]) -> list[dict[str, Any]]:
+    """Groups of what is held in parts and of what is whole: one fused update takes one kind."""
+    groups = [[p for p in parameters if (local_of(p) is p) == whole] for whole in (False, True)]
+    return [{"params": group} for group in groups if group]
 
 
 def require_optimizer(config: OptimizerConfig) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any
@@ -15,7 +14,6 @@ from distillkit.contracts.learner import OptimizerConfig
 from distillkit.contracts.recipe import Recipe
 from distillkit.contracts.source import Batches
 from distillkit.contracts.step import Step
-from distillkit.contracts.student import StudentGenerator
 from distillkit.contracts.teacher import Teacher
 from distillkit.engine.config import TrainingConfig
 from distillkit.engine.cost import CostMeter
@@ -25,6 +23,7 @@ from distillkit.engine.optimization import MovingAverage, Updater, learning_rate
 from distillkit.engine.outputs import Outputs, Selection
 from distillkit.engine.passes import Part, Passes
 from distillkit.engine.preparation import choose_channels_last, lay_out, prepare_networks
+from distillkit.parallel.strategy import Strategy
 
 
 class Trainer(Loop):
@@ -39,6 +38,8 @@ class Trainer(Loop):
         sources: opened, by the type of their batches.
         cost: forward-equivalents spent before (on making pairs).
         say: hears what was chosen for the user.
+        strategy: how networks are spread over processes; whole on each if none.
+        networks: of the recipe, where they are spread already.
 
     Raises:
         UsageError: when the batch cannot be shared evenly by the processes.
@@ -55,14 +56,13 @@ class Trainer(Loop):
         sources: Mapping[type, Batches[Any]] | None = None,
         cost: CostMeter | None = None,
         say: Callable[[str], None] = lambda text: None,
+        strategy: Strategy | None = None,
+        networks: Networks | None = None,
     ) -> None:
-        super().__init__(config, accelerator=accelerator, seed=seed, cost=cost, say=say)
+        super().__init__(config, accelerator=accelerator, seed=seed, cost=cost, say=say, strategy=strategy)
         self.recipe, self.teacher, device = recipe, teacher, accelerator.device
-        self.student = recipe.student.to(device).eval()
-        self.ema: StudentGenerator = copy.deepcopy(self.student)
-        self.networks: Networks = Networks(recipe, teacher, self.ema)
-        for network in (*recipe.learners, *self.networks.owned.values()):
-            network.to(device).eval()
+        self.networks: Networks = networks or Networks.spread(recipe, teacher, self.strategy)
+        self.student, self.ema = recipe.student, self.networks.ema
         prepare_networks(
             config, (self.student, *recipe.learners), (self.ema, teacher.denoiser), self.roles().values(), say
         )
@@ -141,7 +141,7 @@ class Trainer(Loop):
         for updater in self._updaters.values():
             updater.close()
         self._updaters = {
-            name: Updater(list(module.parameters()), config, self.accelerator)
+            name: Updater(list(module.parameters()), config, self.accelerator, self.strategy.gradients(module))
             for name, (module, config) in roles.items()
         }
         if not resuming:
@@ -156,11 +156,12 @@ class Trainer(Loop):
         if self.channels_last is not None:
             return
         if channels_last is None:
-            channels_last = choose_channels_last(
+            channels_last = not self.strategy.spreads and choose_channels_last(
                 self.config, self.student, self.teacher.conditioner, self.accelerator, self.say
             )
         self.channels_last = channels_last
-        lay_out(self.networks.all, channels_last=channels_last)
+        if not self.strategy.spreads:
+            lay_out(self.networks.all, channels_last=channels_last)
         self.average.look_anew()
 
     def roles(self) -> dict[str, Denoiser]:

@@ -103,7 +103,7 @@ class Generator:
     def draw(self, measure: Measure, batches: Sequence[range], device: torch.device, tally: Tally) -> Iterator[Tensor]:
         prompts = self.conditioner.parse(measure.prompts) if measure.prompts else None
         dtype, before = HALF.get(self.subject.precision), tally.evaluations
-        with count_evaluations(self.denoiser) as evaluations:
+        with self.denoiser.uneven(), count_evaluations(self.denoiser) as evaluations:
             for batch in batches:
                 noise, keys, seeds = inputs(measure.protocol.samples, batch, self.shape, self.conditioner, prompts)
                 condition = self.conditioner.encode(keys).to(device)

@@ -35,6 +35,7 @@ from distillkit.jobs.prompts import captions_among, cut, encoded, opened, requir
 from distillkit.jobs.recipe import inputs_of, recipe_of, sources_of
 from distillkit.jobs.rows import Result, Row, read_row, row_json, table_of
 from distillkit.jobs.teacher_weights import lower, set_apart
+from distillkit.jobs.spreading import building, spread, teacher_on
 from distillkit.jobs.timing import timed
 from distillkit.jobs.training import evaluation_of, measured, train, weights_at
 from distillkit.pieces import Held
@@ -76,8 +77,10 @@ class Distillation:
         self.prompts = opened(config.prompts, context.reporter.say)
         prompts = self.prompts.prompts if self.prompts else None
         held = config.teacher_weights.dtype
-        self.teacher = set_apart(with_prompts(teacher, prompts, config.prompts.dtype), held).to(context.device)
-        self.recipe = recipe_of(config, method, self.teacher)
+        teacher = set_apart(with_prompts(teacher, prompts, config.prompts.dtype), held)
+        self.teacher = teacher_on(teacher, config.training, context)
+        with building(config.training, context):
+            self.recipe = recipe_of(config, method, self.teacher)
         # After the recipe, whose networks begin as copies; before the sources, whose data are the teacher's.
         self.lowered = lower(self.teacher, held, context.reporter.say)
         self.sources = sources_of(config, method, self.teacher, self.recipe)
@@ -119,6 +122,9 @@ class Distillation:
             return
         self._prepared = True
         require_optimizer(self.config.training)
+        self.strategy, self.networks = spread(
+            self.recipe, self.teacher, self.config.training, self.context, self.config.teacher_weights.dtype
+        )
         self._say_prompts()
         self.describe(self.recipe.final_sampler, 0)
         for source in self.sources.values():
@@ -139,7 +145,7 @@ class Distillation:
     def _start_from(self, path: str) -> None:
         """Give the student another student's weights; it keeps this recipe's sampler."""
         weights, origin = initial_weights(path, like=self.recipe.student.denoiser)
-        self.recipe.student.denoiser.load_state_dict(weights)
+        self.strategy.scatter(self.recipe.student.denoiser, weights)
         self.context.reporter.say(f"the student starts from {origin}")
 
     def _say_what_is_measured(self) -> None:
@@ -191,7 +197,7 @@ class Distillation:
         context.stop_if_asked("before the first step")
         trainer = Trainer(
             self.recipe, self.teacher, self.config.training, accelerator=context.accelerator, seed=self.config.seed,
-            sources=opened, cost=cost, say=context.reporter.say,
+            sources=opened, cost=cost, say=context.reporter.say, strategy=self.strategy, networks=self.networks,
         )  # fmt: skip
         outputs = self._outputs(resumed=resume)
         with closing(outputs.trackers):
@@ -205,8 +211,9 @@ class Distillation:
                 self.folder.path, rows, {k: str(v) for k, v in outputs.health.items()}, dict(trainer.selection),
                 prepared + trainer.seconds, dict(trainer.cost.counts),
             )  # fmt: skip
-            if context.main:
-                self._save(trainer, result, weights_at(outputs.checkpoints, trainer.step))
+            with self.strategy.uneven():
+                if context.main:
+                    self._save(trainer, result, weights_at(outputs.checkpoints, trainer.step))
             outputs.trackers.table("results", *table_of(rows), trainer.step * self.config.training.batch)
         return result
 

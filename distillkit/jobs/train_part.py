@@ -22,6 +22,7 @@ from distillkit.jobs.context import Context
 from distillkit.jobs.contrastive import TextEncoderPart
 from distillkit.jobs.part import Part, PartImages, PartName
 from distillkit.jobs.part_data import Pipeline, part_images, pipeline_of
+from distillkit.jobs.spreading import require_whole
 from distillkit.jobs.teacher_config import TeacherRunConfig
 from distillkit.jobs.training import train
 from distillkit.models.diffusers.folder import pipeline_at
@@ -90,6 +91,7 @@ class PartTraining:
 
     def __init__(self, config: TeacherRunConfig, folder: RunFolder, context: Context) -> None:
         self.config, self.folder, self.context = config, folder, context
+        require_whole(config.training, f"what trains {config.part}")
         self.pipeline = pipeline_of(config)
         self.images = part_images(config, self.pipeline, context.reporter.say)
         self.part = new_part(config, self.pipeline, self.images, context.accelerator.num_processes)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from distillkit.contracts.conditioner import ClassLabels, Conditioner, Unconditional
 from distillkit.contracts.source import Batches, Images
@@ -30,6 +31,7 @@ from distillkit.jobs.context import Context
 from distillkit.jobs.measures import measures_for
 from distillkit.jobs.previews import Previews
 from distillkit.jobs.prompts import encoded
+from distillkit.jobs.spreading import building, spread, teacher_on
 from distillkit.jobs.teacher_config import TeacherRunConfig
 from distillkit.jobs.teacher_recipe import teacher_recipe
 from distillkit.jobs.training import evaluation_of, measured, train
@@ -157,8 +159,10 @@ class TeacherTraining:
         self, config: TeacherRunConfig, teacher: Teacher, images: Batches[Images], folder: RunFolder, context: Context
     ) -> None:
         self.config, self.images, self.folder, self.context = config, images, folder, context
-        self.recipe = teacher_recipe(teacher.to(context.device), config.loss)
-        self.teacher = teacher
+        self.teacher = teacher_on(teacher, config.training, context)
+        with building(config.training, context):
+            self.recipe = teacher_recipe(self.teacher, config.loss)
+        self.strategy, self.networks = spread(self.recipe, self.teacher, config.training, context)
         self.measures = measures_for(teacher, config.evaluation)
         context.reporter.say(self.measures.summary)
         for doubt in config.training.doubts:
@@ -182,7 +186,7 @@ class TeacherTraining:
         images = self._ready(self.images)
         trainer = Trainer(
             self.recipe, self.teacher, self.config.training, accelerator=context.accelerator, seed=self.config.seed,
-            sources={Images: images}, say=context.reporter.say,
+            sources={Images: images}, say=context.reporter.say, strategy=self.strategy, networks=self.networks,
         )  # fmt: skip
         # Dropout: the average that is sampled from and written stays in evaluation mode.
         trainer.student.train()
@@ -194,8 +198,9 @@ class TeacherTraining:
                 figures = [[label, figure.value] for label, figure in record.figures.items()]
                 outputs.trackers.table("results", ["figure", "value"], figures, trainer.step * trainer.config.batch)
         spec, place = self.teacher.spec, folder / TEACHER
+        weights = dict(self.strategy.gather(trainer.ema.denoiser))
         if context.main:
-            spec = self._written(place, trainer.ema, spec)
+            spec = self._written(place, weights, spec)
         lacks = self.teacher.conditioner.takes_text and own_prompts(place) is None
         return TrainedTeacher(place, record, spec.weights_sha256, lacks)
 
@@ -208,9 +213,9 @@ class TeacherTraining:
         images.conditioner = self.teacher.conditioner
         return with_latents(images, context.source_job(folder), draws)
 
-    def _written(self, folder: Path, student: StudentGenerator, spec: TeacherSpec) -> TeacherSpec:
+    def _written(self, folder: Path, weights: dict[str, Tensor], spec: TeacherSpec) -> TeacherSpec:
         """The teacher's folder: a pipeline of diffusers where its latents are those of one, with its prompts."""
-        weights, conditioner = student.denoiser.state_dict(), self.teacher.conditioner
+        conditioner = self.teacher.conditioner
         parts = getattr(self.teacher.codec, "parts", None)
         if not isinstance(parts, PipelineParts):
             return write_teacher(folder, weights, spec)

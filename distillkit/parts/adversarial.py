@@ -84,6 +84,12 @@ class Gan:
         """What a discriminator reads of a step: the student's samples, and real ones."""
         return (Samples, CLEAN[self.source])
 
+    @property
+    def whole_networks(self) -> str:
+        """As `Learner.whole_networks`."""
+        twice = self.r1.weight and self.r1.kind == "inputs"
+        return "R1 at the samples differentiates a network twice, which networks in parts cannot be" if twice else ""
+
     def learner_loss(self, discriminator: Discriminator, step: Step, fake: Tensor, noise: Tensor, t: Tensor) -> Tensor:
         """The discriminator's loss and its penalty, a scalar.
 

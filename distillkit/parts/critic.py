@@ -50,7 +50,7 @@ class Critic(FakeScore):
     ) -> None:
         super().__init__(teacher.copy_denoiser(), levels, optimizer=optimizer)
         self.gan_weight, self.gan, self.gan_levels = gan_weight, gan or Gan(), gan_levels
-        self.needs = self.gan.needs
+        self.needs, self.whole_networks = self.gan.needs, self.gan.whole_networks
         self.head = DiscriminatorHead.on(self.denoiser, teacher, head=head)
 
     def draw_gan_levels(self, step: Step, purpose: str) -> Tensor:
@@ -109,7 +109,7 @@ class LatentDiscriminator(Learner):
     ) -> None:
         super().__init__(optimizer=optimizer)
         self.gan, self.levels, self.layers = gan or Gan(), levels, tuple(layers)
-        self.needs = self.gan.needs
+        self.needs, self.whole_networks = self.gan.needs, self.gan.whole_networks
         self.head = DiscriminatorHead.on(teacher.denoiser, teacher, layers, head)
         self._teacher = (teacher,)  # in a tuple: its network is not this learner's
 

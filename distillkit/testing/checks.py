@@ -29,6 +29,7 @@ from distillkit.testing.noise import (
     streams_are_separate,
 )
 from distillkit.testing.setup import Settings
+from distillkit.testing.spread import networks_may_be_held_in_parts
 from distillkit.testing.truth import moves_to_the_teachers_distribution
 
 Check = Callable[[type[Method], Settings], None]
@@ -41,13 +42,14 @@ CHECKS: Mapping[str, Check] = {
         levels_and_conditions_vary, inputs_fit_their_levels, schedules_are_respected, streams_are_separate,
         score_estimators_follow_the_student, steps_are_deterministic, steps_do_not_depend_on_the_split,
         resume_is_exact, needs_are_what_is_used, every_pass_is_counted, works_in_bfloat16, runs_end_to_end,
-        moves_to_the_teachers_distribution,
+        networks_may_be_held_in_parts, moves_to_the_teachers_distribution,
     )
 }  # fmt: skip
 """All checks by name, the cheap ones first."""
 
 ONCE = (
-    "config_round_trips", "presets_are_valid", "settings_change_the_training", "moves_to_the_teachers_distribution"
+    "config_round_trips", "presets_are_valid", "settings_change_the_training", "networks_may_be_held_in_parts",
+    "moves_to_the_teachers_distribution",
 )  # fmt: skip
 """Checks that look at all examples together or at none of them, and the one whose pace presets set for the defaults."""
 

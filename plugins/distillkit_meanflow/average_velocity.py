@@ -96,17 +96,19 @@ class AverageVelocity(Objective):
     ) -> Tensor:
         """v - (t - r) du/dt, (B, ...). The derivative is computed for the samples with r < t alone."""
         moved = (until < level.exp()).nonzero()[:, 0]
-        if not len(moved):
+        if not self.share:
             return velocity
-        z, v, level, until = (x[moved] for x in (z, velocity, level, until))
-        condition, t, r = condition.select(moved), per_sample(level.sigmoid(), z), per_sample(until / (1 + until), z)
+        # At least one in every case: processes that hold the network in parts must make the same passes.
+        chosen = moved if len(moved) else moved.new_zeros(1)
+        z, v, level, until = (x[chosen] for x in (z, velocity, level, until))
+        condition, t, r = condition.select(chosen), per_sample(level.sigmoid(), z), per_sample(until / (1 + until), z)
         slope = t * (1 - t)  # dt / dlevel
 
         def u(z: Tensor, level: Tensor) -> Tensor:
             return self.u(student, z, level, until, condition)
 
         derivative = along(u, z, level, slope * v, self.how, student) / slope
-        return velocity.index_copy(0, moved, v - (t - r) * derivative)
+        return velocity.index_copy(0, chosen, v - (t - r) * derivative) if len(moved) else velocity
 
     def u(self, student: Denoiser, z: Tensor, level: Tensor, until: Tensor, condition: Condition) -> Tensor:
         """The student's average velocity from t to r, of z_t (B, ...)."""

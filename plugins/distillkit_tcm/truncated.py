@@ -99,8 +99,12 @@ class TruncatedConsistency(Objective):
         def denoise(x: Tensor, t: Tensor, condition: Condition) -> Tensor:
             out = torch.empty_like(x)
             for network, mask in ((self.first, rows), (self.neighbours.target, ~rows)):
-                if len(chosen := mask.nonzero().flatten().to(x.device)):
-                    out[chosen] = network(x[chosen], t[chosen], condition.select(chosen)).to(out.dtype)
+                chosen = mask.nonzero().flatten()
+                # Both are evaluated in every case: processes that hold them in parts must make the same passes.
+                seen = (chosen if len(chosen) else torch.zeros(1, dtype=torch.int64)).to(x.device)
+                ends = network(x[seen], t[seen], condition.select(seen)).to(out.dtype)
+                if len(chosen):
+                    out[seen] = ends
             return out
 
         return denoise

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from distillkit.contracts.condition import Condition
 from distillkit.contracts.conditioner import ClassLabels
@@ -36,6 +36,12 @@ class DiT(TransformerNetwork):
         kind: Any = DiTTransformer2DModel
         super().__init__(with_positions(kind(**arguments)), int(arguments.get("patch_size", 2)), time_scale)
         self.null = int(self.transformer.config["num_embeds_ada_norm"])
+
+    @property
+    def units(self) -> list[nn.Module]:
+        """The blocks, and their embeddings of the time, as the transformer evaluates that of the first once more at its
+        end."""
+        return [*self.blocks, *(block.norm1.emb for block in self.blocks)]
 
     def forward(self, x: Tensor, t: Tensor, condition: Condition) -> Tensor:
         labels = condition.get("labels")

@@ -1,0 +1,194 @@
+"""Every process holds a part of every network: FSDP2, by the blocks that a network names."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from itertools import chain
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from distillkit.contracts.denoiser import Denoiser, PassEnded
+from distillkit.parallel.buckets import Buckets
+from distillkit.parallel.copies import lazily
+from distillkit.parallel.strategy import Gradients, Strategy, local_of
+from distillkit.parallel.turns import Turns
+
+
+class Shard(Strategy):
+    """Denoisers in parts, everything else whole: heads and small networks are not worth a collective operation each.
+
+    Args:
+        mesh: of all processes; the last of its dimensions shares a network, the first of two holds it several times.
+        half: dtype in which networks that are only evaluated in training are gathered; their gradients are averaged in
+            float32. None for their own.
+    """
+
+    name = "shard"
+    spreads = True
+
+    def __init__(self, mesh: DeviceMesh, device: torch.device, half: torch.dtype | None = None) -> None:
+        super().__init__(mesh.size(), device)
+        self.mesh, self.half = mesh, half
+        self.roots: list[Denoiser] = []
+        self._cpu = None if dist.get_backend() == "gloo" else dist.new_group(backend="gloo")
+
+    def building(self) -> AbstractContextManager[None]:
+        return lazily()
+
+    def spread(self, module: nn.Module, *, in_steps: bool = False, offload: bool = False) -> None:
+        for denoiser in outermost(module):
+            if not any(root is denoiser for root in self.roots):
+                self._shard(denoiser, self.half if in_steps else None, offload=offload)
+        for tensor in chain(module.parameters(), module.buffers()):
+            if not isinstance(tensor, DTensor) and tensor.device != self.device:
+                tensor.data = tensor.data.to(self.device)
+
+    def _shard(self, denoiser: Denoiser, half: torch.dtype | None, *, offload: bool) -> None:
+        kind = type(denoiser)
+        settings: dict[str, Any] = {
+            "mesh": self.mesh,
+            "reshard_after_forward": True,
+            "mp_policy": MixedPrecisionPolicy(
+                param_dtype=half, reduce_dtype=torch.float32 if half else None, cast_forward_inputs=False
+            ),
+            "offload_policy": CPUOffloadPolicy() if offload else OffloadPolicy(),
+            "ignored_params": {p for p in denoiser.parameters() if p.ndim == 0},
+        }
+        units = [*units_of(denoiser), denoiser]
+        for unit in units:
+            fully_shard(unit, **settings)
+            unit.register_forward_hook(_end_pass, always_call=True)
+        # FSDP makes a class of its own; messages and keys of caches name the network's.
+        named: Any = type(denoiser)
+        named.__name__, named.__qualname__, named.__module__ = kind.__name__, kind.__qualname__, kind.__module__
+        # Which network is the root and in what type gradients are is settled here, where the trained parameters need
+        # gradients, and not by the first pass, which may be a frozen one. Memory for the first pass is asked for here
+        # too: it may be in inference mode, and no tensor made in it can ever be trained with.
+        denoiser._get_fsdp_state()._lazy_init()  # type: ignore[operator]
+        for unit in units:
+            assert isinstance(unit, FSDPModule)
+            unit.unshard()
+            unit.reshard()
+        if half is not None:
+            _run_in(denoiser, half, self.device)
+        denoiser.uneven = self.uneven  # type: ignore[method-assign]
+        self.roots.append(denoiser)
+
+    def gradients(self, module: nn.Module) -> Gradients:
+        return Sharded(module, self)
+
+    def uneven(self) -> AbstractContextManager[None]:
+        return Turns(self.roots, self._cpu).taken() if self.roots else nullcontext()
+
+    @torch.no_grad()
+    def gather(self, tensors: nn.Module | Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+        first = dist.get_rank() == 0
+        for name, tensor in (tensors.state_dict() if isinstance(tensors, nn.Module) else tensors).items():
+            if isinstance(tensor, DTensor):
+                whole = tensor.to(self.device).full_tensor()
+                if first:
+                    yield name, whole.cpu()
+            elif first:
+                yield name, tensor.to("cpu", copy=True)
+
+    @torch.no_grad()
+    def scatter(self, module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+        first = dist.get_rank() == 0
+        for name, own in module.state_dict().items():
+            if first:
+                whole = tensors[name].to(self.device, own.dtype, memory_format=torch.contiguous_format)
+            else:
+                whole = torch.empty(own.shape, dtype=own.dtype, device=self.device)
+            dist.broadcast(whole, src=0)
+            if isinstance(own, DTensor):
+                whole = distribute_tensor(whole, own.device_mesh, own.placements, src_data_rank=None).to_local()
+            local_of(own).copy_(whole)
+
+
+class Sharded(Gradients):
+    """Gradients of networks in parts, which FSDP averages, and of whole parameters beside them."""
+
+    def __init__(self, module: nn.Module, strategy: Shard) -> None:
+        self.parameters, self.mesh = [*module.parameters()], strategy.mesh
+        self.roots = [m for m in outermost(module) if isinstance(m, FSDPModule)]
+        self.rest = Buckets([p for p in self.parameters if not isinstance(p, DTensor)], strategy.processes)
+
+    @contextmanager
+    def passing(self, *, last: bool) -> Iterator[None]:
+        for root in self.roots:
+            root.set_requires_gradient_sync(last)
+        with self.rest.passing(last=last):
+            yield
+
+    def average(self) -> None:
+        self.rest.average()
+
+    @torch.no_grad()
+    def clip(self, most: float) -> Tensor:
+        spread = [local_of(p.grad) for p in self.parameters if isinstance(p.grad, DTensor)]
+        whole = [p.grad for p in self.parameters if p.grad is not None and not isinstance(p.grad, DTensor)]
+        # Every process has other rows of what is spread, and the same of the rest.
+        total = _squares(spread, self.mesh.device_type)
+        dist.all_reduce(total, group=self.mesh.get_group(self.mesh.ndim - 1))
+        norm = (total + _squares(whole, self.mesh.device_type)).sqrt()
+        factor = (most / (norm + 1e-6)).clamp(max=1.0)
+        for gradients in (spread, whole):
+            if gradients:
+                torch._foreach_mul_(gradients, factor)
+        return norm
+
+    def close(self) -> None:
+        self.rest.close()
+
+
+def _squares(tensors: Sequence[Tensor], device: str) -> Tensor:
+    """The sum of squares of all numbers, in float32 or wider."""
+    if not tensors:
+        return torch.zeros((), device=device)
+    norms = torch.stack(torch._foreach_norm(list(tensors)))
+    return norms.to(torch.promote_types(norms.dtype, torch.float32)).square().sum()
+
+
+def outermost(module: nn.Module) -> Iterator[Denoiser]:
+    """The denoisers in a module that are in no other."""
+    if isinstance(module, Denoiser):
+        yield module
+        return
+    for child in module.children():
+        yield from outermost(child)
+
+
+def units_of(denoiser: Denoiser) -> list[nn.Module]:
+    """The blocks that are gathered one at a time, those within others first."""
+    chosen = {id(unit) for unit in denoiser.units()}
+    return [m for m in reversed([*denoiser.modules()]) if id(m) in chosen and any(True for _ in m.parameters())]
+
+
+def _end_pass(unit: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+    """Where a pass ends at a layer within a block, let FSDP end it as a pass that comes to the block's end, with the
+    features as what it gives: the block is freed, and gathered anew on the way back."""
+    ended = sys.exc_info()[1]
+    if isinstance(ended, PassEnded):
+        assert isinstance(unit, FSDPModule)
+        unit._get_fsdp_state()._post_forward(unit, args, ended.features)
+
+
+def _run_in(denoiser: Denoiser, half: torch.dtype, device: torch.device) -> None:
+    """Make passes outside of a training step run in the precision that its weights are gathered in."""
+    forward = denoiser.forward
+
+    def guarded(*args: Any, **named: Any) -> Tensor:
+        if torch.is_autocast_enabled(device.type):
+            return forward(*args, **named)
+        with torch.autocast(device.type, dtype=half):
+            return forward(*args, **named)
+
+    denoiser.forward = guarded  # type: ignore[method-assign]
