@@ -14,6 +14,7 @@ from distillkit.contracts.learner import OptimizerConfig
 from distillkit.contracts.recipe import Recipe
 from distillkit.contracts.source import Batches
 from distillkit.contracts.step import Step
+from distillkit.contracts.student import StudentGenerator
 from distillkit.contracts.teacher import Teacher
 from distillkit.engine.config import TrainingConfig
 from distillkit.engine.cost import CostMeter
@@ -62,7 +63,8 @@ class Trainer(Loop):
         super().__init__(config, accelerator=accelerator, seed=seed, cost=cost, say=say, strategy=strategy)
         self.recipe, self.teacher, device = recipe, teacher, accelerator.device
         self.networks: Networks = networks or Networks.spread(recipe, teacher, self.strategy)
-        self.student, self.ema = recipe.student, self.networks.ema
+        self.student = recipe.student
+        self.ema: StudentGenerator = self.networks.ema
         prepare_networks(
             config, (self.student, *recipe.learners), (self.ema, teacher.denoiser), self.roles().values(), say
         )

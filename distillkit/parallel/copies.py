@@ -35,5 +35,5 @@ def own_memory(network: nn.Module) -> None:
 def lazily() -> Iterator[None]:
     """While networks are copied that are spread before anything is written to them: a student, its average and its
     score estimators are one set of weights."""
-    with _Lazily():
+    with _Lazily():  # type: ignore[no-untyped-call]
         yield

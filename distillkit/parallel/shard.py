@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from itertools import chain
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
@@ -93,7 +93,7 @@ class Shard(Strategy):
         first = dist.get_rank() == 0
         for name, tensor in (tensors.state_dict() if isinstance(tensors, nn.Module) else tensors).items():
             if isinstance(tensor, DTensor):
-                whole = tensor.to(self.device).full_tensor()
+                whole = cast(DTensor, tensor.to(self.device)).full_tensor()
                 if first:
                     yield name, whole.cpu()
             elif first:

@@ -22,7 +22,7 @@ from distillkit.contracts.method import Method
 from distillkit.engine.config import TrainingConfig
 from distillkit.engine.trainer import Trainer
 from distillkit.errors import UsageError
-from distillkit.parallel.choice import Asked, choose
+from distillkit.parallel.choice import Asked, ParallelName, choose
 from distillkit.testing.failure import CheckFailure
 from distillkit.testing.setup import BATCH, CPU, Settings, recipe_of, synthetic_sources
 from distillkit.testing.teachers import smallest
@@ -86,22 +86,22 @@ def _failure(what: str) -> CheckFailure:
     )
 
 
-def _means(method: type[Method], settings: Settings, member: Member, parallel: str = "replicate") -> Means:
+def _means(method: type[Method], settings: Settings, member: Member, parallel: ParallelName = "replicate") -> Means:
     """Means of all that is logged in some steps. One process makes passes of as many samples as each of two does."""
     teacher = smallest()
     recipe = recipe_of(method, teacher, settings)
-    asked = Asked(parallel, member.num_processes, member.num_processes, CPU)  # type: ignore[arg-type]
+    asked = Asked(parallel, member.num_processes, member.num_processes, CPU)
     config = TrainingConfig(
         batch=BATCH, duration=4 * BATCH * recipe.student_every, batch_per_device=BATCH // PROCESSES, lr=1e-3, eps=EPS,
         channels_last="off",
     )  # fmt: skip
     trainer = Trainer(
-        recipe, teacher, config, accelerator=member, seed=0,  # type: ignore[arg-type]
+        recipe, teacher, config, accelerator=member, seed=0,
         strategy=choose(asked, lambda: 0), sources=synthetic_sources(teacher, recipe.needs),
     )  # fmt: skip
     for _ in range(recipe.student_every + 1):
         trainer.train_step()
-    return trainer._means.read(member)  # type: ignore[arg-type]
+    return trainer._means.read(member)
 
 
 def _forked(method: type[Method], chosen: Sequence[Settings]) -> list[Means | None]:
@@ -120,10 +120,10 @@ def _forked(method: type[Method], chosen: Sequence[Settings]) -> list[Means | No
         try:
             for member in members:
                 member.start()
-            waiting = {member.sentinel: member for member in members}
+            waiting: dict[Any, Any] = {member.sentinel: member for member in members}
             while waiting:
                 for ended in connection.wait([*waiting]):
-                    member = waiting.pop(ended)  # type: ignore[call-overload]
+                    member = waiting.pop(ended)
                     member.join()
                     if member.exitcode:
                         why = folder / f"{members.index(member)}.txt"

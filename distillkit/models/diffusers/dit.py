@@ -41,7 +41,8 @@ class DiT(TransformerNetwork):
     def units(self) -> list[nn.Module]:
         """The blocks, and their embeddings of the time, as the transformer evaluates that of the first once more at its
         end."""
-        return [*self.blocks, *(block.norm1.emb for block in self.blocks)]
+        blocks: list[Any] = self.blocks
+        return [*blocks, *(block.norm1.emb for block in blocks)]
 
     def forward(self, x: Tensor, t: Tensor, condition: Condition) -> Tensor:
         labels = condition.get("labels")
