@@ -8,9 +8,10 @@ from torch import Tensor, nn
 
 
 def plain_tensors(tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
-    """The tensors as they are in memory, by name: one in 8 bits is several, its numbers and its scales."""
+    """The tensors as they are in memory, by name: one in 8 bits is several, its numbers and its scales. One
+    that several processes hold in parts is the whole of it."""
     for name, tensor in tensors.items():
-        if hasattr(tensor, "__tensor_flatten__"):
+        if hasattr(tensor, "__tensor_flatten__") and not hasattr(tensor, "full_tensor"):
             parts = tensor.__tensor_flatten__()[0]
             yield from plain_tensors({f"{name}.{part}": getattr(tensor, part) for part in parts})
         else:

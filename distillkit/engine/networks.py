@@ -15,9 +15,9 @@ from distillkit.contracts.student import StudentGenerator
 from distillkit.contracts.teacher import Teacher
 from distillkit.engine.optimization import merged
 from distillkit.engine.optimizers import moment_bytes
-from distillkit.weights import weight_bytes
 from distillkit.errors import UsageError
 from distillkit.parallel.strategy import Strategy
+from distillkit.weights import weight_bytes
 
 
 class Held(ABC):

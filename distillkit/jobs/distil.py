@@ -34,8 +34,8 @@ from distillkit.jobs.previews import CLIPPED, Previews
 from distillkit.jobs.prompts import captions_among, cut, encoded, opened, require_prompts, with_prompts
 from distillkit.jobs.recipe import inputs_of, recipe_of, sources_of
 from distillkit.jobs.rows import Result, Row, read_row, row_json, table_of
-from distillkit.jobs.teacher_weights import lower, set_apart
 from distillkit.jobs.spreading import building, spread, teacher_on
+from distillkit.jobs.teacher_weights import lower, set_apart
 from distillkit.jobs.timing import timed
 from distillkit.jobs.training import evaluation_of, measured, train, weights_at
 from distillkit.pieces import Held
