@@ -61,7 +61,7 @@ def places_of(parts: Mapping[str, Part]) -> dict[str, str]:
     if all(part.tensor.shape == part.shape for part in parts.values()):
         return {}
     places = {name: {"saved_offsets": part.offset, "shape": part.shape} for name, part in parts.items()}
-    return {PLACES: json.dumps(places, separators=(",", ":"))}
+    return {PLACES: json.dumps(places, separators=(",", ":"), sort_keys=True)}
 
 
 class PieceFile:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import logging
@@ -181,7 +182,7 @@ class Checkpoints:
         if self.processes.rank == 0:
             shutil.rmtree(aside, ignore_errors=True)
         self._writers.join()
-        files = self._copied(tensors)
+        files, values = self._copied(tensors), copy.deepcopy(values)
         held_up = time.monotonic() - began
         self._writing = _in_thread(lambda: self._write(step, files, values, held_up))
 
@@ -198,7 +199,7 @@ class Checkpoints:
     def settle_down(self) -> None:
         """As `wait`, after something else has failed: what comes of the checkpoint is the lesser news."""
         writing, self._writing = self._writing, None
-        if writing is not None and (error := writing.exception()) is not None:
+        if writing is not None and isinstance(error := writing.exception(), DistillkitError):
             log.warning("%s", error)
 
     @property

@@ -215,8 +215,9 @@ def _others_ending(context: Context) -> Iterator[None]:
     """A collective operation that fails because another process has ended, as a message."""
     try:
         yield
-    except RuntimeError as error:
-        if context.world == 1 or not lost_another(error):
+    except (RuntimeError, DistillkitError) as error:
+        # A pass through a network in parts is a collective operation too, and whoever made it is blamed for its end.
+        if context.world == 1 or not any(lost_another(cause) for cause in _causes(error)):
             raise
         go_on = f" Continue with: {context.progress.go_on}" if context.progress.go_on else ""
         if context.stop:
@@ -225,6 +226,15 @@ def _others_ending(context: Context) -> Iterator[None]:
             f"another process of this job has ended, perhaps killed by the system, after step "
             f"{context.progress.step:,}; so this one ends too.{go_on}"
         ) from error
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """The error, if it is no message of ours, and what it was raised from."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if not isinstance(cause, DistillkitError):
+            yield cause
+        cause = cause.__cause__
 
 
 def check_launch(folder: RunFolder, config: BaseModel, *, resume: bool) -> None:

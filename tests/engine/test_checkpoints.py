@@ -6,6 +6,8 @@ import json
 import logging
 import math
 import os
+import threading
+import time
 
 import pytest
 import torch
@@ -109,6 +111,48 @@ def test_round_trip_keeps_the_newest_and_names_it(tmp_path):
     loaded = checkpoints.load()
     assert (loaded.step, loaded.values) == (3, {"cost": {"teacher": 3}})
     assert loaded.tensors["student"]["w"].tolist() == [3.0] * 3
+
+
+def test_what_the_training_changes_while_a_checkpoint_is_written_is_not_in_it(tmp_path, monkeypatch):
+    real, held = checkpoint_module._write_parts, threading.Event()
+
+    def slow(path, parts):
+        assert held.wait(600)
+        return real(path, parts)
+
+    monkeypatch.setattr(checkpoint_module, "_write_parts", slow)
+    checkpoints, weight, values = Checkpoints(tmp_path), torch.zeros(3), {"cost": {"teacher": 1}}
+    checkpoints.save(1, {"student": {"w": weight}}, values)
+    weight.add_(1)
+    values["cost"]["teacher"] = 2
+    assert checkpoints.steps == [] and not checkpoints.failed
+    held.set()
+    loaded = checkpoints.load()
+    assert loaded.tensors["student"]["w"].tolist() == [0.0] * 3 and loaded.values == {"cost": {"teacher": 1}}
+
+
+def test_a_write_that_fails_ends_the_training_at_the_next_step_in_one_message(bench, monkeypatch):
+    def full(path, parts):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("distillkit.files.RETRY_SECONDS", ())
+    trainer, outputs = bench.trainer(bench.toy(), duration=960), bench.outputs()
+    steps, real = [], trainer.train_step
+
+    def step():
+        real()
+        steps.append(trainer.step)
+        if trainer.step == 3:
+            monkeypatch.setattr(checkpoint_module, "_write_parts", full)
+        if trainer.step == 5:  # the write of step 4 has failed by now
+            while not outputs.checkpoints.failed:
+                time.sleep(0.01)
+
+    trainer.train_step = step
+    with pytest.raises(DistillkitError, match=r"cannot write .*step-000000004.*No space left"):
+        trainer.run(outputs)
+    assert steps[-1] == 5, "the training goes on without checkpoints"
+    assert outputs.checkpoints.load().step == 2
 
 
 @pytest.mark.parametrize("file", ["student.safetensors", "state.json"])
