@@ -85,9 +85,9 @@ def distillkit_sources() -> Mapping[str, type[Source[Any]]]:
 
 @hookimpl
 def distillkit_exporters() -> Mapping[str, Callable[..., None]]:
-    from distillkit.students.export import to_diffusers
+    from distillkit.students.export import to_diffusers, to_diffusers_lora
 
-    return {"diffusers": to_diffusers}
+    return {"diffusers": to_diffusers, "diffusers-lora": to_diffusers_lora}
 
 
 @hookimpl

@@ -11,15 +11,15 @@ import typer
 def export(
     student: Annotated[str, typer.Argument(help="Run or student folder; RUN@best or RUN@STEP for a checkpoint.")],
     folder: Annotated[Path | None, typer.Argument(help="Folder to write.  [default: STUDENT-FORMAT]")] = None,
-    to: Annotated[str, typer.Option("--to", help="Format: diffusers, or one of a plugin.")] = "diffusers",
+    to: Annotated[
+        str, typer.Option("--to", help="Format: diffusers, diffusers-lora (of adapters), or one of a plugin.")
+    ] = "diffusers",
     output_dir: Annotated[
         Path | None, typer.Option("--output-dir", "-o", help="The folder to write, in place of the argument.")
     ] = None,
     self_contained: Annotated[
         bool,
-        typer.Option(
-            "--self-contained", help="Copy text encoder and autoencoder too, instead of naming where they are."
-        ),
+        typer.Option("--self-contained", help="Copy what was not trained too, instead of naming where it is."),
     ] = False,
     push_to_hub: Annotated[
         str, typer.Option("--push-to-hub", metavar="ORG/NAME", help="Also upload it to this repository.")

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from itertools import chain
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
+from distillkit.contracts.adapter import WRAPPED, AdapterConfig, Base
 from distillkit.contracts.condition import Condition
 from distillkit.contracts.schedule import Schedule
 from distillkit.errors import DistillkitError
@@ -29,12 +31,52 @@ class Denoiser(nn.Module, ABC):
         partial: the layers that the present pass ends at, or None for a whole pass; what counts evaluations reads it.
         for_others: whether the present pass is made for other processes alone, which hold parts of the network, and
             what comes out is dropped; it is not counted.
+        base: weights that it has in common with others: they are neither copied with it nor part of its `state_dict`.
+        adapter: what is trained beside these.
     """
 
     schedule: Schedule
     description: Mapping[str, Any] | None = None
     partial: tuple[str, ...] | None = None
     for_others: bool = False
+    base: Base | None = None
+    adapter: AdapterConfig | None = None
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        """As of any module, but that weights of the base are their own copies."""
+        if self.base is not None:
+            memo |= self.base.memo
+        module: Any = self
+        made: Any = type(self).__new__(type(self))
+        memo[id(self)] = made
+        made.__setstate__(copy.deepcopy(module.__getstate__(), memo))
+        return made
+
+    def _common(self) -> Iterator[tuple[str, Tensor]]:
+        """Names of weights here, and the weights, that are its base's and that a state dict would hold."""
+        if self.base is None:
+            return
+        for name, tensor in super().state_dict(keep_vars=True).items():
+            if tensor in self.base or name.replace(WRAPPED, "") in self.base.buffers:
+                yield name, tensor
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
+        """The weights by name, those of its base left out."""
+        found: dict[str, Any] = super().state_dict(*args, **kwargs)
+        for name, _ in self._common():
+            found.pop(f"{kwargs.get('prefix', '')}{name}", None)
+        return found
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, metadata: Any, strict: bool, missing: list[str],
+        unexpected: list[str], errors: list[str],
+    ) -> None:  # fmt: skip
+        for name, tensor in self._common():
+            if (given := state_dict.get(f"{prefix}{name}")) is not None and given is not tensor:
+                errors.append(f"{prefix}{name} is shared with other networks, and cannot be loaded into one")
+            # It is its own value: nothing is missing, and nothing is written.
+            state_dict[f"{prefix}{name}"] = tensor
+        super()._load_from_state_dict(state_dict, prefix, metadata, strict, missing, unexpected, errors)
 
     @abstractmethod
     def forward(self, x: Tensor, t: Tensor, condition: Condition) -> Tensor:
@@ -225,6 +267,17 @@ class _Capture:
 def device_of(denoiser: Denoiser) -> torch.device:
     """Where a denoiser is, also one that is a formula and has no weights; the CPU where nothing of it is anywhere."""
     return next((tensor.device for tensor in chain(denoiser.parameters(), denoiser.buffers())), torch.device("cpu"))
+
+
+def adapted_in(module: nn.Module) -> Denoiser | None:
+    """The denoiser in a module, which may be the module itself, that has weights in common with others; or None."""
+    return next((m for m in module.modules() if isinstance(m, Denoiser) and m.base is not None), None)
+
+
+def own_parameters(module: nn.Module) -> list[nn.Parameter]:
+    """The parameters of a module without those that denoisers in it have in common with others."""
+    bases = [m.base for m in module.modules() if isinstance(m, Denoiser) and m.base is not None]
+    return [p for p in module.parameters() if not any(p in base for base in bases)]
 
 
 @torch.no_grad()

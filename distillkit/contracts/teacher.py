@@ -76,10 +76,12 @@ class Teacher:
     Attributes:
         images: opens the data that it was trained on, where they come with it: device -> batches of `Images`.
         records: of its own figures, where they come with it, by the hash of all that they depend on.
+        copying: makes the copies that `copy_denoiser` gives, where they are not to be whole ones.
     """
 
     images: Callable[[torch.device], Batches[Images]] | None = None
     records: Mapping[str, Any] = {}
+    copying: Callable[[Denoiser], Denoiser] | None = None
 
     def __init__(
         self, denoiser: Denoiser, spec: TeacherSpec, conditioner: Conditioner | None = None, codec: Codec | None = None
@@ -148,11 +150,25 @@ class Teacher:
         times = times_of(name, schedule, steps or self.spec.solver_steps)
         return SOLVERS[name](lambda x, t: self(x, t, condition, guidance, negative), noise, times, schedule)
 
+    @property
+    def start(self) -> Denoiser:
+        """The network that students and score estimators are copies of."""
+        return self.denoiser
+
     def copy_denoiser(self) -> Denoiser:
-        """A trainable copy of the teacher's denoiser, dropout off: where students and score estimators start."""
-        return copy.deepcopy(self.denoiser).requires_grad_(True).eval()
+        """A trainable copy of `start`, dropout off: where students and score estimators begin.
+
+        Where adapters are asked for, its weights are those of `start` themselves, frozen, with trained ones beside
+        them.
+        """
+        return (self.copying or whole_copy)(self.start)
 
     def to(self, device: torch.device | str) -> Teacher:
         self.denoiser.to(device)
         self.conditioner, self.codec = self.conditioner.to(device), self.codec.to(device)
         return self
+
+
+def whole_copy(denoiser: Denoiser) -> Denoiser:
+    """A copy that is trained in all its weights, dropout off."""
+    return copy.deepcopy(denoiser).requires_grad_(True).eval()

@@ -13,7 +13,7 @@ from torch.autograd import forward_ad
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 from distillkit.contracts.condition import Condition
-from distillkit.contracts.denoiser import Denoiser, uncompiled
+from distillkit.contracts.denoiser import Denoiser, own_parameters, uncompiled
 
 Layers = tuple[str, ...]
 
@@ -30,7 +30,8 @@ class CostMeter:
     """Counts samples through denoisers by role, in forward-equivalents.
 
     A backward pass costs about one forward pass for the inputs' gradients and one for the weights': an evaluation of
-    a network in training counts 3, one through which gradients only pass to its input 2, one without gradient 1. In
+    a network in training counts 3, one through which gradients only pass to its input 2, one without gradient 1; where
+    only some weights are trained, as in adapters, the last forward pass counts by their share of all. In
     forward mode, where every operation also computes a derivative along a direction, it counts one more. A pass that
     ends at a layer (`Denoiser.features`) counts by its share of a whole pass' floating-point operations.
 
@@ -39,7 +40,7 @@ class CostMeter:
 
     def __init__(self, counts: Mapping[str, float] | None = None) -> None:
         self.counts: dict[str, float] = dict(counts or {})
-        self._parameters: WeakKeyDictionary[Denoiser, Sequence[Tensor]] = WeakKeyDictionary()
+        self._parameters: WeakKeyDictionary[Denoiser, tuple[Sequence[Tensor], float]] = WeakKeyDictionary()
         self._shares: dict[tuple[str, Layers], float] = {}
         self._partial: dict[tuple[str, Layers], tuple[float, tuple[Any, ...]]] = {}
 
@@ -66,18 +67,23 @@ class CostMeter:
                 handle.remove()
             self._add_partial(roles)
 
-    def _parameters_of(self, denoiser: Denoiser) -> Sequence[Tensor]:
-        """Found once: walking through a network takes longer than counting in it."""
+    def _parameters_of(self, denoiser: Denoiser) -> tuple[Sequence[Tensor], float]:
+        """Those that may be trained, and their share of all. Found once: walking through a network takes longer than
+        counting in it."""
         if denoiser not in self._parameters:
-            self._parameters[denoiser] = list(denoiser.parameters())
+            own = own_parameters(denoiser)
+            every = sum(p.numel() for p in denoiser.parameters())
+            self._parameters[denoiser] = own, sum(p.numel() for p in own) / max(every, 1)
         return self._parameters[denoiser]
 
-    def _counter(self, role: str, parameters: Sequence[Tensor], processes: int) -> Any:
+    def _counter(self, role: str, weights: tuple[Sequence[Tensor], float], processes: int) -> Any:
+        parameters, share = weights
+
         def count(module: Denoiser, args: tuple[Any, ...]) -> None:
-            passes = 1
+            passes = 1.0
             if torch.is_grad_enabled():
                 trained = any(p.requires_grad for p in parameters)
-                passes += 2 if trained else int(args[0].requires_grad)
+                passes += 1 + share if trained else int(args[0].requires_grad)
             passes += any(forward_ad.unpack_dual(x).tangent is not None for x in args[:2])
             cost = processes * len(args[0]) * passes
             if module.partial is None:

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 
 from torch import nn
 
-from distillkit.contracts.denoiser import Denoiser
+from distillkit.contracts.denoiser import Denoiser, adapted_in, own_parameters
 from distillkit.contracts.learner import OptimizerConfig
 from distillkit.contracts.recipe import Recipe
 from distillkit.contracts.student import StudentGenerator
@@ -43,8 +43,10 @@ class Held(ABC):
         return (p for module in self.changed.values() for p in module.parameters())
 
     def weight_bytes(self) -> tuple[int, int]:
-        """Bytes of all weights that training changes, and of those that have gradients."""
-        sizes = [(p.numel() * p.element_size(), p.requires_grad) for p in self.parameters()]
+        """Bytes of all weights that training changes, and of those that have gradients; without what networks have in
+        common with the teacher."""
+        own = (p for module in self.changed.values() for p in own_parameters(module))
+        sizes = [(p.numel() * p.element_size(), p.requires_grad) for p in own]
         return sum(size for size, _ in sizes), sum(size for size, trained in sizes if trained)
 
     def moment_bytes(self, config: OptimizerConfig) -> int:
@@ -58,7 +60,7 @@ class Held(ABC):
 
     def held(self, config: OptimizerConfig) -> str:
         """What holds memory beside a pass, for people: the weights of every network, gradients and moments."""
-        sizes = {**self.frozen, **{name: weight_bytes(module) for name, module in self.changed.items()}}
+        sizes = {**self.frozen, **{name: own_bytes(module) for name, module in self.changed.items()}}
         parts = [f"{name} {size / 1e6:,.1f} MB" for name, size in sizes.items() if size]
         _, trained = self.weight_bytes()
         trained += self.moment_bytes(config)
@@ -66,7 +68,14 @@ class Held(ABC):
 
     def checkpoint_bytes(self, config: OptimizerConfig) -> int:
         """About how large a checkpoint is: every weight once, and the optimisers' moments."""
-        return sum(weight_bytes(module) for module in self.changed.values()) + self.moment_bytes(config)
+        return sum(own_bytes(module) for module in self.changed.values()) + self.moment_bytes(config)
+
+
+def own_bytes(module: nn.Module) -> int:
+    """Of a network's weights, without those that it has in common with others."""
+    if adapted_in(module) is None:
+        return weight_bytes(module)
+    return sum(p.numel() * p.element_size() for p in own_parameters(module))
 
 
 class Networks(Held):

@@ -173,10 +173,13 @@ class MovingAverage:
         self.look_anew()
 
     def look_anew(self) -> None:
-        """Find the weights again after they were put into another memory layout."""
+        """Find the weights again after they were put into another memory layout; those that both have in common are
+        left out."""
+        pairs = zip(self.source.parameters(), self.target.parameters(), strict=True)
+        apart = [(source, target) for source, target in pairs if source is not target]
         # The parts that this process holds: an average needs no other.
-        self._from = [local_of(p).detach() for p in self.source.parameters()]
-        self._to = [local_of(p).detach() for p in self.target.parameters()]
+        self._from = [local_of(source).detach() for source, _ in apart]
+        self._to = [local_of(target).detach() for _, target in apart]
 
     @classmethod
     def configured(cls, source: nn.Module, target: nn.Module, config: TrainingConfig) -> MovingAverage:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import time
 from collections.abc import Callable, Iterable, Sequence
 
@@ -168,25 +167,29 @@ def choose_channels_last(
 def _channels_last_time(
     student: StudentGenerator, conditioner: Conditioner, batch: int, accelerator: Accelerator
 ) -> float:
-    """Time of a forward and backward pass channels-last over that of one in contiguous layout."""
-    layouts = [copy.deepcopy(student.denoiser).eval() for _ in range(2)]
-    lay_out(layouts[:1], channels_last=True)
-    schedule = student.schedule
+    """Time of a forward and backward pass channels-last over that of one in contiguous layout.
+
+    The student itself is put into both layouts in turn and left in the latter: it may have weights in common with
+    others, of which there is to be no second copy.
+    """
+    denoiser, schedule = student.denoiser, student.schedule
+    trained = [p for p in denoiser.parameters() if p.requires_grad]
 
     def inputs(samples: int) -> tuple[Tensor, Tensor, Condition]:
         x = SampleRNG(0).normal("layout", 0, range(samples), student.shape)
         return x, torch.full((samples,), schedule.t_max), conditioner.encode(conditioner.in_turn(range(samples)))
 
-    def seconds(denoiser: Denoiser, x: Tensor, t: Tensor, condition: Condition) -> float:
+    def seconds(x: Tensor, t: Tensor, condition: Condition, *, channels_last: bool) -> float:
+        lay_out([denoiser], channels_last=channels_last)
         began = time.process_time()
         with autocast(accelerator):
             out = denoiser(x, t, condition)
-        out.float().square().mean().backward()
+        torch.autograd.grad(out.float().square().mean(), trained, allow_unused=True)
         return time.process_time() - began
 
     one = inputs(1)
-    seconds(layouts[1], *one)
-    samples = max(1, min(batch, int(PASS_SECONDS / seconds(layouts[1], *one))))
+    seconds(*one, channels_last=False)
+    samples = max(1, min(batch, int(PASS_SECONDS / seconds(*one, channels_last=False))))
     several = inputs(samples)
-    times = [[seconds(denoiser, *several) for denoiser in layouts] for _ in range(ROUNDS + 1)][1:]
+    times = [[seconds(*several, channels_last=last) for last in (True, False)] for _ in range(ROUNDS + 1)][1:]
     return min(last for last, _ in times) / min(first for _, first in times)

@@ -9,7 +9,7 @@ from typing import Any
 from accelerate import Accelerator
 from torch import nn
 
-from distillkit.contracts.denoiser import Denoiser
+from distillkit.contracts.denoiser import Denoiser, adapted_in
 from distillkit.contracts.learner import OptimizerConfig
 from distillkit.contracts.recipe import Recipe
 from distillkit.contracts.source import Batches
@@ -116,7 +116,8 @@ class Trainer(Loop):
         norm = self._updaters[role].apply(factor)
         if norm is not None:
             self._means.add(f"grad_norm/{role}", norm)
-        if role in self._trained:
+        if role in self._trained and adapted_in(self._trained[role]) is None:
+            # Weights on a base stay as they are, and so what they are constrained to.
             self._trained[role].after_update()
 
     def _micro_batches(self, index: int, due: bool) -> Iterator[tuple[Step, Part]]:
@@ -143,7 +144,12 @@ class Trainer(Loop):
         for updater in self._updaters.values():
             updater.close()
         self._updaters = {
-            name: Updater(list(module.parameters()), config, self.accelerator, self.strategy.gradients(module))
+            name: Updater(
+                [p for p in module.parameters() if p.requires_grad],
+                config,
+                self.accelerator,
+                self.strategy.gradients(module),
+            )
             for name, (module, config) in roles.items()
         }
         if not resuming:

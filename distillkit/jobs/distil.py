@@ -27,6 +27,7 @@ from distillkit.evaluation.measure import Measure
 from distillkit.evaluation.record import Record, Selection, Subject, write_record
 from distillkit.evaluation.teacher_record import teacher_record
 from distillkit.files import write_json
+from distillkit.jobs.adapters import adapters_of
 from distillkit.jobs.context import Context
 from distillkit.jobs.evaluate import record_name
 from distillkit.jobs.measures import Measures, measures_for
@@ -35,9 +36,10 @@ from distillkit.jobs.prompts import captions_among, cut, encoded, opened, requir
 from distillkit.jobs.recipe import inputs_of, recipe_of, sources_of
 from distillkit.jobs.rows import Result, Row, read_row, row_json, table_of
 from distillkit.jobs.spreading import building, spread, teacher_on
-from distillkit.jobs.teacher_weights import lower, set_apart
+from distillkit.jobs.teacher_weights import ADAPTERS, COPIES, lower, refuse_fp8, set_apart
 from distillkit.jobs.timing import timed
 from distillkit.jobs.training import evaluation_of, measured, train, weights_at
+from distillkit.models.store.resolve import found_again
 from distillkit.pieces import Held
 from distillkit.registry import Installed, blaming
 from distillkit.runs.config import RunConfig
@@ -77,12 +79,15 @@ class Distillation:
         self.prompts = opened(config.prompts, context.reporter.say)
         prompts = self.prompts.prompts if self.prompts else None
         held = config.teacher_weights.dtype
+        if any(config.student.adapters):
+            refuse_fp8(held)
         teacher = set_apart(with_prompts(teacher, prompts, config.prompts.dtype), held)
         self.teacher = teacher_on(teacher, config.training, context)
         with building(config.training, context):
             self.recipe = recipe_of(config, method, self.teacher)
         # After the recipe, whose networks begin as copies; before the sources, whose data are the teacher's.
-        self.lowered = lower(self.teacher, held, context.reporter.say)
+        others = ADAPTERS if any(config.student.adapters) else COPIES
+        self.lowered = lower(self.teacher, held, context.reporter.say, others)
         self.sources = sources_of(config, method, self.teacher, self.recipe)
         for source in self.sources.values():
             source.job = context.source_job(folder.path)
@@ -126,6 +131,8 @@ class Distillation:
             self.recipe, self.teacher, self.config.training, self.context, self.config.teacher_weights.dtype
         )
         self._say_prompts()
+        for line in adapters_of(self.recipe):
+            self.context.reporter.say(line)
         self.describe(self.recipe.final_sampler, 0)
         for source in self.sources.values():
             source.check()
@@ -144,7 +151,7 @@ class Distillation:
 
     def _start_from(self, path: str) -> None:
         """Give the student another student's weights; it keeps this recipe's sampler."""
-        weights, origin = initial_weights(path, like=self.recipe.student.denoiser)
+        weights, origin = initial_weights(path, self.recipe.student.denoiser, self.teacher)
         self.strategy.scatter(self.recipe.student.denoiser, weights)
         self.context.reporter.say(f"the student starts from {origin}")
 
@@ -229,6 +236,7 @@ class Distillation:
             self._described[sampler] = describe_student(
                 student, self.teacher, method=self.config.method, method_package=self.method.origin,
                 settings=self.config.settings, guidance=self.guidance, remarks=self.remarks,
+                reference=found_again(self.config.teacher), pipeline=self.config.pipeline,
             )  # fmt: skip
         return self._described[sampler].model_copy(update={"images_seen": images_seen})
 

@@ -17,6 +17,7 @@ from distillkit.downloads import is_for_a_download, nothing_downloaded, offline
 from distillkit.engine.config import TrainingConfig
 from distillkit.errors import DistillkitError, UsageError
 from distillkit.files import existing_parent
+from distillkit.jobs.adapters import adapters_of
 from distillkit.jobs.api import Plan
 from distillkit.jobs.context import Context, check_launch
 from distillkit.jobs.distil import Distillation
@@ -81,6 +82,7 @@ def _distillation_rows(plan: Plan, job: Distillation, remark: str) -> Rows:
         ),
         *([("prompts", job.prompts.summary)] if job.prompts else []),
         ("student", f"{parameters:,} parameters, {_sampler(recipe)}"),
+        *(("adapters", line.removeprefix("adapters: ")) for line in adapters_of(recipe)),
         ("settings", plan.remark.removeprefix("settings: ")),
         ("objectives", ", ".join(_objective(o) for o in recipe.objectives)),
         ("trained beside", ", ".join(learner.name for learner in recipe.learners) or "nothing"),
@@ -255,8 +257,8 @@ def _evaluations(trial: Trial) -> str:
     """Of networks; nothing where what is trained is none."""
     if not trial.evaluations:
         return "no network is evaluated"
-    roles = ", ".join(f"{role} {count:g}" for role, count in trial.evaluations.items())
-    return f"{sum(trial.evaluations.values()):g} forward-equivalents an image ({roles})"
+    roles = ", ".join(f"{role} {count:.4g}" for role, count in trial.evaluations.items())
+    return f"{sum(trial.evaluations.values()):.4g} forward-equivalents an image ({roles})"
 
 
 def _folder_row(folder: RunFolder) -> tuple[str, str]:

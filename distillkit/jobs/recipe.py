@@ -16,6 +16,7 @@ from distillkit.contracts.text import PromptList
 from distillkit.data.identity import teacher_identity
 from distillkit.data.shards import identity_hash
 from distillkit.errors import DistillkitError, UsageError
+from distillkit.jobs.adapters import with_adapters
 from distillkit.registry import Installed, blaming, registry
 from distillkit.runs.config import RunConfig, StudentConfig
 
@@ -27,12 +28,17 @@ def recipe_of(config: RunConfig, method: Installed, teacher: Teacher) -> Recipe:
         UsageError: for settings that the recipe cannot follow.
         DistillkitError: when the method fails, blaming its package.
     """
-    made = method.value()
-    blamed = blaming(f"method {config.method}", method.origin, "cannot make its recipe")
-    with blamed, torch.random.fork_rng(devices=[]):
-        # A recipe may hold fresh networks: their weights are the seed's, on every process.
-        torch.manual_seed(config.seed)
-        recipe: Recipe = made.recipe(teacher, made.Config.model_validate(config.settings))
+
+    def make() -> Recipe:
+        made = method.value()
+        blamed = blaming(f"method {config.method}", method.origin, "cannot make its recipe")
+        with blamed, torch.random.fork_rng(devices=[]):
+            # A recipe may hold fresh networks: their weights are the seed's, on every process.
+            torch.manual_seed(config.seed)
+            recipe: Recipe = made.recipe(teacher, made.Config.model_validate(config.settings))
+        return recipe
+
+    recipe = with_adapters(make, teacher, *config.student.adapters)
     if recipe.guidance not in (None, 1.0) and not teacher.conditioner.has_null:
         raise UsageError(
             f"--guidance {recipe.guidance:g}: the teacher {teacher.spec.name} has no unconditional prediction to guide "

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
 
+from distillkit.contracts.denoiser import adapted_in
 from distillkit.contracts.recipe import Recipe
 from distillkit.contracts.teacher import Teacher
 from distillkit.engine.config import TrainingConfig
-from distillkit.engine.networks import Networks
+from distillkit.engine.networks import Networks, own_bytes
 from distillkit.engine.optimization import merged
 from distillkit.engine.optimizers import EIGHT_BITS, moment_bytes
 from distillkit.errors import UsageError
@@ -23,11 +24,13 @@ def asked_of(
 ) -> Asked:
     """What a training asks of its strategy."""
     configs = [merged(training, learner.optimizer) for learner in recipe.learners] if recipe else []
+    trained = [recipe.student, *recipe.learners] if recipe else []
     others = {
         "--teacher-dtype fp8": teacher_dtype == "fp8",
         f"--compile {training.compile}": training.compile != "off",
         "--channels-last on": training.channels_last == "on",
         f"--optimizer {EIGHT_BITS}": any(config.optimizer == EIGHT_BITS for config in (training, *configs)),
+        "adapters, which share one copy of the weights": recipe is not None and any(map(adapted_in, trained)),
     }
     return Asked(
         training.parallel, context.world, local_processes(context.world), context.device,
@@ -76,12 +79,10 @@ def spread(
 
     def held_bytes() -> int:
         trained = [(recipe.student, training), *((part, merged(training, part.optimizer)) for part in recipe.learners)]
-        weights = weight_bytes(teacher.denoiser) + weight_bytes(recipe.student)  # the moving average
+        weights = weight_bytes(teacher.denoiser) + own_bytes(recipe.student)  # the moving average
         owned = [module for objective in recipe.objectives for module in objective.modules().values()]
         moments = sum(moment_bytes(p, c.optimizer) for m, c in trained for p in m.parameters() if p.requires_grad)
-        return (
-            weights + sum(map(weight_bytes, owned)) + sum(2 * weight_bytes(module) for module, _ in trained) + moments
-        )
+        return weights + sum(map(own_bytes, owned)) + sum(2 * own_bytes(module) for module, _ in trained) + moments
 
     strategy = choose(asked, held_bytes, context.reporter.say)
     if training.offload_teacher and not strategy.spreads:

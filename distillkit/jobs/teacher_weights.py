@@ -9,6 +9,7 @@ import torch
 
 from distillkit.contracts.teacher import Teacher
 from distillkit.dtypes import DTYPES
+from distillkit.errors import UsageError
 from distillkit.models.precision import described, in_dtype, in_fp8, require_casts, require_fp8
 
 FLOAT32 = "fp32"
@@ -37,8 +38,26 @@ def set_apart(teacher: Teacher, dtype: str) -> Teacher:
     return teacher
 
 
-def lower(teacher: Teacher, dtype: str, say: Callable[[str], None]) -> str:
-    """Put the weights of a run's own teacher into `dtype`, after all copies of them were made.
+COPIES = "the student and what is trained beside it start from its weights in float32"
+ADAPTERS = "adapters, which are in float32, are trained beside these"
+
+
+def refuse_fp8(dtype: str) -> None:
+    """Refuse weights that nothing can be trained beside.
+
+    Raises:
+        UsageError: naming what can be done.
+    """
+    if dtype == "fp8":
+        raise UsageError("--teacher-dtype fp8: adapters are trained beside weights in bf16, fp16 or fp32; use bf16")
+
+
+def lower(teacher: Teacher, dtype: str, say: Callable[[str], None], others: str = COPIES) -> str:
+    """Put the weights of a run's own teacher into `dtype`, after all copies of them were made; networks that have them
+    in common with it follow.
+
+    Args:
+        others: what becomes of other networks, for people.
 
     Returns:
         What belongs beside the run's figures; "" where nothing was changed.
@@ -48,6 +67,6 @@ def lower(teacher: Teacher, dtype: str, say: Callable[[str], None]) -> str:
     _ = in_fp8(teacher) if dtype == "fp8" else in_dtype(teacher, DTYPES[dtype])
     say(
         f"teacher: weights in {described(teacher)}; what it predicts, its pairs and its own figures are of these, and "
-        "the student and what is trained beside it start from its weights in float32"
+        f"{others}"
     )
     return f"the teacher's weights were in {dtype}"

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from distillkit.contracts.codec import Codec
 from distillkit.contracts.conditioner import ClassLabels, Conditioner
-from distillkit.contracts.denoiser import Denoiser
+from distillkit.contracts.denoiser import Denoiser, adapted_in
 from distillkit.errors import DistillkitError, UsageError
+from distillkit.models.adapters import adapted, merged_weights, on_base, placed
 from distillkit.registry import BUILT_IN, blaming, registry
 from distillkit.text import short
 
@@ -42,7 +43,23 @@ def build_denoiser(description: Mapping[str, Any]) -> Denoiser:
     if not isinstance(denoiser, Denoiser):
         raise DistillkitError(f"the network {kind} ({offered.origin}) is a {type(denoiser).__name__}, not a Denoiser")
     denoiser.description = {"kind": offered.kind, "arguments": arguments}
-    return denoiser
+    return placed(denoiser)
+
+
+def built_light(description: Mapping[str, Any]) -> Denoiser:
+    """The denoiser of a description on the device "meta", without memory for its weights; with memory, where a plugin's
+    network may need it to be built.
+
+    Raises:
+        UsageError, DistillkitError: as `build_denoiser`.
+    """
+    try:
+        with torch.device("meta"):
+            return build_denoiser(description)
+    except UsageError:
+        raise
+    except DistillkitError:
+        return build_denoiser(description)
 
 
 def described_weights(description: Mapping[str, Any]) -> dict[str, Tensor] | None:
@@ -131,12 +148,55 @@ def with_guidance_input(denoiser: Denoiser) -> Denoiser:
         )
     arguments = denoiser.description["arguments"]
     network = {**arguments["network"], **added}
-    made = build_denoiser({**denoiser.description, "arguments": {**arguments, "network": network}})
+    description = {**denoiser.description, "arguments": {**arguments, "network": network}}
+    if denoiser.base is not None:
+        return _on_the_same_base(denoiser, description)
+    made = build_denoiser(description)
     given = dict(denoiser.state_dict())
     zero = {name: torch.zeros_like(value) for name, value in made.state_dict().items() if name not in given}
     first = next(denoiser.parameters())
     made.to(device=first.device, dtype=first.dtype).load_state_dict({**given, **zero})
     return made.train(denoiser.training)
+
+
+def _on_the_same_base(denoiser: Denoiser, description: Mapping[str, Any]) -> Denoiser:
+    """The network of a description that has all the weights of a denoiser on a base, and more, on that base with the
+    same adapters; what it has more is zero, and trained as it is."""
+    assert denoiser.base is not None
+    with torch.device("meta"):
+        made = build_denoiser(description)
+    if not on_base(made, denoiser.base):
+        raise DistillkitError(
+            f"the network {description.get('kind')} lacks weights of the one that it is to be made of"
+        )
+    if denoiser.adapter is not None:
+        made = adapted(made, denoiser.adapter)
+    given, first = dict(denoiser.state_dict()), next(denoiser.parameters())
+    zero = {
+        name: torch.zeros(value.shape, dtype=torch.float32, device=first.device)
+        for name, value in made.state_dict().items()
+        if name not in given
+    }
+    made.load_state_dict({**{name: value.clone() for name, value in given.items()}, **zero}, assign=True)
+    for name in zero:
+        above, _, last = name.rpartition(".")
+        made.get_submodule(above)._parameters[last].requires_grad_(True)  # type: ignore[union-attr]
+    return made.train(denoiser.training)
+
+
+def merged(denoiser: Denoiser) -> Denoiser:
+    """A frozen network of its own with the weights of one that has adapters, added to what they adapt; itself where it
+    has none. What it is made of is not changed.
+
+    Raises:
+        UsageError, DistillkitError: as `build_denoiser`.
+    """
+    if adapted_in(denoiser) is None:
+        return denoiser
+    state = merged_weights(denoiser)
+    made = built_light(denoiser.description or {})
+    made.load_state_dict(state, assign=True)
+    return made.requires_grad_(False).train(denoiser.training)
 
 
 def _with_changes(arguments: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:

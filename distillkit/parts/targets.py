@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from distillkit.contracts.condition import Condition
-from distillkit.contracts.denoiser import Denoiser
+from distillkit.contracts.denoiser import Denoiser, own_parameters
 
 
 class Target:
@@ -43,4 +43,6 @@ class Target:
     def update(self) -> None:
         """Take in the student's weights after an update."""
         if self.network is not None:
-            torch._foreach_lerp_(list(self.network.parameters()), list(self.student.parameters()), 1 - self.decay)
+            average: list[Tensor] = [*own_parameters(self.network)]
+            present: list[Tensor] = [*own_parameters(self.student)]
+            torch._foreach_lerp_(average, present, 1 - self.decay)

@@ -7,13 +7,14 @@ from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Literal, Self, TypeVar, get_args, get_origin
+from typing import Annotated, Any, Literal, Self, TypeVar, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
+from distillkit.contracts.adapter import AdapterConfig, Target
 from distillkit.contracts.method import Method, Preset
-from distillkit.counts import Count, Numbers
+from distillkit.counts import Count, Numbers, parse_numbers
 from distillkit.data.prompts import PromptsConfig
 from distillkit.engine.config import TrainingConfig
 from distillkit.errors import UsageError
@@ -49,6 +50,44 @@ class StudentConfig(BaseModel):
     times: Numbers | None = Field(
         None, description="the same as times t of the teacher's schedule, descending: 999,749,499,249"
     )
+    adapter: Literal["lora"] | None = Field(
+        None, description="train adapters beside the teacher's weights instead of a copy of them (needs peft)"
+    )
+    fake_adapter: Literal["lora"] | None = Field(
+        None, description="the same for what is trained beside the student and is a copy of the teacher: a fake score",
+        json_schema_extra={"flag": "fake-adapter"},
+    )  # fmt: skip
+    rank: int | None = Field(
+        None, ge=1, le=4096, description="rank of adapters; 64 if none", json_schema_extra={"flag": "rank"}
+    )
+    alpha: float | None = Field(
+        None, gt=0, le=1e6, description="their scale times the rank; the rank if none, which is a scale of 1",
+        json_schema_extra={"flag": "alpha"},
+    )  # fmt: skip
+    targets: Annotated[tuple[Target, ...], BeforeValidator(parse_numbers)] = Field(
+        (), max_length=10_000, description="layers that have one, by names or what these end with: to_q,to_v; those of "
+        "the network's family if none", json_schema_extra={"flag": "targets"},
+    )  # fmt: skip
+
+    @property
+    def adapters(self) -> tuple[AdapterConfig | None, AdapterConfig | None]:
+        """Of the student, and of what is trained beside it."""
+        asked = {"rank": self.rank, "alpha": self.alpha, "targets": self.targets}
+        given: dict[str, Any] = {name: value for name, value in asked.items() if value is not None}
+        student, fake = (
+            None if kind is None else AdapterConfig(kind=kind, **given) for kind in (self.adapter, self.fake_adapter)
+        )
+        return student, fake
+
+    @model_validator(mode="after")
+    def _of_something(self) -> Self:
+        given = [name for name in ("rank", "alpha", "targets") if getattr(self, name)]
+        if given and not (self.adapter or self.fake_adapter):
+            raise ValueError(
+                f"{' and '.join(given)}: of adapters, and there are none: add --student-adapter lora, --fake-adapter "
+                "lora, or both"
+            )
+        return self
 
     @model_validator(mode="after")
     def _said_once(self) -> Self:

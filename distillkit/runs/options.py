@@ -20,6 +20,9 @@ from distillkit.models.diffusers.options import PipelineConfig
 from distillkit.registry import registry, unknown
 from distillkit.runs.config import EvaluationConfig, RunConfig, StudentConfig, TeacherWeightsConfig
 
+ADAPTER = frozenset({"rank", "alpha", "targets"})
+"""Fields of `StudentConfig` that are called by short names, `adapter_alpha` beside a method's own `alpha`."""
+
 Place = tuple[str, ...]
 """Where a setting stands in a configuration: ("training", "lr")."""
 
@@ -34,6 +37,7 @@ class Section:
         prefix: put before every name, such as "pairs-".
         preset: values that a preset suggests instead of the defaults.
         preset_name: its name, for the help.
+        taken: names that the method's own settings have: an option of its own that is called so gets a prefix.
     """
 
     place: Place
@@ -42,12 +46,13 @@ class Section:
     prefix: str = ""
     preset: Mapping[str, Any] = field(default_factory=dict)
     preset_name: str = ""
+    taken: frozenset[str] = frozenset()
 
     def flag(self, name: str) -> str:
         """The option of a field, without dashes before it: "pairs-count"."""
         extra = self.model.model_fields[name].json_schema_extra
         if isinstance(extra, dict) and "flag" in extra:
-            return str(extra["flag"])
+            return f"{'adapter-' if name in self.taken else ''}{extra['flag']}"
         return f"{self.prefix}{name.replace('_', '-')}"
 
 
@@ -60,12 +65,13 @@ def sections_of(method: type[Method], preset: Preset | None = None) -> list[Sect
     clash = set(method.Config.model_fields).intersection(*[[name for model in others for name in model.model_fields]])
     own = f"{method.name}-" if clash else ""
     suggested: dict[str, Mapping[str, Any]] = {"pairs": preset.pairs}
+    taken = frozenset(method.Config.model_fields) & ADAPTER
     return [
         Section(("settings",), method.Config, f"Settings of {method.name}", own, preset.settings, label),
         Section(("pipeline",), PipelineConfig, "Teacher"),
         Section(("teacher_weights",), TeacherWeightsConfig, "Teacher", "teacher-"),
         Section(("training",), TrainingConfig, "Training", "", preset.training, label),
-        Section(("student",), StudentConfig, "Student", "student-", preset.student, label),
+        Section(("student",), StudentConfig, "Student", "student-", preset.student, label, taken),
         Section(("prompts",), PromptsConfig, "Prompts", "prompts-"),
         *(
             Section(

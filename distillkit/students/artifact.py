@@ -16,6 +16,7 @@ from distillkit.contracts.random import SampleRNG
 from distillkit.contracts.student import StudentGenerator
 from distillkit.errors import UsageError
 from distillkit.files import write_json
+from distillkit.models.build import merged
 from distillkit.students.description import (
     StudentDescription,
     described_sampler,
@@ -27,6 +28,8 @@ from distillkit.weight_files import SHARD_BYTES, write_weights
 VALUES_AT_ONCE = 2**22
 """Numbers of decoded samples in one pass: five images of 512 x 512."""
 STEM, DESCRIPTION = "model", "student.json"
+ADAPTER = "adapter"
+"""Stem of the file of a student that has the rest of its weights from its teacher."""
 
 
 class Student:
@@ -70,6 +73,16 @@ class Student:
         self.generator.to(device)
         self.conditioner, self.codec = self.conditioner.to(device), self.codec.to(device)
         return self
+
+    def merged(self) -> Student:
+        """The same student with weights of its own: what its adapters add is added to the teacher's weights. Itself
+        where it has no adapters."""
+        if self.description.adapter is None:
+            return self
+        generator = self.generator
+        network = StudentGenerator(merged(generator.denoiser), generator.sampler, generator.shape)
+        description = self.description.model_copy(update={"adapter": None, "weights_sha256": ""})
+        return Student(network, self.conditioner, self.codec, description, self.folder)
 
     def with_guidance(self, guidance: float) -> Student:
         """The same weights sampled with another guidance weight, where that is an input of the network.
@@ -196,6 +209,11 @@ def samples_at_once(decoded: Sequence[int]) -> int:
     return max(1, min(256, VALUES_AT_ONCE // math.prod(decoded)))
 
 
+def stem_of(description: StudentDescription) -> str:
+    """What the files of a student's own weights are called."""
+    return STEM if description.adapter is None else ADAPTER
+
+
 def save_student(
     folder: Path,
     generator: StudentGenerator,
@@ -211,7 +229,7 @@ def save_student(
         shard_bytes: of the largest file; more is written as several with an index.
     """
     weights = generator.denoiser.state_dict() if weights is None else weights
-    found = write_weights(folder, STEM, weights, shard_bytes=shard_bytes)
+    found = write_weights(folder, stem_of(description), weights, shard_bytes=shard_bytes)
     complete = description.model_copy(update={"weights_sha256": found})
     write_json(folder / DESCRIPTION, complete.model_dump(mode="json"))
     return complete

@@ -158,6 +158,8 @@ def _kind(label: str) -> str:
 
 def _notes(description: StudentDescription, record: Mapping[str, Any] | None) -> Iterator[str]:
     yield from map(markdown, description.remarks)
+    if (adapter := description.adapter) is not None:
+        yield f"Adapters, a {adapter.layers.title}, beside the weights of the teacher, which are needed to load it."
     if not record:
         return
     if (selection := record.get("selection") or {}).get("evaluated"):

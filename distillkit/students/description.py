@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -10,13 +11,17 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
+from distillkit.contracts.adapter import AdapterConfig
+from distillkit.contracts.denoiser import Denoiser, adapted_in
 from distillkit.contracts.random import SampleRNG
 from distillkit.contracts.sampler import Sampler
 from distillkit.contracts.student import StudentGenerator
 from distillkit.contracts.teacher import SampleShape, Teacher, TeacherSpec
-from distillkit.errors import DistillkitError, UsageError
-from distillkit.models.build import build_denoiser
+from distillkit.errors import UsageError
+from distillkit.models.adapters import building_on
+from distillkit.models.build import built_light
 from distillkit.models.counting import count_evaluations
+from distillkit.models.diffusers.options import PLAIN, PipelineConfig
 from distillkit.names import Name
 from distillkit.reading import check_format, validated
 from distillkit.registry import registry
@@ -25,6 +30,18 @@ if TYPE_CHECKING:
     from distillkit.contracts.conditioner import Conditioner
 
 FORMAT = 2
+
+
+class AdapterDescription(BaseModel):
+    """What was trained beside the teacher's weights, and where these are found again."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    layers: AdapterConfig
+    teacher: str = Field(min_length=1, max_length=4096, description="by which the teacher can be asked for again")
+    pipeline: PipelineConfig = PLAIN
+    base_sha256: str = Field(pattern="^[0-9a-f]{64}$", description="of the weights that it was trained beside")
+    dtype: Literal["float32", "bfloat16", "float16"] = Field("float32", description="of these weights then")
 
 
 class StudentDescription(BaseModel):
@@ -39,6 +56,9 @@ class StudentDescription(BaseModel):
     settings: dict[str, Any] = Field(description="the method's settings")
     teacher: TeacherSpec
     network: dict[str, Any] = Field(description="kind and arguments of the student's own network")
+    adapter: AdapterDescription | None = Field(
+        None, description="of a student whose weights are the teacher's with adapters beside them"
+    )
     sampler: dict[str, Any] = Field(description="kind and fields of the sampler")
     conditioner: dict[str, Any] = Field(description="kind and fields of the maker of its conditions")
     codec: dict[str, Any] = Field(description="kind and fields of the way to what people look at")
@@ -63,6 +83,8 @@ def describe_student(
     guidance: float = 1.0,
     remarks: Sequence[str] = (),
     nfe: float | None = None,
+    reference: str = "",
+    pipeline: PipelineConfig = PLAIN,
 ) -> StudentDescription:
     """The description of a student, from which it can be loaded wherever the packages of its parts are installed.
 
@@ -71,6 +93,9 @@ def describe_student(
         settings: the method's, as plain data.
         guidance: weight that the student has learnt in.
         nfe: network evaluations of a sample where they were measured already; by default one sample is made.
+        reference: by which the teacher can be asked for again, whose weights a student of adapters needs; its name by
+            default.
+        pipeline: what was asked of the teacher's pipeline then.
 
     Raises:
         UsageError: for a network, sampler, conditioner or codec that no plugin offers, or a network whose weights do
@@ -93,6 +118,7 @@ def describe_student(
             }
         ),
         network=network,
+        adapter=_described_adapter(generator.denoiser, reference or teacher.spec.name, pipeline),
         sampler=described_sampler(generator.sampler),
         conditioner=conditioner,
         codec=codec,
@@ -101,6 +127,16 @@ def describe_student(
         guidance=guidance,
         images_seen=images_seen,
         remarks=tuple(remarks),
+    )
+
+
+def _described_adapter(denoiser: Denoiser, reference: str, pipeline: PipelineConfig) -> AdapterDescription | None:
+    adapted = adapted_in(denoiser)
+    if adapted is None or adapted.adapter is None or adapted.base is None:
+        return None
+    values = {"layers": adapted.adapter, "teacher": reference, "pipeline": pipeline}
+    return AdapterDescription.model_validate(
+        {**values, "base_sha256": adapted.base.sha256, "dtype": adapted.base.dtype}
     )
 
 
@@ -123,7 +159,7 @@ def _described(kind: str, part: Any) -> dict[str, Any]:
     )
 
 
-def _require_buildable(denoiser: nn.Module, network: Mapping[str, Any]) -> None:
+def _require_buildable(denoiser: Denoiser, network: Mapping[str, Any]) -> None:
     """Refuse a network that its description does not build anew: another kind, other names or shapes of weights."""
     name = type(denoiser).__name__
     if not network:
@@ -131,13 +167,10 @@ def _require_buildable(denoiser: nn.Module, network: Mapping[str, Any]) -> None:
             f"the network {name} has no description, so the student could never be loaded; offer it by the hook "
             'distillkit_networks and make it by distillkit.build_denoiser({"kind": "package:Name", "arguments": ...})'
         )
-    try:
-        with torch.device("meta"):
-            anew = build_denoiser(network)
-    except UsageError:
-        raise
-    except DistillkitError:  # a plugin's network may need real memory to be built
-        anew = build_denoiser(network)
+    adapted = adapted_in(denoiser)
+    lent = building_on(adapted.base, adapted.adapter) if adapted and adapted.base and adapted.adapter else nullcontext()
+    with lent:
+        anew = built_light(network)
     if strange := difference(denoiser, anew.state_dict()):
         raise UsageError(
             f"the student's network {name} does not fit its description {network['kind']}, so it could never be "

@@ -15,12 +15,13 @@ from distillkit.reading import Unreadable, read_json, read_text
 from distillkit.registry import blaming, registry
 from distillkit.students.artifact import DESCRIPTION, Student
 from distillkit.students.card import CARD, PICTURE, card, with_usage
+from distillkit.students.lora_file import write_lora
 from distillkit.students.own_pipeline import write_own_pipeline
 from distillkit.students.plain_pipeline import parts_of, write_plain_pipeline
 
 log = logging.getLogger(__name__)
 
-OF_WEIGHTS = ("weights_sha256", "conditioner", "codec")
+OF_WEIGHTS = ("weights_sha256", "conditioner", "codec", "adapter")
 """Of a description: what an export may write otherwise than the student has it."""
 
 
@@ -34,10 +35,24 @@ def to_diffusers(student: Student, folder: Path, *, self_contained: bool = False
     Raises:
         UsageError: for a student that the format does not hold; says what is in the way.
     """
+    student = student.merged()
     if parts_of(student):
         usage = write_plain_pipeline(student, folder, self_contained=self_contained)
     else:
         usage = write_own_pipeline(student, folder)
+    write_bytes(folder / CARD, with_usage(_card(student), usage, library="diffusers").encode())
+
+
+def to_diffusers_lora(student: Student, folder: Path, *, self_contained: bool = False) -> None:
+    """A LoRA file that the teacher's pipeline loads by `load_lora_weights`, with the student's scheduler.
+
+    Args:
+        self_contained: with a copy of that pipeline.
+
+    Raises:
+        UsageError: for a student without adapters, or one that the format does not hold.
+    """
+    usage = write_lora(student, folder, self_contained=self_contained)
     write_bytes(folder / CARD, with_usage(_card(student), usage, library="diffusers").encode())
 
 

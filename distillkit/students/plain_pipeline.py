@@ -40,10 +40,10 @@ def parts_of(student: Student) -> list[PipelineParts]:
 def parts_on_this_machine(student: Student) -> str:
     """The folder from which a student takes such parts; "" where they are on the hub, or come with a package."""
     sources = (parts.source for parts in parts_of(student))
-    return next((s for s in sources if not s.startswith(hub.PREFIX) and not _comes_along(s)), "")
+    return next((s for s in sources if not s.startswith(hub.PREFIX) and not comes_along(s)), "")
 
 
-def _comes_along(source: str) -> bool:
+def comes_along(source: str) -> bool:
     """Whether a pipeline comes with a Python package."""
     return source in registry().named("teachers")
 
@@ -68,16 +68,16 @@ def write_plain_pipeline(student: Student, folder: Path, *, self_contained: bool
     used = parts_of(student)
     source = used[0]
     index = read_mapping(source.folder / "model_index.json")
-    component, network = _network_of(student)
+    component, network = network_of(student)
     scheduler = scheduler_of(student.generator)
-    call = _call(student, _pipeline_class(index, source), scheduler)
+    call = pipeline_call(student, pipeline_class(index, source), scheduler)
     network.save_pretrained(folder / component, max_shard_size=SHARD_BYTES)
     plain: Any = getattr(diffusers, scheduler.name)(**scheduler.config)
     plain.save_pretrained(folder / "scheduler")
     components = {file.partition("/")[0] for parts in used for file in parts.sha256}
     write_json(folder / "model_index.json", _index(index, scheduler, {component, *components}))
 
-    copied = self_contained or _comes_along(source.source)
+    copied = self_contained or comes_along(source.source)
     description = student.description.model_copy(update={"weights_sha256": weights_sha256(folder / component)})
     if copied:
         conditioner, codec = (
@@ -86,11 +86,11 @@ def write_plain_pipeline(student: Student, folder: Path, *, self_contained: bool
         )
         description = description.model_copy(update={"conditioner": conditioner, "codec": codec})
     write_json(folder / DESCRIPTION, description.model_dump(mode="json"))
-    free = student.generator.sampler.input_guidance is not None
-    return _usage(call, None if copied else source, component, type(network).__name__, scheduler.name, free=free)
+    note = note_of(student)
+    return _usage(call, None if copied else source, component, type(network).__name__, scheduler.name, note)
 
 
-def _network_of(student: Student) -> tuple[str, Any]:
+def network_of(student: Student) -> tuple[str, Any]:
     """The trained network by the name of its component.
 
     Raises:
@@ -108,7 +108,7 @@ def _network_of(student: Student) -> tuple[str, Any]:
     )
 
 
-def _pipeline_class(index: Mapping[str, Any], source: PipelineParts) -> Any:
+def pipeline_class(index: Mapping[str, Any], source: PipelineParts) -> Any:
     """The class of the pipeline that the student's teacher is.
 
     Raises:
@@ -169,7 +169,7 @@ def _plain(name: str, weights: Found | None) -> str:
     return name if weights.index else name.replace(f".{weights.variant}.", ".")
 
 
-def _call(student: Student, pipeline: Any, scheduler: Scheduler) -> dict[str, Any]:
+def pipeline_call(student: Student, pipeline: Any, scheduler: Scheduler) -> dict[str, Any]:
     """What a call of the pipeline must say, its own defaults being those of the teacher: 50 steps with guidance 7.5.
 
     Raises:
@@ -199,7 +199,7 @@ def _call(student: Student, pipeline: Any, scheduler: Scheduler) -> dict[str, An
         asked = student.generator.sampler.input_guidance
         call["guidance_scale"] = next((float(weight) for weight in (asked, embedded) if weight is not None), 1.0)
     _, height, width = student.codec.decoded_shape(student.generator.shape)
-    side: Any = getattr(_network_of(student)[1].config, "sample_size", None)
+    side: Any = getattr(network_of(student)[1].config, "sample_size", None)
     sides = [side, side] if isinstance(side, int) else side
     if "height" in known and sides != list(student.generator.shape[1:]):
         call |= {"height": height, "width": width}
@@ -220,29 +220,22 @@ def _own_grid(scheduler: Scheduler) -> list[float] | None:
 
 
 def _usage(
-    call: Mapping[str, Any], source: PipelineParts | None, component: str, network: str, scheduler: str, *, free: bool
+    call: Mapping[str, Any], source: PipelineParts | None, component: str, network: str, scheduler: str, note: str
 ) -> str:
     """A snippet that makes one image.
 
     Args:
         source: where the parts are that were not trained; None where they are in the folder.
-        free: whether the guidance may be chosen.
+        note: what to know of the call's arguments.
     """
-    written = [*_written(call)]
-    arguments = f"\n    {written[0]},\n    {', '.join(written[1:])},\n"
     if source is None:
         load = f'pipeline = DiffusionPipeline.from_pretrained("{PLACE}")'
         names: Iterable[str] = ("DiffusionPipeline",)
     else:
         names = sorted(("DiffusionPipeline", network, scheduler))
-        if source.source.startswith(hub.PREFIX):
-            repository, revision = hub.parts(source.source)
-            where = f'"{repository}", revision={revision!r}' if revision else f'"{repository}"'
-        else:
-            where = repr(source.source)
         load = f"""folder = "{PLACE}"
 pipeline = DiffusionPipeline.from_pretrained(
-    {where},
+    {from_where(source)},
     {component}={network}.from_pretrained(folder, subfolder="{component}"),
     scheduler={scheduler}.from_pretrained(folder, subfolder="scheduler"),
 )"""
@@ -250,10 +243,29 @@ pipeline = DiffusionPipeline.from_pretrained(
 from diffusers import {", ".join(names)}
 
 {load}
-image = pipeline({arguments}).images[0]
+image = pipeline({for_people(call)}).images[0]
 ```
 
-{NOTE_FREE if free else NOTE}"""
+{note}"""
+
+
+def from_where(source: PipelineParts) -> str:
+    """The arguments by which `from_pretrained` loads the teacher's pipeline."""
+    if not source.source.startswith(hub.PREFIX):
+        return repr(source.source)
+    repository, revision = hub.parts(source.source)
+    return f'"{repository}", revision={revision!r}' if revision else f'"{repository}"'
+
+
+def for_people(call: Mapping[str, Any]) -> str:
+    """The arguments of a call in two lines, the first in the first."""
+    written = [*_written(call)]
+    return f"\n    {written[0]},\n    {', '.join(written[1:])},\n"
+
+
+def note_of(student: Student) -> str:
+    """What to know of a call's arguments."""
+    return NOTE if student.generator.sampler.input_guidance is None else NOTE_FREE
 
 
 def _written(call: Mapping[str, Any]) -> Iterable[str]:

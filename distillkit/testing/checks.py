@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 
 from distillkit.contracts.method import Method
+from distillkit.testing.adapters import adapters_can_be_trained
 from distillkit.testing.declarations import (
     config_round_trips,
     every_pass_is_counted,
@@ -41,14 +42,15 @@ CHECKS: Mapping[str, Check] = {
         learners_leave_the_student_alone, weights_belong_to_the_engine, settings_change_the_training,
         levels_and_conditions_vary, inputs_fit_their_levels, schedules_are_respected, streams_are_separate,
         score_estimators_follow_the_student, steps_are_deterministic, steps_do_not_depend_on_the_split,
-        resume_is_exact, needs_are_what_is_used, every_pass_is_counted, works_in_bfloat16, runs_end_to_end,
-        networks_may_be_held_in_parts, moves_to_the_teachers_distribution,
+        resume_is_exact, adapters_can_be_trained, needs_are_what_is_used, every_pass_is_counted, works_in_bfloat16,
+        runs_end_to_end, networks_may_be_held_in_parts, moves_to_the_teachers_distribution,
     )
 }  # fmt: skip
 """All checks by name, the cheap ones first."""
 
 ONCE = (
-    "config_round_trips", "presets_are_valid", "settings_change_the_training", "networks_may_be_held_in_parts",
+    "config_round_trips", "presets_are_valid", "settings_change_the_training", "adapters_can_be_trained",
+    "networks_may_be_held_in_parts",
     "moves_to_the_teachers_distribution",
 )  # fmt: skip
 """Checks that look at all examples together or at none of them, and the one whose pace presets set for the defaults."""

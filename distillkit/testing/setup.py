@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from distillkit.contracts.adapter import AdapterConfig
 from distillkit.contracts.learner import Learner
 from distillkit.contracts.method import Method
 from distillkit.contracts.objective import Objective
@@ -18,6 +19,7 @@ from distillkit.contracts.source import Batches, Source, batch_types
 from distillkit.contracts.step import Step
 from distillkit.contracts.teacher import Teacher
 from distillkit.engine.losses import constant, loss_of
+from distillkit.jobs.adapters import with_adapters
 from distillkit.registry import registry
 from distillkit.runs.config import resolve
 
@@ -31,11 +33,17 @@ def settings_of(method: type[Method], settings: Settings) -> dict[str, Any]:
     return resolve(method, options={"settings": dict(settings)})[0].settings
 
 
-def recipe_of(method: type[Method], teacher: Teacher, settings: Settings, seed: int = 0) -> Recipe:
-    """The recipe, its objectives prepared."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        recipe = method().recipe(teacher, method.Config.model_validate(settings_of(method, settings)))
+def recipe_of(
+    method: type[Method], teacher: Teacher, settings: Settings, seed: int = 0, adapter: AdapterConfig | None = None
+) -> Recipe:
+    """The recipe, its objectives prepared; with adapters on the student, if so asked."""
+
+    def make() -> Recipe:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return method().recipe(teacher, method.Config.model_validate(settings_of(method, settings)))
+
+    recipe = with_adapters(make, teacher, adapter, None)
     for objective in recipe.objectives:
         objective.prepare()
     return recipe

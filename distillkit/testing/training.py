@@ -10,6 +10,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from distillkit.contracts.adapter import AdapterConfig
 from distillkit.contracts.method import Method
 from distillkit.contracts.teacher import Teacher
 from distillkit.engine.checkpoint import Checkpoints
@@ -29,6 +30,7 @@ def trainer_of(
     *,
     accelerator: Accelerator | None = None,
     seed: int = 0,
+    adapter: AdapterConfig | None = None,
     **changes: Any,
 ) -> Trainer:
     """A trainer of the method on synthetic data: six steps."""
@@ -40,7 +42,7 @@ def trainer_of(
         "channels_last": "off",
     }
     values |= {f"{what}_every": 6 * BATCH for what in ("checkpoint", "sample", "evaluate")} | changes
-    recipe = recipe_of(method, teacher, settings, seed)
+    recipe = recipe_of(method, teacher, settings, seed, adapter)
     return Trainer(
         recipe, teacher, TrainingConfig.model_validate(values), accelerator=accelerator or Accelerator(cpu=True),
         seed=seed, sources=synthetic_sources(teacher, recipe.needs),

@@ -260,6 +260,13 @@ class OwnNoise(Endpoint):
         return (step.samples * step.normal("noise")).mean()
 
 
+class WritesAllWeights(Endpoint):
+    def after_step(self, step):
+        with torch.no_grad():
+            for parameter in step.student.parameters():
+                parameter.mul_(0.99)
+
+
 class Unweighted(FakeScore):
     def loss(self, step):
         t = self.draw_levels(step, "fake/level")
@@ -318,6 +325,7 @@ BROKEN = {
     "global randomness": ("steps_are_deterministic", {"objective": Random}, "average, student"),
     "batch statistics": ("steps_do_not_depend_on_the_split", {"objective": BatchStatistics}, "number of GPUs"),
     "remembers": ("resume_is_exact", {"objective": Remembers}, "resuming"),
+    "writes all weights": ("adapters_can_be_trained", {"objective": WritesAllWeights}, "changed the teacher's"),
     "reads more": ("needs_are_what_is_used", {"objective": ReadsMore}, "reads Images"),
     "declares more": ("needs_are_what_is_used", {"objective": DeclaresMore}, "never reads"),
     "hidden network": (

@@ -6,7 +6,6 @@ score estimators start from a small network that was fitted to the exact denoise
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable, Sequence
 
@@ -83,13 +82,14 @@ class MixtureTeacher(Teacher):
     def __init__(self, fitted: Teacher) -> None:
         exact = MixtureDenoiser(fitted.schedule, fitted.denoiser)
         super().__init__(exact, fitted.spec, fitted.conditioner, fitted.codec)
-        self.start = fitted.denoiser
+        self._start = fitted.denoiser
 
-    def copy_denoiser(self) -> Denoiser:
-        return copy.deepcopy(self.start).requires_grad_(True).eval()
+    @property
+    def start(self) -> Denoiser:
+        return self._start
 
     def to(self, device: torch.device | str) -> Teacher:
-        self.start.to(device)
+        self._start.to(device)
         return super().to(device)
 
 

@@ -1,4 +1,4 @@
-"""Attention layers of networks that were saved before diffusers renamed them (0.12)."""
+"""Attention layers of diffusers: those that have adapters by default, and what they were called before 0.12."""
 
 from __future__ import annotations
 
@@ -6,6 +6,10 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
+PROJECTIONS = ("to_q", "to_k", "to_v", "to_out.0")
+"""The layers of attention, which LoRA is usual for (Hu et al. 2021, section 4.2)."""
+PROJECTIONS_OF_TEXT = ("add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
+"""Their twins for the text, where it is attended together with the picture."""
 FORMER = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 
 

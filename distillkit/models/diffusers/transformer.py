@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from distillkit.errors import UsageError
 from distillkit.models.bounds import TransformerSizes
+from distillkit.models.diffusers.attention import PROJECTIONS, PROJECTIONS_OF_TEXT
 from distillkit.models.diffusers.family import Pipeline
 
 
@@ -24,6 +25,7 @@ class TransformerNetwork(nn.Module):
     """
 
     casts_inputs = True
+    adapter_targets = (*PROJECTIONS, *PROJECTIONS_OF_TEXT)
 
     def __init__(self, transformer: Any, patch: int, time_scale: float = 1.0) -> None:
         super().__init__()

@@ -14,6 +14,7 @@ from distillkit.diffusion.denoisers import EDMPreconditioning, Prediction, Predi
 from distillkit.diffusion.schedules import EDMSchedule, schedule_of
 from distillkit.errors import UsageError
 from distillkit.models.bounds import UNet2DSizes, check, check_sigma_data
+from distillkit.models.diffusers.attention import PROJECTIONS
 from distillkit.models.diffusers.family import Described, Pipeline, class_names
 from distillkit.models.diffusers.predictions import check_prediction, time_scale
 from distillkit.reading import validated
@@ -31,6 +32,7 @@ class DiffusersUNet(nn.Module):
     """
 
     casts_inputs = True
+    adapter_targets = PROJECTIONS
 
     def __init__(self, arguments: Mapping[str, Any], *, sign: float = 1.0, time_scale: float = 1.0) -> None:
         super().__init__()

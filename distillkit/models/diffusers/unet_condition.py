@@ -14,6 +14,7 @@ from distillkit.contracts.text import TextEncoder
 from distillkit.diffusion.denoisers import Prediction
 from distillkit.errors import UsageError
 from distillkit.models.bounds import UNet2DConditionSizes, check
+from distillkit.models.diffusers.attention import PROJECTIONS
 from distillkit.models.diffusers.family import Described, Pipeline, sides
 from distillkit.models.diffusers.predictions import predicting, time_scale
 from distillkit.models.diffusers.scheduler import Grid
@@ -41,6 +42,7 @@ class ConditionUNet(nn.Module):
     """
 
     casts_inputs = True
+    adapter_targets = PROJECTIONS
 
     def __init__(self, arguments: Mapping[str, Any], *, time_scale: float = 1.0) -> None:
         super().__init__()

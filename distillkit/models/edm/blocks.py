@@ -7,7 +7,7 @@ All layers map (B, C, H, W) -> (B, C', H', W') unless they say otherwise.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -16,6 +16,17 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.checkpoint import checkpoint
+
+ADAPTED = ("conv0", "conv1", "qkv", "proj")
+"""Layers of the blocks that have an adapter where no others are asked for: qkv and proj are missing where no block
+attends."""
+
+
+def adapter_layers() -> Mapping[type[nn.Module], type[nn.Module]]:
+    """`Conv2d` -> one with an adapter; needs peft."""
+    from distillkit.models.edm.adapter import LoraConv2d
+
+    return {Conv2d: LoraConv2d}
 
 
 def linear(in_features: int, out_features: int, *, bias: bool = True, init_scale: float = 1.0) -> nn.Linear:
@@ -51,23 +62,34 @@ class Conv2d(nn.Module):
         resample: str | None = None,
         resample_filter: Sequence[float] = (1, 1),
         fused: bool = False,
+        bias: bool = True,
         init_scale: float = 1.0,
     ) -> None:
         super().__init__()
         self.in_channels, self.out_channels = in_channels, out_channels
         self.resample, self.fused = resample, fused
+        self._taps = tuple(resample_filter)
         self.weight: nn.Parameter | None = None
         self.bias: nn.Parameter | None = None
         if kernel:
             shape = (out_channels, in_channels, kernel, kernel)
             self.weight = nn.Parameter(fan_balanced_uniform(shape, scale=init_scale))
-            self.bias = nn.Parameter(torch.zeros(out_channels))
+            self.bias = nn.Parameter(torch.zeros(out_channels)) if bias else None
         if resample:
             total = sum(resample_filter) ** 2
             taps = torch.tensor([[[[a * b / total for b in resample_filter] for a in resample_filter]]])
             self.register_buffer("resample_filter", taps)
         # The two-tap box filter is average pooling and nearest-neighbour growth, which have fast kernels.
         self._box = list(resample_filter) == [1, 1]
+
+    def narrowed(self, channels: int) -> Conv2d:
+        """A convolution of its kind, resampling and all, with so many channels out, without bias and with fresh
+        weights."""
+        kernel = 0 if self.weight is None else self.weight.shape[-1]
+        return Conv2d(
+            self.in_channels, channels, kernel, resample=self.resample, resample_filter=self._taps, fused=self.fused,
+            bias=False,
+        )  # fmt: skip
 
     def _up(self, x: Tensor, padding: int) -> Tensor:
         if self._box and padding == 0:

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from distillkit.models.edm.blocks import Conv2d, PositionalEmbedding, UNetBlock, drop_labels, group_norm, linear
+from distillkit.models.edm.blocks import (
+    ADAPTED,
+    Conv2d,
+    PositionalEmbedding,
+    UNetBlock,
+    adapter_layers,
+    drop_labels,
+    group_norm,
+    linear,
+)
 
 CHANNELS_PER_HEAD = 64
 
@@ -21,6 +30,7 @@ class DhariwalUNet(nn.Module):
     """
 
     casts_inputs = True
+    adapter_targets = ADAPTED
 
     def __init__(
         self,
@@ -103,6 +113,11 @@ class DhariwalUNet(nn.Module):
     def time_layers(self) -> Sequence[nn.Linear]:
         """The first layer of the embedded noise level."""
         return [self.map_layer0]
+
+    @property
+    def adapter_layers(self) -> Mapping[type[nn.Module], type[nn.Module]]:
+        """Convolutions -> convolutions with an adapter."""
+        return adapter_layers()
 
     @property
     def bottleneck(self) -> nn.Module:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -11,10 +11,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from distillkit.models.edm.blocks import (
+    ADAPTED,
     Conv2d,
     FourierEmbedding,
     PositionalEmbedding,
     UNetBlock,
+    adapter_layers,
     drop_labels,
     group_norm,
     linear,
@@ -33,6 +35,7 @@ class SongUNet(nn.Module):
     """
 
     casts_inputs = True
+    adapter_targets = ADAPTED
 
     def __init__(
         self,
@@ -156,6 +159,11 @@ class SongUNet(nn.Module):
     def time_layers(self) -> Sequence[nn.Linear]:
         """The first layer of the embedded noise level."""
         return [self.map_layer0]
+
+    @property
+    def adapter_layers(self) -> Mapping[type[nn.Module], type[nn.Module]]:
+        """Convolutions -> convolutions with an adapter."""
+        return adapter_layers()
 
     @property
     def bottleneck(self) -> nn.Module:

@@ -53,6 +53,12 @@ def _resolved(name: str) -> Reference:
     )
 
 
+def found_again(name: str) -> str:
+    """The name by which a teacher is found from any folder: the whole path of a folder or a file."""
+    path = Path(name).expanduser()
+    return str(path.absolute()) if offered(name) is None and path.exists() else name
+
+
 def load_teacher(
     name: str,
     reporter: Reporter | None = None,
