@@ -9,6 +9,7 @@ import math
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -110,6 +111,21 @@ class Stored(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class Converted:
+    """A tensor that becomes one of another type when it is read."""
+
+    stored: Tensor | Stored
+    dtype: torch.dtype
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self.stored.shape)
+
+    def read(self) -> Tensor:
+        return _whole(self.stored).to(self.dtype)
+
+
 def stream_tensors(path: Path, tensors: Mapping[str, Tensor | Stored], metadata: Mapping[str, str]) -> str:
     """Write a safetensors file and flush it to the disk, with one tensor at a time in memory that is not there already.
 
@@ -148,9 +164,14 @@ def _contents(tensors: Mapping[str, Tensor | Stored], order: list[str]) -> Itera
     import torch
 
     for name in order:
-        tensor = tensors[name]
-        whole = (tensor if isinstance(tensor, torch.Tensor) else tensor.read()).detach().cpu().contiguous()
+        whole = _whole(tensors[name]).detach().cpu().contiguous()
         yield whole.reshape(-1).view(torch.uint8).numpy().data
+
+
+def _whole(tensor: Tensor | Stored) -> Tensor:
+    import torch
+
+    return tensor if isinstance(tensor, torch.Tensor) else tensor.read()
 
 
 def size_of(tensor: Tensor | Stored) -> int:

@@ -17,6 +17,7 @@ from distillkit.engine.cost import CostMeter
 from distillkit.engine.optimization import Updater
 from distillkit.engine.processes import Processes
 from distillkit.errors import DistillkitError
+from distillkit.parallel.strategy import local_of
 from distillkit.reading import Unreadable, validated
 from distillkit.students.checkpoints import STATE, file_name
 
@@ -142,18 +143,13 @@ def require_finite(tensors: Tensors, step: int, processes: Processes) -> None:
 
 def _not_finite(tensors: Tensors) -> str:
     """The first tensor that is not finite, as 'group: name'."""
-    shown = {f"{group}: {name}": local(t) for group, inner in tensors.items() for name, t in inner.items()}
+    shown = {f"{group}: {name}": local_of(t) for group, inner in tensors.items() for name, t in inner.items()}
     shown = {name: t for name, t in shown.items() if t.is_floating_point() and t.numel()}
     if not shown:
         return ""
     device = next(iter(shown.values())).device
     finite = torch.stack([tensor.isfinite().all().to(device) for tensor in shown.values()]).tolist()
     return next((name for name, good in zip(shown, finite, strict=True) if not good), "")
-
-
-def local(tensor: Tensor) -> Tensor:
-    """What this process holds of a tensor: its own piece of a sharded one."""
-    return tensor.to_local() if hasattr(tensor, "to_local") else tensor
 
 
 def generators(accelerator: Accelerator) -> dict[str, Tensor]:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from distillkit.contracts.conditioner import ClassLabels, Conditioner, Unconditional
 from distillkit.contracts.source import Batches, Images
@@ -34,7 +33,7 @@ from distillkit.jobs.prompts import encoded
 from distillkit.jobs.spreading import building, spread, teacher_on
 from distillkit.jobs.teacher_config import TeacherRunConfig
 from distillkit.jobs.teacher_recipe import teacher_recipe
-from distillkit.jobs.training import evaluation_of, measured, train
+from distillkit.jobs.training import evaluation_of, measured, train, weights_at
 from distillkit.models.diffusers.parts import PipelineParts
 from distillkit.models.diffusers.write import network_of, write_pipeline
 from distillkit.models.prompts import Prompts
@@ -42,6 +41,7 @@ from distillkit.models.store.card import with_data
 from distillkit.models.store.folder import fresh_teacher, write_teacher
 from distillkit.models.store.prompts import own_prompts, write_prompts
 from distillkit.models.store.resolve import resolve
+from distillkit.pieces import Held
 from distillkit.registry import registry
 from distillkit.runs.folder import RunFolder
 
@@ -198,9 +198,8 @@ class TeacherTraining:
                 figures = [[label, figure.value] for label, figure in record.figures.items()]
                 outputs.trackers.table("results", ["figure", "value"], figures, trainer.step * trainer.config.batch)
         spec, place = self.teacher.spec, folder / TEACHER
-        weights = dict(self.strategy.gather(trainer.ema.denoiser))
         if context.main:
-            spec = self._written(place, weights, spec)
+            spec = self._written(place, weights_at(outputs.checkpoints, trainer.step), spec)
         lacks = self.teacher.conditioner.takes_text and own_prompts(place) is None
         return TrainedTeacher(place, record, spec.weights_sha256, lacks)
 
@@ -213,7 +212,7 @@ class TeacherTraining:
         images.conditioner = self.teacher.conditioner
         return with_latents(images, context.source_job(folder), draws)
 
-    def _written(self, folder: Path, weights: dict[str, Tensor], spec: TeacherSpec) -> TeacherSpec:
+    def _written(self, folder: Path, weights: Mapping[str, Held], spec: TeacherSpec) -> TeacherSpec:
         """The teacher's folder: a pipeline of diffusers where its latents are those of one, with its prompts."""
         conditioner = self.teacher.conditioner
         parts = getattr(self.teacher.codec, "parts", None)

@@ -11,10 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from distillkit.files import sha256, write_json, write_tensors
+from distillkit.files import write_json
 from distillkit.models.diffusers.folder import network_prefix, pipeline_at
 from distillkit.models.diffusers.weights import chosen
 from distillkit.reading import read_mapping
+from distillkit.tensors import Converted, Stored
+from distillkit.weight_files import SUFFIX, write_weights
 
 WEIGHTS, TEXT_WEIGHTS = "diffusion_pytorch_model.safetensors", "model.safetensors"
 TEXTS = (".json", ".txt", ".model")
@@ -30,12 +32,12 @@ class Replaced:
         file: of the weights.
     """
 
-    weights: Mapping[str, Tensor]
+    weights: Mapping[str, Tensor | Stored]
     changes: Mapping[str, Any] = field(default_factory=dict)
     file: str = WEIGHTS
 
 
-def network_of(like: Path, denoiser: Mapping[str, Tensor]) -> dict[str, Replaced]:
+def network_of(like: Path, denoiser: Mapping[str, Tensor | Stored]) -> dict[str, Replaced]:
     """The network of a pipeline with the weights of a denoiser.
 
     Args:
@@ -71,11 +73,9 @@ def write_pipeline(
                 shutil.copyfile(place / name, target / name)
     hashes = {}
     for component, part in replaced.items():
-        path = folder / component / part.file
-        state = {name: value.detach().to("cpu", torch.float32).contiguous() for name, value in part.weights.items()}
-        write_tensors(path, state, {"format": "pt"})
+        state = {name: Converted(value, torch.float32) for name, value in part.weights.items()}
+        hashes[component] = write_weights(folder / component, part.file.removesuffix(SUFFIX), state)
         if part.changes:
             config = folder / component / "config.json"
             write_json(config, {**read_mapping(config), **part.changes})
-        hashes[component] = sha256(path)
     return hashes

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -11,11 +12,12 @@ from torch import Tensor
 from distillkit.contracts.denoiser import Denoiser
 from distillkit.contracts.teacher import Teacher, TeacherSpec
 from distillkit.errors import DistillkitError
-from distillkit.files import sha256, write_json, write_tensors
+from distillkit.files import sha256, write_json
 from distillkit.models.build import build_denoiser, check_kinds, described_weights
 from distillkit.reading import Missing, Unreadable, check_format, read_mapping, validated
 from distillkit.registry import registry
-from distillkit.tensors import read_tensors
+from distillkit.tensors import Stored, read_tensors
+from distillkit.weight_files import SUFFIX, write_weights
 
 WEIGHTS, SPEC = "model.safetensors", "teacher.json"
 
@@ -85,11 +87,14 @@ def fresh_teacher(spec: TeacherSpec, seed: int) -> Teacher:
     return teacher_with(spec.model_copy(update={"weights_sha256": ""}), denoiser)
 
 
-def write_teacher(folder: Path, weights: Mapping[str, Tensor], spec: TeacherSpec) -> TeacherSpec:
-    """Write both files, the description last; returns the spec with the weights' hash."""
-    state = {name: value.detach().cpu().contiguous() for name, value in weights.items()}
-    write_tensors(folder / WEIGHTS, state, {"format": "pt"})
-    complete = spec.model_copy(update={"weights_sha256": sha256(folder / WEIGHTS)})
+def write_teacher(folder: Path, weights: Mapping[str, Tensor | Stored], spec: TeacherSpec) -> TeacherSpec:
+    """Write both files, the description last; returns the spec with the weights' hash.
+
+    Args:
+        weights: in memory, or in files, from which they are read one at a time.
+    """
+    found = write_weights(folder, WEIGHTS.removesuffix(SUFFIX), weights, shard_bytes=sys.maxsize)
+    complete = spec.model_copy(update={"weights_sha256": found})
     write_json(folder / SPEC, complete.model_dump(mode="json"))
     return complete
 
