@@ -203,11 +203,12 @@ class PassEnded(Exception):
 
 @contextlib.contextmanager
 def uncompiled(denoiser: Denoiser, around: Sequence[nn.Module] | None = None) -> Iterator[None]:
-    """Passes while the context lasts run without torch.compile's graphs, which know nothing of hooks that were added
-    since, nor of forward-mode differentiation.
+    """Passes while the context lasts run without torch.compile's graphs, which know nothing of hooks within them that
+    were added since, nor of forward-mode differentiation.
 
     Args:
-        around: layers with such hooks: only graphs of which one of them is a part are left out; all are if none.
+        around: layers with such hooks: only graphs within which one of them is are left out; all are if none. The hooks
+            of what is compiled itself stay outside of its graph.
     """
     compiled = [module for module in denoiser.modules() if module._compiled_call_impl is not None]
     if around is not None:
@@ -236,24 +237,8 @@ class _Capture:
         layers = {name: self.denoiser.layer(name) for name in self.layers}
         self.undo.enter_context(uncompiled(self.denoiser, list(layers.values())))
         for name, layer in layers.items():
-            if layer._compiled_call_impl is None:
-                handle = layer.register_forward_hook(lambda module, args, output, name=name: self._keep(name, output))
-                self.undo.callback(handle.remove)
-            else:
-                self._keep_compiled(name, layer)
-
-    def _keep_compiled(self, name: str, layer: nn.Module) -> None:
-        """Keep the output of a compiled block behind its graph: checkpointing has to find that graph in the backward
-        pass too, not the plain block that a hook would need."""
-        graph: Any = layer._compiled_call_impl
-
-        def keeping(*args: Any, **inputs: Any) -> Any:
-            output = graph(*args, **inputs)
-            self._keep(name, output)
-            return output
-
-        layer._compiled_call_impl = keeping
-        self.undo.callback(setattr, layer, "_compiled_call_impl", graph)
+            handle = layer.register_forward_hook(lambda module, args, output, name=name: self._keep(name, output))
+            self.undo.callback(handle.remove)
 
     def _keep(self, name: str, output: Any) -> None:
         self.kept[name] = self.denoiser.feature(output, self.x)

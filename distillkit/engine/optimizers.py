@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -135,6 +136,8 @@ def optimizer_state(parameter: Tensor, plain: Mapping[str, Tensor]) -> dict[str,
 
 def _torchao() -> Any:
     require_optimizer(OptimizerConfig(optimizer=EIGHT_BITS))
+    # What its steps are compiled for is kept in memory alone, and nobody need know.
+    warnings.filterwarnings("ignore", message="OptimState8bit does not implement _stable_hash_for_caching")
     # Its import makes torch warn of a call that torch itself no longer needs.
     noisy = logging.getLogger("torch.utils._pytree")
     before, noisy.disabled = noisy.disabled, True

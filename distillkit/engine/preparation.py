@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -69,9 +70,7 @@ def compile_networks(denoisers: Sequence[Denoiser], say: Callable[[str], None], 
         networks = list(denoiser.children())
         whole += [type(network).__name__ for network in networks if blocks and not found]
         for module in found or networks:
-            # A graph for each size: where one of a fixed size gave way to one of any size between a pass and the way
-            # back, checkpointing would find another graph than it left.
-            module.compile(dynamic=False)
+            compile_forward(module)
     if whole:
         say(f"note: {', '.join(dict.fromkeys(whole))} has no list of blocks and is compiled whole")
     from torch._dynamo import config as limits
@@ -79,6 +78,25 @@ def compile_networks(denoisers: Sequence[Denoiser], say: Callable[[str], None], 
     for name, least in GRAPHS.items():
         # Graphs of all modules count together there, and what is beyond the limit would run without any.
         setattr(limits, name, max(least, getattr(limits, name)))
+
+
+def compile_forward(module: nn.Module) -> None:
+    """Compile what a module computes, its hooks not among it: those that take features, and those that bring the
+    weights of a network in parts together, run outside of graphs, and would keep `Module.compile` from making any.
+    """
+    # A graph for each size: where one of a fixed size gave way to one of any size between a pass and the way back,
+    # checkpointing would find another graph than it left.
+    graph: Any = torch.compile(module.forward, dynamic=False)
+
+    def call(*args: Any, **inputs: Any) -> Any:
+        # For the time of the call: a copy of the module has to have its own, and no graph.
+        module.__dict__["forward"] = graph
+        try:
+            return module._call_impl(*args, **inputs)
+        finally:
+            module.__dict__.pop("forward", None)
+
+    module._compiled_call_impl = call
 
 
 def repeated_blocks(denoiser: Denoiser) -> list[nn.Module]:

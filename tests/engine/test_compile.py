@@ -31,8 +31,8 @@ def graphs(monkeypatch):
         made.append(graph)
         return made.run(graph, inputs)
 
-    plain = nn.Module.compile
-    monkeypatch.setattr(nn.Module, "compile", lambda self, **given: plain(self, backend=backend, **given))
+    plain = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda function, **given: plain(function, backend=backend, **given))
     torch._dynamo.reset()
     yield made
     torch._dynamo.reset()
@@ -127,6 +127,19 @@ def test_graphs_stay_where_no_hook_is_in_the_way_and_copies_have_none(network, g
     network.features(*inputs((1, 8, 8), Condition(labels=torch.tensor([1, 2]))))
     assert [block._compiled_call_impl for block in blocks] == before
     assert all(block._compiled_call_impl is None for block in repeated_blocks(copy.deepcopy(network)))
+
+
+def test_hooks_of_a_block_stay_outside_of_its_graph(network, graphs):
+    """As FSDP's, which bring the weights of a block together: no graph can hold them."""
+    given, called = inputs((1, 8, 8), Condition(labels=torch.tensor([1, 2]))), []
+    expected = network(*given)
+    for block in repeated_blocks(network):
+        block.register_forward_pre_hook(torch._dynamo.disable(lambda module, args: called.append(module)))
+    compile_networks([network], pytest.fail, blocks=True)
+    for _ in range(2):
+        torch.testing.assert_close(network(*given), expected)
+    assert called == 2 * repeated_blocks(network)
+    assert graphs and not any("forward" in block.__dict__ for block in repeated_blocks(network))
 
 
 def test_a_network_without_blocks_is_compiled_whole_and_that_is_said(network, graphs):
