@@ -21,6 +21,8 @@ from distillkit.tensors import metadata_in, parse_tensors
 ARRAYS = (".npy", ".npz", ".safetensors")
 PICKLES = (".pt", ".pth", ".pkl", ".pickle", ".pyd", ".ckpt", ".bin")
 MOST_ARRAYS = 64
+UNNAMED = "arr_0"
+"""What numpy calls an array of an archive that was given no name."""
 
 
 def arrays_in(data: memoryview, ending: str, name: str, where: str) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -28,7 +30,7 @@ def arrays_in(data: memoryview, ending: str, name: str, where: str) -> tuple[dic
 
     Args:
         ending: one of `ARRAYS`.
-        name: of the member, which its only array is called by.
+        name: of the member, which an array is called by that has no name in it.
         where: it lies, for messages.
 
     Raises:
@@ -37,7 +39,7 @@ def arrays_in(data: memoryview, ending: str, name: str, where: str) -> tuple[dic
     facts: dict[str, str] = {}
     try:
         if ending == ".npy":
-            found = {name: _array(io.BytesIO(data), len(data), where)}
+            found = {UNNAMED: _array(io.BytesIO(data), len(data), where)}
         elif ending == ".npz":
             found = _archive(data, where)
         else:
@@ -48,9 +50,8 @@ def arrays_in(data: memoryview, ending: str, name: str, where: str) -> tuple[dic
         raise DistillkitError(f"cannot read {where}: {(str(error).splitlines() or [''])[0][:200]}") from error
     if len(found) > MOST_ARRAYS:
         raise DistillkitError(f"{where} holds {len(found):,} arrays; at most {MOST_ARRAYS} are read")
-    if len(found) == 1 and name:
-        return {name: next(iter(found.values()))}, facts
-    return {key.lower(): value for key, value in found.items()}, facts
+    named = {name if key == UNNAMED and len(found) == 1 else key.lower(): value for key, value in found.items()}
+    return named, facts
 
 
 def _archive(data: memoryview, where: str) -> dict[str, Tensor]:

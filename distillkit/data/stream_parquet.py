@@ -247,6 +247,8 @@ class _Row:
                 data = memoryview(value.as_buffer()).cast("B")
                 kind = ".npy" if data[:6] == NPY else ".safetensors"
                 arrays, recorded = arrays_in(data, kind, name.lower(), where)
+                # The column is the name, whatever the file in it calls its only array.
+                arrays = {name.lower(): next(iter(arrays.values()))} if len(arrays) == 1 else arrays
                 found, facts = {**found, **arrays}, {**facts, **recorded}
             else:
                 found[name.lower()] = _numbers(value, where)

@@ -187,7 +187,12 @@ class _TarSample:
             ending = split_name(name)[1]
             if ending in ARRAYS:
                 within = name.rpartition("/")[2].partition(".")[2].lower().removesuffix(ending).rstrip(".")
-                arrays, recorded = arrays_in(content, ending, within, f"{self._file.address}:{shown(name)}")
+                where = f"{self._file.address}:{shown(name)}"
+                arrays, recorded = arrays_in(content, ending, within, where)
+                if twice := found.keys() & arrays.keys():
+                    raise UsageError(
+                        f"{where}: the sample has two arrays called {shown(min(twice)) or 'nothing'}; give them names"
+                    )
                 found |= arrays
                 facts |= recorded
         return found, facts

@@ -3,13 +3,17 @@
 import fsspec
 import pytest
 import torch
+from diffusers import AutoencoderKL
 from torch import Tensor
 
-from distillkit import ClassLabels, DistillkitError, Prompts, SampleRNG, SourceJob, UsageError
+from distillkit import ClassLabels, DistillkitError, Prompts, SampleRNG, SourceJob, UsageError, load_teacher
 from distillkit.data.config import DataConfig
+from distillkit.data.files import open_images
+from distillkit.data.given_latents import LatentReader, read_format
 from distillkit.data.images import ImageSource
 from tests.data.streams import in_memory, npy, pictured, tensors
 from tests.data.teachers import LENGTH, WIDTH, HalfSize, Letters, linear_teacher
+from tests.models import pipelines
 
 CPU = torch.device("cpu")
 SHAPE = (6, 4, 4)
@@ -224,3 +228,31 @@ def test_embeddings_for_classes_or_without_a_stream_are_refused(tmp_path):
     made = ImageSource(linear_teacher(), DataConfig(path=str(tmp_path), embedding_columns="text"))
     with pytest.raises(UsageError, match="for streams of tar or parquet"):
         made.check()
+
+
+def test_what_diffusers_autoencoder_gives_is_shifted_and_scaled_as_its_codec_does(tmp_path):
+    """SD3's autoencoder in small, with a shift: its moments as people store them are what the teacher sees."""
+    folder = pipelines.sd3(tmp_path / "sd3", third=False)
+    teacher = load_teacher(str(folder))
+    channels, side = teacher.spec.shape[0], teacher.codec.decoded_shape(teacher.spec.shape)[1]
+    pixels = torch.randint(0, 256, (4, 3, side, side), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    vae = AutoencoderKL.from_pretrained(folder / "vae")
+    with torch.no_grad():
+        code = vae.encode(pixels.float() / 127.5 - 1).latent_dist
+    mean, deviation = teacher.codec.distribution(pixels)
+    samples = [{"moments.npy": npy(moments), "txt": b"a"} for moments in code.parameters]
+    files = open_images(in_memory("a", [4], samples))
+    read = LatentReader(files, read_format(files, DataConfig(path="x"), teacher), teacher.codec)
+    for k in range(4):
+        found_mean, found_deviation = read(k)
+        torch.testing.assert_close(found_mean, mean[k], rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(found_deviation, deviation[k], rtol=1e-4, atol=1e-5)
+    plain = open_images(in_memory("b", [4], [{"npy": npy(value)} for value in code.mean]))
+    config = DataConfig(path="x", latents_scaled="no")
+    assert channels == 4
+    found = LatentReader(plain, read_format(plain, config, teacher), teacher.codec)(2)
+    torch.testing.assert_close(found[0], mean[2], rtol=1e-4, atol=1e-5)
+    assert found[1] is None
+    wrong = open_images(in_memory("c", [1], [{"npy": npy(torch.zeros(4, side, side))}]))
+    with pytest.raises(UsageError, match="another autoencoder or another size"):
+        read_format(wrong, config, teacher)

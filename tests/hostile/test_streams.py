@@ -36,7 +36,8 @@ def opened(data, name="x.tar"):
 def refusal(data, name="x.tar"):
     began = time.process_time()
     with pytest.raises(DistillkitError) as refused:
-        opened(data, name).read(0)
+        sample = opened(data, name).sample(0)
+        sample.arrays() if b"safetensors" in data else sample.image(10)
     assert time.process_time() - began < 20
     message = str(refused.value)
     assert name in message and len(message) < 900 and "\x1b" not in message and "\n" not in message
@@ -80,7 +81,7 @@ def test_links_paths_upwards_devices_and_hidden_members_are_passed_by():
 
 
 @pytest.mark.parametrize(
-    "kind", ["size", "sample", "members", "apart", "pickle", "gzip", "cut", "class", "caption", "empty"]
+    "kind", ["size", "sample", "members", "apart", "twice", "pickle", "gzip", "cut", "class", "caption", "empty"]
 )
 def test_damaged_and_greedy_tars(kind, monkeypatch):
     good = packed(pictured(3))
@@ -96,6 +97,11 @@ def test_damaged_and_greedy_tars(kind, monkeypatch):
     elif kind == "apart":
         apart = [("0.png", PNG, {}), ("1.png", PNG, {}), ("0.txt", b"", {})]
         assert "do not lie together" in refusal(tar_of(*apart))
+    elif kind == "twice":
+        message = refusal(
+            packed([{"a.safetensors": tensors(x=torch.zeros(1)), "b.safetensors": tensors(x=torch.zeros(1))}])
+        )
+        assert "two arrays called x" in message
     elif kind == "pickle":
         assert "could run code" in refusal(packed([{"pt": pickle.dumps([1])}]))
     elif kind == "gzip":
