@@ -204,16 +204,17 @@ class GivenLatents:
 
     Args:
         batch: samples of a step, of all processes.
+        processes: that share the data.
         say: hears what is tried again.
     """
 
     def __init__(
         self, files: StreamedFiles, format: LatentFormat, teacher: Teacher, device: torch.device, batch: int, *,
-        embeddings: Embeddings | None = None, say: Callable[[str], None] = lambda text: None,
+        processes: int = 1, embeddings: Embeddings | None = None, say: Callable[[str], None] = lambda text: None,
     ) -> None:  # fmt: skip
         self.files, self.device, self.say = files, device, say
         self.conditioner, self.embeddings = teacher.conditioner, embeddings
-        self.order = files.arrange(batch)
+        self.order = files.arrange(batch, processes)
         self._read = LatentReader(files, format, teacher.codec)
         self._keys, note = numbers_of(files, self.conditioner)
         parts = [f"{len(files):,} latents from {files.pattern}", format.summary, *files.notes]

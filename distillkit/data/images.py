@@ -40,7 +40,7 @@ class ImageSource(Source[Images]):
         if self.config.path is None:
             job.say(f"data: {self.plan().summary}")
             return self._own()(job.device)
-        stream = self._opened(job.device, job.say)
+        stream = self._opened(job.device, job.say, job.world)
         job.say(f"data: {stream.summary}")
         if isinstance(stream, GivenLatents):
             return stream
@@ -112,7 +112,7 @@ class ImageSource(Source[Images]):
         return embeddings_of(self._files, self.config, self.teacher)
 
     def _opened(
-        self, device: torch.device | None = None, say: Callable[[str], None] = lambda text: None
+        self, device: torch.device | None = None, say: Callable[[str], None] = lambda text: None, processes: int = 1
     ) -> ImageStream | GivenLatents:
         """The images, or the latents where the data are of some; on the CPU if no device is given."""
         files, device = self._files, device or torch.device("cpu")
@@ -120,7 +120,8 @@ class ImageSource(Source[Images]):
             format = read_format(files, self.config, self.teacher)
             require_captions(files, str(self.config.path), self.teacher, self._embeddings)
             return GivenLatents(
-                files, format, self.teacher, device, self.batch, embeddings=self._embeddings, say=say
+                files, format, self.teacher, device, self.batch, processes=processes, embeddings=self._embeddings,
+                say=say,
             )  # fmt: skip
         if given := next(
             (name for name in ("latent_column", "latents_scaled") if getattr(self.config, name) not in (None, "auto")),
@@ -130,8 +131,8 @@ class ImageSource(Source[Images]):
                 f"--data-{given.replace('_', '-')} is for data that hold latents, and {self.config.path} holds images"
             )
         return open_stream(
-            self.config, self.teacher, device, reader=self._reader, batch=self.batch, embeddings=self._embeddings,
-            say=say,
+            self.config, self.teacher, device, reader=self._reader, batch=self.batch, processes=processes,
+            embeddings=self._embeddings, say=say,
         )  # fmt: skip
 
     def _own(self) -> Callable[[torch.device], Batches[Images]]:

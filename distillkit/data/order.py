@@ -12,8 +12,8 @@ from distillkit.contracts.random import Indices, SampleRNG
 
 Integers = npt.NDArray[np.int64]
 
-WITHIN_KEPT = 4096
-"""Orders within blocks that are kept."""
+WITHIN_KEPT, BATCHES_KEPT = 8192, 64
+"""Orders within blocks that are kept, and numbers of batches."""
 
 
 class Blocks:
@@ -62,6 +62,7 @@ class Order:
         rest = np.clip(self.count % batch - share * np.arange(lanes), 0, share)
         self._lane_starts = np.concatenate([np.zeros(1, np.int64), np.cumsum(rows * share + rest)])
         self._epochs: OrderedDict[tuple[int, int], tuple[Integers, Integers]] = OrderedDict()
+        self._batches: OrderedDict[tuple[int, int, bytes], Integers] = OrderedDict()
         self._within: OrderedDict[tuple[int, int, int], Integers] = OrderedDict()
 
     def numbers(self, rng: SampleRNG, step: int, indices: Indices) -> Integers:
@@ -73,20 +74,26 @@ class Order:
         places = np.asarray(indices, dtype=np.int64)
         if len(places) and int(places.max()) >= self.batch:
             raise ValueError(f"place {int(places.max())} of a batch of {self.batch}")
-        positions = step * self.batch + places
-        return np.array([self._number(rng, *divmod(p, self.count)) for p in positions.tolist()], dtype=np.int64)
+        # Batches are asked for once ahead and once when they are due.
+        key = (rng.seed, step, places.tobytes())
+        return _kept(self._batches, key, lambda: self._numbers(rng, step * self.batch + places), BATCHES_KEPT)
 
-    def _number(self, rng: SampleRNG, epoch: int, place: int) -> int:
-        share = self.batch // self.lanes
-        row, column = divmod(place, self.batch)
-        lane = column // share
-        shuffled = int(self._lane_starts[lane]) + row * share + column % share
-        order, ends = self._epoch(rng, epoch)
-        at = int(np.searchsorted(ends, shuffled, side="right"))
-        block = int(order[at])
-        length = int(self.blocks.lengths[block])
-        within = self._order_within(rng, epoch, block)
-        return int(self.blocks.starts[block] + within[shuffled - (int(ends[at]) - length)])
+    def _numbers(self, rng: SampleRNG, positions: Integers) -> Integers:
+        epochs, places = np.divmod(positions, self.count)
+        rows, columns = np.divmod(places, self.batch)
+        lanes, within_lane = np.divmod(columns, self.batch // self.lanes)
+        shuffled = self._lane_starts[lanes] + rows * (self.batch // self.lanes) + within_lane
+        out = np.empty_like(shuffled)
+        for epoch in np.unique(epochs).tolist():
+            order, ends = self._epoch(rng, epoch)
+            mine = np.flatnonzero(epochs == epoch)
+            at = np.searchsorted(ends, shuffled[mine], side="right")
+            blocks = order[at]
+            offsets = shuffled[mine] - (ends[at] - self.blocks.lengths[blocks])
+            pairs = zip(blocks.tolist(), offsets.tolist(), strict=True)
+            within = [self._order_within(rng, epoch, block)[offset] for block, offset in pairs]
+            out[mine] = self.blocks.starts[blocks] + within
+        return out
 
     def _epoch(self, rng: SampleRNG, epoch: int) -> tuple[Integers, Integers]:
         """The blocks in an epoch's order, and where each ends in the shuffled row."""

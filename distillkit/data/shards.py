@@ -129,6 +129,9 @@ class Shards:
             return
         try:
             with Claims(self.folder / CLAIMS) as claims:
+                if not (self.folder / MANIFEST).exists():
+                    # So that people see whose they are even where this writer is killed.
+                    self._record()
                 while left:
                     elsewhere = []
                     for number in left:

@@ -40,6 +40,7 @@ class ImageStream:
     Args:
         reader: the images.
         batch: samples of a step, of all processes: what a stream's order depends on.
+        processes: that share the data.
         embeddings: text conditions that the data bring; made of captions by the conditioner if none.
         device: where batches go, as uint8; they become samples there.
         codec: makes samples of pixels.
@@ -64,6 +65,7 @@ class ImageStream:
         codec: Codec | None = None,
         conditioner: Conditioner | None = None,
         batch: int = 1,
+        processes: int = 1,
         embeddings: Embeddings | None = None,
         say: Callable[[str], None] = lambda text: None,
     ) -> None:
@@ -75,7 +77,7 @@ class ImageStream:
         note = embeddings.summary if embeddings else note
         self.summary = "; ".join([reader.summary, *([note] if note else [])])
         self.embeddings = embeddings
-        self.order = files.arrange(batch) if isinstance(files, StreamedFiles) else None
+        self.order = files.arrange(batch, processes) if isinstance(files, StreamedFiles) else None
         if self.order and config.sampling == "balanced":
             raise UsageError(
                 "--data-sampling balanced is for images that are drawn at random, and a stream is read in order"
@@ -222,6 +224,7 @@ def open_stream(
     *,
     reader: ImageReader | None = None,
     batch: int = 1,
+    processes: int = 1,
     embeddings: Embeddings | None = None,
     say: Callable[[str], None] = lambda text: None,
 ) -> ImageStream:
@@ -229,7 +232,7 @@ def open_stream(
 
     Args:
         reader: of what `config.path` names, where it is open already.
-        batch, embeddings: as `ImageStream` takes them.
+        batch, processes, embeddings: as `ImageStream` takes them.
         say: hears which damaged images are replaced.
 
     Raises:
@@ -247,6 +250,7 @@ def open_stream(
         codec=teacher.codec,
         conditioner=teacher.conditioner,
         batch=batch,
+        processes=processes,
         embeddings=embeddings,
         say=say,
     )

@@ -29,10 +29,10 @@ from distillkit.errors import DistillkitError, UsageError
 from distillkit.progress import Quiet
 from distillkit.text import redacted
 
-BUDGET = 2**28
-"""Bytes of blocks that a process holds."""
+BUDGET = 2**30
+"""Bytes of blocks that all processes of a job hold together."""
 LARGEST_BLOCK = 2**23
-FETCHERS, INDEXERS = 8, 8
+FETCHERS, INDEXERS = 16, 8
 LOOKED_AT = 64
 """Samples whose headers are read before a run: more would be as many requests."""
 
@@ -63,7 +63,7 @@ class StreamedFiles(ImageFiles):
         self._unsaid: list[str] = []
         self._lock = Lock()
         self._held: OrderedDict[int, Future[list[Sample]]] = OrderedDict()
-        self._held_bytes = 0
+        self._held_bytes = self._most_held = 0
         self._pool: ThreadPoolExecutor | None = None
         self.files = [replace(file, say=self._unsaid.append) for file in files_at(pattern)]
         kinds: dict[str, Format] = {".tar": TarFormat(), ".parquet": ParquetFormat()}
@@ -117,11 +117,12 @@ class StreamedFiles(ImageFiles):
         )
         return texts if any(texts) else None
 
-    def arrange(self, batch: int) -> Order:
+    def arrange(self, batch: int, processes: int = 1) -> Order:
         """Cut the files into blocks for batches of so many samples, and give the order in which they are drawn.
 
         Blocks are as small as that many of them, two for each place of a batch, fit into `BUDGET`; those of parquet
-        files are their row groups.
+        files are their row groups. They and the order are the same whatever the number of processes, of which each
+        holds its share of the budget.
         """
         most_bytes = min(LARGEST_BLOCK, max(1, BUDGET // (2 * batch)))
         most = max(1, len(self) // (2 * batch))
@@ -131,7 +132,7 @@ class StreamedFiles(ImageFiles):
         largest = int(self._block_bytes.max()) if len(self._block_bytes) else 1
         with self._lock:
             self._held.clear()
-            self._held_bytes = 0
+            self._held_bytes, self._most_held = 0, max(BUDGET // processes, 2 * largest)
         return Order(self.blocks, batch, lanes_of(batch, largest, BUDGET))
 
     def read(self, index: int, most: int = MOST_BYTES) -> bytes:
@@ -184,7 +185,7 @@ class StreamedFiles(ImageFiles):
             future: Future[list[Sample]] = Future()
             self._held[block] = future
             self._held_bytes += int(self._block_bytes[block])
-            while self._held_bytes > max(BUDGET, int(self._block_bytes[block])):
+            while self._held_bytes > self._most_held:
                 oldest, _ = self._held.popitem(last=False)
                 self._held_bytes -= int(self._block_bytes[oldest])
         if pool is None:

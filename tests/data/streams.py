@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import io
 import tarfile
-import time
+import threading
 from collections.abc import Mapping, Sequence
+from typing import ClassVar
 
 import fsspec
 import numpy as np
@@ -56,22 +57,28 @@ def in_memory(name: str, lengths: Sequence[int], samples: Sequence[Mapping[str, 
 
 
 class Flaky(MemoryFileSystem):
-    """fsspec's memory under another protocol, of which every third read of bytes fails, or every one."""
+    """fsspec's memory under another protocol. Of the ranges of bytes that are read, every n-th fails twice before it is
+    read; where n is 1, all fail always."""
 
     protocol = "flaky"
     cachable = False
-    every, reads, failures, ranges, pause = 3, 0, 0, [], 0.0
+    every, reads, failures = 3, 0, 0
+    ranges: ClassVar[list[tuple[str, int, int]]] = []
+    lock = threading.Lock()
 
     @classmethod
     def _strip_protocol(cls, path: str) -> str:
         return MemoryFileSystem._strip_protocol(path.replace("flaky://", "memory://"))
 
     def cat_file(self, path, start=None, end=None, **options):
-        Flaky.reads += 1
-        Flaky.ranges.append((path, start, end))
-        time.sleep(Flaky.pause)
-        if Flaky.every and Flaky.reads % Flaky.every == 0:
-            Flaky.failures += 1
+        with self.lock:
+            Flaky.reads += 1
+            Flaky.ranges.append((path, start, end))
+            number = list(dict.fromkeys(Flaky.ranges)).index((path, start, end)) + 1
+            fails = Flaky.every and number % Flaky.every == 0
+            fails = fails and (Flaky.every == 1 or Flaky.ranges.count((path, start, end)) <= 2)
+            Flaky.failures += bool(fails)
+        if fails:
             raise ConnectionResetError("the connection was reset\nsecret=1")
         return super().cat_file(path, start=start, end=end, **options)
 

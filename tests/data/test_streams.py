@@ -94,6 +94,19 @@ def test_the_same_files_here_and_there_are_the_same_data(tmp_path):
     assert open_images(path).fingerprint != there.fingerprint, "other contents are other data"
 
 
+def test_processes_share_the_budget_and_the_order(monkeypatch):
+    monkeypatch.setattr(stream_files, "BUDGET", 2**16)
+    files = StreamedFiles(in_memory("a", [100, 140], pictured(240)), stream_files.Wanted())
+    alone = files.arrange(8).numbers(SampleRNG(0), 3, range(8))
+    order, most = files.arrange(8, processes=4), 0
+    for step in range(30):
+        for number in order.numbers(SampleRNG(0), step, range(2)).tolist():
+            files.read(number)
+            most = max(most, files.held_bytes)
+    assert np.array_equal(order.numbers(SampleRNG(0), 3, range(8)), alone)
+    assert 2 * files.block_bytes <= most <= 2**14
+
+
 @pytest.mark.parametrize("kind", ["binary", "struct"])
 def test_parquet_by_row_groups(kind):
     pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
