@@ -52,6 +52,10 @@ class Claims:
         for path in list(self._held):
             self._drop(path)
         with suppress(OSError):
+            for path in self.folder.glob("[0-9]*"):
+                # Of writers that were killed after their work was done.
+                if self._is_left(path):
+                    path.unlink()
             self.folder.rmdir()
 
     def take(self, number: int) -> bool:

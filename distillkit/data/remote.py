@@ -19,7 +19,11 @@ TRIES = 6
 PAUSE, LONGEST_PAUSE = 0.5, 15.0
 """Seconds before the second try, doubled with each, and at most."""
 LASTING = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, NotImplementedError, TypeError)
-"""Failures that stay whatever is done."""
+LASTING_NAMES = frozenset(
+    {"OfflineModeIsEnabled", "RepositoryNotFoundError", "GatedRepoError", "RevisionNotFoundError", "NoCredentialsError",
+     "PartialCredentialsError", "ProfileNotFound"}
+)  # fmt: skip
+"""Failures that stay whatever is done; some by the names of their classes, whose packages may not be installed."""
 PACKAGES = {
     "s3": "s3fs", "s3a": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "az": "adlfs", "abfs": "adlfs", "abfss": "adlfs",
     "http": "aiohttp", "https": "aiohttp", "sftp": "paramiko", "ssh": "paramiko", "smb": "smbprotocol",
@@ -198,7 +202,7 @@ def retried(
         except DistillkitError:
             raise
         except Exception as error:  # every filesystem raises its own kinds
-            if isinstance(error, LASTING) or attempt == TRIES:
+            if isinstance(error, LASTING) or type(error).__name__ in LASTING_NAMES or attempt == TRIES:
                 tried = f" after {attempt} tries" if attempt > 1 else ""
                 raise DistillkitError(
                     f"{address} {failing}{tried}: {_reason(error)}. Is the network there, and may this user read it?"

@@ -79,7 +79,7 @@ class Flaky(MemoryFileSystem):
             fails = fails and (Flaky.every == 1 or Flaky.ranges.count((path, start, end)) <= 2)
             Flaky.failures += bool(fails)
         if fails:
-            raise ConnectionResetError("the connection was reset\nsecret=1")
+            raise ConnectionResetError("reset by s3://me:secret@host/x?token=secret\nsecret=1")
         return super().cat_file(path, start=start, end=end, **options)
 
 

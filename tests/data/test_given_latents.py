@@ -239,7 +239,10 @@ def test_what_diffusers_autoencoder_gives_is_shifted_and_scaled_as_its_codec_doe
     vae = AutoencoderKL.from_pretrained(folder / "vae")
     with torch.no_grad():
         code = vae.encode(pixels.float() / 127.5 - 1).latent_dist
-    mean, deviation = teacher.codec.distribution(pixels)
+    shift, scaling = vae.config.shift_factor, vae.config.scaling_factor
+    assert shift and scaling != 1
+    mean, deviation = (code.mean - shift) * scaling, code.std * scaling
+    torch.testing.assert_close(teacher.codec.distribution(pixels), (mean, deviation), rtol=1e-4, atol=1e-5)
     samples = [{"moments.npy": npy(moments), "txt": b"a"} for moments in code.parameters]
     files = open_images(in_memory("a", [4], samples))
     read = LatentReader(files, read_format(files, DataConfig(path="x"), teacher), teacher.codec)

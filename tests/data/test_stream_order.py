@@ -50,6 +50,9 @@ def test_a_resumed_run_goes_on_where_it_was():
 
 
 def test_seeds_and_epochs_differ():
+    single = order_of([1] * 42, 6)
+    first, second = np.split(drawn(single, 14), 2)
+    assert not np.array_equal(first, second), "blocks come in another order too"
     order = order_of(UNEQUAL, 6)
     first, second = np.split(drawn(order, 14), 2)
     assert not np.array_equal(first, second), "every epoch has its own order"

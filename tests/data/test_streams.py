@@ -3,6 +3,7 @@
 import itertools
 import threading
 import tracemalloc
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import ClassVar
 
@@ -18,6 +19,8 @@ from distillkit.data.config import DataConfig
 from distillkit.data.files import open_images
 from distillkit.data.images import ImageSource
 from distillkit.data.stream_files import StreamedFiles
+from distillkit.data.stream_index import Wanted, indexed
+from distillkit.data.stream_tars import TarFormat
 from distillkit.downloads import nothing_downloaded
 from tests.data.streams import Flaky, flaky, in_memory, packed, pictured
 from tests.data.teachers import Letters, linear_teacher
@@ -96,7 +99,7 @@ def test_the_same_files_here_and_there_are_the_same_data(tmp_path):
 
 def test_processes_share_the_budget_and_the_order(monkeypatch):
     monkeypatch.setattr(stream_files, "BUDGET", 2**16)
-    files = StreamedFiles(in_memory("a", [100, 140], pictured(240)), stream_files.Wanted())
+    files = StreamedFiles(in_memory("a", [100, 140], pictured(240)), Wanted())
     alone = files.arrange(8).numbers(SampleRNG(0), 3, range(8))
     order, most = files.arrange(8, processes=4), 0
     for step in range(30):
@@ -153,15 +156,41 @@ def test_what_stays_impossible_is_one_message_with_the_address():
     assert stream.batch(SampleRNG(0), 0, range(6)).sample.shape == (6, 3, 8, 8), "a later try is not held against it"
 
 
+def test_too_few_bytes_are_asked_for_again_and_too_many_refused(monkeypatch):
+    path = in_memory("a", [3], pictured(3))
+    file = open_images(path).files[0]
+    system, real, short = file.filesystem.system, type(file.filesystem.system).cat_file, [3, 2]
+
+    def cut(self, where, start=None, end=None):
+        return real(self, where, start=start, end=end)[: short.pop() if short else None]
+
+    monkeypatch.setattr(type(system), "cat_file", cut)
+    assert len(file.read(0, 1000)) == 1000 and not short
+    monkeypatch.setattr(type(system), "cat_file", lambda self, where, start=None, end=None: real(self, where))
+    with pytest.raises(DistillkitError, match="the whole file where a part of it is asked for"):
+        file.read(0, 1000)
+
+
+def test_what_is_known_of_a_file_is_in_its_fingerprint():
+    (known,) = [indexed(TarFormat(), file, Wanted()) for file in open_images(in_memory("a", [9], pictured(9))).files]
+    digests = {known.digest()}
+    for name, place in (("places", (4, 1)), ("labels", 4), ("ends", 4), ("texts", 40)):
+        changed = getattr(known, name).copy()
+        changed[place] += 1
+        digests.add(replace(known, **{name: changed}).digest())
+    digests.add(replace(known, head=known.head + 1).digest())
+    assert len(digests) == 6
+
+
 def test_files_are_indexed_once():
     path = in_memory("a", LENGTHS, pictured(COUNT)).replace("memory://", "flaky://")
     flaky(every=0)
     said = []
     job = SourceJob(CPU, say=said.append)
-    StreamedFiles(path, stream_files.Wanted(), job)
+    StreamedFiles(path, Wanted(), job)
     assert "5 new files" in said[0] and Flaky.reads >= 5
     flaky(every=0)
-    StreamedFiles(path, stream_files.Wanted(), job)
+    StreamedFiles(path, Wanted(), job)
     assert len(said) == 1 and Flaky.reads == 0
 
 
@@ -182,7 +211,7 @@ def test_little_is_in_memory_whatever_the_size(monkeypatch):
     noise = np.random.default_rng(0)
     samples = [{"png": data["png"] + noise.bytes(20_000), "cls": b"1"} for data in pictured(20)] * 50
     path = in_memory("big", [300, 500, 200], samples)
-    files = StreamedFiles(path, stream_files.Wanted())
+    files = StreamedFiles(path, Wanted())
     order = files.arrange(16)
     assert 2 * order.lanes * files.block_bytes <= 2**20
     del samples
@@ -205,7 +234,7 @@ def test_little_is_in_memory_whatever_the_size(monkeypatch):
 def test_each_block_is_read_about_once(monkeypatch):
     path = in_memory("a", [60] * 4, pictured(240)).replace("memory://", "flaky://")
     flaky(every=0)
-    files = StreamedFiles(path, stream_files.Wanted())
+    files = StreamedFiles(path, Wanted())
     order = files.arrange(8)
     flaky(every=0)
     for step in range(240 // 8):
