@@ -214,5 +214,5 @@ def retried(
 
 
 def _reason(error: Exception) -> str:
-    text = (str(error).splitlines() or [""])[0]
+    text = (str(error).splitlines() or [""])[0].rstrip(". ")
     return printable(redacted(f"{type(error).__name__}: {text}" if text else type(error).__name__))[:200]

@@ -10,10 +10,10 @@ import torch
 
 from distillkit.contracts.codec import Pixels
 from distillkit.contracts.conditioner import Conditioner, Unconditional
-from distillkit.contracts.source import Batches, Images
+from distillkit.contracts.source import Batches, Images, SourceJob
 from distillkit.contracts.text import PromptList
 from distillkit.data.captions import captions_of, fingerprint_of
-from distillkit.data.reader import ImageReader
+from distillkit.data.reader import ImageReader, open_files
 from distillkit.data.stream import ImageStream
 from distillkit.errors import UsageError
 from distillkit.jobs.part import PartImages
@@ -74,7 +74,8 @@ def part_images(config: TeacherRunConfig, pipeline: Pipeline, say: Callable[[str
         if card is None or card.images is None:
             raise UsageError(f"{config.name} brings no data; give its images: --data FILE.zip, FOLDER or hf:ORG/NAME")
         return _own_images(config, pipeline, card)
-    reader = ImageReader(config.data, want=pipeline.shape)
+    files = open_files(config.data, SourceJob(torch.device("cpu"), say=say))
+    reader = ImageReader(config.data, files, want=pipeline.shape)
     conditioner: Conditioner = Unconditional()
     if config.part == "text-encoder":
         captions = captions_of(reader.files, config.data.path)

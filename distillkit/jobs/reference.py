@@ -8,8 +8,9 @@ from pathlib import Path
 
 import torch
 
+from distillkit.contracts.source import SourceJob
 from distillkit.data.config import DataConfig
-from distillkit.data.reader import ImageReader, pixels_in_order
+from distillkit.data.reader import ImageReader, open_files, pixels_in_order
 from distillkit.engine.interrupt import StopRequest
 from distillkit.errors import Interrupted, UsageError
 from distillkit.evaluation.extractor import FeatureExtractor
@@ -52,7 +53,7 @@ def make_reference(
     """
     if data.path is None:
         raise UsageError("--data: which images? A zip file, a folder, a parquet file or hf:ORG/NAME")
-    reader = ImageReader(data)
+    reader = ImageReader(data, open_files(data, SourceJob(device, say=reporter.say, task=reporter.task)))
     files = reader.files
     reporter.say(f"data: {reader.summary}")
     if keep_features and len(files) > MOST_KEPT:

@@ -10,13 +10,14 @@ from pathlib import Path
 import torch
 
 from distillkit.contracts.conditioner import ClassLabels, Conditioner, Unconditional
-from distillkit.contracts.source import Batches, Images
+from distillkit.contracts.source import Batches, Images, SourceJob
 from distillkit.contracts.student import StudentGenerator
 from distillkit.contracts.teacher import Teacher, TeacherSpec
 from distillkit.contracts.text import PromptList
 from distillkit.data.captions import fingerprint_of
 from distillkit.data.files import ImageFiles
 from distillkit.data.latents import has_latents, with_latents
+from distillkit.data.reader import open_files
 from distillkit.data.stream import ImageStream, open_reader, open_stream
 from distillkit.engine.checkpoint import Checkpoints
 from distillkit.engine.metrics import MetricsFile
@@ -66,7 +67,7 @@ def new_teacher(
         return teacher, teacher.images(device)
     if config.like:
         return _like(config, device, say)
-    reader = open_reader(config.data)
+    reader = open_reader(config.data, files=open_files(config.data, SourceJob(device, say=say)))
     conditioner = _conditioner(reader.files, config)
     stream = ImageStream(reader, device, conditioner=conditioner, batch=config.training.batch, say=say)
     say(f"data: {stream.summary}")
@@ -107,7 +108,7 @@ def _like(
 ) -> tuple[Teacher, Batches[Images]]:
     """As `new_teacher`, with the network of another, whose latents and conditions it learns."""
     teacher = resolve(config.like).fresh(config.seed).to(device)
-    reader = open_reader(config.data, teacher)
+    reader = open_reader(config.data, teacher, open_files(config.data, SourceJob(device, say=say)))
     texts = sorted(set(reader.files.captions or reader.files.class_names))
     if teacher.conditioner.takes_text and texts:
         # The pictures that show the training are of prompts like those that it learns.
