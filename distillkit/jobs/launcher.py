@@ -16,13 +16,12 @@ from accelerate.utils import patch_environment
 from distillkit.engine.config import TrainingConfig
 from distillkit.errors import UsageError
 
-TRAINING = ("precision", "compile", "passes", "clip_grad_norm")
+TRAINING = ("precision", "compile", "parallel", "gradient_checkpointing", "passes", "clip_grad_norm")
 """What a training takes over."""
 PRECISIONS = {"no": None, "bf16": "bf16", "fp16": "fp16"}
 """accelerate's names; "no" is also what it says where nothing was asked for."""
 
 UNSUPPORTED = {
-    "ACCELERATE_USE_FSDP": "networks are not sharded, every process holds them whole; leave out --use_fsdp",
     "ACCELERATE_USE_DEEPSPEED": "DeepSpeed is not used; leave out --use_deepspeed",
     "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM is not used; leave out --use_megatron_lm",
     "ACCELERATE_USE_PARALLELISM_CONFIG": "processes share the batch and nothing else; leave out "
@@ -31,6 +30,24 @@ UNSUPPORTED = {
     "ACCELERATE_IN_TPU_POD": "TPUs are not supported",
     "ACCELERATE_DOWNCAST_BF16": "TPUs are not supported; leave out --downcast_bf16",
 }
+FSDP = "ACCELERATE_USE_FSDP"
+FSDP_ONLY: Mapping[str, tuple[str, frozenset[str], str]] = {
+    "FSDP_VERSION": ("1", frozenset({"2"}), "networks are held in parts by FSDP 2; use --fsdp_version 2"),
+    "FSDP_RESHARD_AFTER_FORWARD": (
+        "true", frozenset({"true", "full_shard"}), "blocks are freed after every pass (true)",
+    ),
+    "FSDP_OFFLOAD_PARAMS": (
+        "false", frozenset({"false"}), "of a teacher alone parts may be kept in the CPU's memory (--offload-teacher)",
+    ),
+    "FSDP_AUTO_WRAP_POLICY": (
+        "NO_WRAP", frozenset({"no_wrap", "transformer_based_wrap"}), "blocks are those that a network names itself",
+    ),
+    "FSDP_TRANSFORMER_CLS_TO_WRAP": ("", frozenset({""}), "blocks are those that a network names itself"),
+    "FSDP_IGNORED_MODULES": ("", frozenset({""}), "every network is held in parts"),
+    "FSDP_ACTIVATION_CHECKPOINTING_OFFLOAD": ("false", frozenset({"false"}), "activations are not offloaded"),
+}  # fmt: skip
+"""Settings of accelerate's FSDP that mean something in its version 2: the default, what `--parallel shard` does, and
+what is said of everything else."""
 DYNAMO = {
     "ACCELERATE_DYNAMO_MODE": "default",
     "ACCELERATE_DYNAMO_USE_FULLGRAPH": "False",
@@ -51,12 +68,15 @@ class LauncherSettings:
 
     Args:
         precision: of network passes. compile: what is compiled. passes: of which a step is made.
+        parallel: how networks are spread. gradient_checkpointing: whether activations are computed anew.
         clip_grad_norm: most of a gradient's norm. device: "cpu", "cuda" or "mps".
         asked: "VARIABLE=value" of each field, for messages.
     """
 
     precision: str | None = None
     compile: str | None = None
+    parallel: str | None = None
+    gradient_checkpointing: bool | None = None
     passes: int | None = None
     clip_grad_norm: float | None = None
     device: str | None = None
@@ -76,7 +96,7 @@ class LauncherSettings:
         """
         changes: dict[str, Any] = {
             name: getattr(self, name)
-            for name in ("precision", "compile", "clip_grad_norm")
+            for name in ("precision", "compile", "parallel", "gradient_checkpointing", "clip_grad_norm")
             if getattr(self, name) is not None
         }
         asked = dict(self.asked)
@@ -141,6 +161,7 @@ def launcher_settings(environment: Mapping[str, str] | None = None) -> LauncherS
     """
     reader = _Reader(os.environ if environment is None else environment)
     reader.parallelism()
+    reader.sharding()
     reader.precision()
     reader.compilation()
     reader.number("passes", "ACCELERATE_GRADIENT_ACCUMULATION_STEPS", int, least=1, nothing=1)
@@ -181,6 +202,19 @@ class _Reader:
                 "MASTER_ADDR", "several processes were asked for and one was started, as accelerate does on CPUs "
                 "without MPI; use `torchrun --nproc-per-node N -m distillkit ...`",
             )  # fmt: skip
+
+    def sharding(self) -> None:
+        if not _on(self.there.get(FSDP, "")):
+            return
+        before = len(self.problems)
+        for name, (default, same, why) in FSDP_ONLY.items():
+            value = self.there.get(name, default)
+            if value.strip().lower() not in same:
+                self.problems.append(f"{name}={value}: {why}")
+        if len(self.problems) == before:
+            self._take("parallel", FSDP, "shard")
+            if _on(self.there.get("FSDP_ACTIVATION_CHECKPOINTING", "")):
+                self._take("gradient_checkpointing", "FSDP_ACTIVATION_CHECKPOINTING", True)
 
     def precision(self) -> None:
         name = "ACCELERATE_MIXED_PRECISION"
@@ -229,6 +263,8 @@ class _Reader:
 def own_environment(*, cpu: bool) -> AbstractContextManager[None]:
     """While accelerate is made it finds what the job has settled, not what the launcher said."""
     passed = {"ACCELERATE_USE_CPU": "true"} if cpu else {}
+    if FSDP in os.environ:
+        passed[FSDP] = "false"
     if "ACCELERATE_GRADIENT_ACCUMULATION_STEPS" in os.environ:
         passed["ACCELERATE_GRADIENT_ACCUMULATION_STEPS"] = "1"
     with_these: AbstractContextManager[None] = patch_environment(**passed)

@@ -64,6 +64,7 @@ class Shard(Strategy):
         }
         units = [*units_of(denoiser), denoiser]
         for unit in units:
+            unit.register_forward_hook(_own_memory, prepend=True)
             fully_shard(unit, **settings)
             unit.register_forward_hook(_end_pass, always_call=True)
         # FSDP makes a class of its own; messages and keys of caches name the network's.
@@ -170,6 +171,16 @@ def units_of(denoiser: Denoiser) -> list[nn.Module]:
     """The blocks that are gathered one at a time, those within others first."""
     chosen = {id(unit) for unit in denoiser.units()}
     return [m for m in reversed([*denoiser.modules()]) if id(m) in chosen and any(True for _ in m.parameters())]
+
+
+def _own_memory(unit: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+    """What a block gives, out of the memory of something larger: FSDP hears by a hook on it that gradients come, which
+    a change in place of a view would drop."""
+    if isinstance(output, tuple):
+        return tuple(_own_memory(unit, args, part) for part in output)
+    if isinstance(output, Tensor) and output.requires_grad and output._base is not None:
+        return output.clone()
+    return output
 
 
 def _end_pass(unit: nn.Module, args: tuple[Any, ...], output: Any) -> None:

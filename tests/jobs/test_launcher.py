@@ -75,7 +75,7 @@ def test_passes_that_are_as_many_are_no_contradiction():
 
 def test_all_that_cannot_be_done_is_refused_in_one_message():
     asked = {
-        "USE_FSDP": "true", "USE_DEEPSPEED": "true", "USE_MEGATRON_LM": "1", "USE_PARALLELISM_CONFIG": "true",
+        "USE_DEEPSPEED": "true", "USE_MEGATRON_LM": "1", "USE_PARALLELISM_CONFIG": "true",
         "MIXED_PRECISION": "fp8", "DYNAMO_BACKEND": "AOT_EAGER", "GRADIENT_ACCUMULATION_STEPS": "-3",
     }  # fmt: skip
     with pytest.raises(UsageError) as refused:
@@ -87,6 +87,43 @@ def test_all_that_cannot_be_done_is_refused_in_one_message():
     with pytest.raises(UsageError, match="torchrun"):
         launcher_settings({**DEFAULTS, "MASTER_ADDR": "127.0.0.1"})
     launcher_settings({**DEFAULTS, "MASTER_ADDR": "127.0.0.1", "WORLD_SIZE": "2"})
+
+
+SHARDED = {
+    "ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_RESHARD_AFTER_FORWARD": "true",
+    "FSDP_OFFLOAD_PARAMS": "false", "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
+    "FSDP_STATE_DICT_TYPE": "SHARDED_STATE_DICT", "FSDP_CPU_RAM_EFFICIENT_LOADING": "true",
+    "FSDP_ACTIVATION_CHECKPOINTING": "false",
+}  # fmt: skip
+"""What `accelerate launch --use_fsdp --fsdp_version 2` sets."""
+
+
+def test_networks_are_spread_as_accelerates_fsdp_would():
+    config, lines = launcher_settings({**DEFAULTS, **SHARDED}).training(TrainingConfig(), {})
+    assert config == TrainingConfig(parallel="shard")
+    assert len(lines) == 1 and "--parallel shard" in lines[0] and "ACCELERATE_USE_FSDP=true" in lines[0]
+    asked = {**DEFAULTS, **SHARDED, "FSDP_ACTIVATION_CHECKPOINTING": "true"}
+    config, lines = launcher_settings(asked).training(TrainingConfig(), {})
+    assert config.gradient_checkpointing and len(lines) == 2
+    with pytest.raises(UsageError, match=r"--parallel replicate.*ACCELERATE_USE_FSDP=true"):
+        launcher_settings(asked).training(TrainingConfig(parallel="replicate"), {"parallel": "replicate"})
+    assert (
+        launcher_settings({**DEFAULTS, **SHARDED, "ACCELERATE_USE_FSDP": "false", "FSDP_VERSION": "1"}).parallel is None
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("FSDP_VERSION", "1"), ("FSDP_VERSION", None), ("FSDP_RESHARD_AFTER_FORWARD", "false"),
+        ("FSDP_OFFLOAD_PARAMS", "true"), ("FSDP_AUTO_WRAP_POLICY", "SIZE_BASED_WRAP"),
+        ("FSDP_TRANSFORMER_CLS_TO_WRAP", "FluxTransformerBlock"), ("FSDP_ACTIVATION_CHECKPOINTING_OFFLOAD", "true"),
+    ],
+)  # fmt: skip
+def test_what_accelerates_fsdp_does_otherwise_is_refused(name, value):
+    asked = {key: found for key, found in {**DEFAULTS, **SHARDED, name: value}.items() if found is not None}
+    with pytest.raises(UsageError, match=f"{name}={value or 1}: "):
+        launcher_settings(asked)
 
 
 def test_devices(monkeypatch):

@@ -99,7 +99,9 @@ def a_network_in_bfloat16():
             reduce=ACCELERATOR.reduce, gather=ACCELERATOR.gather,
         )  # fmt: skip
         named = "fp32" if precision == "no" else precision
-        trainer = trainer_of(DMD2, GAN, "shard", dtype=torch.float32, accelerator=member, precision=named)
+        trainer = trainer_of(
+            DMD2, GAN, "shard", make=lambda: teacher(torch.float32), accelerator=member, precision=named
+        )
         critic, seen = trainer.recipe.learners[0], set()
         block = critic.denoiser.model.inner[0]
         block.register_forward_pre_hook(lambda module, args, seen=seen: seen.add(module.weight.dtype))

@@ -71,12 +71,12 @@ def strategy(parallel, **changes):
     return choose(Asked(parallel, WORLD, WORLD, CPU, **changes), lambda: 0)
 
 
-def trainer_of(method, settings, parallel=None, *, passes=1, dtype=torch.float64, accelerator=None, **changes):
+def trainer_of(method, settings, parallel=None, *, make=teacher, passes=1, accelerator=None, **changes):
     """A trainer of 12 samples a step; in this process alone where no way to spread networks is named.
 
     One process takes as many samples in a pass as each of several does: diagnostics are ratios of means over a pass.
     """
-    whole, accelerator = teacher(dtype), accelerator or (ALONE if parallel is None else ACCELERATOR)
+    whole, accelerator = make(), accelerator or (ALONE if parallel is None else ACCELERATOR)
     config = TrainingConfig(
         **{"batch": 12, "duration": 600, "lr": 1e-3, "ema_halflife": 100, "clip_grad_norm": 0.5, **changes},
         batch_per_device=12 // WORLD // passes, channels_last="off",
@@ -128,3 +128,15 @@ def compared(method, settings, parallels, steps, *, passes=1, rel=1e-6):
         same(its, losses, (method.name, parallel), rel)
         same(whole_weights(several), expected, (method.name, parallel), rel)
         assert several.cost.counts == one.cost.counts
+
+
+def compared_on(make, method, settings):
+    """Two steps on a float32 teacher in parts, against one process; returns the trainer."""
+    # Where gradients are mere rounding, Adam's first updates are as large as elsewhere with the usual eps.
+    one, several = (
+        trainer_of(method, settings, way, make=make, eps=1e-3, clip_grad_norm=10.0) for way in (None, "shard")
+    )
+    same(trained(several, 2), trained(one, 2), method.name, 1e-3)
+    found, expected = whole_weights(several), whole_weights(one)
+    assert max((found[name] - value).abs().max() for name, value in expected.items()) < 1e-5
+    return several
