@@ -1,12 +1,12 @@
 """What three processes do in a test: sharded tensors saved, damaged, read back in other ways. Run as torchrun would."""
 
+import contextlib
 import logging
 import sys
 import threading
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
@@ -15,12 +15,19 @@ from distillkit import OptimizerConfig
 from distillkit.engine import checkpoint as module
 from distillkit.engine.checkpoint import Checkpoints
 from distillkit.engine.cost import CostMeter
+from distillkit.engine.loop import Stopped
+from distillkit.engine.metrics import MetricsFile
 from distillkit.engine.optimization import MovingAverage, Updater
+from distillkit.engine.outputs import Outputs
 from distillkit.engine.state import collect, require_finite, restore
+from distillkit.engine.trackers import Trackers
 from distillkit.errors import DistillkitError
+from distillkit.progress import Quiet
+from distillkit_dmd.method import DMD
+from tests.parallel.small import ACCELERATOR, RANK, trained, trainer_of, whole_weights
+from tests.parallel.small import same as same_numbers
 
-ACCELERATOR, FOLDER = Accelerator(cpu=True), Path(sys.argv[1])
-RANK = ACCELERATOR.process_index
+FOLDER = Path(sys.argv[1])
 MESH = init_device_mesh("cpu", (3,))
 ROWS, COLUMNS, WHOLE = [Shard(0)], [Shard(1)], [Replicate()]
 VALUES = {"channels_last": False, "selection": {"best_step": None, "best_value": None, "evaluated": 0},
@@ -202,6 +209,40 @@ def the_training_goes_on_while_it_is_written(checkpoints):
     assert checkpoints.steps == [6, 7] and checkpoints.written.step == 7 and checkpoints.written.size > 0
 
 
+def losses_go_on_whoever_goes_on(folder):
+    """Saved by networks in parts or whole, resumed by either, and by every process alone."""
+    settings = {"distance": "l2"}
+
+    def training(parallel):
+        return trainer_of(DMD, settings, parallel, duration=240, checkpoint_every=120, evaluate_every=240)
+
+    def outputs(name):
+        return Outputs(Checkpoints(folder / name), MetricsFile(folder / f"{name}.jsonl"), Trackers(), Quiet(),
+                       main=RANK == 0)  # fmt: skip
+
+    ends = {}
+    for saver in ("shard", "replicate"):
+        first, out = training(saver), outputs(saver)
+        (folder / saver).parent.mkdir(exist_ok=True)
+        with contextlib.suppress(Stopped):
+            first.run(out, should_stop=lambda: first.step == 10)  # noqa: B023
+        wait()
+        pieces = len(list((folder / saver / "step-000000010").glob("student-*-of-00003.safetensors")))
+        assert pieces == (3 if saver == "shard" else 0)
+        for goer in ("shard", "replicate", None):
+            second = training(goer)
+            second.restore(out.checkpoints.load(10))
+            assert second.step == 10
+            second._means.read(second.accelerator)
+            ends[saver, goer] = trained(second, 10), whole_weights(second)
+    one = training(None)
+    trained(one, 10)
+    expected = trained(one, 10), whole_weights(one)
+    for way, (means, weights) in ends.items():
+        same_numbers(means, expected[0], way)
+        same_numbers(weights, expected[1], way)
+
+
 def main():
     heard = []
     handler = logging.Handler()
@@ -214,6 +255,7 @@ def main():
     what_one_finds_not_finite_all_refuse(training, checkpoints)
     what_one_cannot_write_all_hear(checkpoints)
     the_training_goes_on_while_it_is_written(checkpoints)
+    losses_go_on_whoever_goes_on(FOLDER.with_name("trainings"))
     sys.stdout.write(f"done:{RANK}\n")
 
 
