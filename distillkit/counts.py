@@ -72,3 +72,12 @@ Integers = Annotated[tuple[Annotated[int, Field(ge=1)], ...], BeforeValidator(pa
 Side = Annotated[int, Field(ge=1, le=16_384)]
 Size = Annotated[tuple[Side, Side], BeforeValidator(parse_size)]
 """Width and height in pixels; text such as '768' or '1024x576' is understood."""
+
+
+def scaled(value: float, unit: str) -> str:
+    """1536, "B" -> '1.54 kB'."""
+    for prefix in ("", "k", "M", "G", "T"):
+        if value < 999.5:
+            return f"{value:.3g} {prefix}{unit}"
+        value /= 1000
+    return f"{value:,.3g} P{unit}"

@@ -105,6 +105,14 @@ def common_options(
     tracker_project: TrackerProjectOption = None,
     timeout: TimeoutOption = None,
     dry_run: DryRunOption = False,
+    devices: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            max=1_000_000,
+            help="With --dry-run: what each of so many devices would hold and send, by formula; loads no weights.",
+        ),
+    ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress; the closing table alone.")] = False,
 ) -> None:
     """Options that every method has."""
@@ -114,17 +122,21 @@ def run_method(name: str, values: dict[str, Any]) -> None:
     """Run, or show the plan, and show what was made."""
     from distillkit.cli.closing import show_plan, show_result
     from distillkit.cli.option_models import typed_values
+    from distillkit.errors import UsageError
     from distillkit.jobs.api import distil, planned
     from distillkit.jobs.context import is_first_process
+    from distillkit.jobs.devices import device_rows
     from distillkit.jobs.plan import plan_rows
     from distillkit.runs.config import set_values
 
-    dry_run, device = values.pop("dry_run"), values.pop("device")
+    dry_run, device, devices = values.pop("dry_run"), values.pop("device"), values.pop("devices")
+    if devices and not dry_run:
+        raise UsageError("--devices goes with --dry-run; a run's own are those of its processes (torchrun)")
     arguments = typed_values(values) | {"values": set_values(values["set_"] or []), "device": device}
     arguments.pop("set_", None)
     if dry_run:
         with planned(name, **arguments) as plan:
-            show_plan(*plan_rows(plan))
+            show_plan(*((plan.config, device_rows(plan, devices)) if devices else plan_rows(plan)))
         return
     run = distil(name, **arguments)
     if is_first_process():

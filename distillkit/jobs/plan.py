@@ -12,6 +12,7 @@ from pydantic import BaseModel
 from distillkit.contracts.objective import Objective
 from distillkit.contracts.recipe import Recipe
 from distillkit.contracts.teacher import Teacher
+from distillkit.counts import scaled
 from distillkit.data.hub import is_hub
 from distillkit.downloads import is_for_a_download, nothing_downloaded, offline
 from distillkit.engine.config import TrainingConfig
@@ -268,7 +269,7 @@ def _folder_row(folder: RunFolder) -> tuple[str, str]:
 def _flops(an_image: float | None, batch: int) -> str:
     if an_image is None:
         return ""
-    return f"{_scaled(an_image, 'FLOP')} an image, {_scaled(an_image * batch, 'FLOP')} a step; "
+    return f"{scaled(an_image, 'FLOP')} an image, {scaled(an_image * batch, 'FLOP')} a step; "
 
 
 def _training(training: TrainingConfig, accelerator: Accelerator) -> str:
@@ -297,15 +298,7 @@ def _processes(accelerator: Accelerator) -> int:
 
 def _bytes(count: float) -> str:
     """1536 -> '1.54 kB'."""
-    return _scaled(count, "B")
-
-
-def _scaled(value: float, unit: str) -> str:
-    for prefix in ("", "k", "M", "G", "T"):
-        if value < 999.5:
-            return f"{value:.3g} {prefix}{unit}"
-        value /= 1000
-    return f"{value:,.3g} P{unit}"
+    return scaled(count, "B")
 
 
 def _duration(seconds: float) -> str:

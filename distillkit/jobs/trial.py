@@ -22,8 +22,10 @@ from distillkit.engine.cost import CostMeter
 from distillkit.engine.learning import LearnerTrainer
 from distillkit.engine.loop import Loop
 from distillkit.engine.optimizers import require_optimizer
+from distillkit.engine.spreading import PassMeter
 from distillkit.engine.trainer import Trainer
 from distillkit.jobs.step_costs import SavedBytes, counted_steps, evaluation_seconds, speed
+from distillkit.parallel.expected import Passes
 from distillkit.registry import registry
 from distillkit.weights import weight_bytes
 
@@ -91,6 +93,33 @@ def forward_equivalents(recipe: Recipe, teacher: Teacher, accelerator: Accelerat
     training, cost = TrainingConfig(batch=2 * accelerator.num_processes, channels_last="off"), CostMeter()
     trainer = _trainer(recipe, teacher, training, accelerator, cost)
     return _mean(_counted_by_stage(trainer), recipe)
+
+
+def passes_of(recipe: Recipe, teacher: Teacher, accelerator: Accelerator) -> dict[str, Passes]:
+    """Passes through every network in a step of one micro-batch, by role: the mean of all stages by their shares, each
+    counted over the steps in which every part is due once.
+
+    The recipe's networks are changed by it.
+
+    Raises:
+        DistillkitError: when a loss fails or is not finite.
+    """
+    for objective in recipe.objectives:
+        objective.prepare()
+    training = TrainingConfig(batch=2 * accelerator.num_processes, channels_last="off")
+    trainer = _trainer(recipe, teacher, training, accelerator, CostMeter())
+    steps, meters = _period(recipe), list[PassMeter]()
+    for first, _ in training.divided([stage.share for stage in recipe.stages]):
+        trainer.step = first
+        meters.append(PassMeter())
+        with meters[-1].watch(trainer.roles()):
+            for _ in range(steps):
+                trainer.train_step()
+    forward, backward = (
+        _mean([{role: getattr(one, way) / steps for role, one in meter.counts.items()} for meter in meters], recipe)
+        for way in ("forward", "backward")
+    )
+    return {role: Passes(forward[role], backward[role]) for role in forward}
 
 
 def _counted_by_stage(trainer: Trainer, each: EachStep = contextlib.nullcontext) -> list[dict[str, float]]:

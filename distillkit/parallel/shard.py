@@ -20,6 +20,7 @@ from distillkit.parallel.buckets import Buckets
 from distillkit.parallel.copies import lazily
 from distillkit.parallel.strategy import Gradients, Strategy, local_of
 from distillkit.parallel.turns import Turns
+from distillkit.parallel.units import outermost, units_of
 
 
 class Shard(Strategy):
@@ -156,21 +157,6 @@ def _squares(tensors: Sequence[Tensor], device: str) -> Tensor:
         return torch.zeros((), device=device)
     norms = torch.stack(torch._foreach_norm(list(tensors)))
     return norms.to(torch.promote_types(norms.dtype, torch.float32)).square().sum()
-
-
-def outermost(module: nn.Module) -> Iterator[Denoiser]:
-    """The denoisers in a module that are in no other."""
-    if isinstance(module, Denoiser):
-        yield module
-        return
-    for child in module.children():
-        yield from outermost(child)
-
-
-def units_of(denoiser: Denoiser) -> list[nn.Module]:
-    """The blocks that are gathered one at a time, those within others first."""
-    chosen = {id(unit) for unit in denoiser.units()}
-    return [m for m in reversed([*denoiser.modules()]) if id(m) in chosen and any(True for _ in m.parameters())]
 
 
 def _own_memory(unit: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
