@@ -11,12 +11,15 @@ from accelerate import Accelerator
 from torch import nn
 
 from distillkit import UsageError
+from distillkit.benchmark.jobs import configuration
+from distillkit.benchmark.suite import Suite
 from distillkit.contracts.adapter import AdapterConfig, Base
 from distillkit.contracts.denoiser import Denoiser, adapted_in, own_parameters
 from distillkit.engine.config import TrainingConfig
 from distillkit.engine.cost import CostMeter
 from distillkit.engine.trainer import Trainer
 from distillkit.jobs.adapters import with_adapters
+from distillkit.jobs.api import method_offer
 from distillkit.jobs.spreading import asked_of
 from distillkit.models.adapters import Lender, adapted, base_sha256, borrowed, chosen, copying, layers_of
 from distillkit.models.build import merged, with_guidance_input
@@ -71,7 +74,7 @@ def content(network):
 @pytest.mark.parametrize("method", ["dmd", "dmd2"])
 @pytest.mark.parametrize("teacher", [conditional, text_to_latent], ids=["edm", "diffusers"])
 def test_training_on_shared_weights_is_training_on_copies_also_under_gradient_checkpointing(method, teacher):
-    settings = {"guidance": 2.0}
+    settings = {"guidance": 2.0, **({"updates": 1} if method == "dmd2" else {})}
     ends = {}
     for name, how in {
         "shared": {},
@@ -124,6 +127,7 @@ def test_the_average_and_checkpoints_hold_adapters_alone(tmp_path):
     for name in ("student", "average", "fake_score"):
         assert saved.tensors[name] and all("lora_" in key for key in saved.tensors[name])
     assert len(saved.tensors["optimizer-student"]) == 3 * len(own_parameters(trainer.student))
+    assert trainer._updaters["student"].parameters == own_parameters(trainer.student)
     # Everything that is held is counted once.
     sizes = sum(p.numel() for part in trainer.networks.changed.values() for p in own_parameters(part))
     assert trainer.networks.weight_bytes()[0] == 4 * sizes
@@ -271,6 +275,28 @@ def test_what_has_nothing_to_share_is_refused(monkeypatch):
         UsageError, match=r'adapters need peft, which is not installed: pip install "distillkit\[lora\]"'
     ):
         recipe_with("kd", smallest(), ADAPTER, None)
+
+
+def test_weights_that_a_network_constrains_stay_as_they_are_where_they_are_shared():
+    teacher = smallest()
+    kind = type(teacher.denoiser)
+
+    def after_update(self):
+        with torch.no_grad():
+            for parameter in self.parameters():
+                parameter.div_(parameter.norm())
+
+    teacher.denoiser.__class__ = type("Constrained", (kind,), {"after_update": after_update})
+    before = content(teacher.denoiser)
+    trainer_with("dmd", teacher).train_step()
+    assert all(torch.equal(value, teacher.denoiser.state_dict()[key]) for key, value in before.items())
+
+
+def test_a_benchs_entry_may_train_adapters():
+    entry = {"method": "dmd", "student": {"adapter": "lora", "rank": 8, "fake_adapter": "lora"}}
+    suite = Suite.model_validate({"name": "s", "teacher": "digits", "budget": 1000, "methods": {"dmd lora": entry}})
+    student, fake = configuration(suite, "dmd lora", method_offer("dmd")).student.adapters
+    assert student == fake == AdapterConfig(rank=8)
 
 
 def test_networks_in_parts_share_no_weights():
