@@ -16,6 +16,7 @@ from distillkit import registry as registry_module
 from distillkit.benchmark.results import read_results
 from distillkit.benchmark.workers import devices, supervisor
 from distillkit.benchmark.workers.cluster import Cluster, ClusterWorker, Incarnation, job_parameters, minutes
+from distillkit.benchmark.workers.messages import Place
 from distillkit.benchmark.workers.side_by_side import Workers
 from distillkit.errors import Interrupted
 from distillkit.evaluation.record import read_record
@@ -302,6 +303,38 @@ def test_a_job_of_a_cluster_goes_on_in_another_after_its_time_limit(place):
     assert worker.ended() is None, "it goes on"
     worker.kill()
     wait_for(worker.ended)
+
+
+SLURM = {
+    "srun": "exit 0", "sbatch": "cp $1 {place}/script; echo Submitted batch job 4711",
+    "sacct": "echo 'JobID|State|NodeList'; echo \"4711|$(cat {place}/state)|node0\"", 
+    "scancel": "echo $1 >> {place}/cancelled",
+}  # fmt: skip
+
+
+def test_jobs_of_slurm_ask_for_what_was_asked(place, monkeypatch):
+    """By programs in the place of Slurm's, which keep what they are given."""
+    pytest.importorskip("submitit")
+    (place / "bin").mkdir()
+    for name, text in SLURM.items():
+        (place / "bin" / name).write_text(f"#!/bin/bash\n{text.format(place=place)}\n")
+        (place / "bin" / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{place / 'bin'}:{os.environ['PATH']}")
+    (place / "state").write_text("PENDING")
+    options = {"partition": "gpu", "account": "abc", "time": "1-0", "signal_delay_s": "300", "licenses": "x:1"}
+    cluster = Cluster(place / "bench", options, 4, gpus=True)
+    assert "partition gpu" in cluster.summary and "licenses x:1" in cluster.summary
+    worker = cluster.start(Place.new(place / "bench", 1))
+    script = (place / "script").read_text()
+    for line in ("--partition=gpu", "--account=abc", "--time=1440", "--gpus-per-node=4", "--nodes=1", "--licenses=x:1",
+                 "--signal=USR2@300"):  # fmt: skip
+        assert f"#SBATCH {line}\n" in script, script
+    assert worker.ended() is None, "it waits for its turn"
+    worker.kill()
+    assert (place / "cancelled").read_text() == "4711\n"
+    (place / "state").write_text("NODE_FAIL")
+    monkeypatch.setattr(worker.job.watcher, "_last_status_check", float("-inf"))
+    assert "4711 (NODE_FAIL" in worker.ended()
 
 
 def test_jobs_of_a_cluster_may_be_of_several_processes(place):
