@@ -138,6 +138,8 @@ class Place:
     def __init__(self, folder: Path, name: str) -> None:
         self.name, self.bench, self.folder = name, folder, folder / FOLDER / name
         self.number = int(name.partition("-")[0])
+        self._answer: Answer | None = None
+        self._seen = (0, 0, 0)
 
     @classmethod
     def new(cls, folder: Path, number: int) -> Place:
@@ -172,7 +174,15 @@ class Place:
             return State()
 
     def answer(self) -> Answer | None:
-        return _read(self.folder / ANSWER, Answer)
+        """The last answer; read again only where there is a new one, as a plan is long and is looked for often."""
+        try:
+            file = (self.folder / ANSWER).stat()
+        except OSError:
+            return None
+        seen = file.st_ino, file.st_mtime_ns, file.st_size
+        if seen != self._seen:
+            self._answer, self._seen = _read(self.folder / ANSWER, Answer), seen
+        return self._answer
 
 
 def write_settings(folder: Path, settings: Settings) -> None:
