@@ -13,7 +13,11 @@ from distillkit.models.adapters import Borrower, Lender, base_sha256, copying, l
 
 
 def with_adapters(
-    make: Callable[[], Recipe], teacher: Teacher, student: AdapterConfig | None, learners: AdapterConfig | None
+    make: Callable[[], Recipe],
+    teacher: Teacher,
+    student: AdapterConfig | None,
+    learners: AdapterConfig | None,
+    seed: int = 0,
 ) -> Recipe:
     """What `make` makes of the teacher, with adapters where the method copies the teacher.
 
@@ -24,6 +28,7 @@ def with_adapters(
         make: the method's recipe, the same at every call.
         student: of copies that become the student; None for one that is trained in full.
         learners: of copies that become a learner's network.
+        seed: of the adapters' first weights.
 
     Raises:
         UsageError: where there is no copy that could have them, the network has no such layers, or peft is missing.
@@ -35,7 +40,7 @@ def with_adapters(
     if student is None or learners is None:
         with copying(teacher, Borrower(sha256)):
             theirs = _copies_in_learners(make())
-    with copying(teacher, Lender(sha256, lambda number: learners if number in theirs else student)):
+    with copying(teacher, Lender(sha256, lambda number: learners if number in theirs else student, seed)):
         recipe = make()
     if student is not None and not _bases(recipe.student):
         raise UsageError(

@@ -38,7 +38,7 @@ def recipe_of(config: RunConfig, method: Installed, teacher: Teacher) -> Recipe:
             recipe: Recipe = made.recipe(teacher, made.Config.model_validate(config.settings))
         return recipe
 
-    recipe = with_adapters(make, teacher, *config.student.adapters)
+    recipe = with_adapters(make, teacher, *config.student.adapters, seed=config.seed)
     if recipe.guidance not in (None, 1.0) and not teacher.conditioner.has_null:
         raise UsageError(
             f"--guidance {recipe.guidance:g}: the teacher {teacher.spec.name} has no unconditional prediction to guide "

@@ -24,6 +24,8 @@ from distillkit.models.hashes import content_hash
 
 NAME = "default"
 """Of the one adapter that a layer has."""
+COPIES = 1009
+"""More than a recipe makes: copies of neighbouring seeds begin differently."""
 INSTALL = 'pip install "distillkit[lora]"'
 
 
@@ -48,17 +50,19 @@ class Lender:
     Args:
         sha256: see `base_sha256`.
         adapter_of: number of a copy, in the order in which they are made -> its adapter; None for a whole copy.
+        seed: of the adapters' first weights, which are each copy's own.
     """
 
-    def __init__(self, sha256: str, adapter_of: Callable[[int], AdapterConfig | None]) -> None:
-        self.sha256, self.adapter_of, self.made = sha256, adapter_of, 0
+    def __init__(self, sha256: str, adapter_of: Callable[[int], AdapterConfig | None], seed: int = 0) -> None:
+        self.sha256, self.adapter_of, self.seed, self.made = sha256, adapter_of, seed, 0
 
     def __call__(self, denoiser: Denoiser) -> Denoiser:
         number, self.made = self.made, self.made + 1
         config = self.adapter_of(number)
         if config is None:
             return whole_copy(denoiser)
-        return adapted(borrowed(denoiser, Base(denoiser, self.sha256, number)), config, seed=number)
+        own = (COPIES * self.seed + number) % 2**63
+        return adapted(borrowed(denoiser, Base(denoiser, self.sha256, number)), config, seed=own)
 
 
 class Borrower:

@@ -43,7 +43,7 @@ def recipe_of(
             torch.manual_seed(seed)
             return method().recipe(teacher, method.Config.model_validate(settings_of(method, settings)))
 
-    recipe = with_adapters(make, teacher, adapter, None)
+    recipe = with_adapters(make, teacher, adapter, None, seed)
     for objective in recipe.objectives:
         objective.prepare()
     return recipe

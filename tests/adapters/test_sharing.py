@@ -177,6 +177,21 @@ def test_a_copy_starts_as_the_teacher_and_copies_of_it_are_free():
         assert adapted_in(whole) is None and own_parameters(moved)[0] is not own_parameters(first)[0]
 
 
+def test_adapters_begin_by_the_seed_and_each_copy_by_itself():
+    def first(seed, number=0):
+        teacher = smallest()
+        with copying(teacher, Lender(base_sha256(teacher), lambda number: ADAPTER, seed)):
+            copies = [teacher.copy_denoiser() for _ in range(2)]
+        return next(value for name, value in copies[number].state_dict().items() if "lora_A" in name)
+
+    assert torch.equal(first(0), first(0))
+    assert not torch.equal(first(0), first(1))
+    assert not torch.equal(first(0), first(0, number=1))
+    teacher, kind = smallest(), registry().method("kd")
+    student = recipe_of(kind, teacher, {}, seed=5, adapter=ADAPTER).student.denoiser
+    assert torch.equal(next(v for n, v in student.state_dict().items() if "lora_A" in n), first(5))
+
+
 def test_loading_never_writes_what_is_shared():
     teacher = smallest()
     student = adapted_student(teacher)
