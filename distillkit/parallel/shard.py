@@ -46,7 +46,9 @@ class Shard(Strategy):
 
     def spread(self, module: nn.Module, *, in_steps: bool = False, offload: bool = False) -> None:
         for denoiser in outermost(module):
-            if not any(root is denoiser for root in self.roots):
+            # A denoiser without weights, such as one that is known exactly, is not spread.
+            weighted = any(True for _ in denoiser.parameters())
+            if weighted and not any(root is denoiser for root in self.roots):
                 self._shard(denoiser, self.half if in_steps else None, offload=offload)
         for tensor in chain(module.parameters(), module.buffers()):
             if not isinstance(tensor, DTensor) and tensor.device != self.device:

@@ -131,6 +131,15 @@ def test_what_the_training_changes_while_a_checkpoint_is_written_is_not_in_it(tm
     assert loaded.tensors["student"]["w"].tolist() == [0.0] * 3 and loaded.values == {"cost": {"teacher": 1}}
 
 
+def test_what_another_process_wrote_elsewhere_is_missed_before_the_checkpoint_is_one(tmp_path):
+    checkpoints = save(tmp_path, 1)
+    (tmp_path / ".step-000000002").mkdir()
+    reports = [({}, None), ({"student-00002-of-00002.safetensors": "0" * 64}, None)]
+    with pytest.raises(WriteError, match=r"student-00002-of-00002.*process 1.*--output-dir on a file system that all"):
+        checkpoints._complete(2, reports, {})
+    assert checkpoints.steps == [1]
+
+
 def test_a_write_that_fails_ends_the_training_at_the_next_step_in_one_message(bench, monkeypatch):
     def full(path, parts):
         raise OSError(errno.ENOSPC, "No space left on device")

@@ -11,7 +11,8 @@ from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 
-from distillkit import OptimizerConfig
+from distillkit import Denoiser, OptimizerConfig
+from distillkit.diffusion import EDMSchedule
 from distillkit.engine import checkpoint as module
 from distillkit.engine.checkpoint import Checkpoints
 from distillkit.engine.cost import CostMeter
@@ -24,7 +25,7 @@ from distillkit.engine.trackers import Trackers
 from distillkit.errors import DistillkitError
 from distillkit.progress import Quiet
 from distillkit_dmd.method import DMD
-from tests.parallel.small import ACCELERATOR, RANK, trained, trainer_of, whole_weights
+from tests.parallel.small import ACCELERATOR, RANK, strategy, trained, trainer_of, whole_weights
 from tests.parallel.small import same as same_numbers
 
 FOLDER = Path(sys.argv[1])
@@ -243,6 +244,23 @@ def losses_go_on_whoever_goes_on(folder):
         same_numbers(weights, expected[1], way)
 
 
+class Exact(Denoiser):
+    """Without weights, as the denoiser of a distribution that is known."""
+
+    def __init__(self):
+        super().__init__()
+        self.schedule = EDMSchedule()
+
+    def forward(self, x, t, condition):
+        return x / (1 + t[:, None] ** 2)
+
+
+def what_has_no_weights_is_not_spread():
+    spreading = strategy("shard")
+    spreading.spread(Exact())
+    assert spreading.roots == []
+
+
 def main():
     heard = []
     handler = logging.Handler()
@@ -255,6 +273,7 @@ def main():
     what_one_finds_not_finite_all_refuse(training, checkpoints)
     what_one_cannot_write_all_hear(checkpoints)
     the_training_goes_on_while_it_is_written(checkpoints)
+    what_has_no_weights_is_not_spread()
     losses_go_on_whoever_goes_on(FOLDER.with_name("trainings"))
     sys.stdout.write(f"done:{RANK}\n")
 
