@@ -90,6 +90,22 @@ def passes_that_end_early():
             network.zero_grad(set_to_none=True)
 
 
+def only_the_last_pass_sends_gradients():
+    spread, sent = teacher().copy_denoiser(), []
+    shard = strategy("shard")
+    shard.spread(spread)
+    gradients = shard.gradients(spread)
+    with pytest.MonkeyPatch.context() as patch:
+        real = dist.reduce_scatter_single
+        patch.setattr(dist, "reduce_scatter_single", lambda *a, **named: (sent.append(1), real(*a, **named))[1])
+        for last in (False, False, True):
+            with gradients.passing(last=last):
+                passes(spread, "with features", torch.ones(2, 2, dtype=torch.float64)).backward()
+            assert bool(sent) == last
+    assert len(sent) == 4, "three blocks and the rest"
+    gradients.average()
+
+
 def a_network_in_bfloat16():
     """The critic is gathered in half precision, its gradient and weights are float32, although its first pass is the
     frozen one of the student's loss; without half precision too."""
@@ -228,6 +244,7 @@ def what_cannot_be_is_refused():
 
 
 passes_that_end_early()
+only_the_last_pass_sends_gradients()
 a_network_in_bfloat16()
 a_training_goes_on_from_what_was_saved(Path(sys.argv[1]))
 weights_are_gathered_and_scattered()
