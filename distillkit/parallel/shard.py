@@ -62,7 +62,8 @@ class Shard(Strategy):
             "mp_policy": MixedPrecisionPolicy(
                 param_dtype=half, reduce_dtype=torch.float32 if half else None, cast_forward_inputs=False
             ),
-            "offload_policy": CPUOffloadPolicy() if offload else OffloadPolicy(),
+            # On the CPU the parts are in its memory already.
+            "offload_policy": CPUOffloadPolicy() if offload and self.device.type != "cpu" else OffloadPolicy(),
             "ignored_params": {p for p in denoiser.parameters() if p.ndim == 0},
         }
         units = [*units_of(denoiser), denoiser]

@@ -58,7 +58,7 @@ def passes_that_end_early():
     """Gradients are those of a whole network, and every block is freed, however a pass ends."""
     spread, whole = teacher().copy_denoiser(), teacher().copy_denoiser()
     shard = strategy("shard")
-    shard.spread(spread)
+    shard.spread(spread, offload=True)  # which means nothing on a CPU
     gradients = shard.gradients(spread)
     x = torch.linspace(-1, 1, 4, dtype=torch.float64).view(2, 2) * (RANK + 1)
     for how in ("features", "with features", "features"):
