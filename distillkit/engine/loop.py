@@ -286,7 +286,8 @@ class Loop(ABC):
         checkpoints = outputs.checkpoints
         if outputs.main:
             checkpoints.clean()
-        if checkpoints.steps:
+        steps = checkpoints.processes.first(checkpoints.steps)
+        if steps:
             checkpoint = checkpoints.load()
             self.restore(checkpoint)
             outputs.health = dict(progress(checkpoint).health)
@@ -294,12 +295,12 @@ class Loop(ABC):
         else:
             outputs.reporter.say("no checkpoint was written yet: starting at step 0")
         if outputs.main:
-            if checkpoints.steps:
+            if steps:
                 checkpoints.settle(self.step)
             # A run that begins again draws its first preview again.
             previewed = self.step > 0 and not self._to_preview
             outputs.metrics.cut_back(self.step, evaluated=not self._to_evaluate, previewed=previewed)
             best = self._selection.best_step
-            if best in checkpoints.steps and best != checkpoints.best_step:
+            if best in steps and best != checkpoints.best_step:
                 # The run ended between the two.
                 checkpoints.keep_best(best)
