@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy
-import hashlib
-import json
 import logging
 import os
 import shutil
@@ -16,61 +14,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
-from torch import Tensor
-
 from distillkit.engine.processes import Processes
+from distillkit.engine.saved import Checkpoint, Tensors, held_at, link, on_cpu, sealed, write_parts, write_whole
 from distillkit.errors import DistillkitError, UsageError
-from distillkit.files import WriteError, canonical_json, retried, sync_folder, write_bytes
-from distillkit.pieces import Held, Part, held_in, places_of
+from distillkit.files import WriteError, retried, sync_folder, write_bytes
+from distillkit.pieces import Part
 from distillkit.reading import Unreadable
-from distillkit.students.checkpoints import STATE, State, file_name, groups_of, read_state, verify
-from distillkit.tensors import stream_tensors
+from distillkit.students.checkpoints import STATE, file_name, read_state, verify
 
 log = logging.getLogger(__name__)
-
-Tensors = dict[str, dict[str, Tensor]]
-"""Group, which names its files -> tensors."""
-
-
-@dataclass(frozen=True)
-class Checkpoint:
-    """A checkpoint that is whole; its tensors are read when they are asked for.
-
-    Args:
-        held: where its tensors are, by group and name.
-        processes: that read it together.
-    """
-
-    step: int
-    values: dict[str, Any]
-    folder: Path
-    held: Mapping[str, Mapping[str, Held]]
-    processes: Processes
-
-    def whole(self, group: str) -> dict[str, Tensor]:
-        """The tensors of a group on the CPU, each whole; nothing where there is no such group."""
-        return {name: held.read() for name, held in self.held.get(group, {}).items()}
-
-    @property
-    def tensors(self) -> Tensors:
-        """All tensors, whole."""
-        return {group: self.whole(group) for group in self.held}
-
-    def fill(self, tensors: Tensors) -> None:
-        """Read into tensors of these groups, names and shapes, sharded in any way; called by all processes.
-
-        Raises:
-            DistillkitError: when a file cannot be read.
-        """
-        if self.processes.world > 1:
-            from distillkit.engine.sharding import read_into
-
-            wanted = {group: {name: self.held[group][name] for name in inner} for group, inner in tensors.items()}
-            return read_into(tensors, wanted, self.processes)
-        for group, inner in tensors.items():
-            for name, tensor in inner.items():
-                self.held[group][name].read_into(tensor)
 
 
 @dataclass(frozen=True)
@@ -153,7 +105,7 @@ class Checkpoints:
             shutil.rmtree(aside, ignore_errors=True)
             aside.mkdir()
             for file in self.path(step).glob("[!.]*"):
-                _link(file, aside / file.name)
+                link(file, aside / file.name)
             sync_folder(aside)
             shutil.rmtree(former, ignore_errors=True)
             if final.exists():
@@ -224,7 +176,7 @@ class Checkpoints:
         problem: BaseException | None = None
         try:
             for name, parts in files.items():
-                retried(lambda: hashes.update({name: _write_parts(aside / name, parts)}), aside / name)  # noqa: B023
+                retried(lambda: hashes.update({name: write_parts(aside / name, parts)}), aside / name)  # noqa: B023
         except BaseException as error:
             problem = error
         reports = self._writers.gather((hashes, _spoken(problem)))
@@ -256,7 +208,7 @@ class Checkpoints:
 
         def complete() -> None:
             if aside.is_dir():
-                _write(aside / STATE, _sealed({"step": step, "values": values, "sha256": hashes}))
+                write_whole(aside / STATE, sealed({"step": step, "values": values, "sha256": hashes}))
                 sync_folder(aside)
                 if final.exists():
                     shutil.rmtree(final)
@@ -289,7 +241,7 @@ class Checkpoints:
         path = self.path(step) / STATE
         state = read_state(path)
         body = {"step": state.step, "values": {**state.values, **values}, "sha256": state.sha256}
-        write_bytes(path, _sealed(body))
+        write_bytes(path, sealed(body))
 
     def load(self, selector: Literal["latest", "best"] | int = "latest") -> Checkpoint:
         """The newest checkpoint that is whole, a damaged one being passed over with a warning; or the best, or that of
@@ -352,7 +304,7 @@ class Checkpoints:
         """A checkpoint all of whose files are as they were written."""
         problem = ""
         try:
-            state, held = _held(path)
+            state, held = held_at(path)
             for name in sorted(state.sha256)[self.processes.rank :: self.processes.world]:
                 verify(path, name, state)
         except Unreadable as error:
@@ -360,14 +312,6 @@ class Checkpoints:
         if problem := next(filter(None, self.processes.gather(problem)), ""):
             raise Unreadable(problem)
         return Checkpoint(state.step, state.values, path, held, self.processes)
-
-
-def _held(path: Path) -> tuple[State, dict[str, dict[str, Held]]]:
-    """The state of a checkpoint, and where its tensors are."""
-    state = read_state(path / STATE)
-    if state.seal is None:
-        raise Unreadable(f"{path / STATE} has no recorded hash of itself")
-    return state, {group: held_in([path / name for name in names]) for group, names in groups_of(state).items()}
 
 
 def _in_thread(work: Callable[[], Written]) -> Future[Written]:
@@ -389,36 +333,3 @@ def _spoken(problem: BaseException | None) -> WriteError | None:
     if problem is None or isinstance(problem, WriteError):
         return problem
     return WriteError(f"a checkpoint could not be written: {problem or type(problem).__name__}")
-
-
-def on_cpu(tensor: Tensor) -> Tensor:
-    """A contiguous copy, which the training does not change."""
-    return tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
-
-
-def _write_parts(path: Path, parts: Mapping[str, Part]) -> str:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    return stream_tensors(path, {name: part.tensor for name, part in parts.items()}, places_of(parts))
-
-
-def _sealed(body: Mapping[str, Any]) -> bytes:
-    """state.json, with the hash of all that is in it."""
-    seal = hashlib.sha256(canonical_json(body).encode()).hexdigest()
-    return json.dumps({**body, "self": seal}, indent=1).encode()
-
-
-def _link(file: Path, link: Path) -> None:
-    """A second name for a file, or a copy where the file system has no such names."""
-    try:
-        link.hardlink_to(file)
-    except OSError:
-        shutil.copyfile(file, link)
-        with link.open("rb+") as copied:
-            os.fsync(copied.fileno())
-
-
-def _write(path: Path, data: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())

@@ -15,7 +15,6 @@ from torch import nn
 from distillkit.contracts.denoiser import Denoiser
 from distillkit.contracts.health import Diagnostic
 from distillkit.contracts.random import SampleRNG
-from distillkit.engine.checkpoint import Checkpoint
 from distillkit.engine.config import INTERVALS, TrainingConfig
 from distillkit.engine.cost import CostMeter
 from distillkit.engine.interrupt import Agreement
@@ -25,6 +24,7 @@ from distillkit.engine.optimization import Updater
 from distillkit.engine.optimizers import require_optimizer
 from distillkit.engine.outputs import Outputs, Selection
 from distillkit.engine.passes import Part
+from distillkit.engine.saved import Checkpoint
 from distillkit.engine.state import (
     collect,
     generators,

@@ -28,8 +28,8 @@ from torch.distributed.checkpoint.state_dict_saver import save
 from torch.distributed.checkpoint.storage import StorageReader, StorageWriter, WriteResult
 from torch.futures import Future
 
-from distillkit.engine.checkpoint import on_cpu
 from distillkit.engine.processes import Processes
+from distillkit.engine.saved import on_cpu
 from distillkit.errors import DistillkitError
 from distillkit.pieces import Held, Part, Piece
 from distillkit.students.checkpoints import file_name

@@ -12,10 +12,10 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from distillkit.contracts.health import Health
-from distillkit.engine.checkpoint import Checkpoint, Tensors
 from distillkit.engine.cost import CostMeter
 from distillkit.engine.optimization import Updater
 from distillkit.engine.processes import Processes
+from distillkit.engine.saved import Checkpoint, Tensors
 from distillkit.errors import DistillkitError
 from distillkit.parallel.strategy import local_of
 from distillkit.reading import Unreadable, validated

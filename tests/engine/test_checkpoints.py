@@ -114,13 +114,13 @@ def test_round_trip_keeps_the_newest_and_names_it(tmp_path):
 
 
 def test_what_the_training_changes_while_a_checkpoint_is_written_is_not_in_it(tmp_path, monkeypatch):
-    real, held = checkpoint_module._write_parts, threading.Event()
+    real, held = checkpoint_module.write_parts, threading.Event()
 
     def slow(path, parts):
         assert held.wait(600)
         return real(path, parts)
 
-    monkeypatch.setattr(checkpoint_module, "_write_parts", slow)
+    monkeypatch.setattr(checkpoint_module, "write_parts", slow)
     checkpoints, weight, values = Checkpoints(tmp_path), torch.zeros(3), {"cost": {"teacher": 1}}
     checkpoints.save(1, {"student": {"w": weight}}, values)
     weight.add_(1)
@@ -152,7 +152,7 @@ def test_a_write_that_fails_ends_the_training_at_the_next_step_in_one_message(be
         real()
         steps.append(trainer.step)
         if trainer.step == 3:
-            monkeypatch.setattr(checkpoint_module, "_write_parts", full)
+            monkeypatch.setattr(checkpoint_module, "write_parts", full)
         if trainer.step == 5:  # the write of step 4 has failed by now
             while not outputs.checkpoints.failed:
                 time.sleep(0.01)
@@ -216,7 +216,7 @@ def test_a_save_that_dies_leaves_the_previous_checkpoint_and_no_half_one(tmp_pat
     def die(path, data):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(checkpoint_module, "_write_parts", die)
+    monkeypatch.setattr(checkpoint_module, "write_parts", die)
     with pytest.raises(KeyboardInterrupt):
         save(tmp_path, 2)
     monkeypatch.undo()

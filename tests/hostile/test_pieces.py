@@ -7,7 +7,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from distillkit.engine.checkpoint import Checkpoints, _sealed
+from distillkit.engine.checkpoint import Checkpoints
+from distillkit.engine.saved import sealed
 from distillkit.errors import DistillkitError
 from distillkit.pieces import PLACES, Part, held_in, places_of
 from distillkit.students.checkpoints import State, groups_of
@@ -139,7 +140,7 @@ def test_a_checkpoint_with_a_bad_place_is_passed_over(tmp_path, caplog):
     path = tmp_path / "step-000000002" / "student.safetensors"
     sha = stream_tensors(path, {"w": WHOLE[:2]}, {PLACES: json.dumps(place(4, 0))})
     state = {"step": 2, "values": {}, "sha256": {path.name: sha}}
-    (path.parent / "state.json").write_bytes(_sealed(state))
+    (path.parent / "state.json").write_bytes(sealed(state))
     assert checkpoints.load().step == 1
     assert "lies outside" in caplog.text and str(path) in caplog.text
 

@@ -170,20 +170,20 @@ def what_one_finds_not_finite_all_refuse(training, checkpoints):
 
 
 def what_one_cannot_write_all_hear(checkpoints):
-    training, real = Training(ROWS), module._write_parts
+    training, real = Training(ROWS), module.write_parts
 
     def full(path, parts):
         if RANK == 1:
             raise OSError(28, "No space left on device")
         return real(path, parts)
 
-    module._write_parts = full
+    module.write_parts = full
     sys.modules["distillkit.files"].RETRY_SECONDS = (0.0,)
     try:
         training.save(checkpoints, 5)
         said = raised(checkpoints.wait)
     finally:
-        module._write_parts = real
+        module.write_parts = real
     assert "No space left" in said and "step-000000005" in said
     wait()
     assert checkpoints.steps == [2, 3] and not list(FOLDER.glob(".step*"))
@@ -191,13 +191,13 @@ def what_one_cannot_write_all_hear(checkpoints):
 
 
 def the_training_goes_on_while_it_is_written(checkpoints):
-    training, real, held = Training(ROWS), module._write_parts, threading.Event()
+    training, real, held = Training(ROWS), module.write_parts, threading.Event()
 
     def slow(path, parts):
         assert held.wait(600)
         return real(path, parts)
 
-    module._write_parts = slow
+    module.write_parts = slow
     training.save(checkpoints, 6)
     assert not (FOLDER / "step-000000006").exists() and not checkpoints.failed
     threading.Timer(0.5, held.set).start()
@@ -205,7 +205,7 @@ def the_training_goes_on_while_it_is_written(checkpoints):
     # The next one has waited for it.
     assert (FOLDER / "step-000000006" / "state.json").is_file()
     checkpoints.wait()
-    module._write_parts = real
+    module.write_parts = real
     wait()
     assert checkpoints.steps == [6, 7] and checkpoints.written.step == 7 and checkpoints.written.size > 0
 
