@@ -1,15 +1,17 @@
 """Presets are tuned with equal care: as many settings for every entry, all of them valid, and a choice from the log."""
 
 import sys
+from typing import Any
 
 import pytest
 
 from benchmarks.tuning import __main__ as command
 from benchmarks.tuning.dimensions import Choice, Log, Times, setting
+from benchmarks.tuning.presets import choices, replace, source_of, values_of
 from benchmarks.tuning.search import best, settings_of
 from benchmarks.tuning.spaces import PAIRS, SUITES
 from benchmarks.tuning.summary import summary
-from distillkit import load_teacher
+from distillkit import Preset, load_teacher
 from distillkit.benchmark.suite import Entry, load_suite
 from distillkit.data.pairs import PairsConfig, PairSource
 from distillkit.registry import registry
@@ -40,6 +42,39 @@ def test_a_quarter_of_the_budget_pays_for_the_most_pairs_that_are_drawn(name):
     most = setting(PAIRS[name], [0.999] * len(PAIRS[name]))["sources"]["pairs"]
     source = PairSource(load_teacher(suite.teacher), PairsConfig(**most, guidance=suite.guidance))
     assert 0.3 * suite.budget / 4 < source.cost <= 0.77 * suite.budget / 4
+
+
+@pytest.mark.parametrize("name", sorted(SUITES))
+def test_a_suite_that_was_searched_uses_what_was_found(name):
+    suite, log = load_suite(name), command.RESULTS / name / "tuning.jsonl"
+    found = dict(choices(suite, command.read(log)))
+    if set(found) != set(suite.methods):
+        pytest.skip("the search has not come to its end")
+    for entry, line in found.items():
+        whole, changes = suite.methods[entry], line["changes"]
+        options = {"teacher": suite.teacher, "settings": whole.settings, "training": whole.training}
+        options |= {"student": whole.student, "sources": whole.sources}
+        config = resolve(registry().method(suite.method_of(entry)), options=options)[0].model_dump()
+        wanted = merge(config, changes)
+        assert {part: wanted[part] for part in changes} == {part: config[part] for part in changes}, entry
+
+
+def test_a_choice_is_written_in_the_place_of_the_former_preset(tmp_path):
+    suite = load_suite("mixture")
+    line = {"changes": {"training": {"lr": 0.0031}, "settings": {"levels": 41, "distance": "l1"}}, "images": 123_456}
+    values = values_of(suite, "consistency", line)
+    path = tmp_path / "presets.py"
+    path.write_text(
+        "PRESETS = (\n    Preset(name='digits', teachers=('digits',)),\n    Preset(\n        name='mixture',\n    ),\n)\n"
+    )
+    assert replace(path, suite, source_of(suite, values))
+    made: dict[str, Any] = {"Preset": Preset}
+    exec(path.read_text(), made)
+    kept, preset = made["PRESETS"]
+    assert kept.name == "digits" and preset.name == "mixture" and preset.teachers == ("mixture",)
+    assert preset.settings == {"levels": 41, "distance": "l1"}
+    assert preset.training["lr"] == 0.0031 and preset.training["duration"] == "120k"
+    assert values.beside(values) == {} and not replace(tmp_path / "presets.py", load_suite("shapes"), "")
 
 
 def test_the_same_seed_draws_the_same_and_another_others():
