@@ -6,6 +6,8 @@ from typing import Any, TypeVar
 
 import torch.distributed as dist
 
+from distillkit.parallel.groups import cpu_group
+
 Word = TypeVar("Word")
 
 
@@ -29,7 +31,7 @@ class Processes:
     def group(self) -> Any:
         """The process group; None for a process alone."""
         if self.world > 1 and self._group is None:
-            self._group = dist.new_group(backend="gloo")
+            self._group = cpu_group()
         return self._group
 
     def join(self) -> None:

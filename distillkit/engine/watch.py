@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -27,6 +28,9 @@ COLLECTIVES = tuple(
     )
 )
 """Where a thread is while it waits for other processes: files, and folders of files."""
+BETWEEN = (*COLLECTIVES, *(os.path.join("", place, "") for place in ("torch", "accelerate")), "contextlib.py",
+           os.path.join("distillkit", "engine", "processes.py"))  # fmt: skip # noqa: PTH118
+"""Files and folders that say nothing of why an operation is waited for: whoever called them does."""
 TRANSPORTS = ("gloo/transport", "NCCL")
 """Named by errors of operations that were waited for elsewhere, such as within a backward pass."""
 
@@ -65,7 +69,8 @@ class _Seen:
 @contextmanager
 def watched(progress: Progress, rank: int, world: int, timeout: float) -> Iterator[None]:
     """Look after the other processes while the context lasts. One that has kept this one waiting for `timeout` seconds
-    is named on stderr, with its last step and how to go on, and the process ends with exit code 1.
+    is named on stderr, with its last step and how to go on, and the process ends with exit code 1. Where all have waited
+    for so long, each in one collective operation, all are named with what each waits in.
 
     A thread does it, since the process itself is waiting in a collective operation then. It says and reads a few bytes
     at times; nothing is added to a step.
@@ -90,8 +95,9 @@ class _Watch(threading.Thread):
         self.watched_thread = threading.get_ident()
         self.others = {other: _Seen(heard=time.monotonic(), moved=time.monotonic()) for other in range(world)}
         del self.others[rank]
-        self._place: tuple[int, int] | None = None
+        self._place: tuple[int, ...] | None = None
         self._since = 0.0
+        self._waits_in = ""
 
     def run(self) -> None:
         said = 0
@@ -101,19 +107,20 @@ class _Watch(threading.Thread):
                 said += 1
                 waiting = self._waiting()
                 words = {"said": said, "step": self.progress.step, "marks": self.progress.marks,
-                         "waiting": waiting > 0, "pid": os.getpid(), "host": socket.gethostname()}  # fmt: skip
+                         "waited": waiting, "in": self._waits_in, "pid": os.getpid(), "host": socket.gethostname()}  # fmt: skip
                 self.store.set(f"watch/{self.rank}", json.dumps(words))
                 self._hear()
-                if waiting > self.timeout and (stuck := self._stuck()):
-                    self._end(stuck)
+                if waiting > self.timeout and (found := self._stuck() or self._locked(waiting)):
+                    self._end(found)
 
     def _waiting(self) -> float:
         """Seconds for which the process has been in the same collective operation."""
         frame = sys._current_frames().get(self.watched_thread)
         inside = _collective(frame)
-        place = None if inside is None else (id(inside), self.progress.marks)
+        place = None if inside is None else (id(inside), operations(), self.progress.marks)
         if place is None or place != self._place:
             self._place, self._since = place, time.monotonic()
+        self._waits_in = "" if inside is None else _described(inside)
         return 0.0 if place is None else time.monotonic() - self._since
 
     def _hear(self) -> None:
@@ -124,34 +131,47 @@ class _Watch(threading.Thread):
             words = json.loads(self.store.get(f"watch/{other}"))
             if words["said"] != seen.words.get("said"):
                 seen.heard = now
-            if words["waiting"] or words["marks"] != seen.words.get("marks"):
+            if words["waited"] or words["marks"] != seen.words.get("marks"):
                 seen.moved = now
             seen.words = words
 
-    def _stuck(self) -> dict[int, str]:
-        """The processes that the others wait for, and what is known of each."""
+    def _stuck(self) -> list[str]:
+        """What is known of the processes that the others wait for."""
         now, silence = time.monotonic(), max(3 * self.every, self.timeout / 2)
-        found = {}
+        found = []
         for other, seen in self.others.items():
-            if now - seen.heard > silence:
-                found[other] = "has not answered"
-            elif now - seen.moved > self.timeout:
-                found[other] = "has made no progress"
+            silent = now - seen.heard > silence
+            if silent or now - seen.moved > self.timeout:
+                # All end a step together, so its last is not before this process' own.
+                step = max(self.progress.step, int(seen.words.get("step", 0)))
+                found.append(
+                    f"process {other} of {self.world}{_where(seen.words)} has "
+                    f"{'not answered' if silent else 'made no progress'} for {self.timeout:g} s or more (--timeout); "
+                    f"its last step was {step:,}."
+                )
         return found
 
-    def _step_of(self, other: int) -> int:
-        """The last that it spoke of. All end a step together, so it is not before this process' own."""
-        return int(self.others[other].words.get("step", 0))
+    def _locked(self, waiting: float) -> list[str]:
+        """What every process waits in, where all have waited too long: for each other, or for what is lost."""
+        words = {other: seen.words for other, seen in self.others.items()}
+        if not all(one.get("waited", 0.0) > self.timeout for one in words.values()):
+            return []
+        words[self.rank] = {"waited": waiting, "in": self._waits_in, "pid": os.getpid(), "host": socket.gethostname()}
+        places = "; ".join(
+            f"process {rank}{_where(one)} waits in {one['in'] or 'no call that is known'}"
+            for rank, one in sorted(words.items())
+        )
+        return [
+            f"all {self.world} processes wait for each other, and have for {self.timeout:g} s or more (--timeout): "
+            f"{places}. The last step was {self.progress.step:,}. Where they differ, what one process is told to do "
+            "depends on something that the others do not share; where they do not, the network between them is at "
+            "fault."
+        ]
 
-    def _end(self, stuck: dict[int, str]) -> None:
+    def _end(self, found: list[str]) -> None:
         if first_to_fail():
-            lines = [
-                f"process {other} of {self.world}{_where(self.others[other].words)} {what} for {self.timeout:g} s or "
-                f"more (--timeout); its last step was {max(self.progress.step, self._step_of(other)):,}."
-                for other, what in stuck.items()
-            ]
             go_on = f" Continue with: {self.progress.go_on}" if self.progress.go_on else ""
-            text = f"\ndistillkit: {' '.join(lines)} All processes end.{go_on}\n"
+            text = f"\ndistillkit: {' '.join(found)} All processes end.{go_on}\n"
             with suppress(OSError):
                 os.write(2, text.encode())
         # The main thread hangs in an operation that nothing ends but the end of the process.
@@ -170,6 +190,28 @@ def _collective(frame: FrameType | None) -> FrameType | None:
 
 def _waits(frame: FrameType) -> bool:
     return any(place in frame.f_code.co_filename for place in COLLECTIVES)
+
+
+def _described(inside: FrameType) -> str:
+    """A collective operation and who called it: "barrier, called by save (distillkit/engine/loop.py:240)"."""
+    caller: FrameType | None = inside
+    while caller is not None and any(place in caller.f_code.co_filename for place in BETWEEN):
+        caller = caller.f_back
+    name = inside.f_code.co_name
+    if caller is None:
+        return name
+    file = "/".join(Path(caller.f_code.co_filename).parts[-3:])
+    return f"{name}, called by {caller.f_code.co_name} ({file}:{caller.f_lineno})"
+
+
+def operations() -> int:
+    """How many collective operations this process has begun, in all groups: one that waits is told from the next one
+    of the same kind."""
+    count = 0
+    for group in list(dist.distributed_c10d._world.pg_map):
+        with suppress(RuntimeError):  # of a group that has not been used yet, or of a kind that does not count
+            count += group._get_sequence_number_for_group()
+    return count
 
 
 def lost_another(error: BaseException) -> bool:

@@ -18,6 +18,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from distillkit.contracts.denoiser import Denoiser, PassEnded
 from distillkit.parallel.buckets import Buckets
 from distillkit.parallel.copies import lazily
+from distillkit.parallel.groups import cpu_group
 from distillkit.parallel.strategy import Gradients, Strategy, local_of
 from distillkit.parallel.turns import Turns
 from distillkit.parallel.units import outermost, units_of
@@ -39,7 +40,7 @@ class Shard(Strategy):
         super().__init__(mesh.size(), device)
         self.mesh, self.half = mesh, half
         self.roots: list[Denoiser] = []
-        self._cpu = None if dist.get_backend() == "gloo" else dist.new_group(backend="gloo")
+        self._cpu = None if dist.get_backend() == "gloo" else cpu_group()
 
     def building(self) -> AbstractContextManager[None]:
         return lazily()

@@ -88,6 +88,8 @@ def test_a_process_that_dies_ends_the_whole_job(small_run, torchrun, tmp_path):
 
 STUCK = """
 import os, signal, sys, torch
+import torch.distributed as dist
+from distillkit.engine.watch import first_to_fail
 from distillkit.errors import DistillkitError
 from distillkit.jobs.context import job_context
 try:
@@ -95,6 +97,13 @@ try:
         context.progress.go_on = "the command"
         context.progress.mark(7)
         context.accelerator.wait_for_everyone()
+        other = dist.new_group(backend="gloo")
+        if sys.argv[1] == "apart":
+            def leads():
+                context.accelerator.wait_for_everyone()
+            def follows():
+                dist.all_reduce(torch.ones(1), group=other)
+            (follows if context.rank else leads)()
         if context.rank:
             context.accelerator.wait_for_everyone()
             os.kill(os.getpid(), getattr(signal, sys.argv[1]))
@@ -102,14 +111,16 @@ try:
             context.accelerator.wait_for_everyone()
             context.accelerator.wait_for_everyone()
 except DistillkitError as error:
-    print(f"distillkit: {error}", file=sys.stderr)
+    if first_to_fail():
+        print(f"distillkit: {error}", file=sys.stderr)
     sys.exit(error.exit_code)
 """
 
 
 @pytest.mark.skipif(os.name != "posix", reason="POSIX signals")
-@pytest.mark.parametrize("name", ["SIGSTOP", "SIGKILL"])
+@pytest.mark.parametrize("name", ["SIGSTOP", "SIGKILL", "apart"])
 def test_a_process_that_is_stuck_or_gone_is_told_with_the_last_step_and_how_to_go_on(tmp_path, warm, name):
+    """And so are processes that wait for each other, each in another operation."""
     (tmp_path / "stuck.py").write_text(STUCK)
     first, second = (
         warm.start([sys.executable, str(tmp_path / "stuck.py"), name], tmp_path, environment(one))
@@ -117,10 +128,17 @@ def test_a_process_that_is_stuck_or_gone_is_told_with_the_last_step_and_how_to_g
     )
     try:
         code, said = first.wait(HANG), first.stdout.read()
+        if name == "apart":
+            assert second.wait(HANG) == 1
+            said += second.stdout.read()
     finally:
         for process in (first, second):
             process.kill()
             process.wait()
     assert code == 1 and said.count("distillkit:") == 1, said
     assert "the command" in said and "step" in said and " 7" in said
-    assert name == "SIGKILL" or f"process 1 of 2 (pid {second.pid}" in said
+    told = {"SIGSTOP": [f"process 1 of 2 (pid {second.pid}"], "SIGKILL": [], "apart": [
+        f"process 0 (pid {first.pid}", "barrier, called by leads (", "stuck.py:15)",
+        f"process 1 (pid {second.pid}", "all_reduce, called by follows (", "stuck.py:17)",
+    ]}  # fmt: skip
+    assert all(part in said for part in told[name]), said

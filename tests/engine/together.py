@@ -1,10 +1,11 @@
 """What two processes do in a test: a training with dropout, resumed, whose tracker is closed. Run by torchrun."""
 
 import sys
+from datetime import timedelta
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, InitProcessGroupKwargs
 from torch import nn
 
 from distillkit import Denoiser, Objective, Points, Recipe, Samples, StudentGenerator, Teacher, TeacherSpec
@@ -14,9 +15,12 @@ from distillkit.engine.config import TrainingConfig
 from distillkit.engine.interrupt import Agreement
 from distillkit.engine.metrics import MetricsFile
 from distillkit.engine.outputs import Evaluation, Outputs
+from distillkit.engine.processes import Processes
 from distillkit.engine.trackers import Trackers
 from distillkit.engine.trainer import Trainer
 from distillkit.progress import Quiet
+
+LIMIT = timedelta(hours=2)
 
 
 class Kept:
@@ -68,7 +72,8 @@ def outputs(accelerator, folder, trackers):
 
 def main():
     tracker = Kept()
-    accelerator, folder = Accelerator(cpu=True), Path(sys.argv[1])
+    asked = InitProcessGroupKwargs(timeout=LIMIT)
+    accelerator, folder = Accelerator(cpu=True, kwargs_handlers=[asked]), Path(sys.argv[1])
     trackers = Trackers(tracker, accelerator=accelerator)
     whole, resumed = trainer(accelerator), trainer(accelerator)
     written = outputs(accelerator, folder, trackers)
@@ -83,6 +88,9 @@ def main():
     agreed = Agreement(accelerator)
     assert agreed(lambda: accelerator.process_index == 1), "what one process is asked, all hear in the same step"
     assert not agreed(lambda: False)
+    group = Processes().group
+    limit = group._get_backend(torch.device("cpu")).options._timeout
+    assert limit == LIMIT, "short messages are not waited for as long as the job allows"
     trackers.close()
     trackers.close()
     assert tracker.finished == int(accelerator.is_main_process)

@@ -267,6 +267,11 @@ class WritesAllWeights(Endpoint):
                 parameter.mul_(0.99)
 
 
+class ReadsWeights(Endpoint):
+    def __call__(self, step):
+        return super().__call__(step) + 1e-3 * sum(p.square().sum() for p in step.student.parameters())
+
+
 class Unweighted(FakeScore):
     def loss(self, step):
         t = self.draw_levels(step, "fake/level")
@@ -325,6 +330,12 @@ BROKEN = {
     "global randomness": ("steps_are_deterministic", {"objective": Random}, "average, student"),
     "batch statistics": ("steps_do_not_depend_on_the_split", {"objective": BatchStatistics}, "number of GPUs"),
     "remembers": ("resume_is_exact", {"objective": Remembers}, "resuming"),
+    "reads weights past their network": (
+        "networks_may_be_held_in_parts",
+        {"objective": ReadsWeights},
+        "mixed torch.Tensor",
+    ),
+    "other numbers in parts": ("networks_may_be_held_in_parts", {"objective": Random}, "and not"),
     "writes all weights": ("adapters_can_be_trained", {"objective": WritesAllWeights}, "changed the teacher's"),
     "reads more": ("needs_are_what_is_used", {"objective": ReadsMore}, "reads Images"),
     "declares more": ("needs_are_what_is_used", {"objective": DeclaresMore}, "never reads"),
