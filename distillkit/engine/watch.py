@@ -28,8 +28,8 @@ COLLECTIVES = tuple(
     )
 )
 """Where a thread is while it waits for other processes: files, and folders of files."""
-BETWEEN = (*COLLECTIVES, *(os.path.join("", place, "") for place in ("torch", "accelerate")), "contextlib.py",
-           os.path.join("distillkit", "engine", "processes.py"))  # fmt: skip # noqa: PTH118
+_PROCESSES = f"distillkit{os.sep}engine{os.sep}processes.py"
+BETWEEN = (*COLLECTIVES, f"{os.sep}torch{os.sep}", f"{os.sep}accelerate{os.sep}", "contextlib.py", _PROCESSES)
 """Files and folders that say nothing of why an operation is waited for: whoever called them does."""
 TRANSPORTS = ("gloo/transport", "NCCL")
 """Named by errors of operations that were waited for elsewhere, such as within a backward pass."""
@@ -69,8 +69,8 @@ class _Seen:
 @contextmanager
 def watched(progress: Progress, rank: int, world: int, timeout: float) -> Iterator[None]:
     """Look after the other processes while the context lasts. One that has kept this one waiting for `timeout` seconds
-    is named on stderr, with its last step and how to go on, and the process ends with exit code 1. Where all have waited
-    for so long, each in one collective operation, all are named with what each waits in.
+    is named on stderr, with its last step and how to go on, and the process ends with exit code 1. Where all have
+    waited for so long, each in one collective operation, all are named with what each waits in.
 
     A thread does it, since the process itself is waiting in a collective operation then. It says and reads a few bytes
     at times; nothing is added to a step.
@@ -106,12 +106,15 @@ class _Watch(threading.Thread):
             while said == 0 or not self.over.wait(self.every):
                 said += 1
                 waiting = self._waiting()
-                words = {"said": said, "step": self.progress.step, "marks": self.progress.marks,
-                         "waited": waiting, "in": self._waits_in, "pid": os.getpid(), "host": socket.gethostname()}  # fmt: skip
+                words = {"said": said, "step": self.progress.step, "marks": self.progress.marks, "waited": waiting,
+                         **self._own_words()}  # fmt: skip
                 self.store.set(f"watch/{self.rank}", json.dumps(words))
                 self._hear()
-                if waiting > self.timeout and (found := self._stuck() or self._locked(waiting)):
+                if waiting > self.timeout and (found := self._stuck() or self._locked()):
                     self._end(found)
+
+    def _own_words(self) -> dict[str, Any]:
+        return {"in": self._waits_in, "pid": os.getpid(), "host": socket.gethostname()}
 
     def _waiting(self) -> float:
         """Seconds for which the process has been in the same collective operation."""
@@ -151,12 +154,12 @@ class _Watch(threading.Thread):
                 )
         return found
 
-    def _locked(self, waiting: float) -> list[str]:
+    def _locked(self) -> list[str]:
         """What every process waits in, where all have waited too long: for each other, or for what is lost."""
         words = {other: seen.words for other, seen in self.others.items()}
         if not all(one.get("waited", 0.0) > self.timeout for one in words.values()):
             return []
-        words[self.rank] = {"waited": waiting, "in": self._waits_in, "pid": os.getpid(), "host": socket.gethostname()}
+        words[self.rank] = self._own_words()
         places = "; ".join(
             f"process {rank}{_where(one)} waits in {one['in'] or 'no call that is known'}"
             for rank, one in sorted(words.items())
@@ -208,7 +211,8 @@ def operations() -> int:
     """How many collective operations this process has begun, in all groups: one that waits is told from the next one
     of the same kind."""
     count = 0
-    for group in list(dist.distributed_c10d._world.pg_map):
+    groups: list[Any] = [*dist.distributed_c10d._world.pg_map]
+    for group in groups:
         with suppress(RuntimeError):  # of a group that has not been used yet, or of a kind that does not count
             count += group._get_sequence_number_for_group()
     return count

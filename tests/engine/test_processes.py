@@ -138,7 +138,7 @@ def test_a_process_that_is_stuck_or_gone_is_told_with_the_last_step_and_how_to_g
     assert code == 1 and said.count("distillkit:") == 1, said
     assert "the command" in said and "step" in said and " 7" in said
     told = {"SIGSTOP": [f"process 1 of 2 (pid {second.pid}"], "SIGKILL": [], "apart": [
-        f"process 0 (pid {first.pid}", "barrier, called by leads (", "stuck.py:15)",
-        f"process 1 (pid {second.pid}", "all_reduce, called by follows (", "stuck.py:17)",
+        f"process 0 (pid {first.pid}", "barrier, called by leads (", "stuck.py:",
+        f"process 1 (pid {second.pid}", "all_reduce, called by follows (", "stuck.py:",
     ]}  # fmt: skip
     assert all(part in said for part in told[name]), said
