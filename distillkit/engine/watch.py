@@ -177,8 +177,17 @@ class _Watch(threading.Thread):
             text = f"\ndistillkit: {' '.join(found)} All processes end.{go_on}\n"
             with suppress(OSError):
                 os.write(2, text.encode())
+            self._let_others_end()
         # The main thread hangs in an operation that nothing ends but the end of the process.
         os._exit(1)
+
+    def _let_others_end(self) -> None:
+        """Wait a little for processes that find the same: they ask the store whether it was said, and the store may end
+        with this process."""
+        until = time.monotonic() + max(ALONE_SECONDS, 2 * self.every)
+        with suppress(RuntimeError):
+            while self.store.add("failed", 0) < self.world and time.monotonic() < until:
+                time.sleep(0.1)
 
 
 def _where(words: dict[str, Any]) -> str:
