@@ -15,11 +15,12 @@ from typing import Any
 
 from torch import Tensor
 
-from benchmarks.speed.timing import saved_bytes, show
+from benchmarks.speed.timing import show
 from distillkit import load_teacher
 from distillkit.engine.optimization import Updater
 from distillkit.engine.trainer import Trainer
 from distillkit.environment import environment
+from distillkit.jobs.step_costs import SavedBytes
 from distillkit.models.store.resolve import default_teacher
 from distillkit.registry import registry
 from distillkit.testing.training import trainer_of
@@ -61,7 +62,7 @@ def most_bytes(method: str, teacher_name: str, batch: int, *, late: bool) -> int
     trainer.train_step()
     if late:
         Late.take_over(trainer)
-    with saved_bytes() as counted:
+    with SavedBytes().counting() as counted:
         trainer.train_step()
     return counted.most
 

@@ -16,10 +16,11 @@ from typing import Any
 
 import torch
 
-from benchmarks.speed.timing import saved_bytes, show
+from benchmarks.speed.timing import show
 from distillkit import load_teacher
 from distillkit.engine.trainer import Trainer
 from distillkit.environment import environment
+from distillkit.jobs.step_costs import SavedBytes
 from distillkit.jobs.teacher_weights import lower
 from distillkit.models.store.resolve import default_teacher
 from distillkit.registry import registry
@@ -48,7 +49,7 @@ def trainer(option: str, teacher_name: str, batch: int) -> Trainer:
 
 def held(made: Trainer) -> dict[str, int]:
     """Bytes, by what holds them."""
-    with saved_bytes() as counted:
+    with SavedBytes().counting() as counted:
         made.train_step()
     return {
         "graphs": counted.most,

@@ -11,11 +11,12 @@ import torch
 from torch import Tensor
 
 from benchmarks.speed.bare_loop import Networks, adam, apply
-from benchmarks.speed.timing import Bench, ratio, saved_bytes
+from benchmarks.speed.timing import Bench, ratio
 from distillkit import Condition, Images, SampleRNG, Teacher
 from distillkit.data.synthetic import SyntheticImages
 from distillkit.engine.config import TrainingConfig
 from distillkit.engine.trainer import Trainer
+from distillkit.jobs.step_costs import SavedBytes
 from distillkit.parts import DiscriminatorHead, discriminator_loss, generator_loss, weighted_error
 from distillkit_dmd2.method import DMD2, DMD2Config
 
@@ -100,7 +101,7 @@ def main() -> None:
     seconds = bench.in_turn(actions)
     held: dict[str, float] = {}
     for name, action in actions.items():
-        with saved_bytes() as counted:
+        with SavedBytes().counting() as counted:
             action()
         held[name] = counted.most / 2**20
     figures = {

@@ -6,17 +6,14 @@ import argparse
 import json
 import statistics
 import time
-import weakref
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor
 
 from distillkit import Teacher, load_teacher
 from distillkit.environment import environment
@@ -101,45 +98,3 @@ class Bench:
             whole = {"figures": figures, **found, "batch": self.batch, "teacher": self.teacher.spec.name,
                      "environment": environment()}  # fmt: skip
             self.json.write_text(json.dumps(whole, indent=2) + "\n")
-
-
-class _Saved:
-    """A tensor that a graph holds: it goes when the graph goes."""
-
-    def __init__(self, tensor: Tensor) -> None:
-        self.tensor = tensor
-
-
-@dataclass
-class SavedBytes:
-    """Bytes that graphs hold for their backward passes, each storage once: `alive` now, and at most."""
-
-    alive: int = 0
-    most: int = 0
-    _holders: dict[int, int] = field(default_factory=dict)
-
-    def hold(self, tensor: Tensor) -> _Saved:
-        """Count a tensor until its graph lets it go."""
-        storage = tensor.untyped_storage()
-        place, size = storage.data_ptr(), storage.nbytes()
-        self._holders[place] = self._holders.get(place, 0) + 1
-        if self._holders[place] == 1:
-            self.alive += size
-            self.most = max(self.most, self.alive)
-        saved = _Saved(tensor)
-        weakref.finalize(saved, self._release, place, size)
-        return saved
-
-    def _release(self, place: int, size: int) -> None:
-        self._holders[place] -= 1
-        if not self._holders[place]:
-            del self._holders[place]
-            self.alive -= size
-
-
-@contextmanager
-def saved_bytes() -> Iterator[SavedBytes]:
-    """Count what autograd keeps while the context lasts, parameters included, which every step has alike."""
-    counted = SavedBytes()
-    with torch.autograd.graph.saved_tensors_hooks(counted.hold, lambda saved: saved.tensor):
-        yield counted

@@ -6,10 +6,10 @@ import contextlib
 import statistics
 import time
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -121,27 +121,43 @@ def _wait(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-class SavedBytes:
-    """Counts the bytes that are saved for backward passes, each storage once, parameters not at all.
+class _Saved:
+    """A tensor that a graph holds: it goes when the graph goes."""
 
-    The student's graph is freed before the learners' are built, so this is more than is alive at one time.
+    def __init__(self, tensor: Tensor) -> None:
+        self.tensor = tensor
+
+
+class SavedBytes:
+    """Counts the bytes that graphs hold for their backward passes, each storage once: `alive` now, and at `most`.
+
+    Args:
+        without: tensors that are not counted, such as parameters, which are there in any case.
     """
 
-    def __init__(self, trainer: Loop) -> None:
-        self._parameters = {p.untyped_storage().data_ptr() for p in trainer.networks.parameters()}
-        self.most = 0
+    def __init__(self, without: Iterable[Tensor] = ()) -> None:
+        self.alive = self.most = 0
+        self._without = {tensor.untyped_storage().data_ptr() for tensor in without}
+        self._holders: dict[int, int] = {}
 
     @contextmanager
-    def one_step(self) -> Iterator[None]:
-        saved: dict[int, int] = {}
+    def counting(self) -> Iterator[Self]:
+        """Count what graphs hold that are built while the context lasts."""
+        with torch.autograd.graph.saved_tensors_hooks(self._hold, lambda saved: saved.tensor):
+            yield self
 
-        def pack(tensor: Tensor) -> Tensor:
-            storage = tensor.untyped_storage()
-            with contextlib.suppress(RuntimeError):  # of a tensor under forward-mode differentiation
-                if (address := storage.data_ptr()) not in self._parameters:
-                    saved[address] = storage.nbytes()
-            return tensor
+    def _hold(self, tensor: Tensor) -> _Saved:
+        saved, storage = _Saved(tensor), tensor.untyped_storage()
+        with contextlib.suppress(RuntimeError):  # of a tensor under forward-mode differentiation
+            if (place := storage.data_ptr()) not in self._without:
+                holders = self._holders[place] = self._holders.get(place, 0) + 1
+                self.alive += storage.nbytes() if holders == 1 else 0
+                self.most = max(self.most, self.alive)
+                weakref.finalize(saved, self._release, place, storage.nbytes())
+        return saved
 
-        with torch.autograd.graph.saved_tensors_hooks(pack, lambda packed: packed):
-            yield
-        self.most = max(self.most, sum(saved.values()))
+    def _release(self, place: int, size: int) -> None:
+        self._holders[place] -= 1
+        if not self._holders[place]:
+            del self._holders[place]
+            self.alive -= size

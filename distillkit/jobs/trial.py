@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from accelerate import Accelerator
+from torch import Tensor
 
 from distillkit.contracts.learner import Learner
 from distillkit.contracts.recipe import Recipe
@@ -190,7 +191,7 @@ def try_training(
         return evaluations, sum(evaluations.values()) / max(sum(stages[0].values()), 1e-9)
 
     return _tried(
-        trainer, training, _period(recipe), enough, count, held,
+        trainer, training, _period(recipe), enough, count, teacher.denoiser.parameters(), held,
         lambda batch: evaluation_seconds(teacher, batch, accelerator.device),
     )  # fmt: skip
 
@@ -214,7 +215,7 @@ def try_learner(
             trainer.train_step()
         return {}, 1.0
 
-    return _tried(trainer, training, 1, enough, count, lambda: 0, lambda batch: 0.0)
+    return _tried(trainer, training, 1, enough, count, (), lambda: 0, lambda batch: 0.0)
 
 
 def _of_one(training: TrainingConfig, accelerator: Accelerator, least: int = 1) -> TrainingConfig:
@@ -236,6 +237,7 @@ def _tried(
     period: int,
     enough: float | None,
     count: Callable[[EachStep], tuple[dict[str, float], float]],
+    frozen: Iterable[Tensor],
     held: Callable[[], int],
     evaluation: Callable[[int], float],
 ) -> Trial:
@@ -246,6 +248,7 @@ def _tried(
         period: steps in which every part is due once.
         count: takes steps, each in a context: forward-equivalents an image by role, and how much longer the whole takes
             than what is measured after it.
+        frozen: weights that are not trained, through which gradients go.
         held: bytes beside the networks that are trained, when they are loaded.
         evaluation: seconds of one sample through the teacher, in a pass of so many.
     """
@@ -253,8 +256,8 @@ def _tried(
     processes = trainer.accelerator.num_processes
     local = training.batch // processes
     most = min(training.batch_per_device or local, local) * processes
-    kept = SavedBytes(trainer)
-    evaluations, longer = count(kept.one_step)
+    kept = SavedBytes([*trainer.networks.parameters(), *frozen])
+    evaluations, longer = count(kept.counting)
     counted = counted_steps(trainer, period)
     timed, seconds = speed(trainer, batch, most, period, ENOUGH_SECONDS if enough is None else enough)
     weights, trained = trainer.networks.weight_bytes()

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from benchmarks.live_graphs import CASES, Late
-from benchmarks.speed.timing import saved_bytes
+from distillkit.jobs.step_costs import SavedBytes
 from distillkit.registry import registry
 from distillkit.testing.teachers import conditional
 from distillkit.testing.training import trainer_of
@@ -22,7 +22,7 @@ def followed(trainer, monkeypatch):
     each pass."""
     passes, found, most = trainer._passes, [], {}
     trainer.train_step()
-    with saved_bytes() as counted:
+    with SavedBytes().counting() as counted:
 
         def watching(name, method):
             def run(*arguments):
@@ -82,7 +82,7 @@ def test_both_graphs_alive_take_more_and_learn_the_same(method):
         trainer.train_step()
         if late:
             Late.take_over(trainer)
-        with saved_bytes() as counted:
+        with SavedBytes().counting() as counted:
             trainer.train_step()
         most.append(counted.most)
         ends.append([p.detach().clone() for p in trainer.networks.parameters()])

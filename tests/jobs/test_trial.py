@@ -4,10 +4,12 @@ import torch
 from accelerate import Accelerator
 from torch.utils.checkpoint import checkpoint
 
-from distillkit import Objective, Recipe, Samples, Stage, StudentGenerator
+from distillkit import Objective, Recipe, Samples, Stage, StudentGenerator, load_teacher
 from distillkit.engine.config import TrainingConfig
+from distillkit.jobs.step_costs import SavedBytes
 from distillkit.jobs.trial import forward_equivalents, try_training
 from distillkit.testing.teachers import conditional
+from distillkit.weights import weight_bytes
 
 
 class Tangent(Objective):
@@ -62,6 +64,40 @@ def test_what_is_computed_anew_takes_memory_too():
     assert found[False].activation_bytes_per_image > wide > 2 * found[True].activation_bytes_per_image
     assert 2 * wide < found[True].working_bytes < 6 * wide
     assert found[True].memory(8) - found[True].memory(7) == found[True].activation_bytes_per_image
+
+
+def test_graphs_that_follow_each_other_are_not_added_up():
+    """As the student's, which is gone when a learner's is made."""
+    inputs = [torch.ones(count, requires_grad=True) for count in (1000, 3000, 2000)]
+    with SavedBytes().counting() as counted:
+        for x in inputs:
+            x.sin().sum().backward()
+    assert (counted.most, counted.alive) == (4 * 3000, 0)
+    with SavedBytes(inputs[:1]).counting() as counted:
+        sum(x.sin().sum() for x in inputs).backward()
+    assert (counted.most, counted.alive) == (4 * 5000, 0)
+
+
+class Through(Objective):
+    """A loss through the frozen teacher."""
+
+    needs = (Samples,)
+
+    def __init__(self, teacher):
+        super().__init__()
+        self.teacher = teacher
+
+    def __call__(self, step):
+        return self.teacher.denoiser(step.samples, torch.ones(len(step)), step.condition).square().mean()
+
+
+def test_the_weights_of_a_teacher_are_no_activations():
+    teacher = load_teacher("mixture")
+    # A network of 400 kB that keeps a few kB of a point.
+    teacher.denoiser = StudentGenerator.from_teacher(teacher).denoiser.requires_grad_(False)
+    recipe = Recipe(StudentGenerator.from_teacher(teacher), [Through(teacher)])
+    trial = try_training(recipe, teacher, TrainingConfig(batch=4), Accelerator(cpu=True), enough=0.0)
+    assert 0 < 10 * trial.activation_bytes_per_image < weight_bytes(teacher.denoiser)
 
 
 def test_a_codecs_and_a_distances_weights_are_counted(monkeypatch):
