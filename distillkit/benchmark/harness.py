@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 from distillkit.benchmark.jobs import FIGURES_CODE, Job, distillation, hash_of, jobs_of, own_source_hash, reason_of
@@ -33,7 +33,8 @@ from distillkit.evaluation.generator import Generator, teacher_generator
 from distillkit.evaluation.measure import Measure
 from distillkit.evaluation.pipeline import fitted, measure
 from distillkit.evaluation.presets import default_protocol, load_measure
-from distillkit.evaluation.record import read_record, write_record
+from distillkit.evaluation.record import Record, read_record, write_record
+from distillkit.evaluation.teacher_record import teacher_record
 from distillkit.files import cache_folder
 from distillkit.jobs.context import Context, launch
 from distillkit.jobs.distil import Distillation
@@ -194,9 +195,17 @@ class Bench:
         records = []
         for count in self._teacher_steps:
             generator = teacher_generator(self.teacher, count, self.suite.guidance)
-            records.append(self._measured(generator, f"teacher-{count}-steps"))
+            records.append(self._measured(generator, f"teacher-{count}-steps", partial(self._teacher_record, count)))
         self._picture("teacher", self.sheets.teacher)
         self.results = self.results.model_copy(update={"teacher_records": tuple(records)})
+
+    def _teacher_record(self, steps: int) -> Record:
+        """The teacher's record, measured anew and kept where the trainings, which need it as well, find it."""
+        context = self.context
+        return teacher_record(
+            self.teacher, self.measure, steps=steps, guidance=self.suite.guidance, device=context.device,
+            rank=context.rank, world=context.world, reporter=context.reporter, stop=context.stopped, fresh=True,
+        )  # fmt: skip
 
     @property
     def _teacher_steps(self) -> tuple[int, ...]:
@@ -214,8 +223,12 @@ class Bench:
                 self._picture(job.entry if sampled is student else f"{job.entry}, NFE {nfe}", generator)
             yield self._measured(generator, f"{job.entry}-seed{job.seed}-nfe{nfe}")
 
-    def _measured(self, generator: Generator, name: str) -> str:
-        """The record's path in the benchmark's folder; measured unless it is there and of all the same."""
+    def _measured(self, generator: Generator, name: str, measured: Callable[[], Record] | None = None) -> str:
+        """The record's path in the benchmark's folder; measured unless it is there and of all the same.
+
+        Args:
+            measured: makes the record, where that is not done as for every generator.
+        """
         path = Path("records") / f"{name}.json"
         key = hash_of(
             {
@@ -225,7 +238,7 @@ class Bench:
         )[:16]  # fmt: skip
         if self.results.measured.get(str(path)) != key or not _whole(self.folder / path):
             context = self.context
-            record = measure(
+            record = measured() if measured else measure(
                 generator, self.measure, device=context.device, rank=context.rank, world=context.world,
                 reporter=context.reporter, stop=context.stopped, folder=cache_folder() / "evaluations",
             )  # fmt: skip

@@ -1,5 +1,6 @@
 """A benchmark from its suite to its report, on the mixture, where a training takes a second."""
 
+import importlib
 import json
 import re
 import shutil
@@ -24,7 +25,7 @@ teacher: mixture
 budget: 30k
 curve_points: 2
 nfe: [2]
-teacher_steps: [3, 5]
+teacher_steps: [3, 18]
 training: {batch: 64}
 methods:
   consistency: {}
@@ -52,6 +53,18 @@ def _few_points():
         yield
 
 
+MEASURED = []
+
+
+def noting(measure):
+    def noted(generator, *arguments, **options):
+        record = measure(generator, *arguments, **options)
+        MEASURED.append((generator.subject.kind, record.nfe))
+        return record
+
+    return noted
+
+
 @pytest.fixture(scope="module")
 def done(tmp_path_factory):
     """The folder where the suite's benchmark was made; tests that change it take a copy."""
@@ -59,6 +72,8 @@ def done(tmp_path_factory):
     (place / "small.yaml").write_text(SUITE)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(place)
+        for module in ("distillkit.benchmark.harness", "distillkit.evaluation.teacher_record"):
+            patch.setattr(f"{module}.measure", noting(importlib.import_module(module).measure))
         result = distillkit.bench("small.yaml", quiet=True)
     assert result.folder == Path("bench/small")
     return place / result.folder
@@ -79,6 +94,11 @@ def test_a_bench_spends_one_budget_and_keeps_a_failure_as_a_result(done):
     measured = [read_record(done / name) for run in runs.values() for name in run.records]
     assert sorted((r.subject.name, r.nfe) for r in measured) == [("consistency", 1), ("consistency", 2), ("kd", 1)]
     assert len({r.protocol_id for r in measured}) == 1
+
+
+@pytest.mark.usefixtures("done")
+def test_the_teacher_is_measured_once_for_the_bench_and_all_its_trainings():
+    assert sorted(nfe for kind, nfe in MEASURED if kind == "teacher") == [5, 35]
 
 
 def test_what_is_done_is_kept_and_only_what_is_new_is_made(inside, suite, done, tmp_path):
