@@ -10,6 +10,7 @@ import os
 import re
 import secrets
 import shutil
+import socket
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -57,9 +58,20 @@ def _mode() -> int:
 MODE = _mode()
 
 
+def _machine() -> str:
+    """Of the processes among which numbers are not given twice: this machine's, or this container's."""
+    namespace = ""
+    with suppress(OSError):
+        namespace = str(Path("/proc/self/ns/pid").stat().st_ino)
+    return hashlib.sha256(f"{socket.gethostname()} {namespace}".encode()).hexdigest()[:8]
+
+
+MACHINE = _machine()
+
+
 def unwritable(folder: Path) -> str:
     """Why nothing can be written into a folder, which is made if it is not there; empty where it can."""
-    probe = folder / f".probe.{os.getpid()}.{secrets.token_hex(3)}.tmp"
+    probe = aside_of(folder / "probe")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         probe.touch()
@@ -182,8 +194,7 @@ def replacing(path: Path) -> Iterator[Path]:
     Readers see the old file or the new one, never a torn one.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    # Processes in several containers may have one number.
-    aside = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(3)}.tmp")
+    aside = aside_of(path)
     try:
         yield aside
         with aside.open("rb+") as file:
@@ -195,6 +206,11 @@ def replacing(path: Path) -> Iterator[Path]:
         sync_folder(path.parent)
     finally:
         aside.unlink(missing_ok=True)
+
+
+def aside_of(path: Path) -> Path:
+    """A name beside `path` to write to before it is renamed, which says whose it is: `remove_leftovers` reads it."""
+    return path.with_name(f".{path.name}.{MACHINE}-{os.getpid()}.{secrets.token_hex(3)}.tmp")
 
 
 def write_bytes(path: Path, data: bytes) -> None:
@@ -255,23 +271,24 @@ def remove_leftovers(folder: Path, *, ours: bool = False) -> None:
     """Remove the files that writes left behind whose process was killed.
 
     Args:
-        ours: whether nobody else writes below the folder, so that all are left over. Otherwise those count whose
-            process is gone from this machine, or which are a day old.
+        ours: whether nobody else writes below the folder, so that all are left over. Otherwise those count that a
+            process of this machine wrote which is gone, and of any machine those that are a day old.
     """
     for path in folder.rglob(".*.tmp") if ours else folder.glob(".*.tmp"):
         found = LEFTOVER.fullmatch(path.name)
         with suppress(OSError):
-            if found and (ours or not at_work(int(found[1])) or time.time() - path.stat().st_mtime > DAY):
+            ended = found and found[1] == MACHINE and not at_work(int(found[2]))
+            if found and (ours or ended or time.time() - path.stat().st_mtime > DAY):
                 path.unlink()
 
 
-LEFTOVER, DAY = re.compile(r"\..+\.(\d+)(?:\.[0-9a-f]{6})?\.tmp"), 86_400.0
+LEFTOVER, DAY = re.compile(r"\..+\.([0-9a-f]{8})-(\d+)\.[0-9a-f]{6}\.tmp"), 86_400.0
 
 
 def at_work(process: int) -> bool:
-    """Whether another process of this number exists here."""
-    if process == os.getpid() or os.name != "posix":
-        return process != os.getpid()
+    """Whether a process of this number exists here, as far as the system says."""
+    if os.name != "posix":
+        return True
     try:
         os.kill(process, 0)
     except ProcessLookupError:

@@ -8,6 +8,7 @@ import torch
 from safetensors import SafetensorError
 
 from distillkit.files import (
+    MACHINE,
     WriteError,
     append_bytes,
     remove_leftovers,
@@ -69,14 +70,31 @@ def test_a_place_that_cannot_be_written_is_named_with_the_reason_and_not_tried_a
 
 
 def test_leftovers_of_processes_that_are_gone_are_removed_and_others_stay(tmp_path):
-    gone, alive = 2**22 - 3, os.getppid()
-    names = [f".x.{gone}.tmp", f".x.{gone}.0a1b2c.tmp", f".y.{alive}.0a1b2c.tmp", ".hidden.tmp", "z.1.tmp"]
-    for name in names:
+    gone, alive, elsewhere = 2**22 - 3, os.getppid(), "0" * 8
+    ended = [f".x.{MACHINE}-{gone}.0a1b2c.tmp", f".old.{elsewhere}-{gone}.0a1b2c.tmp"]
+    written = [
+        f".y.{MACHINE}-{alive}.0a1b2c.tmp", f".y.{MACHINE}-{os.getpid()}.0a1b2c.tmp",
+        # Of another machine that shares the folder, whose numbers mean nothing here.
+        f".x.{elsewhere}-{gone}.0a1b2c.tmp",
+    ]  # fmt: skip
+    others = [".hidden.tmp", "z.1.tmp"]
+    for name in [*ended, *written, *others]:
         (tmp_path / name).touch()
+    os.utime(tmp_path / ended[1], (0, 0))
     remove_leftovers(tmp_path)
-    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(names[2:])
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*written, *others])
     remove_leftovers(tmp_path, ours=True)
-    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(names[3:])
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(others)
+
+
+def test_what_is_being_written_is_distinguished_from_what_is_left_over(tmp_path):
+    with replacing(tmp_path / "x") as aside:
+        aside.touch()
+        remove_leftovers(tmp_path)
+        assert aside.exists()
+        remove_leftovers(tmp_path, ours=True)
+        assert not aside.exists(), "its name is one that is recognised"
+        aside.touch()
 
 
 def test_a_full_disk_under_the_library_of_tensors_is_named_like_any_other(tmp_path, monkeypatch):

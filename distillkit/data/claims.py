@@ -5,14 +5,13 @@ from __future__ import annotations
 
 import os
 import secrets
-import socket
 import threading
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from distillkit.files import at_work, write_error
+from distillkit.files import MACHINE, at_work, write_error
 
 LEASE = 60.0
 """Seconds after which a claim that was not renewed is nobody's."""
@@ -30,8 +29,7 @@ class Claims:
 
     def __init__(self, folder: Path, lease: float = LEASE) -> None:
         self.folder, self.lease = folder, lease
-        self._host = socket.gethostname()
-        self._token = f"{self._host}:{os.getpid()}:{secrets.token_hex(4)}"
+        self._token = f"{MACHINE}:{os.getpid()}:{secrets.token_hex(4)}"
         self._held: set[Path] = set()
         self._lock, self._ended = threading.Lock(), threading.Event()
         self._renewing = threading.Thread(target=self._renew, name="claims", daemon=True)
@@ -98,11 +96,11 @@ class Claims:
         try:
             age = self._now() - path.stat().st_mtime
             with path.open() as file:
-                host, _, process = file.read(400).partition(":")
+                machine, _, process = file.read(400).partition(":")
         except OSError:
             return False
         number = process.partition(":")[0]
-        ended = host == self._host and number.isdecimal() and int(number) != os.getpid() and not at_work(int(number))
+        ended = machine == MACHINE and number.isdecimal() and not at_work(int(number))
         return ended or age > self.lease
 
     def _now(self) -> float:

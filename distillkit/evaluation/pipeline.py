@@ -243,7 +243,7 @@ def _remove_abandoned() -> None:
     """Remove the temporary folders of processes that were killed."""
     for folder in Path(tempfile.gettempdir()).glob(f"{TEMPORARY}-*-*"):
         process = folder.name.split("-")[2]
-        if process.isdecimal() and int(process) != os.getpid() and not at_work(int(process)):
+        if process.isdecimal() and not at_work(int(process)):
             shutil.rmtree(folder, ignore_errors=True)
 
 
