@@ -8,6 +8,8 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from distillkit.errors import Interrupted
+
 LOOK_SECONDS = 0.5
 
 
@@ -29,6 +31,29 @@ def held(path: Path, waiting: Callable[[], None]) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+def waiting(say: Callable[[str], None], what: str, stop: Callable[[], int] = lambda: 0) -> Callable[[], None]:
+    """For `held`: says once what is waited for, and ends the waiting after a signal.
+
+    Args:
+        what: another process does, such as "measuring the same".
+        stop: the signal that came, or 0.
+
+    Raises:
+        Interrupted: from what is returned, after a signal.
+    """
+    said = False
+
+    def look() -> None:
+        nonlocal said
+        if not said:
+            say(f"another process is {what}; waiting for it")
+        said = True
+        if signum := stop():
+            raise Interrupted("stopped while waiting for another process", signum)
+
+    return look
 
 
 def _taken(path: Path, seconds: float = 0.0) -> FileLock | None:

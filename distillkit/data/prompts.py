@@ -15,7 +15,6 @@ from typing import IO, Any, Literal, overload
 
 import numpy as np
 import numpy.typing as npt
-from filelock import FileLock
 from pydantic import BaseModel, ConfigDict, Field
 
 from distillkit.contracts.text import PromptList, prompts_sha256
@@ -24,6 +23,7 @@ from distillkit.data.labels import shown
 from distillkit.data.prompt_files import Numbered, hub_texts, texts_in
 from distillkit.errors import UsageError
 from distillkit.files import cache_folder, remove_leftovers, replacing, sha256, slug, unwritable, write_json
+from distillkit.locks import held, waiting
 from distillkit.models.prompts import LONGEST
 from distillkit.reading import Unreadable, read_mapping
 from distillkit.text import printable
@@ -183,7 +183,7 @@ def _found(
             "names another cache")  # fmt: skip
         return _read(texts, config.unique, unit, name)[0]
     # Of several processes one reads, and the others find what it has kept.
-    with FileLock(folder / ".lock"):
+    with held(folder / ".lock", waiting(say, f"reading the prompts in {name}")):
         if kept := _kept(folder, name, config.unique):
             return kept
         say(f"reading the prompts in {name} for the first time")

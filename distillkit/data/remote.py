@@ -18,8 +18,8 @@ from distillkit.text import printable, redacted
 TRIES = 6
 PAUSE, LONGEST_PAUSE = 0.5, 15.0
 """Seconds before the second try, doubled with each, and at most."""
-LASTING = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, NotImplementedError, TypeError)
-LASTING_NAMES = frozenset(
+PERMANENT = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, NotImplementedError, TypeError)
+PERMANENT_NAMES = frozenset(
     {"OfflineModeIsEnabled", "RepositoryNotFoundError", "GatedRepoError", "RevisionNotFoundError", "NoCredentialsError",
      "PartialCredentialsError", "ProfileNotFound"}
 )  # fmt: skip
@@ -202,7 +202,7 @@ def retried(
         except DistillkitError:
             raise
         except Exception as error:  # every filesystem raises its own kinds
-            if isinstance(error, LASTING) or type(error).__name__ in LASTING_NAMES or attempt == TRIES:
+            if isinstance(error, PERMANENT) or type(error).__name__ in PERMANENT_NAMES or attempt == TRIES:
                 tried = f" after {attempt} tries" if attempt > 1 else ""
                 raise DistillkitError(
                     f"{address} {failing}{tried}: {_reason(error)}. Is the network there, and may this user read it?"

@@ -21,7 +21,7 @@ from distillkit.data.labels import shown
 from distillkit.data.order import Blocks, Order, lanes_of
 from distillkit.data.prompts import kept_texts
 from distillkit.data.remote import RemoteFile
-from distillkit.data.stream_index import NO_LABEL, Format, Integers, Sample, ShardIndex, Wanted, indexed, is_indexed
+from distillkit.data.stream_index import NO_LABEL, FileIndex, Format, Integers, Sample, Wanted, indexed, is_indexed
 from distillkit.data.stream_parquet import ParquetFormat
 from distillkit.data.stream_tars import TarFormat
 from distillkit.downloads import DownloadNeeded, only_planned
@@ -223,7 +223,7 @@ class StreamedFiles(ImageFiles):
             at = upto
         return np.array(lengths, np.int64), np.array(sizes, np.int64)
 
-    def _indexed(self, new: Sequence[RemoteFile], job: SourceJob | None) -> list[ShardIndex]:
+    def _indexed(self, new: Sequence[RemoteFile], job: SourceJob | None) -> list[FileIndex]:
         """What every file holds; those that are new are read once, by threads, beginning at this process' share."""
         rank, world = (job.rank, job.world) if job else (0, 1)
         begin = len(new) * rank // world
@@ -247,7 +247,7 @@ class StreamedFiles(ImageFiles):
             job.say(f"note: what was learnt of the files cannot be kept ({refused[0]}), so every run reads them anew")
         return list(_in_threads(lambda file: indexed(self.format, file, self.wanted), self.files, INDEXERS))
 
-    def _hold_arrays(self, shards: Sequence[ShardIndex]) -> bool:
+    def _hold_arrays(self, shards: Sequence[FileIndex]) -> bool:
         """Whether the samples are arrays (latents) and no images.
 
         Raises:
@@ -261,7 +261,7 @@ class StreamedFiles(ImageFiles):
             raise UsageError(f"--data-latent-column {shown(self.wanted.latent)}: {self.pattern} holds no arrays")
         return bool(self.wanted.latent) or not images
 
-    def _read_labels(self, shards: Sequence[ShardIndex], kept: Sequence[np.ndarray]) -> None:
+    def _read_labels(self, shards: Sequence[FileIndex], kept: Sequence[np.ndarray]) -> None:
         labels = np.concatenate([shard.labels[taken] for shard, taken in zip(shards, kept, strict=True)])
         self.labels = None
         if (labels != NO_LABEL).any():

@@ -39,7 +39,7 @@ class Wanted:
 
 
 @dataclass
-class ShardIndex:
+class FileIndex:
     """The samples of one file.
 
     Args:
@@ -104,9 +104,9 @@ class IndexBuilder:
         self._ends.append(len(self._texts))
         self._flags.append(int(image) + 2 * int(arrays))
 
-    def built(self, head: int, group_bytes: Sequence[int] = (), facts: dict[str, str] | None = None) -> ShardIndex:
+    def built(self, head: int, group_bytes: Sequence[int] = (), facts: dict[str, str] | None = None) -> FileIndex:
         flags = np.frombuffer(bytes(self._flags), np.uint8)
-        return ShardIndex(
+        return FileIndex(
             np.frombuffer(self._places, np.int64).reshape(-1, 2), (flags & 1) > 0, (flags & 2) > 0,
             np.frombuffer(self._labels, np.int64), np.frombuffer(self._texts, np.uint8),
             np.frombuffer(self._ends, np.int64), self.names, head, np.array(group_bytes, np.int64), facts or {},
@@ -128,7 +128,7 @@ class Format(Protocol):
 
     name: str
 
-    def index(self, file: RemoteFile, wanted: Wanted) -> ShardIndex:
+    def index(self, file: RemoteFile, wanted: Wanted) -> FileIndex:
         """What a file holds, by one pass over it.
 
         Raises:
@@ -146,7 +146,7 @@ class Format(Protocol):
 def indexed(
     format: Format, file: RemoteFile, wanted: Wanted, root: Path | None = None,
     refused: Callable[[str], None] = lambda reason: None,
-) -> ShardIndex:  # fmt: skip
+) -> FileIndex:  # fmt: skip
     """The index of a file, from the cache where it is known.
 
     Args:
@@ -184,7 +184,7 @@ def is_indexed(format: Format, file: RemoteFile, wanted: Wanted, root: Path | No
     return index_path(format, file, wanted, root).is_file()
 
 
-def _keep(path: Path, index: ShardIndex) -> None:
+def _keep(path: Path, index: FileIndex) -> None:
     tensors = {
         "places": index.places, "labels": index.labels, "ends": index.ends, "group_bytes": index.group_bytes,
         "flags": index.has_image.astype(np.uint8) + 2 * index.has_arrays.astype(np.uint8),
@@ -194,7 +194,7 @@ def _keep(path: Path, index: ShardIndex) -> None:
     write_tensors(path, {name: torch.from_numpy(np.array(value)) for name, value in tensors.items()}, metadata)
 
 
-def _kept(path: Path) -> ShardIndex | None:
+def _kept(path: Path) -> FileIndex | None:
     """An index in the cache; None where there is none, or it is damaged."""
     if not path.is_file():
         return None
@@ -202,7 +202,7 @@ def _kept(path: Path) -> ShardIndex | None:
         tensors, metadata = read_with_metadata(path)
         found: dict[str, Any] = {name: tensor.numpy() for name, tensor in tensors.items()}
         flags = found["flags"]
-        index = ShardIndex(
+        index = FileIndex(
             found["places"], (flags & 1) > 0, (flags & 2) > 0, found["labels"], found["texts"], found["ends"],
             Counter({str(k): int(v) for k, v in parse_json(metadata["names"].encode(), str(path)).items()}),
             int(metadata["head"]), found["group_bytes"],

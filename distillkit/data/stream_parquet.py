@@ -20,7 +20,7 @@ from distillkit.data.labels import shown
 from distillkit.data.member_arrays import arrays_in
 from distillkit.data.prompt_files import COLUMNS, column_of
 from distillkit.data.remote import RangeFile, RemoteFile
-from distillkit.data.stream_index import NO_LABEL, IndexBuilder, Integers, Sample, ShardIndex, Wanted
+from distillkit.data.stream_index import NO_LABEL, FileIndex, IndexBuilder, Integers, Sample, Wanted
 from distillkit.errors import DistillkitError, UsageError
 from distillkit.text import printable
 
@@ -41,7 +41,7 @@ class ParquetFormat:
         self._footers: OrderedDict[str, Any] = OrderedDict()
         self._lock = Lock()
 
-    def index(self, file: RemoteFile, wanted: Wanted) -> ShardIndex:
+    def index(self, file: RemoteFile, wanted: Wanted) -> FileIndex:
         require_pyarrow(file.address)
         builder = IndexBuilder()
         with _opened(file, self._footer(file), ahead=True) as parquet:

@@ -18,7 +18,7 @@ from distillkit.data.labels import shown
 from distillkit.data.member_arrays import ARRAYS, PICKLES, arrays_in
 from distillkit.data.prompt_files import COLUMNS
 from distillkit.data.remote import RemoteFile
-from distillkit.data.stream_index import NO_LABEL, IndexBuilder, Integers, Sample, ShardIndex, Wanted
+from distillkit.data.stream_index import NO_LABEL, FileIndex, IndexBuilder, Integers, Sample, Wanted
 from distillkit.data.tars import MOST_MEMBERS, TEXTS, split_name
 from distillkit.errors import DistillkitError, UsageError
 from distillkit.reading import parse_json
@@ -34,7 +34,7 @@ class TarFormat:
 
     name = "tar"
 
-    def index(self, file: RemoteFile, wanted: Wanted) -> ShardIndex:
+    def index(self, file: RemoteFile, wanted: Wanted) -> FileIndex:
         builder, samples = IndexBuilder(), _Samples(file)
         try:
             with tarfile.open(fileobj=file.stream(), mode="r:") as archive:

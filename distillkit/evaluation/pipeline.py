@@ -30,7 +30,7 @@ from distillkit.evaluation.measure import Measure
 from distillkit.evaluation.record import Record, Selection
 from distillkit.evaluation.sampling import Tally
 from distillkit.files import at_work, canonical_json, unwritable
-from distillkit.locks import held
+from distillkit.locks import held, waiting
 from distillkit.progress import Quiet, Reporter
 
 log = logging.getLogger(__name__)
@@ -247,25 +247,13 @@ def _remove_abandoned() -> None:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-@contextlib.contextmanager
-def alone(lock: Path, reporter: Reporter, stop: Callable[[], int]) -> Iterator[None]:
+def alone(lock: Path, reporter: Reporter, stop: Callable[[], int]) -> contextlib.AbstractContextManager[None]:
     """Hold a lock while something is measured, saying so where another process has it.
 
     Raises:
         Interrupted: after a signal, while another process has it.
     """
-    said = False
-
-    def waiting() -> None:
-        nonlocal said
-        if not said:
-            reporter.say("another process is measuring the same under the same protocol; waiting for it")
-        said = True
-        if signum := stop():
-            raise Interrupted("stopped while waiting for another process", signum)
-
-    with held(lock, waiting):
-        yield
+    return held(lock, waiting(reporter.say, "measuring the same under the same protocol", stop))
 
 
 def _tally(kept: Kept) -> Tally:

@@ -149,8 +149,8 @@ def test_side_by_side_and_in_turn_are_the_same(place, forked, capsys):
     assert "died 2 times" in died.reason and "SIGKILL" in died.reason
     log = Path(died.reason.rpartition(" ")[2])
     assert "noise-image pairs" in log.read_text()
-    # Two at first, and one for each death but the last, after which there may be nothing more to do.
-    assert 4 <= ForkedWorker.started <= 5
+    # Two at first, and at most one for each of three deaths, where no other worker has just become free.
+    assert 3 <= ForkedWorker.started <= 5
 
     in_turn = distillkit.bench("small.yaml", methods=["kd", "one"], output_dir="in-turn", quiet=True)
     same = ("kd", "one")

@@ -151,7 +151,7 @@ def _is_over(process: int) -> bool:
 
 
 def job_parameters(asked: Mapping[str, str], gpus: int, known: set[str]) -> dict[str, Any]:
-    """What submitit is told of every job.
+    """What submitit asks for, for every job.
 
     Args:
         asked: options by name, as sbatch calls them.

@@ -1,4 +1,4 @@
-"""What the bench and its workers tell each other: small files in the benchmark's folder, so that a worker may be a
+"""Messages between the bench and its workers: small files in the benchmark's folder, so that a worker may be a
 process here or a job on another machine that sees the same folder."""
 
 from __future__ import annotations
@@ -124,11 +124,11 @@ class Answer(_Message):
     measured: dict[str, str] = Field(default_factory=dict)
 
 
-Told = TypeVar("Told", Settings, Order, State, Answer)
+Found = TypeVar("Found", Order, State, Answer)
 
 
 class Place:
-    """A worker's folder, of one start of it: what an earlier one is still told is not meant for a later one.
+    """A worker's folder, of one start of it: an order to an earlier one is not meant for a later one.
 
     Args:
         folder: the benchmark's.
@@ -153,7 +153,7 @@ class Place:
         """What a worker says outside of assignments."""
         return self.bench / LOGS / f"worker-{self.number}.log"
 
-    def tell(self, name: str, message: BaseModel) -> None:
+    def send(self, name: str, message: BaseModel) -> None:
         """Write a message, whole."""
         write_json(self.folder / name, message.model_dump(mode="json"))
 
@@ -199,7 +199,7 @@ def read_settings(folder: Path) -> Settings:
     return validated(Settings, read_json(path, most=LARGEST), str(path))
 
 
-def _read(path: Path, kind: type[Told]) -> Told | None:
+def _read(path: Path, kind: type[Found]) -> Found | None:
     try:
         return validated(kind, read_json(path, most=LARGEST), str(path))
     except Missing:

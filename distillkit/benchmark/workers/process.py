@@ -68,7 +68,7 @@ class Worker:
             with _output_into(self.place.bench / assignment.log):
                 answer = self._outcome(assignment)
             if self.context.main:
-                self.place.tell(ANSWER, answer)
+                self.place.send(ANSWER, answer)
             self.done = assignment.number
 
     def _next(self) -> Assignment | None:
@@ -187,7 +187,7 @@ def main(folder: str, name: str) -> int:
         assignment = place.order().assignment
         if isinstance(error, UsageError) and assignment and is_first_process():
             # Another process would refuse it as well.
-            place.tell(ANSWER, Answer(number=assignment.number, failure=str(error), exit_code=error.exit_code))
+            place.send(ANSWER, Answer(number=assignment.number, failure=str(error), exit_code=error.exit_code))
         return error.exit_code
     return 0
 

@@ -119,7 +119,7 @@ class Supervisor:
 
     @contextmanager
     def _workers_ended(self) -> Iterator[None]:
-        """No worker outlives the bench, and what they were told is removed."""
+        """No worker outlives the bench, and their messages are removed."""
         try:
             yield
         finally:
@@ -169,11 +169,11 @@ class Supervisor:
         """The next task, or the end."""
         if not self._queue:
             worker.ending = True
-            worker.place.tell(ORDER, Order(end="when idle"))
+            worker.place.send(ORDER, Order(end="when idle"))
             return
         worker.task = task = self._queue.popleft()
         task.began = time.monotonic()
-        worker.place.tell(ORDER, Order(assignment=task.assignment))
+        worker.place.send(ORDER, Order(assignment=task.assignment))
         if task.assignment.kind == "training":
             state = state_of(self.folder, self.ledger.jobs[task.place])
             where = self.launcher.share(worker.number)
@@ -208,7 +208,7 @@ class Supervisor:
         self.screen.begin(len(self._queue) - 1)
 
     def _died(self, worker: Worker, how: str) -> None:
-        """A worker has ended: what it was at is tried again by a new one, unless it was told to end."""
+        """A worker has ended: what it was at is tried again by a new one, unless it was to end."""
         task, worker.task = worker.task, None
         if task is None or self.stop:
             return
@@ -233,7 +233,7 @@ class Supervisor:
         self.reporter.say(f"stopping {len(at_work)} {'job' if len(at_work) == 1 else 'jobs'} at their next safe places")
         for worker in at_work:
             assignment = worker.task.assignment if worker.task else None
-            worker.place.tell(ORDER, Order(assignment=assignment, end="at the next safe place"))
+            worker.place.send(ORDER, Order(assignment=assignment, end="at the next safe place"))
         while any(worker.started and worker.started.ended() is None for worker in at_work):
             self._sign()
             time.sleep(LOOK_SECONDS)

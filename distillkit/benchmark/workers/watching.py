@@ -1,4 +1,4 @@
-"""A worker's look at its bench: it stops when it is told to, and when there is no bench any more."""
+"""A worker's look at its bench: it stops when the bench asks for it, and when there is no bench any more."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Watch:
 
     Args:
         place: the worker's.
-        silence: seconds without a new sign of the bench after which it counts as gone; None where the pipe tells.
+        silence: seconds without a new sign of the bench after which it counts as gone; None where the pipe shows it.
     """
 
     def __init__(self, place: Place, silence: float | None) -> None:
@@ -59,13 +59,13 @@ class Watch:
                     # It was asked to stop already, and now to stop at once.
                     os._exit(128 + signal.SIGTERM)
                 os.kill(os.getpid(), signal.SIGTERM)
-            elif not asked and not self._stop and self._told():
+            elif not asked and not self._stop and self._asked_to_stop():
                 # Once: a second signal stops at once, and the first may not have been noted yet.
                 asked = True
                 os.kill(os.getpid(), signal.SIGTERM)
 
-    def _told(self) -> bool:
-        """Told to stop, or the folder is gone: that bench is over, and perhaps there is another one."""
+    def _asked_to_stop(self) -> bool:
+        """Asked to stop, or the folder is gone: that bench is over, and perhaps there is another one."""
         try:
             return self.place.order().end == "at the next safe place" or not self.place.folder.exists()
         except DistillkitError:

@@ -10,11 +10,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from filelock import FileLock
-
 from distillkit.downloads import download, offline
 from distillkit.errors import DistillkitError
 from distillkit.files import cache_folder, read_recorded, sha256, write_json
+from distillkit.locks import held, waiting
 from distillkit.models.store.card import Card
 from distillkit.models.store.convert import convert
 from distillkit.models.store.folder import is_teacher_folder
@@ -72,7 +71,7 @@ def fetch(card: Card, reporter: Reporter, should_stop: Callable[[], int] = lambd
         return folder
     folder = teachers_folder() / card.name
     teachers_folder().mkdir(parents=True, exist_ok=True)
-    with FileLock(teachers_folder() / f".{card.name}.lock"):
+    with held(teachers_folder() / f".{card.name}.lock", waiting(reporter.say, f"fetching {card.name}", should_stop)):
         if fetched(card):
             return folder
         original = original_of(card)
@@ -160,7 +159,7 @@ def _recorded(card: Card) -> str:
 
 
 def _record(card: Card, original: Path, found: str) -> None:
-    with FileLock(teachers_folder() / ".lock.json.lock"):
+    with held(teachers_folder() / ".lock.json.lock", lambda: None):
         known = read_recorded(lock_file(), dict)
         known[card.name] = {
             "url": card.url,
