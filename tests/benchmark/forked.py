@@ -2,29 +2,40 @@
 
 import os
 import signal
+import socket
 import sys
+import time
 from contextlib import suppress
 
 import torch._dynamo
 import torch.utils.flop_counter  # noqa: F401 - imported once, before the forks
+from accelerate.state import AcceleratorState
 
 from distillkit.benchmark.workers import process
 from distillkit.benchmark.workers.launchers import how_it_ended
+from tests.conftest import HANG
 
 
 class ForkedWorker:
-    """As `LocalWorker`; the command's last two words are the benchmark's folder and the worker's name."""
+    """As `LocalWorker`; the command's last two words are the benchmark's folder and the worker's name. Several
+    processes find each other as torchrun's do."""
 
     started = 0
 
     def __init__(self, command, environment, log):
         ForkedWorker.started += 1
         log.parent.mkdir(parents=True, exist_ok=True)
+        count = int(command[command.index("--nproc_per_node") + 1]) if "--nproc_per_node" in command else 1
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
         reading, self._pipe = os.pipe()
         os.set_inheritable(self._pipe, False)
-        self.pid, self.code = os.fork(), None
-        if self.pid == 0:
-            self._work(command, environment, log, reading)
+        self.pids, self.codes = [], {}
+        for rank in map(str, range(count)):
+            world = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count)}
+            if (pid := os.fork()) == 0:
+                self._work(command, {**environment, **(world | address if count > 1 else {})}, log, reading)
+            self.pids.append(pid)
         os.close(reading)
 
     def _work(self, command, environment, log, reading):
@@ -43,6 +54,7 @@ class ForkedWorker:
                 setattr(sys, name, open(number, mode, closefd=False))  # noqa: SIM115
             sys.__stdin__ = sys.stdin
             os.environ.update(environment)
+            AcceleratorState._reset_state(reset_partial_state=True)
             code = process.main(*command[-2:])
         except BaseException:
             import traceback
@@ -55,16 +67,32 @@ class ForkedWorker:
             os._exit(code)
 
     def ended(self):
-        if self.code is None:
-            found, status = os.waitpid(self.pid, os.WNOHANG)
-            if found:
-                self.code = os.waitstatus_to_exitcode(status)
-                os.close(self._pipe)
-        return None if self.code is None else how_it_ended(self.code)
+        for pid in self.pids:
+            if pid not in self.codes and (status := os.waitpid(pid, os.WNOHANG))[0]:
+                self.codes[pid] = os.waitstatus_to_exitcode(status[1])
+        if len(self.codes) < len(self.pids):
+            return None
+        self._hang_up()
+        return how_it_ended(next((code for code in self.codes.values() if code), 0))
 
     def kill(self):
         if self.ended() is None:
-            os.kill(self.pid, signal.SIGKILL)
-            os.waitpid(self.pid, 0)
-            self.code = -9
+            for pid in self.pids:
+                if pid not in self.codes:
+                    os.kill(pid, signal.SIGKILL)
+                    os.waitpid(pid, 0)
+                    self.codes[pid] = -9
+        self._hang_up()
+
+    def _hang_up(self):
+        if self._pipe is not None:
             os.close(self._pipe)
+            self._pipe = None
+
+
+def wait_for(condition):
+    deadline = time.monotonic() + HANG
+    while not (found := condition()):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    return found

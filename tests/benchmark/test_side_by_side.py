@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import sys
 import threading
 import time
 from pathlib import Path
@@ -14,14 +13,11 @@ import distillkit
 from distillkit import DistillkitError, UsageError
 from distillkit import registry as registry_module
 from distillkit.benchmark.results import read_results
-from distillkit.benchmark.workers import devices, supervisor
-from distillkit.benchmark.workers.cluster import Cluster, ClusterWorker, Incarnation, job_parameters, minutes
-from distillkit.benchmark.workers.messages import Place
+from distillkit.benchmark.workers import supervisor
 from distillkit.benchmark.workers.side_by_side import Workers
 from distillkit.errors import Interrupted
 from distillkit.evaluation.record import read_record
-from tests.benchmark.forked import ForkedWorker
-from tests.conftest import HANG
+from tests.benchmark.forked import ForkedWorker, wait_for
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="POSIX processes")
 
@@ -177,14 +173,6 @@ def alive(process):
         return False
 
 
-def wait_for(condition):
-    deadline = time.monotonic() + HANG
-    while not (found := condition()):
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    return found
-
-
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks at Linux' /proc")
 @pytest.mark.parametrize("signals", [(signal.SIGINT, signal.SIGINT), (signal.SIGKILL,)])
 def test_no_worker_outlives_its_bench(place, forked, signals, monkeypatch):
@@ -231,118 +219,12 @@ def test_what_cannot_be_asked_for_is_refused(place, monkeypatch):
         distillkit.bench("small.yaml", workers=Workers(jobs=2))
 
 
-def test_devices_are_given_out_one_for_each_process(monkeypatch):
-    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
-    monkeypatch.setattr("torch.cuda.device_count", lambda: 4)
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-
-    def given(jobs, processes):
-        made, said = devices.shares(jobs, processes, "auto")
-        return [share.environment["CUDA_VISIBLE_DEVICES"] for share in made], said
-
-    assert given(4, 1) == (["0", "1", "2", "3"], []) and given(2, 2) == (["0,1", "2,3"], [])
-    shared, said = given(3, 2)
-    assert shared == ["0,1", "2,3", "0,1"] and "share 4 GPUs" in said[0] and "--jobs 2" in said[0]
-    with pytest.raises(UsageError, match="there are 4 GPUs"):
-        given(1, 5)
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "7, 5")
-    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
-    assert given(2, 1) == (["7", "5"], [])
-
-
-def test_cores_are_shared_and_threads_that_are_asked_for_are_kept(monkeypatch):
-    monkeypatch.setattr("os.sched_getaffinity", lambda process: set(range(8)), raising=False)
-    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    made, said = devices.shares(2, 1, "cpu")
-    assert [share.environment for share in made] == [{"OMP_NUM_THREADS": "4"}] * 2 and not said
-    assert devices.shares(1, 3, "cpu")[0][0].environment == {"OMP_NUM_THREADS": "2"}
-    assert devices.shares(16, 1, "cpu")[1], "more jobs than cores are not started without saying so"
-    monkeypatch.setenv("OMP_NUM_THREADS", "3")
-    made, said = devices.shares(4, 1, "cpu")
-    assert made[0].environment == {"OMP_NUM_THREADS": "3"} and "share 8 cores" in said[0]
-
-
-def test_options_of_slurm_are_those_of_sbatch():
-    known = {"partition", "account", "signal_delay_s", "gpus_per_node"}
-    asked = {"partition": "gpu", "--account": "abc", "time": "1-02:30", "signal-delay-s": "300", "licenses": "x:1"}
-    assert job_parameters(asked, 2, known) == {
-        "timeout_min": 1590, "name": "distillkit-bench", "gpus_per_node": 2, "slurm_partition": "gpu",
-        "slurm_account": "abc", "slurm_signal_delay_s": 300, "slurm_additional_parameters": {"licenses": "x:1"},
-    }  # fmt: skip
-    assert [minutes(text) for text in ("90", "90:00", "8:00:00", "2-0", "0:30")] == [90, 90, 480, 2880, 1]
-    for wrong in ({"time": "soon"}, {"time": "0"}, {"nodes": "2"}, {"gpus": "1"}, {"gpus": "many"}):
-        with pytest.raises(UsageError):
-            job_parameters(wrong, 2, known)
-
-
-PATIENT = """
-import pathlib, signal, sys, time
-if pathlib.Path("saved").exists():
-    sys.exit(sys.stdin.read() == "never")
-signal.signal(signal.SIGTERM, lambda *_: (pathlib.Path("saved").touch(), sys.exit(143)))
-pathlib.Path("at-work").touch()
-time.sleep(3600)
-"""
-
-
-@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks at Linux' /proc")
-def test_a_job_of_a_cluster_goes_on_in_another_after_its_time_limit(place):
-    """What submitit runs here is told, as by Slurm, that its time is over; its worker stops at a safe place."""
-    pytest.importorskip("submitit")
-    cluster = Cluster(place, {"cluster": "local", "time": "30"}, 1, gpus=False)
-    job = cluster._executor.submit(Incarnation([sys.executable, "-c", PATIENT], str(place)))
-    worker = ClusterWorker(job)
-    wait_for((place / "at-work").exists)
-    assert worker.ended() is None
-    [task] = Path(f"/proc/{job.job_id}/task/{job.job_id}/children").read_text().split()
-    os.kill(int(task), signal.SIGUSR2)
-    wait_for((place / "saved").exists)
-    # The second one waits for the end of its input, which is the bench's to close, or the cluster's.
-    wait_for(lambda: "Requeued" in job.stdout() or "Requeued" in (job.stderr() or ""))
-    time.sleep(1)
-    assert worker.ended() is None, "it goes on"
-    worker.kill()
-    wait_for(worker.ended)
-
-
-SLURM = {
-    "srun": "exit 0", "sbatch": "cp $1 {place}/script; echo Submitted batch job 4711",
-    "sacct": "echo 'JobID|State|NodeList'; echo \"4711|$(cat {place}/state)|node0\"", 
-    "scancel": "echo $1 >> {place}/cancelled",
-}  # fmt: skip
-
-
-def test_jobs_of_slurm_ask_for_what_was_asked(place, monkeypatch):
-    """By programs in the place of Slurm's, which keep what they are given."""
-    pytest.importorskip("submitit")
-    (place / "bin").mkdir()
-    for name, text in SLURM.items():
-        (place / "bin" / name).write_text(f"#!/bin/bash\n{text.format(place=place)}\n")
-        (place / "bin" / name).chmod(0o755)
-    monkeypatch.setenv("PATH", f"{place / 'bin'}:{os.environ['PATH']}")
-    (place / "state").write_text("PENDING")
-    options = {"partition": "gpu", "account": "abc", "time": "1-0", "signal_delay_s": "300", "licenses": "x:1"}
-    cluster = Cluster(place / "bench", options, 4, gpus=True)
-    assert "partition gpu" in cluster.summary and "licenses x:1" in cluster.summary
-    worker = cluster.start(Place.new(place / "bench", 1))
-    script = (place / "script").read_text()
-    for line in ("--partition=gpu", "--account=abc", "--time=1440", "--gpus-per-node=4", "--nodes=1", "--licenses=x:1",
-                 "--signal=USR2@300"):  # fmt: skip
-        assert f"#SBATCH {line}\n" in script, script
-    assert worker.ended() is None, "it waits for its turn"
-    worker.kill()
-    assert (place / "cancelled").read_text() == "4711\n"
-    (place / "state").write_text("NODE_FAIL")
-    monkeypatch.setattr(worker.job.watcher, "_last_status_check", float("-inf"))
-    assert "4711 (NODE_FAIL" in worker.ended()
-
-
-def test_jobs_of_a_cluster_may_be_of_several_processes(place):
-    pytest.importorskip("submitit")
-    workers = Workers(processes_per_job=2, launcher="slurm", slurm={"cluster": "local", "time": "30"}, retries=0)
+def test_a_job_may_be_of_several_processes(place, forked):
+    workers = Workers(processes_per_job=2, retries=0)
     result = distillkit.bench("small.yaml", methods=["kd"], device="cpu", workers=workers, quiet=True)
     [run] = read_results(result.folder).runs
     assert run.state == "done", run.reason
     assert len(result.leaderboard.students) == 1
     [log] = result.folder.glob("logs/kd-*.log")
     assert log.read_text().count("measuring kd") == 1, "one of the processes reports"
+    assert "on each of 2 processes" in log.read_text()
