@@ -33,7 +33,7 @@ from distillkit.weights import weight_bytes
 ENOUGH_SECONDS = 3.0
 """Batches grow until a step takes so long or is as large as the training's own passes, and are repeated for as long."""
 
-EachStep = Callable[[], AbstractContextManager[None]]
+EachStep = Callable[[], AbstractContextManager[object]]
 """Makes a context for a step."""
 
 
