@@ -17,6 +17,8 @@ from distillkit.contracts.random import SampleRNG
 from distillkit.contracts.student import StudentGenerator
 from distillkit.engine.config import TrainingConfig
 from distillkit.engine.precision import autocast
+from distillkit.parallel.strategy import is_spread
+from distillkit.parallel.units import units_of
 
 SMALLEST = 300_000
 """Parameters of the smallest network whose layout is worth a measurement."""
@@ -61,18 +63,29 @@ def compile_networks(denoisers: Sequence[Denoiser], say: Callable[[str], None], 
 
     Args:
         blocks: compile repeated blocks alone; those that are alike share a graph.
-        say: hears of networks without blocks, which are compiled whole.
+        say: hears of networks without blocks, which are compiled whole, and of those that are not compiled since what
+            is held in parts lies within.
     """
-    whole = []
+    whole, plain = [], []
     for denoiser in denoisers:
         found = repeated_blocks(denoiser) if blocks else []
         # The raw networks: hooks that count evaluations sit on the denoisers and stay out of the graphs.
         networks = list(denoiser.children())
-        whole += [type(network).__name__ for network in networks if blocks and not found]
-        for module in found or networks:
+        chosen, names = found or networks, [type(network).__name__ for network in networks]
+        gathered = units_of(denoiser) if is_spread(denoiser) else []
+        if any(part in gathered for module in chosen for part in module.modules() if part is not module):
+            plain += names
+            continue
+        whole += names if blocks and not found else []
+        for module in chosen:
             compile_forward(module)
     if whole:
         say(f"note: {', '.join(dict.fromkeys(whole))} has no list of blocks and is compiled whole")
+    if plain:
+        say(
+            f"note: {', '.join(dict.fromkeys(plain))} is not compiled: no graph can hold the collective operations "
+            "that bring blocks within it together (--parallel)"
+        )
     from torch._dynamo import config as limits
 
     for name, least in GRAPHS.items():

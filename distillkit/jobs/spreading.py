@@ -27,7 +27,8 @@ def asked_of(
     trained = [recipe.student, *recipe.learners] if recipe else []
     others = {
         "--teacher-dtype fp8": teacher_dtype == "fp8",
-        f"--compile {training.compile}": training.compile != "off",
+        # Hooks that gather a block stay outside of its graph, but not outside of that of a network.
+        "--compile network (but --compile blocks is)": training.compile == "network",
         "--channels-last on": training.channels_last == "on",
         f"--optimizer {EIGHT_BITS}": any(config.optimizer == EIGHT_BITS for config in (training, *configs)),
         "adapters, which share one copy of the weights": recipe is not None and any(map(adapted_in, trained)),

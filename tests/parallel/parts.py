@@ -7,19 +7,24 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.distributed as dist
+from torch._dynamo.backends.debugging import aot_eager
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
 from distillkit import Condition
 from distillkit.engine.checkpoint import Checkpoints
+from distillkit.engine.config import TrainingConfig
 from distillkit.engine.metrics import MetricsFile
 from distillkit.engine.outputs import Outputs
+from distillkit.engine.preparation import compile_networks
 from distillkit.engine.processes import Processes
 from distillkit.engine.state import collect, require_finite
 from distillkit.engine.trackers import Trackers
 from distillkit.errors import DistillkitError, UsageError
+from distillkit.jobs.spreading import asked_of
 from distillkit.models.counting import count_evaluations
 from distillkit.models.hashes import content_hash
+from distillkit.parallel.choice import choose
 from distillkit.parallel.copies import lazily, own_memory
 from distillkit.parallel.strategy import local_of
 from distillkit.progress import Quiet
@@ -226,12 +231,40 @@ def copies_take_no_memory_until_they_are_changed():
     assert torch.equal(one.weight, before) and torch.equal(two.weight, before + 1)
 
 
+def compiled_blocks_are_gathered_as_others():
+    """Graphs of blocks know nothing of how their weights come, with features taken on the way."""
+    made = []
+
+    def backend(graph, inputs):
+        made.append(graph)
+        return aot_eager(graph, inputs)
+
+    plain, ends = torch.compile, {}
+    with pytest.MonkeyPatch.context() as patch:
+        # Traced and guarded as ever, and run as they are: code for the CPU takes minutes to make.
+        patch.setattr(torch, "compile", lambda function, **given: plain(function, backend=backend, **given))
+        for asked in ("off", "blocks"):
+            trainer = trainer_of(DMD2, GAN, "shard", compile=asked)
+            ends[asked] = trained(trainer, 2), whole_weights(trainer)
+            nothing_is_left_whole(trainer.student.denoiser)
+    assert made and all(block._compiled_call_impl for block in trainer.student.denoiser.model.blocks)
+    for compiled, expected in zip(ends["blocks"], ends["off"], strict=True):
+        same(compiled, expected, "compiled")
+    said, network = [], trainer.teacher.denoiser
+    compile_networks([network], said.append, blocks=False)
+    assert network.model._compiled_call_impl is None and "Uneven is not compiled" in said[0]
+
+
 def what_cannot_be_is_refused():
-    for changes, said in (
-        ({"precision": "fp16"}, "bf16"), ({"others": {"--compile": True}}, "--compile"),
-    ):  # fmt: skip
-        with pytest.raises(UsageError, match=f"--parallel shard.*{said}.*replicate"):
-            strategy("shard", **changes)
+    with pytest.raises(UsageError, match=r"--parallel shard.*bf16.*replicate"):
+        strategy("shard", precision="fp16")
+    context = SimpleNamespace(world=WORLD, device=CPU)
+    whole, blocks = (
+        asked_of(TrainingConfig(parallel="shard", compile=compiled), context) for compiled in ("network", "blocks")
+    )
+    with pytest.raises(UsageError, match=r"--parallel shard.*--compile network \(but --compile blocks is.*replicate"):
+        choose(whole, lambda: 0)
+    assert choose(blocks, lambda: 0).spreads
     with pytest.raises(UsageError, match=r"--parallel shard: R1 at the samples"):
         trainer_of(DMD2, {**GAN, "r1_weight": 0.1, "r1": "inputs"}, "shard")
     with pytest.raises(UsageError, match=r"2 of 2 processes.*use --parallel shard"):
@@ -251,5 +284,6 @@ weights_are_gathered_and_scattered()
 what_is_not_finite_is_judged_by_all()
 passes_that_others_do_not_make()
 copies_take_no_memory_until_they_are_changed()
+compiled_blocks_are_gathered_as_others()
 what_cannot_be_is_refused()
 sys.stdout.write(f"done:{RANK}\n")
