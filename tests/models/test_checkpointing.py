@@ -5,10 +5,10 @@ import copy
 import pytest
 import torch
 
-from benchmarks.speed.timing import saved_bytes
 from distillkit import Condition, StudentGenerator, load_teacher
 from distillkit.engine.config import TrainingConfig
 from distillkit.engine.preparation import checkpoint_gradients, prepare_networks
+from distillkit.jobs.step_costs import SavedBytes
 from distillkit.models.build import build_denoiser
 from distillkit.testing.teachers import conditional, smallest
 from tests.models import pipelines
@@ -55,9 +55,9 @@ def test_activations_that_are_computed_anew_change_no_gradient(name, tmp_path):
         one, given = copy.deepcopy(network).eval(), x.clone().requires_grad_()
         if anew:
             assert checkpoint_gradients(one)
-        with saved_bytes() as counted:
+        with SavedBytes(one.parameters()).counting() as counted:
             loss = one(given, torch.full((2,), t), condition).square().mean()
-            kept.append(counted.alive - sum(p.nbytes for p in one.parameters()))
+            kept.append(counted.alive)
         loss.backward()
         found.append([given.grad, *(p.grad for p in one.parameters() if p.grad is not None)])
     for plain, again in zip(*found, strict=True):
