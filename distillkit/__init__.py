@@ -61,9 +61,9 @@ if TYPE_CHECKING:
     from distillkit.jobs.api import distil as distil
     from distillkit.jobs.api import evaluate as evaluate
     from distillkit.jobs.api import load_method as load_method
-    from distillkit.jobs.pairs import list_pairs as list_pairs
+    from distillkit.jobs.pair_checks import verify_pairs as verify_pairs
+    from distillkit.jobs.pair_sets import list_pairs as list_pairs
     from distillkit.jobs.pairs import make_pairs as make_pairs
-    from distillkit.jobs.pairs import verify_pairs as verify_pairs
     from distillkit.jobs.run import Run as Run
     from distillkit.models.build import build_denoiser as build_denoiser
     from distillkit.models.build import changed_network as changed_network
@@ -141,12 +141,12 @@ _HOME = {
     "hookimpl": "contracts.hooks",
     "make_pairs": "jobs.pairs",
     "offer": "registry",
-    "list_pairs": "jobs.pairs",
+    "list_pairs": "jobs.pair_sets",
     "load_method": "jobs.api",
     "load_student": "students.load",
     "load_teacher": "models.store.resolve",
     "typed_values": "reading",
-    "verify_pairs": "jobs.pairs",
+    "verify_pairs": "jobs.pair_checks",
 }
 
 __version__ = "0.2.0.dev0"

@@ -19,7 +19,7 @@ from distillkit.cli.choices import (
 )
 
 if TYPE_CHECKING:
-    from distillkit.jobs.pairs import PairsChecked
+    from distillkit.jobs.pair_checks import PairsChecked
 
 app = typer.Typer(
     rich_markup_mode=None,
@@ -143,7 +143,7 @@ def verify(
 ) -> None:
     """Hash every shard, look for missing ones, and have the teacher make a few pairs again to compare. The exit code is
     1 where something is wrong. With a folder in the place of a teacher, shards are hashed alone."""
-    from distillkit.jobs.pairs import verify_pairs
+    from distillkit.jobs.pair_checks import verify_pairs
 
     if store is None and teacher is None and method is None:
         from distillkit.errors import UsageError
@@ -165,7 +165,7 @@ def list_(
     from distillkit.cli.closing import console
     from distillkit.data.files import size_text
     from distillkit.files import cache_folder
-    from distillkit.jobs.pairs import list_pairs
+    from distillkit.jobs.pair_sets import list_pairs
 
     out, sets = console(), list_pairs(folder)
     where = folder or cache_folder() / "pairs"
@@ -192,7 +192,7 @@ def list_(
 
 
 def _asked(values: dict[str, Any]) -> dict[str, Any]:
-    """What was typed, as keywords of the functions in `jobs.pairs`."""
+    """What was typed, as keywords of the functions that do it."""
     from distillkit.errors import UsageError
     from distillkit.runs.config import set_values
 
@@ -236,7 +236,8 @@ def _show_checked(found: PairsChecked) -> None:
             "set is to be doubted too", highlight=False,
         )  # fmt: skip
     if found.fixed:
-        out.print(f"{found.fixed:,} shards were made anew", highlight=False)
+        rest = "; verify again, with a larger --remake, before the others are used" if found.different else ""
+        out.print(f"{found.fixed:,} shards were made anew{rest}", highlight=False)
     elif found.whole:
         out.print("everything is whole", highlight=False)
     else:

@@ -108,8 +108,8 @@ def test_a_method_and_guided_prompts_lead_where_its_run_looks(tmp_path, monkeypa
     ("arguments", "said"),
     [
         (["make", "--part", "9/8"], "write it as K/N"),
-        (["make", "--count", "many"], "--pairs-count: write a number"),
-        (["make", "--solver", "magic"], "--pairs-solver"),
+        (["make", "--count", "many"], "--count: write a number"),
+        (["make", "--solver", "magic"], "--solver"),
         (["make", "--method", "dmd2"], "reads no noise-image pairs"),
         (["make", "--prompts", "x.txt"], "takes no prompts"),
         (["make", "--set", "training.lr=1"], "name its --method"),

@@ -10,7 +10,8 @@ import torch
 from distillkit.data.claims import Claims
 from distillkit.data.pair_notes import described, note_use, used_by
 from distillkit.data.pairs import SHARD_PAIRS, PairStore
-from distillkit.jobs.pairs import compare
+from distillkit.jobs.pair_checks import compare, verify_pairs
+from distillkit.jobs.pairs import make_pairs
 from tests.data.teachers import linear_teacher
 from tests.killing import killed
 
@@ -167,6 +168,15 @@ def test_pairs_that_are_made_again_are_the_same_and_others_are_not(tmp_path):
     other = PairStore(wrong, root=tmp_path / "x")
     other.shards.folder = store.folder
     assert compare(other, 0, CPU) > 1e-2
+
+
+def test_pairs_of_another_teacher_are_not_whole_when_those_that_were_looked_at_are_made_anew(monkeypatch, tmp_path):
+    monkeypatch.setenv("DISTILLKIT_CACHE", str(tmp_path))
+    monkeypatch.setattr("distillkit.jobs.pair_checks.compare", lambda store, number, device: 0.5)
+    teacher = linear_teacher(SHAPE)
+    make_pairs(teacher, count=300, quiet=True)
+    found = verify_pairs(teacher, count=300, remake=1, fix=True, quiet=True)
+    assert (len(found.different), found.fixed, found.whole) == (1, 1, False)
 
 
 def test_what_is_noted_beside_pairs(tmp_path):
