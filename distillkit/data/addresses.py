@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from itertools import islice
 from typing import Any
 
 from distillkit.data.labels import shown
-from distillkit.data.remote import RemoteFile, opened_filesystem
+from distillkit.data.remote import RemoteFile, in_threads, opened_filesystem
 from distillkit.errors import UsageError
 from distillkit.files import canonical_json
 from distillkit.text import redacted
 
 MOST_FILES = 100_000
+ASKERS = 16
+"""Files whose sizes are asked for at one time: a server takes some 50 ms to answer, and there may be thousands."""
 REMOTE = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]*(::[^/]*)?://")
 BRACES = re.compile(r"\{([^{}]*)\}")
 RANGE = re.compile(r"(\d{1,12})\.\.(\d{1,12})")
@@ -65,13 +68,13 @@ def files_at(pattern: str) -> list[RemoteFile]:
         UsageError: when one is not there, they are of several kinds, or a package for their filesystem is missing.
         DistillkitError: when they cannot be listed.
     """
-    found: list[RemoteFile] = []
-    for address in expanded(pattern):
-        system, path = opened_filesystem(address)
-        globbed = GLOB.search(path) and not address.startswith(("http://", "https://"))
-        found += system.glob(path) if globbed else [system.file(path)]
-        if len(found) > MOST_FILES:
-            raise UsageError(f"--data {shown(redacted(pattern))} names more than {MOST_FILES:,} files")
+    addresses, found = list(islice(expanded(pattern), MOST_FILES + 1)), list[RemoteFile]()
+    # What names too many is refused before a server is asked for each.
+    if len(addresses) <= MOST_FILES:
+        for files in in_threads(_files_of, addresses, ASKERS):
+            found += files
+    if max(len(addresses), len(found)) > MOST_FILES:
+        raise UsageError(f"--data {shown(redacted(pattern))} names more than {MOST_FILES:,} files")
     if not found:
         raise UsageError(f"--data {shown(redacted(pattern))}: there is nothing that it names")
     endings = {ending(file) for file in found}
@@ -81,6 +84,13 @@ def files_at(pattern: str) -> list[RemoteFile]:
             f"--data {shown(redacted(pattern))}: streams are of .tar or of .parquet files, and these are of {held}"
         )
     return found
+
+
+def _files_of(address: str) -> list[RemoteFile]:
+    """The files of an address without braces."""
+    system, path = opened_filesystem(address)
+    globbed = GLOB.search(path) and not address.startswith(("http://", "https://"))
+    return system.glob(path) if globbed else [system.file(path)]
 
 
 def ending(file: RemoteFile) -> str:

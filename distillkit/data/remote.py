@@ -6,7 +6,8 @@ import io
 import os
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, TypeVar
@@ -33,6 +34,7 @@ PACKAGES = {
 CHUNK = 2**22
 """Bytes that reading one after the other fetches at once."""
 
+Item = TypeVar("Item")
 Value = TypeVar("Value")
 
 
@@ -180,6 +182,18 @@ class RangeFile(io.BufferedIOBase):
             parts.append(part)
             self._at += len(part)
         return b"".join(parts)
+
+
+def in_threads(work: Callable[[Item], Value], items: Iterable[Item], threads: int) -> Iterator[Value]:
+    """What is made of each item, in order; after a failure no other is begun."""
+    with ThreadPoolExecutor(threads, "files") as pool:
+        waiting = [pool.submit(work, item) for item in items]
+        try:
+            for future in waiting:
+                yield future.result()
+        finally:
+            for future in waiting:
+                future.cancel()
 
 
 def retried(

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-from collections import Counter, OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import Counter, OrderedDict, deque
+from collections.abc import Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from functools import cached_property
 from threading import Lock
-from typing import TypeVar, overload
+from typing import overload
 
 import numpy as np
 
@@ -20,7 +20,7 @@ from distillkit.data.folders import others
 from distillkit.data.labels import shown
 from distillkit.data.order import Blocks, Order, lanes_of
 from distillkit.data.prompts import kept_texts
-from distillkit.data.remote import RemoteFile
+from distillkit.data.remote import RemoteFile, in_threads
 from distillkit.data.stream_index import NO_LABEL, FileIndex, Format, Integers, Sample, Wanted, indexed, is_indexed
 from distillkit.data.stream_parquet import ParquetFormat
 from distillkit.data.stream_tars import TarFormat
@@ -35,8 +35,6 @@ LARGEST_BLOCK = 2**23
 FETCHERS, INDEXERS = 16, 8
 LOOKED_AT = 64
 """Samples whose headers are read before a run: more would be as many requests."""
-
-Done = TypeVar("Done")
 
 
 class StreamedFiles(ImageFiles):
@@ -60,7 +58,7 @@ class StreamedFiles(ImageFiles):
         if pattern.startswith("hf://") and only_planned(self.pattern):
             # The hub's own library would not even list it.
             raise DownloadNeeded(f"what {self.pattern} holds is known only when it has been read")
-        self._unsaid: list[str] = []
+        self._unsaid: deque[str] = deque()
         self._lock = Lock()
         self._held: OrderedDict[int, Future[list[Sample]]] = OrderedDict()
         self._held_bytes = self._most_held = 0
@@ -160,8 +158,8 @@ class StreamedFiles(ImageFiles):
 
     def said(self) -> list[str]:
         """What was tried again since it was last asked."""
-        lines, self._unsaid[:] = list(self._unsaid), []
-        return lines
+        # Threads add to it meanwhile.
+        return [self._unsaid.popleft() for _ in range(len(self._unsaid))]
 
     @property
     def held_bytes(self) -> int:
@@ -236,7 +234,7 @@ class StreamedFiles(ImageFiles):
                     "where their samples lie"
                 )
             with (job.task if job and job.task else Quiet().task)("indexing the data", len(new), "files") as bar:
-                for _ in _in_threads(
+                for _ in in_threads(
                     lambda file: indexed(self.format, file, self.wanted, refused=refused.append),
                     [*new[begin:], *new[:begin]], INDEXERS,
                 ):  # fmt: skip
@@ -245,7 +243,7 @@ class StreamedFiles(ImageFiles):
                         raise job.interrupted("stopped while indexing the data; what was indexed is kept")
         if refused and job:
             job.say(f"note: what was learnt of the files cannot be kept ({refused[0]}), so every run reads them anew")
-        return list(_in_threads(lambda file: indexed(self.format, file, self.wanted), self.files, INDEXERS))
+        return list(in_threads(lambda file: indexed(self.format, file, self.wanted), self.files, INDEXERS))
 
     def _hold_arrays(self, shards: Sequence[FileIndex]) -> bool:
         """Whether the samples are arrays (latents) and no images.
@@ -295,15 +293,3 @@ class _Names(Sequence[str]):
         if not 0 <= number < len(self):
             raise IndexError(number)
         return self._files.where(number)
-
-
-def _in_threads(work: Callable[[RemoteFile], Done], files: Sequence[RemoteFile], threads: int) -> Iterator[Done]:
-    """What is made of each file, in order."""
-    with ThreadPoolExecutor(threads, "index") as pool:
-        waiting = [pool.submit(work, file) for file in files]
-        try:
-            for future in waiting:
-                yield future.result()
-        finally:
-            for future in waiting:
-                future.cancel()

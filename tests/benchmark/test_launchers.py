@@ -2,7 +2,6 @@
 
 import os
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -126,11 +125,11 @@ def test_jobs_of_slurm_ask_for_what_was_asked(tmp_path, monkeypatch):
     assert "4711 (NODE_FAIL" in worker.ended()
 
 
-def test_a_worker_is_started_by_torchs_launcher_where_it_has_several_processes(tmp_path):
+def test_a_worker_is_started_by_torchs_launcher_where_it_has_several_processes(tmp_path, warm):
     worker = Place(tmp_path, "3-abcd")
     module = ["-m", "distillkit.benchmark.workers.process", str(tmp_path), "3-abcd"]
     assert worker_command(worker, 1) == [sys.executable, *module]
     launched = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", *module]
     assert worker_command(worker, 2) == launched
-    ended = subprocess.run(worker_command(worker, 1), check=False, capture_output=True, text=True, timeout=HANG)
+    ended = warm.run(worker_command(worker, 1), tmp_path, os.environ, HANG)
     assert ended.returncode == 1 and "settings.json" in ended.stderr, "it is the worker that is started"

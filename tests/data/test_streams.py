@@ -14,14 +14,16 @@ import torch
 
 from distillkit import ClassLabels, DistillkitError, PromptList, Prompts, SampleRNG, SourceJob, UsageError
 from distillkit.data import remote, stream_files
-from distillkit.data.addresses import expanded, is_pattern
+from distillkit.data.addresses import expanded, files_at, is_pattern
 from distillkit.data.config import DataConfig
 from distillkit.data.files import open_images
 from distillkit.data.images import ImageSource
+from distillkit.data.remote import FileSystem, RemoteFile
 from distillkit.data.stream_files import StreamedFiles
 from distillkit.data.stream_index import Wanted, indexed
 from distillkit.data.stream_tars import TarFormat
 from distillkit.downloads import nothing_downloaded
+from tests.conftest import HANG
 from tests.data.streams import Flaky, flaky, in_memory, packed, pictured
 from tests.data.teachers import Letters, linear_teacher
 
@@ -345,3 +347,18 @@ def test_captions_are_the_prompts_of_a_text_teacher():
     texts = [f"picture {number}" for number in numbers_of(images)]
     expected = teacher.conditioner.encode(teacher.conditioner.parse(texts))
     assert torch.equal(images.condition["text"], expected["text"])
+
+
+def test_many_files_are_asked_for_at_one_time_and_too_many_not_at_all(monkeypatch):
+    together = threading.Barrier(4)
+
+    def size(self, path):
+        together.wait(HANG)
+        return RemoteFile(self, path, 1024, {})
+
+    monkeypatch.setattr(FileSystem, "file", size)
+    found = [file.path.rpartition("/")[2] for file in files_at("memory://x/{0..7}.tar")]
+    assert found == [f"{number}.tar" for number in range(8)]
+    monkeypatch.setattr(FileSystem, "file", lambda self, path: pytest.fail("asked for"))
+    with pytest.raises(UsageError, match="more than 100,000 files"):
+        files_at("memory://x/{0..99999}/{0..99999}.tar")
