@@ -65,7 +65,8 @@ def test_a_choice_is_written_in_the_place_of_the_former_preset(tmp_path):
     values = values_of(suite, "consistency", line)
     path = tmp_path / "presets.py"
     path.write_text(
-        "PRESETS = (\n    Preset(name='digits', teachers=('digits',)),\n    Preset(\n        name='mixture',\n    ),\n)\n"
+        "PRESETS = (\n    Preset(name='digits', teachers=('digits',)),\n"
+        "    Preset(\n        name='mixture',\n    ),\n)\n"
     )
     assert replace(path, suite, source_of(suite, values))
     made: dict[str, Any] = {"Preset": Preset}
