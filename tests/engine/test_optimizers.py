@@ -11,6 +11,7 @@ from distillkit.engine.loop import Stopped
 from distillkit.engine.optimization import Updater
 from distillkit.engine.optimizers import in_eight_bits, moment_bytes
 from distillkit.models.store.folder import fresh_teacher
+from distillkit.models.store.resolve import resolve
 from distillkit.reading import Unreadable
 from tests.conftest import TINY_NETWORK
 from tests.engine.conftest import Bench, assert_equal_weights, weights
@@ -19,36 +20,37 @@ pytestmark = pytest.mark.skipif(importlib.util.find_spec("torchao") is None, rea
 EIGHT = {"optimizer": "adamw8bit", "channels_last": "on"}
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(autouse=True, scope="module")
 def _eager():
     """torchao compiles the update of every shape, which takes seconds each; its operations are the same without."""
     with torch.compiler.set_stance("force_eager"):
         yield
 
 
-@pytest.fixture
-def bench(tiny_teacher, tmp_path):
+@pytest.fixture(scope="module")
+def bench(tiny_teacher_folder, tmp_path_factory):
     """As the engine's, of a network that has parameters which are large enough for 8 bits."""
     kind, arguments = TINY_NETWORK["kind"], TINY_NETWORK["arguments"]
     network = {"kind": kind, "arguments": {**arguments, "network": {**arguments["network"], "model_channels": 32}}}
-    return Bench(fresh_teacher(tiny_teacher.spec.model_copy(update={"network": network}), 0), tmp_path)
+    spec = resolve(str(tiny_teacher_folder)).spec.model_copy(update={"network": network})
+    return Bench(fresh_teacher(spec, 0), tmp_path_factory.mktemp("bench"))
 
 
-@pytest.fixture
-def resumed(bench):
-    """(a training that was stopped after three of six steps and resumed, a whole one, where its checkpoints are)."""
+@pytest.fixture(scope="module")
+def trained(bench):
+    """(a whole training, where the checkpoints are of one that was stopped after three of its six steps)."""
     whole, first, outputs = bench.trainer(**EIGHT), bench.trainer(**EIGHT), bench.outputs("parts")
     whole.run(bench.outputs("whole"))
     with pytest.raises(Stopped):
         first.run(outputs, should_stop=lambda: first.step == 3)
-    second = bench.trainer(**EIGHT)
-    second.restore(outputs.checkpoints.load())
-    return second, whole, outputs
+    return whole, outputs
 
 
-def test_a_resumed_training_has_the_same_bits_and_its_files_hold_bytes(bench, resumed):
-    second, whole, outputs = resumed
-    saved = outputs.checkpoints.load().tensors["optimizer-student"]
+def test_a_resumed_training_has_the_same_bits_and_its_files_hold_bytes(bench, trained):
+    (whole, outputs), second = trained, bench.trainer(**EIGHT)
+    checkpoint = outputs.checkpoints.load(3)
+    second.restore(checkpoint)
+    saved = checkpoint.tensors["optimizer-student"]
     large = [i for i, p in enumerate(second.student.parameters()) if in_eight_bits(p, "adamw8bit")]
     assert large and all(saved[f"{i}.exp_avg.codes"].dtype is torch.uint8 for i in large)
     assert not any(f"{i}.exp_avg" in saved for i in large)
@@ -59,8 +61,8 @@ def test_a_resumed_training_has_the_same_bits_and_its_files_hold_bytes(bench, re
         assert ends[0].keys() == ends[1].keys() and all(torch.equal(v, ends[1][k]) for k, v in ends[0].items())
 
 
-def test_8_bits_train_as_32_do_within_their_rounding(bench, resumed):
-    _, whole, _ = resumed
+def test_8_bits_train_as_32_do_within_their_rounding(bench, trained):
+    whole, _ = trained
     exact, start = bench.trainer(channels_last="on"), weights(bench.trainer())
     exact.run(bench.outputs("exact"))
     ends = [weights(trainer) for trainer in (whole, exact)]
@@ -101,8 +103,8 @@ def test_a_learners_own_optimiser_counts_for_its_moments(bench):
     assert networks.moment_bytes(bench.config()) == expected
 
 
-def test_codes_without_their_scales_are_named(bench, resumed):
-    _, _, outputs = resumed
+def test_codes_without_their_scales_are_named(bench, trained):
+    _, outputs = trained
     checkpoint, trainer = outputs.checkpoints.load(), bench.trainer(**EIGHT)
     saved = checkpoint.held["optimizer-student"]
     gone = next(name for name in saved if name.endswith("scale"))

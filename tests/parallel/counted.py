@@ -67,8 +67,6 @@ def compared(method, settings, precision, micro_batches):
         recipe, teacher, config, accelerator=ACCELERATOR, seed=0, sources=synthetic_sources(teacher, recipe.needs),
         strategy=choose(Asked("shard", WORLD, WORLD, CPU, precision=precision), lambda: 0),
     )  # fmt: skip
-    for _ in range(STEPS):
-        trainer.train_step()
     sent, meter = dict.fromkeys(("all_gather", "reduce_scatter", "all_reduce"), 0), PassMeter()
     with counted(sent), meter.watch(trainer.roles()):
         for _ in range(STEPS):
