@@ -18,7 +18,7 @@ from distillkit.jobs.teacher_config import TeacherRunConfig
 from distillkit.jobs.teacher_recipe import teacher_recipe
 from distillkit.jobs.trial import try_training
 from distillkit.models.store.resolve import load_teacher
-from distillkit.runs.config import read_config
+from distillkit.runs.validation import read_config
 
 
 def main() -> None:

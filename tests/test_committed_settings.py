@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from distillkit.jobs.teacher_config import resolve_teacher
-from distillkit.runs.config import read_config
+from distillkit.runs.validation import read_config
 
 FILES = sorted((Path(__file__).parents[1] / "benchmarks").glob("*.yaml"))
 

@@ -15,7 +15,8 @@ from distillkit import Preset, load_teacher
 from distillkit.benchmark.suite import Entry, load_suite
 from distillkit.data.pairs import PairsConfig, PairSource
 from distillkit.registry import registry
-from distillkit.runs.config import merge, resolve
+from distillkit.runs.config import resolve
+from distillkit.runs.validation import merge
 
 
 @pytest.mark.parametrize("name", sorted(SUITES))

@@ -27,7 +27,8 @@ from distillkit.benchmark.suite import Suite, load_suite
 from distillkit.data.pairs import PairsConfig
 from distillkit.engine.config import TrainingConfig
 from distillkit.registry import registry
-from distillkit.runs.config import StudentConfig, merge
+from distillkit.runs.config import StudentConfig
+from distillkit.runs.validation import merge
 
 PARTS = ("settings", "training", "student", "pairs")
 

@@ -20,7 +20,7 @@ from distillkit.benchmark.results import Run
 from distillkit.benchmark.suite import Entry, Suite
 from distillkit.evaluation.record import Record, read_record
 from distillkit.reading import json_lines
-from distillkit.runs.config import merge
+from distillkit.runs.validation import merge
 
 Line = dict[str, Any]
 """One training in the log."""

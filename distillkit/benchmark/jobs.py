@@ -26,8 +26,9 @@ from distillkit.jobs.trial import forward_equivalents
 from distillkit.models.hashes import content_hash
 from distillkit.progress import Quiet
 from distillkit.registry import Installed
-from distillkit.runs.config import RunConfig, merge, resolve
+from distillkit.runs.config import RunConfig, resolve
 from distillkit.runs.folder import RunFolder
+from distillkit.runs.validation import merge
 
 TRAINING_CODE = ("contracts", "data", "diffusion", "embedded", "engine", "jobs", "models", "parts")
 FIGURES_CODE = ("contracts", "data", "diffusion", "embedded", "evaluation", "models", "students")

@@ -15,7 +15,7 @@ from distillkit.errors import UsageError
 from distillkit.evaluation.record import Quoted
 from distillkit.models.diffusers.options import PLAIN, PipelineConfig
 from distillkit.registry import method_name, registry, unknown
-from distillkit.runs.config import explain, read_config
+from distillkit.runs.validation import explain, read_config
 
 SUITES = Path(__file__).parent / "suites"
 """The suites that ship with the package: one file each."""

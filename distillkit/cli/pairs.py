@@ -194,7 +194,7 @@ def list_(
 def _asked(values: dict[str, Any]) -> dict[str, Any]:
     """What was typed, as keywords of the functions that do it."""
     from distillkit.errors import UsageError
-    from distillkit.runs.config import set_values
+    from distillkit.runs.validation import set_values
 
     names = ("teacher", "method", "count", "steps", "solver", "guidance", "prompts", "prompts_column", "prompts_dtype",
              "resolution", "embedded_guidance", "part", "device", "timeout", "quiet")  # fmt: skip

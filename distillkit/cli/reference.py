@@ -66,7 +66,7 @@ def make(
     from distillkit.evaluation.presets import OwnMeasure, preset
     from distillkit.jobs.context import job_context
     from distillkit.jobs.reference import make_reference
-    from distillkit.runs.config import validated
+    from distillkit.runs.validation import validated
 
     if (protocol is None) == (extractor is None):
         raise UsageError("name either --protocol or --extractor")

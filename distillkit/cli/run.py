@@ -127,7 +127,7 @@ def run_method(name: str, values: dict[str, Any]) -> None:
     from distillkit.jobs.context import is_first_process
     from distillkit.jobs.devices import device_rows
     from distillkit.jobs.plan import plan_rows
-    from distillkit.runs.config import set_values
+    from distillkit.runs.validation import set_values
 
     dry_run, device, devices = values.pop("dry_run"), values.pop("device"), values.pop("devices")
     if devices and not dry_run:

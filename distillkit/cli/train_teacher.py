@@ -128,9 +128,9 @@ def train(values: dict[str, Any]) -> None:
     from distillkit.jobs.launcher import TRAINING
     from distillkit.jobs.teacher_config import ALL, asked_part, resolve_parts, resolve_teacher
     from distillkit.jobs.train_parts import trained_by
-    from distillkit.runs.config import merge, read_config, set_values
     from distillkit.runs.folder import RunFolder
     from distillkit.runs.options import nested
+    from distillkit.runs.validation import merge, read_config, set_values
 
     run = {
         name: values.pop(name)

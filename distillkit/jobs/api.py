@@ -32,9 +32,10 @@ from distillkit.jobs.teacher_weights import require_teacher_dtype
 from distillkit.models.store.resolve import preset_name
 from distillkit.models.store.resolve import resolve as resolve_teacher
 from distillkit.registry import Installed, method_name, registry
-from distillkit.runs.config import ConfigFile, RunConfig, merge, read_config, resolve
+from distillkit.runs.config import RunConfig, resolve
 from distillkit.runs.folder import RunFolder
 from distillkit.runs.options import nested, sections_of
+from distillkit.runs.validation import ConfigFile, merge, read_config
 from distillkit.students.artifact import Student
 
 AnyMethod = str | Path | type[Method]

@@ -13,7 +13,7 @@ from distillkit.errors import UsageError
 from distillkit.evaluation.extractor import FeatureExtractor
 from distillkit.evaluation.reference import Reference
 from distillkit.models.diffusers.options import PipelineConfig
-from distillkit.runs.config import validated
+from distillkit.runs.validation import validated
 
 
 @dataclass(frozen=True)

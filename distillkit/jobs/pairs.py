@@ -25,7 +25,7 @@ from distillkit.models.diffusers.options import PipelineConfig
 from distillkit.models.store.resolve import default_teacher
 from distillkit.models.store.resolve import resolve as resolve_teacher
 from distillkit.progress import clock
-from distillkit.runs.config import validated
+from distillkit.runs.validation import validated
 
 TIMED_AT_ONCE = 16
 PART = re.compile(r"([1-9]\d{0,5})/([1-9]\d{0,5})")

@@ -23,7 +23,8 @@ from distillkit.models.diffusers import hub
 from distillkit.models.prompts import Prompts
 from distillkit.models.store.reference import Folder, Reference, Repository
 from distillkit.registry import registry
-from distillkit.runs.config import RunConfig, validated
+from distillkit.runs.config import RunConfig
+from distillkit.runs.validation import validated
 
 MOST_PROMPTS = 64
 """Prompts of a file that are sampled where no number is given."""

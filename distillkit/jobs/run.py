@@ -13,9 +13,10 @@ from distillkit.errors import DistillkitError, UsageError
 from distillkit.evaluation.record import Record
 from distillkit.jobs.rows import Row, row_of
 from distillkit.reading import Missing, check_format, read_mapping, validated
-from distillkit.runs.config import RunConfig, read_config
-from distillkit.runs.config import validated as validated_config
+from distillkit.runs.config import RunConfig
 from distillkit.runs.folder import CONFIG
+from distillkit.runs.validation import read_config
+from distillkit.runs.validation import validated as validated_config
 from distillkit.students.artifact import Student
 from distillkit.students.load import load_student
 

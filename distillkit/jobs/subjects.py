@@ -34,8 +34,8 @@ from distillkit.models.store.folder import SPEC
 from distillkit.models.store.reference import Folder, Repository
 from distillkit.models.store.reference import Reference as TeacherReference
 from distillkit.models.store.resolve import resolve
-from distillkit.runs.config import read_config
 from distillkit.runs.folder import CONFIG
+from distillkit.runs.validation import read_config
 from distillkit.students.artifact import DESCRIPTION, Student
 from distillkit.students.checkpoints import STATE, split_selector
 from distillkit.students.load import load_student

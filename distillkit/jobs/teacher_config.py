@@ -19,8 +19,9 @@ from distillkit.jobs.part import PartName
 from distillkit.jobs.teacher_recipe import EDM_TRAINING, LATENT_TRAINING, LossConfig, NetworkConfig
 from distillkit.models.store.resolve import cards, default_teacher, resolve
 from distillkit.registry import registry
-from distillkit.runs.config import ConfigFile, EvaluationConfig, merge, validated
+from distillkit.runs.config import EvaluationConfig
 from distillkit.runs.options import option_name
+from distillkit.runs.validation import ConfigFile, merge, validated
 
 ALL, NETWORK = "all", "network"
 TRAININGS: Mapping[str, Mapping[str, Any]] = {

@@ -18,7 +18,8 @@ from distillkit.environment import environment
 from distillkit.errors import DistillkitError, UsageError
 from distillkit.files import LEFTOVER, existing_parent, remove_leftovers, retried, write_bytes, write_error, write_json
 from distillkit.reading import Missing, Unreadable, read_mapping
-from distillkit.runs.config import ConfigFile, differences, read_config, to_yaml, validated
+from distillkit.runs.config import differences, to_yaml
+from distillkit.runs.validation import ConfigFile, read_config, validated
 from distillkit.text import short
 
 CONFIG, LOCK, OWNER = "config.yaml", ".lock", ".owner.json"
