@@ -45,6 +45,37 @@ def read_with_metadata(path: Path) -> tuple[dict[str, Tensor], Mapping[str, str]
         return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
 
 
+def mapped_tensors(path: Path, *, most: int = LARGEST_HEADER) -> dict[str, Tensor]:
+    """The tensors of a safetensors file, memory-mapped: no page of theirs is touched before it is used.
+
+    The header is read by itself, since a look at it through the mapping brings megabytes around it into memory.
+
+    Args:
+        most: bytes of its header.
+
+    Raises:
+        Unreadable: when it is gone or damaged.
+    """
+    import torch
+
+    known = dtypes()
+    try:
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            header = parse_json(file.read(min(length, most)), str(path))
+        storage: Any = torch.UntypedStorage.from_file(str(path), False, path.stat().st_size)
+        data = torch.empty(0, dtype=torch.uint8).set_(storage)[8 + length :]
+        return {
+            name: data[slice(*place["data_offsets"])].view(known[place["dtype"]]).reshape(place["shape"])
+            for name, place in header.items()
+            if name != "__metadata__"
+        }
+    except Unreadable:
+        raise
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
+        raise Unreadable(f"cannot read {path}: {_first_line(error)}") from error
+
+
 def opened(path: Path) -> Any:
     """A safetensors file to read tensors from, or parts of them: safetensors' `safe_open`.
 

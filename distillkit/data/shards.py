@@ -12,7 +12,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors.torch import save
 from torch import Tensor
 
@@ -23,8 +22,8 @@ from distillkit.files import canonical_json, write_bytes, write_json
 from distillkit.locks import LOOK_SECONDS, held
 from distillkit.models.hashes import content_hash
 from distillkit.progress import Quiet
-from distillkit.reading import Missing, Unreadable, parse_json, read_json
-from distillkit.tensors import read_with_metadata
+from distillkit.reading import Missing, Unreadable, read_json
+from distillkit.tensors import mapped_tensors, read_with_metadata
 
 log = logging.getLogger(__name__)
 
@@ -35,10 +34,6 @@ RECORD_SECONDS = 60.0
 NAME = re.compile(r"shard-(\d{6,9})\.safetensors")
 FORMAT = 2
 
-DTYPES = {
-    "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64, "I32": torch.int32,
-    "U8": torch.uint8, "BOOL": torch.bool,
-}  # fmt: skip
 LARGEST_HEADER, LARGEST_MANIFEST = 2**16, 64 * 2**20
 
 
@@ -220,29 +215,12 @@ class Shards:
         job.barrier()
 
     def mapped(self, number: int) -> dict[str, Tensor]:
-        """The shard's tensors, memory-mapped: no page of theirs is touched before it is used.
-
-        The header is read by itself, since a look at it through the mapping brings megabytes around it into memory.
+        """The shard's tensors, memory-mapped.
 
         Raises:
             DistillkitError: when it is gone or damaged.
         """
-        path = self.path(number)
-        try:
-            with path.open("rb") as file:
-                length = int.from_bytes(file.read(8), "little")
-                header = parse_json(file.read(min(length, LARGEST_HEADER)), str(path))
-            storage: Any = torch.UntypedStorage.from_file(str(path), False, path.stat().st_size)
-            data = torch.empty(0, dtype=torch.uint8).set_(storage)[8 + length :]
-            return {
-                name: data[slice(*place["data_offsets"])].view(DTYPES[place["dtype"]]).reshape(place["shape"])
-                for name, place in header.items()
-                if name != "__metadata__"
-            }
-        except DistillkitError:
-            raise
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
-            raise DistillkitError(f"cannot read {path}: {error}") from error
+        return mapped_tensors(self.path(number), most=LARGEST_HEADER)
 
     def refresh(self) -> None:
         """Take over what other processes have recorded."""

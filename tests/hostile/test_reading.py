@@ -16,7 +16,7 @@ from safetensors.torch import save
 from distillkit.data.labels import read_labels
 from distillkit.errors import DistillkitError
 from distillkit.evaluation.features import Kept
-from distillkit.files import read_recorded, slug
+from distillkit.files import read_recorded, slug, write_tensors
 from distillkit.names import name_from, plain_name
 from distillkit.reading import (
     DEEPEST,
@@ -33,7 +33,7 @@ from distillkit.reading import (
     typed_values,
     validated,
 )
-from distillkit.tensors import parse_tensors, read_tensors
+from distillkit.tensors import mapped_tensors, parse_tensors, read_tensors
 from distillkit.text import printable, redacted, short
 
 LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"
@@ -308,3 +308,20 @@ def test_values_are_shown_at_no_cost():
         value = (value, value)
     assert short(value) == "a tuple" and short({}) == "a dict" and short(10**400) == "a int"
     assert short("x" * 10**6).startswith("'xxx") and len(short("x" * 10**6)) < 100 and short(1.5) == "1.5"
+
+
+def test_a_file_that_is_mapped_is_refused_where_it_is_damaged(tmp_path):
+    path = tmp_path / "x.safetensors"
+    write_tensors(path, {"a": torch.arange(6.0).reshape(2, 3), "b": torch.tensor([True])}, {"id": "x"})
+    found, whole = mapped_tensors(path), path.read_bytes()
+    assert found["a"].tolist() == [[0, 1, 2], [3, 4, 5]] and found["b"].tolist() == [True] and len(found) == 2
+    del found
+    damaged = (whole[:-8], whole[:5], b"", whole.replace(b'"F32"', b'"F31"'), whole.replace(b"[2,3]", b"[2,4]"),
+               whole.replace(b'"dtype"', b'"dtypo"'))  # fmt: skip
+    for data in damaged:
+        assert data != whole
+        path.write_bytes(data)
+        with pytest.raises(Unreadable, match=r"x\.safetensors"):
+            mapped_tensors(path)
+    with pytest.raises(Unreadable):
+        mapped_tensors(tmp_path / "none")
