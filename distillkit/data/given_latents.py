@@ -16,8 +16,8 @@ from distillkit.data.classes import numbers_of
 from distillkit.data.config import DataConfig
 from distillkit.data.given_text import Embeddings
 from distillkit.data.labels import shown
+from distillkit.data.latent_samples import latents_of
 from distillkit.data.latents import has_latents
-from distillkit.data.stream import latents_of
 from distillkit.data.stream_files import StreamedFiles
 from distillkit.errors import DistillkitError, UsageError
 

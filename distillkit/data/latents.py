@@ -18,8 +18,9 @@ from distillkit.contracts.random import Indices, SampleRNG
 from distillkit.contracts.source import Images, SourceJob
 from distillkit.data.files import size_text
 from distillkit.data.identity import described_part
+from distillkit.data.latent_samples import encoded, latents_of
 from distillkit.data.shards import Shards, identity_hash
-from distillkit.data.stream import ImageStream, encoded, latents_of
+from distillkit.data.stream import ImageStream
 from distillkit.dtypes import DTYPES
 from distillkit.errors import DistillkitError
 from distillkit.files import cache_folder, existing_parent, remove_leftovers, slug

@@ -23,10 +23,11 @@ from distillkit.data.decoding import PixelArray
 from distillkit.data.files import ImageFiles
 from distillkit.data.given_text import Embeddings
 from distillkit.data.labels import LABELS
+from distillkit.data.latent_samples import encoded, latents_of
 from distillkit.data.reader import ImageReader
 from distillkit.data.stream_files import StreamedFiles
 from distillkit.dtypes import DTYPES
-from distillkit.errors import DistillkitError, UsageError
+from distillkit.errors import UsageError
 
 KEPT_BYTES = 2**30
 """Decoded images are kept in memory where all of them need no more."""
@@ -174,40 +175,6 @@ class ImageStream:
             self._kept[number] = pixels
             self._is_kept[number] = True
         return pixels
-
-
-@torch.no_grad()
-def encoded(
-    codec: Codec, pixels: Tensor, dtype: torch.dtype, where: Callable[[int], str]
-) -> tuple[Tensor, Tensor | None]:
-    """Mean and deviation (B, ...) of the samples of images (B, C, H, W) uint8, rounded to `dtype`.
-
-    Args:
-        where: the image at a place of the batch comes from, for messages.
-
-    Raises:
-        DistillkitError: naming the first image whose sample is not finite.
-    """
-    mean, deviation = (None if part is None else part.contiguous().to(dtype) for part in codec.distribution(pixels))
-    assert mean is not None
-    finite = mean.flatten(1).isfinite().all(1)
-    if deviation is not None:
-        finite &= deviation.flatten(1).isfinite().all(1)
-    if not finite.all():
-        place = int(finite.logical_not().nonzero()[0])
-        raise DistillkitError(
-            f"the latent of {where(place)} is not finite: the autoencoder overflows, or its weights are damaged"
-        )
-    return mean, deviation
-
-
-def latents_of(mean: Tensor, deviation: Tensor | None, rng: SampleRNG, step: int, indices: Indices) -> Tensor:
-    """Samples (B, ...) float32 drawn from the autoencoder's distribution, as latent models see them in their training:
-    the decoder ignores this noise, a discriminator would not."""
-    if deviation is None:
-        return mean.float()
-    noise = rng.normal("images/latent", step, indices, mean.shape[1:]).to(mean.device)
-    return mean.float() + deviation.float() * noise
 
 
 def own_conditioner(files: ImageFiles) -> Conditioner:

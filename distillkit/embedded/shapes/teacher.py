@@ -12,7 +12,7 @@ from distillkit.contracts.random import Indices, SampleRNG
 from distillkit.contracts.source import Images
 from distillkit.contracts.teacher import Teacher
 from distillkit.contracts.text import PromptList
-from distillkit.data.stream import latents_of
+from distillkit.data.latent_samples import latents_of
 from distillkit.embedded.assets import asset_folder, asset_path, shipped_records
 from distillkit.embedded.shapes.world import DRAWS, codes, drawn, scene_of, shipped_prompts
 from distillkit.models.diffusers.folder import read_teacher
