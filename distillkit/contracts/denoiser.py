@@ -164,12 +164,12 @@ class Denoiser(nn.Module, ABC):
         The pass ends at the last of them: what lies behind (a decoder) is neither computed nor kept for the gradient.
         """
         kept: dict[str, Tensor] = {}
-        self.partial = tuple(layers)
+        before, self.partial = self.partial, tuple(layers)
         try:
             with _Capture(self, x, layers, kept, stop=True), contextlib.suppress(PassEnded):
                 self(x, t, condition)
         finally:
-            self.partial = None
+            self.partial = before
         return [kept[name] for name in layers]
 
     def with_features(
@@ -232,6 +232,8 @@ class _Capture:
     ) -> None:
         self.denoiser, self.x, self.layers, self.kept, self.stop = denoiser, x, layers, kept, stop
         self.undo = contextlib.ExitStack()
+        # Before one's own pass begins, passes for other processes may go through the same layers.
+        self.for_others = denoiser.for_others
 
     def __enter__(self) -> None:
         layers = {name: self.denoiser.layer(name) for name in self.layers}
@@ -241,6 +243,8 @@ class _Capture:
             self.undo.callback(handle.remove)
 
     def _keep(self, name: str, output: Any) -> None:
+        if self.denoiser.for_others != self.for_others:
+            return
         self.kept[name] = self.denoiser.feature(output, self.x)
         if self.stop and len(self.kept) == len(set(self.layers)):
             raise PassEnded([*self.kept.values()])

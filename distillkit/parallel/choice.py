@@ -114,8 +114,8 @@ def _fitting(asked: Asked, held: int, say: Callable[[str], None]) -> Literal["re
     if asked.device.type != "cuda":
         say(f"networks: whole on each of {asked.processes} processes (--parallel replicate); {size} are held by each")
         return "replicate"
-    # All processes must choose alike, and so by a fact, not by what is free at the moment.
-    room = torch.cuda.get_device_properties(asked.device).total_memory
+    # All processes must choose alike, and so by the smallest device, and not by what is free at the moment.
+    room = _least(torch.cuda.get_device_properties(asked.device).total_memory, asked.processes)
     if held <= FITS * room:
         say(
             f"networks: whole on each of {asked.processes} processes (--parallel replicate); {size} fit into "
@@ -124,6 +124,13 @@ def _fitting(asked: Asked, held: int, say: Callable[[str], None]) -> Literal["re
         return "replicate"
     say(f"networks: in parts (--parallel shard); {size} are too large beside passes in {room / 1e9:,.0f} GB")
     return "shard"
+
+
+def _least(own: int, processes: int) -> int:
+    """The smallest of the numbers that the processes have."""
+    numbers = [own] * processes
+    torch.distributed.all_gather_object(numbers, own)
+    return min(numbers)
 
 
 def _check(asked: Asked, name: str) -> None:

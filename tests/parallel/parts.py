@@ -24,7 +24,7 @@ from distillkit.errors import DistillkitError, UsageError
 from distillkit.jobs.spreading import asked_of
 from distillkit.models.counting import count_evaluations
 from distillkit.models.hashes import content_hash
-from distillkit.parallel.choice import choose
+from distillkit.parallel.choice import Asked, _fitting, choose
 from distillkit.parallel.copies import lazily, own_memory
 from distillkit.parallel.strategy import local_of
 from distillkit.progress import Quiet
@@ -202,8 +202,9 @@ def passes_that_others_do_not_make():
     shard, found = strategy("shard"), [teacher().denoiser, teacher().copy_denoiser()]
     for denoiser in found:
         shard.spread(denoiser)
-    x, t = torch.ones(3, 2, dtype=torch.float64), torch.ones(3, dtype=torch.float64)
-    wanted = teacher().denoiser(x, t, Condition())
+    x, t = torch.linspace(-1, 1, 6, dtype=torch.float64).view(3, 2), torch.ones(3, dtype=torch.float64)
+    whole = teacher().denoiser
+    wanted = whole(x, t, Condition())
     with torch.inference_mode(), found[0].uneven(), count_evaluations(found[0]) as evaluations:
         for _ in range(3 * RANK):
             assert torch.allclose(found[0](x, t, Condition()), wanted)
@@ -211,6 +212,15 @@ def passes_that_others_do_not_make():
             assert torch.allclose(found[1](x, t, Condition()), wanted)
             found[1].features(x, t, Condition())
     assert evaluations() == 9 * RANK
+    # Both evaluate one network at the same time, up to other layers.
+    for both in ((LAYERS[:1], None), (LAYERS[:1], LAYERS[1:])):
+        with torch.inference_mode(), found[0].uneven():
+            if (layers := both[RANK]) is None:
+                assert torch.allclose(found[1](x, t, Condition()), wanted)
+            else:
+                ours, theirs = (one.features(x, t, Condition(), layers)[0] for one in (found[1], whole))
+                assert ours.shape == theirs.shape and torch.allclose(ours, theirs), layers
+            assert found[1].partial is None
     # Memory that was asked for in inference mode would be lost to training.
     found[1](x, t, Condition()).sum().backward()
     assert content_hash(found[0].state_dict()) == content_hash(teacher().denoiser.state_dict())
@@ -255,6 +265,15 @@ def compiled_blocks_are_gathered_as_others():
     assert network.model._compiled_call_impl is None and "Uneven is not compiled" in said[0]
 
 
+def all_choose_by_the_smallest_device():
+    for held, chosen in ((50, "replicate"), (80, "shard")):
+        with pytest.MonkeyPatch.context() as patch:
+            memory = SimpleNamespace(total_memory=100 if RANK else 1000)
+            patch.setattr(torch.cuda, "get_device_properties", lambda device, memory=memory: memory)
+            said = []
+            assert _fitting(Asked("auto", WORLD, WORLD, torch.device("cuda")), held, said.append) == chosen, said
+
+
 def what_cannot_be_is_refused():
     with pytest.raises(UsageError, match=r"--parallel shard.*bf16.*replicate"):
         strategy("shard", precision="fp16")
@@ -285,5 +304,6 @@ what_is_not_finite_is_judged_by_all()
 passes_that_others_do_not_make()
 copies_take_no_memory_until_they_are_changed()
 compiled_blocks_are_gathered_as_others()
+all_choose_by_the_smallest_device()
 what_cannot_be_is_refused()
 sys.stdout.write(f"done:{RANK}\n")
