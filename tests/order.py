@@ -5,8 +5,10 @@ from __future__ import annotations
 import pytest
 
 LONGEST = (
-    "tests/testing/test_first_party.py", "tests/cli/test_run.py", "tests/jobs/test_text_teachers.py",
-    "tests/cli/test_teachers.py", "tests/engine/test_processes.py", "tests/testing/test_mutations.py",
+    "tests/testing/test_first_party.py", "tests/parallel/test_shard.py", "tests/cli/test_run.py",
+    "tests/parallel/test_checkpoints.py", "tests/jobs/test_text_teachers.py", "tests/parallel/test_expected.py",
+    "tests/cli/test_teachers.py", "tests/adapters/test_sharing.py", "tests/engine/test_processes.py",
+    "tests/testing/test_mutations.py",
     "tests/models/test_families.py", "tests/cli/test_faults.py", "tests/students/test_plain_pipeline.py",
     "tests/benchmark/test_ground_truth.py", "tests/test_guides.py", "tests/models/test_diffusers.py",
     "tests/test_notebook.py", "tests/plugins/test_new_method.py", "tests/parts/test_distances.py",
