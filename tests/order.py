@@ -14,8 +14,7 @@ LONGEST = (
     "tests/test_notebook.py", "tests/plugins/test_new_method.py", "tests/parts/test_distances.py",
     "tests/cli/test_evaluate.py", "tests/cli/test_train_parts.py", "tests/engine/test_checkpoints.py",
     "tests/testing/test_kit.py", "tests/engine/test_kills.py", "tests/test_warm.py", "tests/test_tuning.py",
-    "tests/models/test_pipeline_options.py", "tests/plugins/test_third_party.py", "tests/benchmark/test_bench.py",
-    "tests/benchmark/test_side_by_side.py",
+    "tests/models/test_pipeline_options.py", "tests/plugins/test_third_party.py",
 )  # fmt: skip
 """The files that take more than a sixtieth of the whole time, from the longest on, by their CPU time."""
 
