@@ -9,7 +9,16 @@ from datetime import UTC, datetime
 from functools import cached_property, partial
 from pathlib import Path
 
-from distillkit.benchmark.jobs import FIGURES_CODE, Job, distillation, hash_of, jobs_of, own_source_hash, reason_of
+from distillkit.benchmark.jobs import (
+    FIGURES_CODE,
+    Job,
+    distillation,
+    hash_of,
+    jobs_of,
+    own_source_hash,
+    reason_of,
+    teacher_for,
+)  # fmt: skip
 from distillkit.benchmark.outcomes import (
     State,
     about_run,
@@ -175,7 +184,8 @@ class Bench:
         folder = run_folder(self.folder, job)
         if folder.finished:
             return folder.path
-        work = Distillation(job.config, folder, self.context, job.method, self.teacher)
+        teacher = teacher_for(job.config, self.teacher, self.context)
+        work = Distillation(job.config, folder, self.context, job.method, teacher)
         work.prepare()
         begun = (folder / CONFIG).is_file()
         launch(

@@ -22,8 +22,11 @@ from distillkit.jobs.api import method_offer
 from distillkit.jobs.context import Context
 from distillkit.jobs.distil import Distillation
 from distillkit.jobs.launcher import launcher_settings
+from distillkit.jobs.reading import read_for
+from distillkit.jobs.spreading import asked_of
 from distillkit.jobs.trial import forward_equivalents
 from distillkit.models.hashes import content_hash
+from distillkit.models.store.resolve import resolve as resolve_teacher
 from distillkit.progress import Quiet
 from distillkit.registry import Installed
 from distillkit.runs.config import RunConfig, resolve
@@ -122,9 +125,21 @@ def distillation(method: Installed, config: RunConfig, teacher: Teacher, context
     Raises:
         UsageError, DistillkitError: what the run would be refused with.
     """
-    planned = Distillation(config, RunFolder(Path(), ""), context, method, teacher)
+    planned = Distillation(config, RunFolder(Path(), ""), context, method, teacher_for(config, teacher, context))
     planned.prepare()
     return planned
+
+
+def teacher_for(config: RunConfig, teacher: Teacher, context: Context) -> Teacher:
+    """The teacher of one training: that of the whole suite, or one of its own where networks are held in parts.
+
+    Raises:
+        UsageError, DistillkitError: where it cannot be loaded.
+    """
+    if not asked_of(config.training, context).spreads:
+        return teacher
+    reference = resolve_teacher(config.teacher, config.pipeline)
+    return read_for(reference, config, context) if reference.available else reference.fresh(0)
 
 
 def precision_of(suite: Suite) -> str:

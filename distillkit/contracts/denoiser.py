@@ -279,5 +279,8 @@ def null_features(
         shape: of a sample, without the batch. condition: of one sample, on the network's device.
     """
     device = device_of(denoiser)
+    if device.type == "meta":
+        # Layers and tables that were added to a network without weights have theirs; shapes need none.
+        denoiser = copy.deepcopy(denoiser).to(device)
     t = denoiser.schedule.grid(3)[1:2].float().to(device)
     return denoiser.features(torch.zeros(1, *shape, device=device), t, condition, layers)

@@ -101,6 +101,7 @@ class Networks(Held):
         with strategy.building():
             networks = cls(recipe, teacher, copy.deepcopy(recipe.student))
         learners = {id(learner) for learner in recipe.learners}
+        strategy.settle(networks.all)
         for module in networks.all:
             offload = offload_teacher and module is teacher.denoiser
             strategy.spread(module.eval(), in_steps=id(module) in learners, offload=offload)

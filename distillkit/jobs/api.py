@@ -27,6 +27,7 @@ from distillkit.jobs.evaluate import evaluate_subject
 from distillkit.jobs.launcher import TRAINING, launcher_settings
 from distillkit.jobs.options import EvaluationOptions
 from distillkit.jobs.prompts import check_before_loading
+from distillkit.jobs.reading import read_for
 from distillkit.jobs.run import Run
 from distillkit.jobs.teacher_weights import require_teacher_dtype
 from distillkit.models.store.resolve import preset_name
@@ -116,7 +117,7 @@ class Plan:
         if loaded is None:
             reference = resolve_teacher(self.config.teacher, self.config.pipeline)
             check_before_loading(reference, self.config)
-            loaded = reference.load(context.reporter, context.stopped)
+            loaded = read_for(reference, self.config, context)
         job = Distillation(self.config, self.folder, context, self.method, loaded)
         suggested = {"pairs": dict(self.preset.pairs)} if self.preset else {}
         for name, values in self.config.sources.items():

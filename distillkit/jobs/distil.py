@@ -83,7 +83,7 @@ class Distillation:
             refuse_fp8(held)
         teacher = set_apart(with_prompts(teacher, prompts, config.prompts.dtype), held)
         self.teacher = teacher_on(teacher, config.training, context)
-        with building(config.training, context):
+        with building(self.teacher, config.training, context):
             self.recipe = recipe_of(config, method, self.teacher)
         # After the recipe, whose networks begin as copies; before the sources, whose data are the teacher's.
         others = ADAPTERS if any(config.student.adapters) else COPIES

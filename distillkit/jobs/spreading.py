@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 
 from distillkit.contracts.denoiser import adapted_in
 from distillkit.contracts.recipe import Recipe
@@ -13,6 +14,7 @@ from distillkit.engine.optimization import merged
 from distillkit.engine.optimizers import EIGHT_BITS, moment_bytes
 from distillkit.errors import UsageError
 from distillkit.jobs.context import Context
+from distillkit.models.weightless import is_weightless, without_weights
 from distillkit.parallel.choice import Asked, choose, local_processes
 from distillkit.parallel.copies import lazily, own_memory
 from distillkit.parallel.strategy import Strategy, is_spread
@@ -58,11 +60,37 @@ def teacher_on(teacher: Teacher, training: TrainingConfig, context: Context) -> 
     return teacher
 
 
-def building(training: TrainingConfig, context: Context) -> AbstractContextManager[None]:
-    """While a recipe is made: copies of a network that may be spread take no memory before."""
+@contextmanager
+def building(teacher: Teacher, training: TrainingConfig, context: Context) -> Iterator[None]:
+    """While a recipe is made: copies of a network that may be spread take no memory before; where the teacher has no
+    weights in this process, no denoiser is given any.
+
+    Raises:
+        UsageError: for a recipe that computes with weights that this process does not have.
+    """
     if not asked_of(training, context).may_spread:
-        return nullcontext()
-    return lazily()
+        yield
+        return
+    left_out = is_weightless(teacher.denoiser)
+    try:
+        with lazily(), without_weights() if left_out else nullcontext():
+            yield
+    except Exception as error:
+        if not left_out or not _lacks_values(error):
+            raise
+        raise UsageError(
+            f"--parallel {training.parallel}: this method computes with the teacher's weights while it makes its "
+            f"recipe, and the first process alone has them then; use --parallel replicate ({error})"
+        ) from error
+
+
+def _lacks_values(error: BaseException | None) -> bool:
+    """Whether it comes from torch, of a tensor that has no values."""
+    while error is not None:
+        if isinstance(error, RuntimeError) and "meta" in str(error).lower():
+            return True
+        error = error.__cause__
+    return False
 
 
 def spread(

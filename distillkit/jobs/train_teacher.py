@@ -161,7 +161,7 @@ class TeacherTraining:
     ) -> None:
         self.config, self.images, self.folder, self.context = config, images, folder, context
         self.teacher = teacher_on(teacher, config.training, context)
-        with building(config.training, context):
+        with building(self.teacher, config.training, context):
             self.recipe = teacher_recipe(self.teacher, config.loss)
         self.strategy, self.networks = spread(self.recipe, self.teacher, config.training, context)
         self.measures = measures_for(teacher, config.evaluation)

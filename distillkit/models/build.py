@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from distillkit.contracts.conditioner import ClassLabels, Conditioner
 from distillkit.contracts.denoiser import Denoiser, adapted_in
 from distillkit.errors import DistillkitError, UsageError
 from distillkit.models.adapters import adapted, merged_weights, on_base, placed
+from distillkit.models.weightless import weights_left_out
 from distillkit.registry import BUILT_IN, blaming, registry
 from distillkit.text import short
 
@@ -22,7 +24,7 @@ PACKED = {f"{BUILT_IN}:FluxTransformer2DModel": 4}
 
 
 def build_denoiser(description: Mapping[str, Any]) -> Denoiser:
-    """A denoiser with fresh weights.
+    """A denoiser with fresh weights, or on the device "meta" where they are left out (`without_weights`).
 
     Args:
         description: {"kind": "package:Name", "arguments": {...}}; the arguments are plain values.
@@ -38,7 +40,8 @@ def build_denoiser(description: Mapping[str, Any]) -> Denoiser:
         )
     offered = registry().by_kind("networks", kind)
     arguments = dict(arguments)
-    with blaming(f"the network {kind}", offered.origin, "cannot be built from its arguments"):
+    place = torch.device("meta") if weights_left_out() else nullcontext()
+    with blaming(f"the network {kind}", offered.origin, "cannot be built from its arguments"), place:
         denoiser = offered.value(**arguments)
     if not isinstance(denoiser, Denoiser):
         raise DistillkitError(f"the network {kind} ({offered.origin}) is a {type(denoiser).__name__}, not a Denoiser")

@@ -44,10 +44,15 @@ class Asked:
     others: Mapping[str, bool] | None = None
 
     @property
+    def spreads(self) -> bool:
+        """Whether networks are held in parts whatever their size."""
+        return self.processes > 1 and self.parallel in ("shard", "hybrid")
+
+    @property
     def may_spread(self) -> bool:
         """Whether networks may come to be held in parts, so that none is brought to a device before that is settled."""
         by_choice = self.parallel == "auto" and self.device.type == "cuda"
-        return self.processes > 1 and (self.parallel in ("shard", "hybrid") or by_choice)
+        return self.spreads or (self.processes > 1 and by_choice)
 
 
 def local_processes(processes: int) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 
 from torch import Tensor, nn
@@ -18,6 +18,10 @@ class Replicate(Strategy):
 
     def building(self) -> AbstractContextManager[None]:
         return nullcontext()
+
+    def settle(self, modules: Sequence[nn.Module]) -> None:
+        # Whole networks are read by every process.
+        pass
 
     def spread(self, module: nn.Module, *, in_steps: bool = False, offload: bool = False) -> None:
         module.to(self.device)

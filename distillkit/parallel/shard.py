@@ -13,11 +13,13 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
-from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed.tensor import DTensor
 
 from distillkit.contracts.denoiser import Denoiser, PassEnded
+from distillkit.models.weightless import is_weightless
 from distillkit.parallel.buckets import Buckets
 from distillkit.parallel.copies import lazily
+from distillkit.parallel.first import given_memory, hand_out, named_tensors
 from distillkit.parallel.groups import cpu_group
 from distillkit.parallel.strategy import Gradients, Strategy, local_of
 from distillkit.parallel.turns import Turns
@@ -40,22 +42,50 @@ class Shard(Strategy):
         super().__init__(mesh.size(), device)
         self.mesh, self.half = mesh, half
         self.roots: list[Denoiser] = []
+        self._from_first = False
         self._cpu = None if dist.get_backend() == "gloo" else cpu_group()
 
     def building(self) -> AbstractContextManager[None]:
         return lazily()
 
+    def settle(self, modules: Sequence[nn.Module]) -> None:
+        lacking = torch.tensor(int(any(map(is_weightless, modules))))
+        dist.all_reduce(lacking, dist.ReduceOp.MAX, group=self._cpu)
+        self._from_first = bool(lacking)
+
     def spread(self, module: nn.Module, *, in_steps: bool = False, offload: bool = False) -> None:
-        for denoiser in outermost(module):
-            # A denoiser without weights, such as one that is known exactly, is not spread.
-            weighted = any(True for _ in denoiser.parameters())
-            if weighted and not any(root is denoiser for root in self.roots):
-                self._shard(denoiser, self.half if in_steps else None, offload=offload)
+        half = self.half if in_steps else None
+        # A denoiser without weights, such as one that is known exactly, is not spread.
+        fresh = [
+            denoiser for denoiser in outermost(module)
+            if any(True for _ in denoiser.parameters()) and not any(root is denoiser for root in self.roots)
+        ]  # fmt: skip
+        spread_before = {id(tensor) for root in self.roots for tensor in named_tensors(root).values()}
+        # What is whole now, by its names; the first process' is sent.
+        whole = {
+            name: tensor.detach()
+            for name, tensor in (named_tensors(module).items() if self._from_first else ())
+            if id(tensor) not in spread_before
+        }
+        units = [self._shard(denoiser, half, offload=offload) for denoiser in fresh]
+        if self._from_first:
+            given_memory(module, self.device, torch.device("cpu") if offload else self.device)
         for tensor in chain(module.parameters(), module.buffers()):
             if not isinstance(tensor, DTensor) and tensor.device != self.device:
                 tensor.data = tensor.data.to(self.device)
+        self._hand_out(named_tensors(module), whole)
+        for denoiser, blocks in zip(fresh, units, strict=True):
+            self._begin(denoiser, blocks, half)
 
-    def _shard(self, denoiser: Denoiser, half: torch.dtype | None, *, offload: bool) -> None:
+    def _hand_out(self, own: Mapping[str, Tensor], whole: dict[str, Tensor]) -> None:
+        """Send the first process' tensors, one at a time, and let each go."""
+        first = dist.get_rank() == 0
+        for name in list(whole):
+            value = whole.pop(name)
+            hand_out(own[name], value if first else None, self.mesh, self.device)
+
+    def _shard(self, denoiser: Denoiser, half: torch.dtype | None, *, offload: bool) -> list[nn.Module]:
+        """Put a denoiser in parts, of which there may be no values yet; returns what is gathered at one time."""
         kind = type(denoiser)
         settings: dict[str, Any] = {
             "mesh": self.mesh,
@@ -75,6 +105,10 @@ class Shard(Strategy):
         # FSDP makes a class of its own; messages and keys of caches name the network's.
         named: Any = type(denoiser)
         named.__name__, named.__qualname__, named.__module__ = kind.__name__, kind.__qualname__, kind.__module__
+        return units
+
+    def _begin(self, denoiser: Denoiser, units: Sequence[nn.Module], half: torch.dtype | None) -> None:
+        """Make a denoiser in parts ready for passes."""
         # Which network is the root and in what type gradients are is settled here, where the trained parameters need
         # gradients, and not by the first pass, which may be a frozen one. Memory for the first pass is asked for here
         # too: it may be in inference mode, and no tensor made in it can ever be trained with.
@@ -109,14 +143,7 @@ class Shard(Strategy):
     def scatter(self, module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
         first = dist.get_rank() == 0
         for name, own in module.state_dict().items():
-            if first:
-                whole = tensors[name].to(self.device, own.dtype, memory_format=torch.contiguous_format)
-            else:
-                whole = torch.empty(own.shape, dtype=own.dtype, device=self.device)
-            dist.broadcast(whole, src=0)
-            if isinstance(own, DTensor):
-                whole = distribute_tensor(whole, own.device_mesh, own.placements, src_data_rank=None).to_local()
-            local_of(own).copy_(whole)
+            hand_out(own, tensors[name] if first else None, self.mesh, self.device)
 
 
 class Sharded(Gradients):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 
 import torch
@@ -62,8 +62,13 @@ class Strategy(ABC):
         """While networks are copied that are spread later."""
 
     @abstractmethod
+    def settle(self, modules: Sequence[nn.Module]) -> None:
+        """Before any of them is spread: find out whether all processes have all weights. Where one lacks some (they are
+        on "meta"), everything that is spread from here on is as the first process has it, which has them all."""
+
+    @abstractmethod
     def spread(self, module: nn.Module, *, in_steps: bool = False, offload: bool = False) -> None:
-        """Bring a network, which every process holds whole and alike, to the devices, in place.
+        """Bring a network, which every process holds whole and alike or the first alone, to the devices, in place.
 
         Args:
             in_steps: whether it is evaluated in steps of a training alone, and so in their precision.

@@ -29,6 +29,11 @@ from distillkit.parallel.copies import lazily, own_memory
 from distillkit.parallel.strategy import local_of
 from distillkit.progress import Quiet
 from distillkit_dmd2.method import DMD2
+from tests.parallel.reading import (
+    one_reads_and_all_have_the_same,
+    what_cannot_be_made_without_weights_is_read_by_all,
+    what_is_not_the_same_is_refused,
+)
 from tests.parallel.small import (
     ACCELERATOR,
     CPU,
@@ -306,4 +311,7 @@ copies_take_no_memory_until_they_are_changed()
 compiled_blocks_are_gathered_as_others()
 all_choose_by_the_smallest_device()
 what_cannot_be_is_refused()
+one_reads_and_all_have_the_same(Path(sys.argv[1]) / "dit")
+what_cannot_be_made_without_weights_is_read_by_all()
+what_is_not_the_same_is_refused(Path(sys.argv[1]) / "dit")
 sys.stdout.write(f"done:{RANK}\n")

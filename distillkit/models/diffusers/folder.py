@@ -11,12 +11,14 @@ import torch
 
 from distillkit.contracts.teacher import Teacher, TeacherSpec
 from distillkit.errors import DistillkitError, UsageError
+from distillkit.models.build import build_denoiser
 from distillkit.models.diffusers.attention import renamed_attention
 from distillkit.models.diffusers.family import Described, Family, Pipeline
 from distillkit.models.diffusers.options import PLAIN, PipelineConfig
 from distillkit.models.diffusers.weights import read_weights
 from distillkit.models.precision import check_dtype, in_dtype
 from distillkit.models.store.folder import denoiser_with, teacher_with
+from distillkit.models.weightless import weights_left_out
 from distillkit.names import name_from
 from distillkit.reading import read_mapping
 from distillkit.registry import blaming, registry
@@ -96,7 +98,8 @@ def _check_followed(described: Described, pipeline: Pipeline) -> None:
 
 
 def read_teacher(folder: Path, spec: TeacherSpec, dtype: torch.dtype = torch.float32) -> Teacher:
-    """The teacher of such a folder, which `describe` has described, its network's weights in `dtype`.
+    """The teacher of such a folder, which `describe` has described, its network's weights in `dtype`. Where weights are
+    left out (`without_weights`) their files are not looked at, and the spec has no hash of them.
 
     Raises:
         UsageError: when its weights are missing, or `dtype` is none of those that networks take.
@@ -104,17 +107,23 @@ def read_teacher(folder: Path, spec: TeacherSpec, dtype: torch.dtype = torch.flo
     """
     check_dtype(dtype)
     pipeline = pipeline_at(folder)
-    prefix, network = _described(pipeline).prefix, pipeline.network
-    tensors, digest, note = read_weights(network, dtype)
-    if note:
-        log.warning("reading %s; they are used in %s", note, str(dtype).removeprefix("torch."))
-    complete = spec.model_copy(update={"weights_sha256": digest})
-    state = {f"{prefix}{name}": value for name, value in tensors.items()}
-    with at(network):
-        teacher = teacher_with(complete, denoiser_with(spec, state, str(network), rename=renamed_attention))
-    teacher = in_dtype(teacher, dtype)
+    teacher = in_dtype(_with_network(pipeline, spec, dtype), dtype)
     teacher.conditioner, teacher.codec = teacher.conditioner.hashed(), teacher.codec.hashed()
     return teacher
+
+
+def _with_network(pipeline: Pipeline, spec: TeacherSpec, dtype: torch.dtype) -> Teacher:
+    if weights_left_out():
+        with at(pipeline.network):
+            return teacher_with(spec, build_denoiser(spec.network))
+    tensors, digest, note = read_weights(pipeline.network, dtype)
+    if note:
+        log.warning("reading %s; they are used in %s", note, str(dtype).removeprefix("torch."))
+    prefix = _described(pipeline).prefix
+    state = {f"{prefix}{name}": value for name, value in tensors.items()}
+    with at(pipeline.network):
+        denoiser = denoiser_with(spec, state, str(pipeline.network), rename=renamed_attention)
+        return teacher_with(spec.model_copy(update={"weights_sha256": digest}), denoiser)
 
 
 @contextmanager

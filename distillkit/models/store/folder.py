@@ -14,6 +14,7 @@ from distillkit.contracts.teacher import Teacher, TeacherSpec
 from distillkit.errors import DistillkitError
 from distillkit.files import sha256, write_json
 from distillkit.models.build import build_denoiser, check_kinds, described_weights
+from distillkit.models.weightless import weights_left_out
 from distillkit.reading import Missing, Unreadable, check_format, read_mapping, validated
 from distillkit.registry import registry
 from distillkit.tensors import Stored, read_tensors
@@ -45,18 +46,20 @@ def read_spec(path: Path) -> TeacherSpec:
 
 
 def read_teacher(spec_path: Path, weights_path: Path) -> Teacher:
-    """A teacher from its two files.
+    """A teacher from its two files; from the first alone where weights are left out (`without_weights`).
 
     Raises:
         UsageError: when the package of its network, conditioner or codec is not installed; names it.
         DistillkitError: when they are damaged or do not fit together.
     """
     spec = read_spec(spec_path)
-    state = read_tensors(weights_path)
-    if sha256(weights_path) != spec.weights_sha256:
+    left_out = weights_left_out()
+    state = {} if left_out else read_tensors(weights_path)
+    if not left_out and sha256(weights_path) != spec.weights_sha256:
         raise DistillkitError(f"{weights_path} does not match the sha256 recorded in {spec_path.name}")
     try:
-        return teacher_with(spec, denoiser_with(spec, state, str(weights_path)))
+        denoiser = build_denoiser(spec.network) if left_out else denoiser_with(spec, state, str(weights_path))
+        return teacher_with(spec, denoiser)
     except DistillkitError as error:
         raise type(error)(f"{spec_path}: {error}") from error
 
