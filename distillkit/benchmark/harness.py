@@ -103,7 +103,9 @@ class Bench:
         """
         assert job.method is not None and job.config is not None
         work, training = distillation(job.method, job.config, self.teacher, self.context), job.config.training
-        trial = try_training(work.recipe, work.teacher, training, self.context.accelerator)
+        trial = try_training(
+            work.recipe, work.teacher, training, self.context.accelerator, spread=(work.strategy, work.networks)
+        )
         seconds = training.duration * trial.seconds_per_image + job.sources_cost * trial.seconds_per_evaluation
         return seconds / self.context.world
 

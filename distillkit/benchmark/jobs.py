@@ -102,7 +102,9 @@ def _planned(suite: Suite, entry: str, teacher: Teacher, context: Context) -> Jo
         method = method_offer(suite.method_of(entry))
         planned = distillation(method, configuration(suite, entry, method), teacher, context)
         key = identity(planned, method, context.world)
-        passes = forward_equivalents(planned.recipe, planned.teacher, context.accelerator)
+        passes = forward_equivalents(
+            planned.recipe, planned.teacher, context.accelerator, (planned.strategy, planned.networks)
+        )
         images = affordable(suite.budget, sum(passes.values()), planned.sources_cost, planned.config.training.batch)
         config = configuration(suite, entry, method, length(images, suite.curve_points))
     except Interrupted:

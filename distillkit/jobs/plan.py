@@ -31,7 +31,7 @@ from distillkit.jobs.train_part import new_part
 from distillkit.jobs.train_parts import PartsTraining
 from distillkit.jobs.train_teacher import new_teacher
 from distillkit.jobs.training import require_checkpoint_space
-from distillkit.jobs.trial import Trial, try_learner, try_training
+from distillkit.jobs.trial import Spread, Trial, try_learner, try_training
 from distillkit.models.store.resolve import resolve
 from distillkit.progress import clock
 from distillkit.runs.folder import CONFIG, RunFolder
@@ -90,7 +90,7 @@ def _distillation_rows(plan: Plan, job: Distillation, remark: str) -> Rows:
         ("training", _training(training, context.accelerator)),
         ("figures", job.measures.summary.removeprefix("figures: ")),
     ]
-    trial, reason = _tried(recipe, job.teacher, training, context.accelerator)
+    trial, reason = _tried(recipe, job.teacher, training, context.accelerator, (job.strategy, job.networks))
     disk = memory = 0.0
     if encodings := encodings_plan(job.teacher, job.config.prompts.encodings, training.duration):
         rows.append(("text encodings", encodings.summary))
@@ -137,7 +137,7 @@ def plan_teacher(config: TeacherRunConfig, context: Context, folder: RunFolder, 
             ("figures", measures.summary.removeprefix("figures: ")),
         ]  # fmt: skip
         recipe = teacher_recipe(teacher.to(context.device), config.loss)
-        trial, reason = _tried(recipe, teacher, config.training, context.accelerator)
+        trial, reason = _tried(recipe, teacher.to(context.device), config.training, context.accelerator)
         return rows + _costs(trial, reason, config.training, context.accelerator, folder, 0.0, 0.0)
 
 
@@ -199,10 +199,10 @@ def _objective(objective: Objective) -> str:
 
 
 def _tried(
-    recipe: Recipe, teacher: Teacher, training: TrainingConfig, accelerator: Accelerator
+    recipe: Recipe, teacher: Teacher, training: TrainingConfig, accelerator: Accelerator, spread: Spread | None = None
 ) -> tuple[Trial | None, str]:
     try:
-        return try_training(recipe, teacher.to(accelerator.device), training, accelerator), ""
+        return try_training(recipe, teacher, training, accelerator, spread=spread), ""
     except UsageError:  # settings that the training would be refused for
         raise
     except (DistillkitError, RuntimeError, MemoryError) as error:

@@ -22,11 +22,13 @@ from distillkit.engine.config import TrainingConfig
 from distillkit.engine.cost import CostMeter
 from distillkit.engine.learning import LearnerTrainer
 from distillkit.engine.loop import Loop
+from distillkit.engine.networks import Networks
 from distillkit.engine.optimizers import require_optimizer
 from distillkit.engine.spreading import PassMeter
 from distillkit.engine.trainer import Trainer
 from distillkit.jobs.step_costs import SavedBytes, counted_steps, evaluation_seconds, speed
 from distillkit.parallel.expected import Passes
+from distillkit.parallel.strategy import Strategy
 from distillkit.registry import registry
 from distillkit.weights import weight_bytes
 
@@ -80,7 +82,13 @@ def synthetic_sources(recipe: Recipe, teacher: Teacher, device: torch.device) ->
     return {kind: offered[kind].synthetic(teacher, device) for kind in batch_types(recipe.needs)}
 
 
-def forward_equivalents(recipe: Recipe, teacher: Teacher, accelerator: Accelerator) -> dict[str, float]:
+Spread = tuple[Strategy, Networks]
+"""How the networks of a recipe are spread over processes, where that is done already."""
+
+
+def forward_equivalents(
+    recipe: Recipe, teacher: Teacher, accelerator: Accelerator, spread: Spread | None = None
+) -> dict[str, float]:
     """Network passes of training on one image, by role: the mean of all stages by their shares, each counted over the
     steps in which every part is due once.
 
@@ -92,7 +100,7 @@ def forward_equivalents(recipe: Recipe, teacher: Teacher, accelerator: Accelerat
     # Two samples: what is normalised over a batch needs more than one.
     # The layout is not chosen by a measurement, whose passes would be counted.
     training, cost = TrainingConfig(batch=2 * accelerator.num_processes, channels_last="off"), CostMeter()
-    trainer = _trainer(recipe, teacher, training, accelerator, cost)
+    trainer = _trainer(recipe, teacher, training, accelerator, cost, spread)
     return _mean(_counted_by_stage(trainer), recipe)
 
 
@@ -153,10 +161,15 @@ def _mean(stages: Sequence[Mapping[str, float]], recipe: Recipe) -> dict[str, fl
 
 
 def _trainer(
-    recipe: Recipe, teacher: Teacher, training: TrainingConfig, accelerator: Accelerator, cost: CostMeter
-) -> Trainer:
+    recipe: Recipe, teacher: Teacher, training: TrainingConfig, accelerator: Accelerator, cost: CostMeter,
+    spread: Spread | None = None,
+) -> Trainer:  # fmt: skip
     sources = synthetic_sources(recipe, teacher, accelerator.device)
-    trainer = Trainer(recipe, teacher, training, accelerator=accelerator, seed=0, sources=sources, cost=cost)
+    strategy, networks = spread or (None, None)
+    trainer = Trainer(
+        recipe, teacher, training, accelerator=accelerator, seed=0, sources=sources, cost=cost, strategy=strategy,
+        networks=networks,
+    )  # fmt: skip
     # Weights may be moved in memory here, and are where they will be from then on.
     trainer.prepare()
     return trainer
@@ -168,8 +181,9 @@ def _period(recipe: Recipe) -> int:
 
 
 def try_training(
-    recipe: Recipe, teacher: Teacher, training: TrainingConfig, accelerator: Accelerator, *, enough: float | None = None
-) -> Trial:
+    recipe: Recipe, teacher: Teacher, training: TrainingConfig, accelerator: Accelerator, *,
+    enough: float | None = None, spread: Spread | None = None,
+) -> Trial:  # fmt: skip
     """Take a few steps with this recipe, whose networks are changed by it; its objectives must have been prepared.
 
     Args:
@@ -178,7 +192,7 @@ def try_training(
     Raises:
         DistillkitError: when a loss fails or is not finite.
     """
-    trainer = _trainer(recipe, teacher, _of_one(training, accelerator), accelerator, CostMeter())
+    trainer = _trainer(recipe, teacher, _of_one(training, accelerator), accelerator, CostMeter(), spread)
     frozen = weight_bytes(teacher.denoiser)
 
     def held() -> int:

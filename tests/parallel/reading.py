@@ -9,6 +9,8 @@ import torch
 import torch.distributed as dist
 from torch.distributed.tensor import DTensor
 
+from distillkit.benchmark.jobs import jobs_of
+from distillkit.benchmark.suite import Suite
 from distillkit.engine.interrupt import StopRequest
 from distillkit.engine.networks import Networks
 from distillkit.errors import DistillkitError, UsageError
@@ -23,7 +25,7 @@ from distillkit.models.store.resolve import resolve
 from distillkit.models.weightless import is_weightless
 from distillkit.parallel import shard
 from distillkit.parallel.first import named_tensors
-from distillkit.parallel.strategy import local_of
+from distillkit.parallel.strategy import is_spread, local_of
 from distillkit.progress import Quiet
 from distillkit.registry import Installed, registry
 from distillkit.runs.config import RunConfig
@@ -86,8 +88,8 @@ def one_reads_and_all_have_the_same(folder):
         pipelines.dit(folder)
     dist.barrier()
     cases = [
-        ("digits", "dmd2", {"gan_weight": 0.1, "critic_gan_weight": 0.1}, 0.6),
-        (folder, "dmd2", {"gan_weight": 0.1, "critic_gan_weight": 0.1}, 0.75),  # its table of positions is whole
+        # The table of positions is whole.
+        (folder, "dmd2", {"gan_weight": 0.1, "critic_gan_weight": 0.1}, 0.75),
         (folder, "meanflow", {}, 0.75),
         ("digits", "kd", {"student_network": {"model_channels": 8}}, 0.6),
     ]
@@ -125,6 +127,20 @@ def what_cannot_be_made_without_weights_is_read_by_all():
     assert not is_weightless(loaded.denoiser) and not LINES
 
 
+def every_training_of_a_bench_has_its_own_teacher():
+    """And the one of the bench stays whole."""
+    teacher = resolve("digits").load(Quiet())
+    entries = {"again": {"method": "dmd"}, "dmd": {}}
+    suite = Suite(
+        name="two", teacher="digits", budget=5000, methods=entries, training={"parallel": "shard", "batch": 4},
+        sources={"pairs": {"count": 4}},
+    )  # fmt: skip
+    first, second = jobs_of(suite, teacher, CONTEXT)
+    assert not first.problem and not second.problem, (first.problem, second.problem)
+    assert first.passes == second.passes and first.passes and first.key == second.key
+    assert not is_spread(teacher.denoiser)
+
+
 def what_is_not_the_same_is_refused(folder):
     """Another network on another machine, and a method that looks at weights."""
     config = config_of("dmd", folder, {})
@@ -142,7 +158,7 @@ def what_is_not_the_same_is_refused(folder):
     weight = next(loaded.denoiser.parameters())
     if RANK:
         with (
-            pytest.raises(UsageError, match="--parallel shard: this method computes.*--parallel replicate"),
+            pytest.raises(UsageError, match=r"--parallel shard: this method computes.*--parallel replicate"),
             building(loaded, config.training, CONTEXT),
         ):
             float(weight.sum())
