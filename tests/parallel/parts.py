@@ -32,6 +32,7 @@ from distillkit_dmd2.method import DMD2
 from tests.parallel.reading import (
     every_training_of_a_bench_has_its_own_teacher,
     one_reads_and_all_have_the_same,
+    types_of_weights_are_those_of_the_file,
     what_cannot_be_made_without_weights_is_read_by_all,
     what_is_not_the_same_is_refused,
 )
@@ -315,5 +316,6 @@ what_cannot_be_is_refused()
 one_reads_and_all_have_the_same(Path(sys.argv[1]) / "dit")
 what_cannot_be_made_without_weights_is_read_by_all()
 what_is_not_the_same_is_refused(Path(sys.argv[1]) / "dit")
+types_of_weights_are_those_of_the_file(Path(sys.argv[1]) / "bfloat16")
 every_training_of_a_bench_has_its_own_teacher()
 sys.stdout.write(f"done:{RANK}\n")

@@ -20,6 +20,7 @@ from distillkit.jobs.recipe import inputs_of, recipe_of
 from distillkit.jobs.spreading import building, spread, teacher_on
 from distillkit.models.diffusers import folder as diffusers_folder
 from distillkit.models.store import folder as teacher_folder
+from distillkit.models.store.folder import write_teacher
 from distillkit.models.store.reference import Offered
 from distillkit.models.store.resolve import resolve
 from distillkit.models.weightless import is_weightless
@@ -125,6 +126,17 @@ def what_cannot_be_made_without_weights_is_read_by_all():
     LINES.clear()
     loaded = read_for(resolve("digits"), config_of("dmd", "digits", {}, "replicate"), CONTEXT)
     assert not is_weightless(loaded.denoiser) and not LINES
+
+
+def types_of_weights_are_those_of_the_file(folder):
+    if RANK == 0:
+        teacher = resolve("digits").load(Quiet())
+        state = teacher.denoiser.state_dict()
+        write_teacher(folder, {name: value.bfloat16() for name, value in state.items()}, teacher.spec)
+    dist.barrier()
+    loaded = read_for(resolve(str(folder)), config_of("dmd", folder, {}), CONTEXT)
+    assert is_weightless(loaded.denoiser) == bool(RANK)
+    assert {tensor.dtype for tensor in named_tensors(loaded.denoiser).values()} == {torch.bfloat16}
 
 
 def every_training_of_a_bench_has_its_own_teacher():
