@@ -26,6 +26,7 @@ from distillkit.engine.networks import Networks
 from distillkit.engine.optimizers import require_optimizer
 from distillkit.engine.spreading import PassMeter
 from distillkit.engine.trainer import Trainer
+from distillkit.errors import DistillkitError
 from distillkit.jobs.step_costs import SavedBytes, counted_steps, evaluation_seconds, speed
 from distillkit.parallel.expected import Passes
 from distillkit.parallel.strategy import Strategy
@@ -190,8 +191,11 @@ def try_training(
         enough: seconds to measure for; `ENOUGH_SECONDS` if none.
 
     Raises:
-        DistillkitError: when a loss fails or is not finite.
+        DistillkitError: when a loss fails or is not finite; or for networks in parts.
     """
+    if spread and spread[0].spreads:
+        # Every process would take as many steps as it finds time for, and wait for the others in the next.
+        raise DistillkitError("networks are in parts; `--dry-run --devices N` says by formula what to expect")
     trainer = _trainer(recipe, teacher, _of_one(training, accelerator), accelerator, CostMeter(), spread)
     frozen = weight_bytes(teacher.denoiser)
 
