@@ -105,7 +105,8 @@ def make(
         return
     found = make_pairs(**asked)
     out = console()
-    out.print(f"{found.count:,} pairs, {found.made:,} of them made here, in {found.folder}", highlight=False)
+    made = f"{found.made:,} made here, in whole shards" if found.made else "none made here"
+    out.print(f"{found.count:,} pairs, {made}: {found.folder}", highlight=False)
     if found.missing:
         out.print(
             f"{found.missing:,} are still missing: other parts, or the same command without --part", highlight=False

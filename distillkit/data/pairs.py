@@ -253,7 +253,7 @@ class PairSource(Source[Pairs]):
         if needed > free and disk.total:
             raise DistillkitError(
                 f"noise-image pairs need {needed / 2**20:,.0f} MiB in {self.store.folder} and {free / 2**20:,.0f} MiB "
-                "are free; set DISTILLKIT_CACHE to a larger disk, or ask for fewer by --pairs-count"
+                "are free; set DISTILLKIT_CACHE to a larger disk, or ask for fewer pairs"
             )
 
     def _check_guidance(self) -> None:

@@ -24,6 +24,7 @@ from distillkit.jobs.recipe import recipe_of
 from distillkit.jobs.spreading import asked_of
 from distillkit.jobs.trial import passes_of
 from distillkit.models.store.resolve import card_of, default_teacher, resolve
+from distillkit.parallel.choice import group_size
 from distillkit.parallel.expected import Expected, Network, Passes, Spread, StrategyName, Tensors, expected
 from distillkit.registry import registry
 
@@ -40,7 +41,7 @@ def device_rows(plan: Plan, devices: int, machine: int | None = None) -> Rows:
         machine: devices of one machine, which share a network under hybrid; `--shard-size` or 8 if none.
 
     Raises:
-        UsageError: for a batch that the devices cannot share.
+        UsageError: for a batch that the devices cannot share, or groups under hybrid that they do not make.
         DistillkitError: for settings that the recipe cannot follow, or a teacher that only loading tells of.
     """
     training = plan.config.training
@@ -64,6 +65,8 @@ def device_rows(plan: Plan, devices: int, machine: int | None = None) -> Rows:
         ("activations", f"about {about}" if kept else why),
     ]
     asked = asked_of(training, plan.context, recipe, plan.config.teacher_weights.dtype)
+    if training.parallel == "hybrid" or training.shard_size:
+        group_size(replace(asked, processes=devices, local=machine))
     without = [option for option, given in (asked.others or {}).items() if given]
     for spread in _spreads(devices, machine):
         name = f"{spread.name} (asked for)" if training.parallel == spread.name else spread.name

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +10,8 @@ from pathlib import Path
 from distillkit.data.pair_notes import described, used_by
 from distillkit.data.shards import identity_of
 from distillkit.files import cache_folder
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -41,9 +44,14 @@ def list_pairs(root: str | Path | None = None) -> list[StoredSet]:
     above, found = Path(root) if root else cache_folder() / "pairs", []
     for folder in sorted(above.iterdir()) if above.is_dir() else []:
         identity = identity_of(folder) if folder.is_dir() else None
-        if identity is None:
-            continue
         files = [path.stat().st_size for path in folder.glob("shard-*.safetensors")]
+        if identity is None:
+            if files:
+                log.warning(
+                    "%s is left out: it holds %s shards, and its manifest.json is missing or damaged; `distillkit pairs "
+                    "make` with the teacher and options of that set reads them again", folder, f"{len(files):,}",
+                )  # fmt: skip
+            continue
         try:
             steps, guidance = int(identity.get("steps", 0)), float(identity.get("guidance", 1))
             count = len(files) * int(identity.get("shard", 0))

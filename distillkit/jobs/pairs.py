@@ -58,6 +58,8 @@ def pair_source(
     pairs = {
         name: settings[name] for name in ("count", "steps", "solver", "guidance") if settings.get(name) is not None
     }
+    # Before a plan is made, in which they have longer names.
+    config = validated(PairsConfig, pairs, None, pairs)
     if method is not None:
         asked = {f"pairs_{name}": value for name, value in pairs.items()}
         others = {k: v for k, v in settings.items() if k not in pairs and v is not None}
@@ -72,7 +74,6 @@ def pair_source(
     if "prompts" in prompts:
         prompts["path"] = prompts.pop("prompts")
     pipeline = {k: settings[k] for k in ("resolution", "embedded_guidance") if settings.get(k) is not None}
-    config = validated(PairsConfig, pairs, None, pairs)
     texts = validated(PromptsConfig, prompts, None, {"prompts": prompts}, ("prompts",))
     with job_context(device=device, quiet=quiet, timeout=timeout) as context:
         loaded = teacher

@@ -69,6 +69,9 @@ def test_two_writers_one_killed_then_a_run_that_finds_the_pairs(
     assert fixed.returncode == 0 and "2 shards were made anew" in fixed.stdout
     again = inside("pairs", "verify", *made_by)
     assert again.returncode == 0 and "8 pairs made again" in again.stdout and "everything is whole" in again.stdout
+    (folder / "manifest.json").write_text("{")
+    listed = inside("pairs", "list")
+    assert f"{folder} is left out: it holds {SHARDS} shards" in listed.stderr.replace("\n", "")
 
 
 def test_parts_plans_and_python(inside, tmp_path, monkeypatch, tiny_teacher_folder):
@@ -111,7 +114,7 @@ def test_a_method_and_guided_prompts_lead_where_its_run_looks(tmp_path, monkeypa
     [
         (["make", "--part", "9/8"], "write it as K/N"),
         (["make", "--count", "many"], "--count: write a number"),
-        (["make", "--solver", "magic"], "--solver"),
+        (["make", "--method", "dmd", "--solver", "magic"], ": --solver: "),
         (["make", "--method", "dmd2"], "reads no noise-image pairs"),
         (["make", "--prompts", "x.txt"], "takes no prompts"),
         (["make", "--set", "training.lr=1"], "name its --method"),

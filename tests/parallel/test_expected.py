@@ -200,5 +200,7 @@ def test_a_plan_for_many_devices_loads_nothing_and_writes_nothing(inside, tmp_pa
     assert "shard not done with adapters" in said
     refused = inside(*arguments, "7", "--batch", "512")
     assert refused.returncode == 2 and "--devices 7" in refused.stderr
+    groups = inside(*arguments, "16", "--batch", "512", "--parallel", "hybrid", "--shard-size", "3")
+    assert groups.returncode == 2 and "16 processes are no multiple of 3" in groups.stderr
     alone = inside("run", "dmd2", "--devices", "8")
     assert alone.returncode == 2 and "--dry-run" in alone.stderr

@@ -80,16 +80,16 @@ def side_by_side(suite: Suite, folder: Path, workers: Workers, *, device: str, q
         )
     reporter = reporter_for(quiet=quiet)
     cluster = workers.launcher == "slurm"
+    launcher = _launcher(folder, workers, device, reporter)
+    reference = resolve(suite.teacher, suite.pipeline)
+    reference.check()
+    if not reference.available:
+        # What cannot be measured is not worth a download.
+        measure_of(suite, reference.fresh(0))
+        if cluster:
+            # Machines of a cluster may reach nothing outside it.
+            reference.load(reporter)
     with RunFolder(folder, "distillkit bench").locked():
-        launcher = _launcher(folder, workers, device, reporter)
-        reference = resolve(suite.teacher, suite.pipeline)
-        reference.check()
-        if not reference.available:
-            # What cannot be measured is not worth a download.
-            measure_of(suite, reference.fresh(0))
-            if cluster:
-                # Machines of a cluster may reach nothing outside it.
-                reference.load(reporter)
         settings = Settings(
             suite=suite, device=device, timeout=timeout, plugins=plugin_files(), arguments=tuple(sys.argv[1:]),
             silence=SILENCE if cluster else None,
