@@ -48,8 +48,8 @@ def list_pairs(root: str | Path | None = None) -> list[StoredSet]:
         if identity is None:
             if files:
                 log.warning(
-                    "%s is left out: it holds %s shards, and its manifest.json is missing or damaged; `distillkit pairs "
-                    "make` with the teacher and options of that set reads them again", folder, f"{len(files):,}",
+                    "%s is left out: it holds %s shards, and its manifest.json is missing or damaged; `distillkit "
+                    "pairs make` with the teacher and options of that set reads them again", folder, f"{len(files):,}",
                 )  # fmt: skip
             continue
         try:

@@ -207,13 +207,16 @@ def test_a_mistake_is_told_as_by_a_bench_that_does_one_thing_after_the_other(pla
     (place / "small.yaml").write_text(SUITE.replace("teacher: mixture", "teacher: mixture\nprotocol: none-such"))
     with pytest.raises(UsageError, match="none-such"):
         distillkit.bench("small.yaml", methods=["kd"], workers=Workers(jobs=2), quiet=True)
-    assert not (place / "bench").exists(), "nothing is left of what was refused"
+    assert not (place / "bench" / "small" / "workers").exists()
 
 
 def test_what_cannot_be_asked_for_is_refused(place, monkeypatch):
     for wrong in ({"jobs": 0}, {"launcher": "pbs"}, {"slurm": {"time": "1"}}, {"retries": -1}):
         with pytest.raises(UsageError):
             Workers(**wrong)
+    with pytest.raises(UsageError, match="none-such"):
+        distillkit.bench("small.yaml", workers=Workers(jobs=2), device="none-such")
+    assert not (place / "bench").exists(), "nothing is left of what was refused"
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(UsageError, match="without torchrun"):
         distillkit.bench("small.yaml", workers=Workers(jobs=2))
