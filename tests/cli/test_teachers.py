@@ -136,7 +136,7 @@ def test_the_plan_for_a_teacher_that_is_not_here_downloads_nothing(inside, tmp_p
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     monkeypatch.setenv("DISTILLKIT_CACHE", str(tmp_path / "cache"))
     # A trial with 56 million parameters takes long; that it is asked for is enough here.
-    monkeypatch.setattr("distillkit.jobs.plan.try_training", lambda *rest: (_ for _ in ()).throw(RuntimeError("skip")))
+    monkeypatch.setattr("distillkit.jobs.plan.try_training", lambda *rest, **named: (_ for _ in ()).throw(RuntimeError("skip")))
     done = inside("run", "dmd", "--teacher", "edm-cifar10", "--distance", "l2", "--dry-run")
     assert done.returncode == 0, done.stderr
     for fragment in ("to be downloaded: 223 MB, CC BY-NC-SA 4.0", "55,735,299 parameters", "100,000 noise-image pairs",
