@@ -135,8 +135,12 @@ def test_the_plan_for_a_teacher_that_is_not_here_downloads_nothing(inside, tmp_p
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     monkeypatch.setenv("DISTILLKIT_CACHE", str(tmp_path / "cache"))
-    # A trial with 56 million parameters takes long; that it is asked for is enough here.
-    monkeypatch.setattr("distillkit.jobs.plan.try_training", lambda *rest, **named: (_ for _ in ()).throw(RuntimeError("skip")))
+
+    def trial(*rest, **named):
+        # With 56 million parameters it takes long; that it is asked for is enough here.
+        raise RuntimeError("skip")
+
+    monkeypatch.setattr("distillkit.jobs.plan.try_training", trial)
     done = inside("run", "dmd", "--teacher", "edm-cifar10", "--distance", "l2", "--dry-run")
     assert done.returncode == 0, done.stderr
     for fragment in ("to be downloaded: 223 MB, CC BY-NC-SA 4.0", "55,735,299 parameters", "100,000 noise-image pairs",
