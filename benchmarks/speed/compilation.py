@@ -76,7 +76,7 @@ def main() -> None:
 def timed(network: Denoiser, shape: tuple[int, ...], kind: str, device: torch.device) -> dict[str, float]:
     """Seconds of the first pass with its gradient, and of a later one, with checkpointing as large networks have it."""
     torch._dynamo.reset()
-    network = copy.deepcopy(network)
+    network = copy.deepcopy(network).eval()  # as in trainings: no labels are dropped
     checkpoint_gradients(network)
     if kind != "off":
         compile_networks([network], print, blocks=kind == "blocks")
