@@ -7,21 +7,16 @@ backward passes, parameters included, each storage once.
 
 from __future__ import annotations
 
-import argparse
-import json
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from benchmarks.speed.timing import show
+from benchmarks.speed.timing import command_line, show, write
 from distillkit import load_teacher
 from distillkit.engine.optimization import Updater
 from distillkit.engine.trainer import Trainer
-from distillkit.environment import environment
 from distillkit.jobs.step_costs import SavedBytes
-from distillkit.models.store.resolve import default_teacher
 from distillkit.registry import registry
 from distillkit.testing.training import trainer_of
 
@@ -68,11 +63,7 @@ def most_bytes(method: str, teacher_name: str, batch: int, *, late: bool) -> int
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--teacher", default=default_teacher())
-    parser.add_argument("--batch", type=int, default=16)
-    parser.add_argument("--json", type=Path, help="also write the figures here")
-    options = parser.parse_args()
+    options = command_line(__doc__, batch=16).parse_args()
     found = {
         method: {kind: most_bytes(method, options.teacher, options.batch, late=kind == "together")
                  for kind in ("one at a time", "together")}
@@ -80,10 +71,7 @@ def main() -> None:
     }  # fmt: skip
     figures = {f"{method}, one at a time / together": f["one at a time"] / f["together"] for method, f in found.items()}
     show(f"bytes of graphs on {options.teacher}, batch {options.batch}", figures)
-    if options.json:
-        report = {"figures": figures, "bytes": found, "teacher": options.teacher, "batch": options.batch,
-                  "environment": environment()}  # fmt: skip
-        options.json.write_text(json.dumps(report, indent=2) + "\n")
+    write(options.json, {"figures": figures, "bytes": found, "teacher": options.teacher, "batch": options.batch})
 
 
 if __name__ == "__main__":

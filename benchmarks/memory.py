@@ -6,23 +6,18 @@ gradient checkpointing what it costs, in seconds of the processor, steps in turn
 
 from __future__ import annotations
 
-import argparse
-import json
 import statistics
 import time
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from benchmarks.speed.timing import show
+from benchmarks.speed.timing import command_line, show, write
 from distillkit import load_teacher
 from distillkit.engine.trainer import Trainer
-from distillkit.environment import environment
 from distillkit.jobs.step_costs import SavedBytes
 from distillkit.jobs.teacher_weights import lower
-from distillkit.models.store.resolve import default_teacher
 from distillkit.registry import registry
 from distillkit.testing.training import trainer_of
 from distillkit.weights import weight_bytes
@@ -72,11 +67,7 @@ def slower(made: Mapping[str, Trainer]) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--teacher", default=default_teacher())
-    parser.add_argument("--batch", type=int, default=16)
-    parser.add_argument("--json", type=Path, help="also write the figures here")
-    options = parser.parse_args()
+    options = command_line(__doc__, batch=16).parse_args()
     # torchao compiles the update of every shape, which changes no byte.
     with torch.compiler.set_stance("force_eager"):
         made = {option: trainer(option, options.teacher, options.batch) for option in OPTIONS}
@@ -91,10 +82,7 @@ def main() -> None:
         timed = {option: made[option] for option in ("none", "--gradient-checkpointing")}
         figures["--gradient-checkpointing: time of a step"] = slower(timed)
     show(f"dmd2 on {options.teacher}, batch {options.batch}", figures)
-    if options.json:
-        report = {"figures": figures, "bytes": found, "teacher": options.teacher, "batch": options.batch,
-                  "environment": environment()}  # fmt: skip
-        options.json.write_text(json.dumps(report, indent=2) + "\n")
+    write(options.json, {"figures": figures, "bytes": found, "teacher": options.teacher, "batch": options.batch})
 
 
 if __name__ == "__main__":

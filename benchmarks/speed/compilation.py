@@ -21,10 +21,9 @@ import torch
 from torch import Tensor
 from torch._inductor.utils import fresh_inductor_cache
 
-from benchmarks.speed.timing import show
+from benchmarks.speed.timing import show, write
 from distillkit import Condition, Denoiser, load_teacher
 from distillkit.engine.preparation import checkpoint_gradients, compile_networks
-from distillkit.environment import environment
 from distillkit.models.build import build_denoiser
 
 BATCH, ROUNDS = 8, 7
@@ -68,9 +67,7 @@ def main() -> None:
         figures |= {f"{name}: later passes, {kind} / off": later[kind] / later["off"] for kind in KINDS[1:]}
     show(f"compilation, batch {BATCH}, {device}", figures)
     print(json.dumps(found, indent=1))
-    if options.json:
-        report = {"figures": figures, "seconds": found, "batch": BATCH, "environment": environment()}
-        options.json.write_text(json.dumps(report, indent=2) + "\n")
+    write(options.json, {"figures": figures, "seconds": found, "batch": BATCH})
 
 
 def timed(network: Denoiser, shape: tuple[int, ...], kind: str, device: torch.device) -> dict[str, float]:

@@ -49,6 +49,21 @@ def show(title: str, figures: dict[str, float]) -> None:
     Console(width=110).print(table)
 
 
+def command_line(doc: str | None, batch: int) -> argparse.ArgumentParser:
+    """What scripts on a teacher take: its name, a batch, a file for the figures; `doc` begins with the help's line."""
+    parser = argparse.ArgumentParser(description=(doc or "").partition("\n")[0])
+    parser.add_argument("--teacher", default=default_teacher())
+    parser.add_argument("--batch", type=int, default=batch)
+    parser.add_argument("--json", type=Path, help="also write the figures here")
+    return parser
+
+
+def write(path: Path | None, figures: Mapping[str, object]) -> None:
+    """Figures and where they were measured, into a file if one was asked for."""
+    if path:
+        path.write_text(json.dumps({**figures, "environment": environment()}, indent=2) + "\n")
+
+
 @dataclass(frozen=True)
 class Bench:
     """A script's teacher, device and numbers, from its command line; and its report."""
@@ -63,12 +78,9 @@ class Bench:
     @classmethod
     def from_command_line(cls, doc: str | None) -> Bench:
         """The first line of `doc` is the help's."""
-        parser = argparse.ArgumentParser(description=(doc or "").partition("\n")[0])
-        parser.add_argument("--teacher", default=default_teacher())
-        parser.add_argument("--batch", type=int, default=64)
+        parser = command_line(doc, batch=64)
         parser.add_argument("--rounds", type=int, default=15)
         parser.add_argument("--repeats", type=int, default=4)
-        parser.add_argument("--json", type=Path, help="also write the figures here")
         given = vars(parser.parse_args())
         accelerator = Accelerator(cpu=not torch.cuda.is_available())
         teacher = load_teacher(given.pop("teacher")).to(accelerator.device)
@@ -94,7 +106,4 @@ class Bench:
         found = {"milliseconds": {name: statistics.median(values) * 1e3 for name, values in seconds.items()}, **others}
         for unit, values in found.items():
             print(f"{unit}: {', '.join(f'{name} {value:.1f}' for name, value in values.items())}")
-        if self.json:
-            whole = {"figures": figures, **found, "batch": self.batch, "teacher": self.teacher.spec.name,
-                     "environment": environment()}  # fmt: skip
-            self.json.write_text(json.dumps(whole, indent=2) + "\n")
+        write(self.json, {"figures": figures, **found, "batch": self.batch, "teacher": self.teacher.spec.name})
