@@ -1,5 +1,6 @@
 """The page on long runs: its tables are the formulas', and its script goes on until the run is finished."""
 
+import functools
 import os
 import re
 import signal
@@ -41,7 +42,9 @@ def test_the_script_goes_on_in_another_job_once_its_time_is_over(tmp_path):
     environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_NNODES": "4", "SLURM_JOB_ID": "7",
                    "SLURM_JOB_NODELIST": "node[0-3]"}  # fmt: skip
     command = ["bash", str(tmp_path / "long.sbatch")]
-    first = subprocess.Popen(command, env=environment)
+    # A shell can't trap what it was started to ignore, and the tests may run in surroundings that ignore SIGTERM.
+    listening = functools.partial(signal.signal, signal.SIGTERM, signal.SIG_DFL)
+    first = subprocess.Popen(command, env=environment, preexec_fn=listening)
     deadline = time.monotonic() + HANG
     while not (tmp_path / "at-work").exists():
         assert time.monotonic() < deadline

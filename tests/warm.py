@@ -235,7 +235,7 @@ def leave(code: object) -> NoReturn:
 
 
 if __name__ == "__main__":
-    sys.path.pop(0)  # of this file's folder
+    sys.path[0] = str(Path(__file__).parents[1])  # instead of this file's folder: programs of tests import from tests
     request = serve(socket.socket(fileno=int(sys.argv[1])))
     ended: object = None
     try:
