@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import math
 import zipfile
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from torch import Tensor
 from distillkit.errors import DistillkitError, UsageError
 from distillkit.evaluation.frechet import matrix_sqrt
 from distillkit.evaluation.protocol import ExtractorSpec, ImagePreparation, ReferenceSpec
-from distillkit.files import write_tensors
+from distillkit.files import write_bytes, write_tensors
 from distillkit.models.foreign.read import read_foreign
 from distillkit.models.foreign.records import Array
 from distillkit.names import name_from
@@ -32,6 +33,10 @@ MOST_IMAGES = 10**12
 
 SUFFIX = ".safetensors"
 """Of the statistics that `distillkit reference make` writes. They say how they were made, so a file is a protocol."""
+
+
+NPZ = ".npz"
+"""Of statistics that other programs read too."""
 
 
 class Making(BaseModel):
@@ -86,7 +91,21 @@ def numbers_sha256(count: int, mean: Tensor, covariance: Tensor) -> str:
 
 
 def save_reference(path: Path, reference: Reference) -> None:
-    """Write a reference as safetensors."""
+    """Write a reference: as safetensors with all that is known of it, or as `.npz` with `mu` and `sigma`, which EDM's,
+    ADM's and clean-fid's programs read, and `count`.
+
+    Raises:
+        UsageError: for features or prompts, which an `.npz` does not hold.
+        WriteError: when it cannot be written.
+    """
+    if path.suffix == NPZ:
+        if reference.features is not None or reference.prompts:
+            what = "features" if reference.features is not None else "prompts"
+            raise UsageError(f"{path}: {NPZ} files hold no {what}; name a file that ends in {SUFFIX}")
+        packed = io.BytesIO()
+        np.savez(packed, mu=reference.mean.numpy(), sigma=reference.covariance.numpy(), count=reference.count)
+        write_bytes(path, packed.getvalue())
+        return
     tensors = {"mean": reference.mean.contiguous(), "covariance": reference.covariance.contiguous()}
     if reference.features is not None:
         tensors["features"] = reference.features.contiguous()
@@ -125,8 +144,9 @@ def load_reference(path: Path, *, name: str = "", count: int = 0, key: str = "fi
             prompts = _prompts_in(tensors.get("prompts"))
             making = None if said is None else validated(Making, said, where)
         else:
-            mean, covariance = (torch.from_numpy(np.array(v, dtype=np.float64)) for v in _moments(path, key))
-            features = None
+            mu, sigma, of = _moments(path, key)
+            mean, covariance = (torch.from_numpy(np.array(v, dtype=np.float64)) for v in (mu, sigma))
+            features, count = None, of or count
     except DistillkitError:
         raise
     except Exception as error:  # numpy and zipfile raise many kinds for what damaged files hold
@@ -141,12 +161,14 @@ def _prompts_in(data: Tensor | None) -> tuple[str, ...]:
     return () if data is None else tuple(bytes(data.to(torch.uint8).tolist()).decode().split("\0"))
 
 
-def _moments(path: Path, key: str) -> tuple[Any, Any]:
+def _moments(path: Path, key: str) -> tuple[Any, Any, int]:
+    """Mean, covariance, and the number of images where the file says it, else 0."""
     if what := unlike(head_of(path)):
         raise Unreadable(f"cannot read {path}: {what}")
-    if path.suffix == ".npz":
+    if path.suffix == NPZ:
         with zipfile.ZipFile(path) as archive:
-            return _array(archive, "mu"), _array(archive, "sigma")
+            count = _array(archive, "count") if _member(archive, "count.npy") else 0
+            return _array(archive, "mu"), _array(archive, "sigma"), int(count)
     value = read_foreign(path).value
     for place in (key, "fid"):
         if isinstance(value, dict) and isinstance(value.get(place), dict):
@@ -154,7 +176,7 @@ def _moments(path: Path, key: str) -> tuple[Any, Any]:
             break
     if not isinstance(value, dict) or not all(isinstance(value.get(k), Array) for k in ("mu", "sigma")):
         raise KeyError("no mu and sigma")
-    return value["mu"].value, value["sigma"].value
+    return value["mu"].value, value["sigma"].value, 0
 
 
 def _array(archive: zipfile.ZipFile, name: str) -> Any:
@@ -194,5 +216,7 @@ def checked(reference: Reference, path: Path) -> Reference:
     if reference.count > MOST_IMAGES:
         raise DistillkitError(f"{path} says that it is of more than {MOST_IMAGES:,} images")
     if reference.count < 2:
-        raise DistillkitError(f"{path} does not say of how many images it is; give their number")
+        raise DistillkitError(
+            f"{path} does not say of how many images it is: `distillkit reference convert` takes their number"
+        )
     return reference

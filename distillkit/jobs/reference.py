@@ -1,9 +1,10 @@
-"""`distillkit reference make`: reference statistics from images, with the hash that protocols name."""
+"""`distillkit reference`: reference statistics of images or from other programs, with their hash."""
 
 from __future__ import annotations
 
 import hashlib
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -18,7 +19,7 @@ from distillkit.evaluation.features import Kept, moments_of
 from distillkit.evaluation.pipeline import extract
 from distillkit.evaluation.presets import is_torchscript, load_extractor
 from distillkit.evaluation.protocol import ImagePreparation
-from distillkit.evaluation.reference import Making, Reference, save_reference
+from distillkit.evaluation.reference import SUFFIX, Making, Reference, load_reference, save_reference
 from distillkit.files import cache_folder, canonical_json
 from distillkit.progress import Reporter
 
@@ -96,4 +97,36 @@ def make_reference(
     )  # fmt: skip
     save_reference(output, reference)
     shutil.rmtree(kept.folder, ignore_errors=True)
+    return reference
+
+
+def convert_reference(source: Path, extractor: str, output: Path, *, count: int = 0, name: str = "") -> Reference:
+    """Make statistics of another program a file that says how they were made, and so is a protocol.
+
+    Args:
+        source: `.npz` with mu and sigma, or EDM2's `.pkl`, which is interpreted and never executed.
+        extractor: the name of the one that made them, which has to be here; nothing in the file proves it but the
+            number of features.
+        count: of images, where the file does not say.
+        name: of the data set; the file's by default.
+
+    Raises:
+        UsageError: for files that say it already, an extractor of another number of features, or a contradiction.
+        DistillkitError: when the file is damaged or does not say of how many images it is.
+    """
+    if source.suffix == SUFFIX:
+        raise UsageError(f"{source} is a file of distillkit's already; it is a protocol by itself")
+    if is_torchscript(extractor):
+        raise UsageError(f"--extractor {extractor}: an extractor by name is needed; `reference make` takes your own")
+    network = load_extractor(extractor)
+    key = "fd_dinov2" if extractor == "dinov2" else "fid"
+    found = load_reference(source, name=name, count=count, key=key)
+    if count and found.count != count:
+        raise UsageError(f"--count {count}: {source} says that it is of {found.count:,} images")
+    if len(found.mean) != network.spec.dim:
+        raise UsageError(
+            f"{source} has {len(found.mean):,} features and {extractor} {network.spec.dim:,}: another extractor made it"
+        )
+    reference = replace(found, making=Making(extractor=extractor, spec=network.spec))
+    save_reference(output, reference)
     return reference
