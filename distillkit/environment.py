@@ -21,7 +21,7 @@ def environment() -> dict[str, Any]:
     import torch
 
     return {
-        "command": redacted(shlex.join(["distillkit", *sys.argv[1:]])),
+        "command": redacted(shlex.join(_command())),
         "versions": {"python": platform.python_version(), **_versions()},
         "platform": platform.platform(),
         "processor": processor(),
@@ -29,6 +29,15 @@ def environment() -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
     }
+
+
+def _command() -> list[str]:
+    """The command line, by the command's name where it is distillkit's own, else as the interpreter was started."""
+    program = Path(sys.argv[0])
+    if program.stem == "distillkit" or program.parent == Path(__file__).parent:
+        return ["distillkit", *sys.argv[1:]]
+    interpreter, *arguments = sys.orig_argv
+    return [Path(interpreter).name, *arguments]
 
 
 @cache

@@ -227,6 +227,7 @@ def test_protocol_files_are_fetched_and_verified(inside, external, tmp_path, mon
     [
         (["evaluate", "absent"], 2, ["unknown teacher 'absent'", "hf:ORG/REPO"]),
         (["evaluate", "digits", "--protocol", "digit8"], 2, ["Did you mean 'digits8'?", "distillkit protocols"]),
+        (["evaluate", "digits", "--protocol", "none"], 2, ["--protocol none is for runs"]),
         (["evaluate", "digits", "--nfe", "2"], 2, ["--nfe 2", "odd"]),
         (["evaluate", "digits", "--nfe", "two"], 2, ["--nfe two"]),
         (["evaluate", "digits", "--nfe", "5", "--guidance", "2"], 2, ["--guidance"]),
