@@ -205,7 +205,7 @@ def measure_for(found: Found, options: EvaluationOptions) -> Measure:
     """
     clip = Clip(str(options.clip), prefix=options.clip_prefix) if options.clip else None
     if options.protocol == NONE:
-        raise UsageError("--protocol none is for runs that measure nothing: name one, or leave it out for the subject's")
+        raise UsageError("--protocol none is for runs that measure nothing: name one, or leave it out")
     name, own = options.protocol or (None if clip else found.protocol), options.reference is not None
     if own and not options.protocol and name and (is_reference(name) or isinstance(preset(name), OwnMeasure)):
         name = None
