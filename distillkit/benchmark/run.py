@@ -220,7 +220,7 @@ def plan(
     reference.check()
     with _context(asked, device, quiet=True) as context, nothing_downloaded() as needed:
         if not reference.available:
-            needed.names.append(f"the teacher {reference.name}")
+            needed.names.extend(f"the teacher {name}" for name in reference.absent)
         teacher = reference.skeleton(context.reporter)
         work = Bench(asked, folder, teacher, context)
         times: dict[str, float | None] = {}

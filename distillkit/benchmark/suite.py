@@ -6,9 +6,9 @@ import re
 from collections.abc import Iterable, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from distillkit.counts import Count
 from distillkit.errors import UsageError
@@ -54,7 +54,7 @@ class Suite(_Part):
     title: str = Field("", description="one line for people")
     teacher: str = Field(description="catalogue name or folder")
     pipeline: PipelineConfig = Field(
-        PLAIN, description="what is asked of the teacher's pipeline: resolution, embedded_guidance"
+        PLAIN, description="how the teacher is used: resolution, embedded_guidance, guide_with"
     )
     protocol: str = Field(
         "", description="protocol of all figures, or a file of `reference make`; the teacher's own if empty"
@@ -79,6 +79,15 @@ class Suite(_Part):
     sources: Sources = Field(default_factory=dict, description="values of the data for every entry, by source")
     methods: dict[str, Entry] = Field(min_length=1, max_length=1000, description="entries by name")
     quoted: tuple[Quoted, ...] = Field((), description="published figures, shown apart")
+
+    @model_validator(mode="after")
+    def _guided(self) -> Self:
+        if self.pipeline.guide_with is not None and self.guidance == 1:
+            raise ValueError(
+                f"guide_with {self.pipeline.guide_with}: with guidance 1 the guide would not be evaluated; say "
+                "guidance: 2, or another weight, for the whole suite"
+            )
+        return self
 
     def method_of(self, entry: str) -> str:
         """The method behind an entry: its name or its file."""
@@ -117,7 +126,11 @@ def load_suite(name: str | Path) -> Suite:
         entry: values.model_copy(update={"method": _beside(path.parent, values.method, "methods")})
         for entry, values in suite.methods.items()
     }
-    files = {key: _beside(path.parent, getattr(suite, key), f"{key}s") for key in ("teacher", "protocol")}
+    files: dict[str, Any] = {
+        key: _beside(path.parent, getattr(suite, key), f"{key}s") for key in ("teacher", "protocol")
+    }
+    if guide := suite.pipeline.guide_with:
+        files["pipeline"] = suite.pipeline.model_copy(update={"guide_with": _beside(path.parent, guide, "teachers")})
     prompts = suite.prompts.get("path")
     beside = (
         {"path": str(path.parent / prompts)} if isinstance(prompts, str) and (path.parent / prompts).exists() else {}

@@ -117,6 +117,16 @@ EmbeddedGuidanceOption = Annotated[
         help="Guidance that is an input of a teacher's network (FLUX.1-dev).  [default: its own]",
     ),
 ]
+GuideWithOption = Annotated[
+    str | None,
+    typer.Option(
+        "--guide-with",
+        metavar="NAME",
+        help="A smaller, less trained or unconditional teacher that --guidance leads away from (autoguidance).  "
+        "[default: no condition]",
+        autocompletion=offered("teachers"),
+    ),
+]
 ConfigOption = Annotated[Path | None, typer.Option("--config", help="YAML file with settings; options win.")]
 SetOption = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any setting by its path: training.lr=1e-4.")

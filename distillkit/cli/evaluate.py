@@ -7,7 +7,14 @@ from typing import Annotated
 
 import typer
 
-from distillkit.cli.choices import DeviceOption, EmbeddedGuidanceOption, ResolutionOption, offered, subjects
+from distillkit.cli.choices import (
+    DeviceOption,
+    EmbeddedGuidanceOption,
+    GuideWithOption,
+    ResolutionOption,
+    offered,
+    subjects,
+)
 
 
 def evaluate(
@@ -65,6 +72,7 @@ def evaluate(
     ] = None,
     resolution: ResolutionOption = None,
     embedded_guidance: EmbeddedGuidanceOption = None,
+    guide_with: GuideWithOption = None,
     prompts: Annotated[
         str | None,
         typer.Option(help="Prompts, a file or hf:ORG/NAME[:COLUMN]; another protocol.  [default: the protocol's]"),
@@ -123,7 +131,7 @@ def evaluate(
         subject, protocol, device=device, quiet=quiet, reference=reference, extractor=extractor, samples=samples,
         first_seed=first_seed, nfe=evaluations, metrics=tuple(m.strip() for m in metrics.split(",") if m.strip()),
         batch=batch, precision=precision, guidance=guidance, steps=steps, solver=solver,
-        resolution=resolution, embedded_guidance=embedded_guidance,
+        resolution=resolution, embedded_guidance=embedded_guidance, guide_with=guide_with,
         prompts=prompts, clip=clip, clip_prefix=clip_prefix, output=output, save_images=save_images,
         data_background=data_background, data_grey=data_grey, data_image_column=data_image_column,
         data_max_pixels=data_max_pixels, skip_damaged=skip_damaged,

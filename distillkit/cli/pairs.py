@@ -12,6 +12,7 @@ from distillkit.cli.choices import (
     DeviceOption,
     DryRunOption,
     EmbeddedGuidanceOption,
+    GuideWithOption,
     ResolutionOption,
     SetOption,
     TimeoutOption,
@@ -80,6 +81,7 @@ def make(
     prompts_dtype: PromptsDtypeOption = None,
     resolution: ResolutionOption = None,
     embedded_guidance: EmbeddedGuidanceOption = None,
+    guide_with: GuideWithOption = None,
     part: Annotated[
         str | None,
         typer.Option(
@@ -113,8 +115,10 @@ def make(
         )
         return
     chosen, whose = method or "dmd", shlex.quote(teacher or default_teacher())
+    given = {"--prompts": prompts, "--guide-with": guide_with}
+    options = "".join(f" {option} {shlex.quote(value)}" for option, value in given.items() if value)
     out.print(
-        f"next: distillkit run {chosen} --teacher {whose}{f' --prompts {shlex.quote(prompts)}' if prompts else ''}   "
+        f"next: distillkit run {chosen} --teacher {whose}{options}   "
         "(runs with the same solver, steps and guidance find them)", highlight=False, soft_wrap=True, markup=False,
     )  # fmt: skip
 
@@ -135,6 +139,7 @@ def verify(
     prompts_dtype: PromptsDtypeOption = None,
     resolution: ResolutionOption = None,
     embedded_guidance: EmbeddedGuidanceOption = None,
+    guide_with: GuideWithOption = None,
     remake: Annotated[int, typer.Option(min=0, help="Pairs, drawn at random, that the teacher makes again.")] = 8,
     fix: Annotated[bool, typer.Option("--fix", help="Make anew what is damaged, missing or different.")] = False,
     set_: SetOption = None,
@@ -181,6 +186,7 @@ def list_(
         table.add_column(title, justify="right" if right else "left", overflow="fold", no_wrap=right)
     for found in sets:
         guided = "" if found.guidance == 1 else f", guidance {found.guidance:g}"
+        guided += f" with {found.guide}" if found.guide else ""
         runs = [Path(run).name for run in found.used_by]
         used = ", ".join(runs[-2:]) + (f" and {len(runs) - 2:,} more" if len(runs) > 2 else "")
         table.add_row(
@@ -198,7 +204,7 @@ def _asked(values: dict[str, Any]) -> dict[str, Any]:
     from distillkit.runs.validation import set_values
 
     names = ("teacher", "method", "count", "steps", "solver", "guidance", "prompts", "prompts_column", "prompts_dtype",
-             "resolution", "embedded_guidance", "part", "device", "timeout", "quiet")  # fmt: skip
+             "resolution", "embedded_guidance", "guide_with", "part", "device", "timeout", "quiet")  # fmt: skip
     asked = {name: values[name] for name in names if values.get(name) is not None}
     if values["set_"]:
         if "method" not in asked:

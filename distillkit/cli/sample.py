@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from distillkit.cli.choices import DeviceOption, EmbeddedGuidanceOption, ResolutionOption, subjects
+from distillkit.cli.choices import DeviceOption, EmbeddedGuidanceOption, GuideWithOption, ResolutionOption, subjects
 
 if TYPE_CHECKING:
     from distillkit.jobs.sample import Made
@@ -69,6 +69,7 @@ def sample(
     ] = None,
     resolution: ResolutionOption = None,
     embedded_guidance: EmbeddedGuidanceOption = None,
+    guide_with: GuideWithOption = None,
     batch: Annotated[int | None, typer.Option(min=1, help="Samples in one pass.  [default: by their size]")] = None,
     device: DeviceOption = "auto",
 ) -> None:
@@ -87,7 +88,7 @@ def sample(
         made = make_samples(
             subject, num, context, seed=seed, classes=classes, prompts=texts, nfe=nfe,
             steps=steps, solver=solver, guidance=guidance, negative=negative, batch=batch,
-            pipeline=PipelineConfig.of(resolution, embedded_guidance),
+            pipeline=PipelineConfig.of(resolution, embedded_guidance, guide_with),
         )  # fmt: skip
     write_samples(output, made)
     typer.echo(f"wrote {output}: {len(made.decoded)} samples, {made.nfe:g} network evaluation(s) each")

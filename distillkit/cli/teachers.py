@@ -112,7 +112,9 @@ def show(
     rows = {
         "samples": f"{' x '.join(map(str, spec.shape))}, decoded to {teacher.codec.content} {decoded}",
         "conditions": teacher.conditioner.summary(),
-        "guidance": "yes" if teacher.conditioner.has_null else "no (no unconditional prediction)",
+        "guidance": "yes"
+        if teacher.guidable
+        else "with another network alone (--guide-with NAME): it has no unconditional prediction",
         "network": f"{type(teacher.denoiser).__name__}, {parameters:,} parameters",
         "schedule": f"{type(schedule).__name__}, t {schedule.t_min:g} to {schedule.t_max:g} "
         f"(sigma / alpha {low:.3g} to {high:.3g})",

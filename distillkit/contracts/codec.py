@@ -50,6 +50,11 @@ class Codec(BaseModel, ABC):
         deviation with it. As they are where a codec does not scale."""
         return mean, deviation
 
+    def agrees_with(self, other: Codec) -> bool:
+        """Whether samples mean the same to both, so that networks of either can be asked about the same sample; where
+        an autoencoder's files lie (`parts`) is no matter."""
+        return type(self) is type(other) and self.model_dump(exclude={"parts"}) == other.model_dump(exclude={"parts"})
+
     def decoded_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """Shape of a decoded sample whose sample has `shape`, both without the batch."""
         return shape

@@ -58,6 +58,10 @@ class Conditioner(BaseModel, ABC):
             "use guidance 1"
         )
 
+    def agrees_with(self, other: Conditioner) -> bool:
+        """Whether conditions that the other one encodes mean the same to this one's network."""
+        return type(self) is type(other) and self == other
+
     def parse(self, typed: Sequence[str]) -> Tensor:
         """Keys (B,) int64 of what a person typed: class numbers or names, prompts.
 
@@ -163,6 +167,10 @@ class ClassLabels(Conditioner):
         if not self.null_label:
             return super().null(condition)
         return condition.extended(labels=torch.full_like(condition["labels"], -1))
+
+    def agrees_with(self, other: Conditioner) -> bool:
+        named = isinstance(other, ClassLabels) and {self.class_names, other.class_names} - {()}
+        return isinstance(other, ClassLabels) and self.classes == other.classes and len(named or ()) < 2
 
     def parse(self, typed: Sequence[str]) -> Tensor:
         """Keys of class numbers, or of names where the classes have some."""

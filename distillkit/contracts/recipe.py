@@ -38,7 +38,7 @@ class Recipe:
     def __post_init__(self) -> None:
         if not self.objectives or not self.stages:
             raise ValueError("a recipe needs at least one objective and one stage")
-        names = ["student", "average", "teacher", *(part.name for part in self.parts)]
+        names = ["student", "average", "teacher", "guide", *(part.name for part in self.parts)]
         if twice := {name for name in names if names.count(name) > 1}:
             raise ValueError(f"two parts of the recipe are named {', '.join(sorted(twice))}; set `name` on one")
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from functools import partial
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 import torch
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
@@ -15,8 +16,10 @@ from distillkit.contracts.codec import Codec, Pixels
 from distillkit.contracts.condition import Condition
 from distillkit.contracts.conditioner import Conditioner, Unconditional
 from distillkit.contracts.denoiser import Denoiser
+from distillkit.contracts.guide import Guide, require_guide
 from distillkit.contracts.schedule import Schedule, per_sample
 from distillkit.diffusion.solvers import SOLVERS, SolverName, times_of
+from distillkit.errors import UsageError
 from distillkit.names import Name
 
 if TYPE_CHECKING:
@@ -77,11 +80,13 @@ class Teacher:
         images: opens the data that it was trained on, where they come with it: device -> batches of `Images`.
         records: of its own figures, where they come with it, by the hash of all that they depend on.
         copying: makes the copies that `copy_denoiser` gives, where they are not to be whole ones.
+        guide: the network that guidance leads away from, in the place of no condition; set by `guided_by`.
     """
 
     images: Callable[[torch.device], Batches[Images]] | None = None
     records: Mapping[str, Any] = {}
     copying: Callable[[Denoiser], Denoiser] | None = None
+    guide: Guide | None = None
 
     def __init__(
         self, denoiser: Denoiser, spec: TeacherSpec, conditioner: Conditioner | None = None, codec: Codec | None = None
@@ -100,7 +105,9 @@ class Teacher:
         self, x: Tensor, t: Tensor, condition: Condition, guidance: float | Tensor = 1.0,
         negative: Condition | None = None, rescale: float = 0.0,
     ) -> Tensor:  # fmt: skip
-        """Denoise with classifier-free guidance: uncond + w (cond - uncond), w = `guidance` (Ho & Salimans 2022).
+        """Denoise with classifier-free guidance: uncond + w (cond - uncond), w = `guidance` (Ho & Salimans 2022); of a
+        teacher that another network guides with autoguidance: D0 + w (D1 - D0), D0 the guide's prediction
+        (Karras et al. 2024, arXiv 2406.02507, Eq. 3).
 
         w = 1 is the plain conditional model, at one network evaluation instead of two.
 
@@ -111,19 +118,63 @@ class Teacher:
                 over-saturation (Lin et al. 2023, arXiv 2305.08891, Eq. 15 and 16, here of the predicted sample).
 
         Raises:
-            UsageError: for a guidance weight where the model has no unconditional prediction.
+            UsageError: for a guidance weight where the model has no unconditional prediction, or something to guide
+                away from beside a guide.
         """
-        if not condition or (not isinstance(guidance, Tensor) and guidance == 1.0):
+        unguided = not isinstance(guidance, Tensor) and guidance == 1.0
+        if unguided or (not condition and self.guide is None):
             return self.denoiser(x, t, condition)
-        both = Condition.cat([self.conditioner.null(condition) if negative is None else negative, condition])
-        null, conditional = self.denoiser(torch.cat([x, x]), torch.cat([t, t]), both).chunk(2)
-        weight = per_sample(guidance, null).to(null) if isinstance(guidance, Tensor) else guidance
-        guided = torch.lerp(null, conditional, weight)
+        away, toward = self._both(x, t, condition, negative)
+        weight = per_sample(guidance, away).to(away) if isinstance(guidance, Tensor) else guidance
+        guided = torch.lerp(away, toward, weight)
         if not rescale:
             return guided
-        wanted, found = (x.flatten(1).float().std(1) for x in (conditional, guided))
+        wanted, found = (x.flatten(1).float().std(1) for x in (toward, guided))
         factor = 1 + rescale * (wanted / found.clamp(min=1e-12) - 1)
         return guided * per_sample(factor, guided).to(guided.dtype)
+
+    def _both(self, x: Tensor, t: Tensor, condition: Condition, negative: Condition | None) -> tuple[Tensor, Tensor]:
+        """What guidance leads away from and what it leads towards, both (B, ...)."""
+        if self.guide is not None:
+            if negative is not None:
+                raise UsageError(
+                    f"guidance of {self.spec.name} leads away from {self.guide.spec.name}, so that there is no place "
+                    "for a negative prompt: leave one of them out"
+                )
+            toward = self.denoiser(x, t, condition)
+            return self.guide(x, t, condition).to(toward.dtype), toward
+        both = Condition.cat([self.conditioner.null(condition) if negative is None else negative, condition])
+        null, conditional = self.denoiser(torch.cat([x, x]), torch.cat([t, t]), both).chunk(2)
+        return null, conditional
+
+    def guided_by(self, other: Teacher) -> Self:
+        """The same teacher, whose guidance leads away from another's prediction in the place of its own without a
+        condition: autoguidance by a smaller, less trained or unconditional network.
+
+        The other one's schedule and what its network predicts may differ: it is asked at the same sigma / alpha. Where
+        it is conditional it is given the conditions of this one. Nothing of it is evaluated where w = 1.
+
+        Raises:
+            UsageError: for another shape of samples, other conditions, another codec, or the same weights.
+        """
+        require_guide(self, other)
+        own = copy.copy(self)
+        if isinstance(own.images, partial) and own.images.args == (self,):
+            # Its data make their conditions by the teacher that they belong to.
+            own.images = partial(own.images.func, own)
+        own.guide = Guide(other, self.schedule)
+        return own
+
+    @property
+    def guidable(self) -> bool:
+        """Whether another guidance weight than 1 means something: where the model predicts without a condition too, or
+        another network guides it."""
+        return self.guide is not None or self.conditioner.has_null
+
+    @property
+    def denoisers(self) -> tuple[Denoiser, ...]:
+        """All networks that are evaluated where it is guided: its own, and its guide's."""
+        return (self.denoiser,) if self.guide is None else (self.denoiser, self.guide.denoiser)
 
     @torch.no_grad()
     def sample(
@@ -164,9 +215,16 @@ class Teacher:
         return (self.copying or whole_copy)(self.start)
 
     def to(self, device: torch.device | str) -> Teacher:
-        self.denoiser.to(device)
+        for denoiser in self.denoisers:
+            denoiser.to(device)
         self.conditioner, self.codec = self.conditioner.to(device), self.codec.to(device)
         return self
+
+
+def guidance_title(weight: float, teacher: Teacher | None = None) -> str:
+    """How samples are guided, for people: 'guidance 3', 'guidance 2 with NAME (HASH)' of a teacher with a guide."""
+    guide = teacher.guide if teacher is not None else None
+    return f"guidance {weight:g}" + (f" with {guide.title}" if guide and weight != 1 else "")
 
 
 def whole_copy(denoiser: Denoiser) -> Denoiser:

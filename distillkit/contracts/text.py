@@ -79,6 +79,12 @@ class TextEncoder(BaseModel, ABC):
         """
         return self.encode([""])
 
+    def agrees_with(self, other: TextEncoder) -> bool:
+        """Whether encodings by the other one mean the same to this one's network; where files lie (`parts`) and in what
+        type they are computed (`dtype`) is no matter."""
+        apart = {"parts", "dtype"}
+        return type(self) is type(other) and self.model_dump(exclude=apart) == other.model_dump(exclude=apart)
+
     def too_long(self, texts: Sequence[str]) -> list[int]:
         """The numbers of the texts whose end the encoder does not read."""
         return []

@@ -9,20 +9,39 @@ from pydantic import BaseModel
 from torch import Tensor
 
 from distillkit.contracts.conditioner import Conditioner
-from distillkit.contracts.teacher import Teacher
+from distillkit.contracts.denoiser import Denoiser
+from distillkit.contracts.guide import Guide
+from distillkit.contracts.teacher import Teacher, TeacherSpec
 from distillkit.models.hashes import content_hash
 from distillkit.registry import registry
 from distillkit.weights import weight_types
 
 
-def teacher_identity(teacher: Teacher) -> dict[str, Any]:
+def teacher_identity(teacher: Teacher, *, guided: bool = True) -> dict[str, Any]:
     """Everything of a teacher that its samples depend on, as plain data: network, schedule, weights, conditioner, codec
-    and shape.
+    and shape, and the network that guides it.
 
     Weights count by the hash of their file, or where the teacher has none, by their contents. Name, licence and source
     do not count, nor does the solver, which callers choose.
+
+    Args:
+        guided: whether its samples are guided; a network that guides it does not count where they are not.
     """
-    spec, denoiser = teacher.spec, teacher.denoiser
+    return {
+        **_network(teacher.denoiser, teacher.spec),
+        "conditioner": conditioner_identity(teacher.conditioner),
+        "codec": described_part("codecs", teacher.codec),
+        "shape": list(teacher.spec.shape),
+        **({"guide": guide_identity(teacher.guide)} if guided and teacher.guide else {}),
+    }
+
+
+def guide_identity(guide: Guide) -> dict[str, Any]:
+    """Everything of a guide that guided samples depend on."""
+    return {**_network(guide.denoiser, guide.spec), "conditional": guide.conditional}
+
+
+def _network(denoiser: Denoiser, spec: TeacherSpec) -> dict[str, Any]:
     kind = type(denoiser)
     return {
         "network": dict(denoiser.description or spec.network) or f"{kind.__module__}:{kind.__qualname__}",
@@ -30,9 +49,6 @@ def teacher_identity(teacher: Teacher) -> dict[str, Any]:
         "sigma_data": getattr(denoiser, "sigma_data", 0.5),
         "weights": spec.weights_sha256 or content_hash(_tensors(denoiser.state_dict())),
         "precision": weight_types(denoiser),
-        "conditioner": conditioner_identity(teacher.conditioner),
-        "codec": described_part("codecs", teacher.codec),
-        "shape": list(spec.shape),
     }
 
 

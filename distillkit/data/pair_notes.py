@@ -24,15 +24,16 @@ def describe(folder: Path, teacher: Teacher) -> None:
     if (folder / ABOUT).exists():
         return
     try:
-        write_json(folder / ABOUT, {"teacher": teacher.spec.name, "conditions": teacher.conditioner.summary()})
+        guide = {"guide": teacher.guide.title} if teacher.guide else {}
+        write_json(folder / ABOUT, {"teacher": teacher.spec.name, "conditions": teacher.conditioner.summary(), **guide})
     except DistillkitError as error:
         log.info("%s", error)
 
 
-def described(folder: Path) -> str:
-    """What people call the teacher of the pairs in a folder; "" where that is not known."""
+def described(folder: Path, what: str = "teacher") -> str:
+    """What people call the teacher of the pairs in a folder, or its "guide"; "" where that is not known."""
     try:
-        return str(read_mapping(folder / ABOUT).get("teacher", ""))[:200]
+        return str(read_mapping(folder / ABOUT).get(what, ""))[:200]
     except Unreadable:
         return ""
 

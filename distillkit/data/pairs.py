@@ -16,7 +16,7 @@ from torch import Tensor
 
 from distillkit.contracts.random import Indices, SampleRNG
 from distillkit.contracts.source import Batches, Pairs, Source, SourceConfig, SourceJob, SourcePlan
-from distillkit.contracts.teacher import Teacher
+from distillkit.contracts.teacher import Teacher, guidance_title
 from distillkit.counts import Count
 from distillkit.data.identity import teacher_identity
 from distillkit.data.pair_notes import note_use
@@ -25,6 +25,7 @@ from distillkit.data.synthetic import SyntheticPairs
 from distillkit.diffusion.solvers import SolverName, solver_evaluations
 from distillkit.errors import DistillkitError, UsageError
 from distillkit.files import cache_folder, existing_parent, remove_leftovers, unwritable
+from distillkit.models.guide_cost import guide_cost
 
 SHARD_PAIRS = 256
 """Most pairs in one shard, which is what an interruption can cost and what is solved in one pass."""
@@ -47,7 +48,7 @@ class PairStore:
         teacher: whose ODE is solved; moved to the device already.
         steps: of the solver; the teacher's own number by default.
         solver: the teacher's own by default.
-        guidance: classifier-free guidance weight of the teacher's samples.
+        guidance: guidance weight of the teacher's samples.
         seed: seed of noise and keys.
         root: where stores are kept; the cache folder by default.
     """
@@ -67,7 +68,7 @@ class PairStore:
         self.rng, self.shape = SampleRNG(seed), teacher.spec.shape
         self.shard = min(SHARD_PAIRS, max(1, SHARD_BYTES // (4 * math.prod(self.shape))))
         identity = {
-            "teacher": teacher_identity(teacher),
+            "teacher": teacher_identity(teacher, guided=guidance != 1),
             "solver": self.solver,
             "steps": self.steps,
             "guidance": repr(float(guidance)),
@@ -142,7 +143,7 @@ class PairStore:
         if not sample.isfinite().all():
             raise DistillkitError(
                 f"samples of the teacher {self.teacher.spec.name} are not finite with {self.solver}, {self.steps} "
-                f"steps and guidance {self.guidance:g}; no pairs can be made of them"
+                f"steps and {guidance_title(self.guidance, self.teacher)}; no pairs can be made of them"
             )
         return {"sample": sample.cpu().contiguous(), "key": keys}
 
@@ -257,24 +258,24 @@ class PairSource(Source[Pairs]):
             )
 
     def _check_guidance(self) -> None:
-        if self.guidance != 1 and not self.teacher.conditioner.has_null:
+        if self.guidance != 1 and not self.teacher.guidable:
             raise UsageError(
                 f"--pairs-guidance {self.guidance:g}: the teacher {self.teacher.spec.name} has no unconditional "
-                "prediction to guide against; use guidance 1"
+                "prediction to guide against; use guidance 1, or name another network to guide it: --guide-with NAME"
             )
 
     @property
     def cost(self) -> int:
-        return self.config.count * self.evaluations
+        return round(self.config.count * self.evaluations)
 
     @property
     def guidance(self) -> float:
         return 1.0 if self.config.guidance is None else self.config.guidance
 
     @property
-    def evaluations(self) -> int:
-        """Of the teacher for one pair."""
-        passes = 1 if self.guidance == 1 else 2
+    def evaluations(self) -> float:
+        """Of the teacher for one pair; those of a network that guides it by their share of the operations."""
+        passes = 1.0 if self.guidance == 1 else 1 + (guide_cost(self.teacher) if self.teacher.guide else 1)
         return passes * solver_evaluations(self.store.solver, self.store.steps)
 
     def plan(self) -> SourcePlan:
@@ -287,11 +288,11 @@ class PairSource(Source[Pairs]):
         store, count = self.store, self.config.count
         missing = len(store.missing(count))
         made = missing * store.shard
-        guided = "" if self.guidance == 1 else f", guidance {self.guidance:g}"
+        guided = "" if self.guidance == 1 else f", {guidance_title(self.guidance, self.teacher)}"
         return SourcePlan(
             f"{count:,} noise-image pairs ({store.solver}, {store.steps} steps{guided}), {made:,} to make, "
             f"memory-mapped from {store.folder}",
-            evaluations=made * self.evaluations,
+            evaluations=round(made * self.evaluations),
             disk_bytes=missing * store.shard_bytes,
             memory_bytes=-(-count // store.shard) * MAPPING_BYTES,
         )

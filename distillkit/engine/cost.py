@@ -36,10 +36,15 @@ class CostMeter:
     ends at a layer (`Denoiser.features`) counts by its share of a whole pass' floating-point operations.
 
     Counting is by Python numbers in forward hooks: it never waits for the device.
+
+    Args:
+        counts: so far.
+        costs: forward-equivalents of one evaluation, of roles whose networks are of another size; 1 of all others.
     """
 
-    def __init__(self, counts: Mapping[str, float] | None = None) -> None:
+    def __init__(self, counts: Mapping[str, float] | None = None, costs: Mapping[str, float] | None = None) -> None:
         self.counts: dict[str, float] = dict(counts or {})
+        self.costs = dict(costs or {})
         self._parameters: WeakKeyDictionary[Denoiser, tuple[Sequence[Tensor], float]] = WeakKeyDictionary()
         self._shares: dict[tuple[str, Layers], float] = {}
         self._partial: dict[tuple[str, Layers], tuple[float, tuple[Any, ...]]] = {}
@@ -78,6 +83,7 @@ class CostMeter:
 
     def _counter(self, role: str, weights: tuple[Sequence[Tensor], float], processes: int) -> Any:
         parameters, share = weights
+        each = self.costs.get(role, 1.0)
 
         def count(module: Denoiser, args: tuple[Any, ...]) -> None:
             passes = 1.0
@@ -85,7 +91,7 @@ class CostMeter:
                 trained = any(p.requires_grad for p in parameters)
                 passes += 1 + share if trained else int(args[0].requires_grad)
             passes += any(forward_ad.unpack_dual(x).tangent is not None for x in args[:2])
-            cost = processes * len(args[0]) * passes
+            cost = processes * len(args[0]) * passes * each
             if module.partial is None:
                 self.add(role, cost)
             else:

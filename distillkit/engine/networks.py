@@ -103,7 +103,7 @@ class Networks(Held):
         learners = {id(learner) for learner in recipe.learners}
         strategy.settle(networks.all)
         for module in networks.all:
-            offload = offload_teacher and module is teacher.denoiser
+            offload = offload_teacher and any(module is denoiser for denoiser in teacher.denoisers)
             strategy.spread(module.eval(), in_steps=id(module) in learners, offload=offload)
         return networks
 
@@ -122,8 +122,13 @@ class Networks(Held):
 
     @property
     def all(self) -> list[nn.Module]:
-        """Every network once, the teacher's among them."""
-        return list({id(module): module for module in (*self.changed.values(), self.teacher.denoiser)}.values())
+        """Every network once, the teacher's and its guide's among them."""
+        return list({id(module): module for module in (*self.changed.values(), *self.teacher.denoisers)}.values())
+
+    @property
+    def given(self) -> dict[str, Denoiser]:
+        """The frozen networks that the training begins with, by role: the teacher's, and that of its guide."""
+        return dict(zip(("teacher", "guide"), self.teacher.denoisers, strict=False))
 
     @property
     def trained(self) -> dict[str, Denoiser]:
@@ -137,7 +142,7 @@ class Networks(Held):
     @property
     def counted(self) -> dict[str, Denoiser]:
         """The denoisers whose evaluations are the cost of training, by role."""
-        counted = {"teacher": self.teacher.denoiser, **self.trained}
+        counted = {**self.given, **self.trained}
         # Networks that objectives own (an average, a frozen reference) are a cost like any other.
         return counted | {name: module for name, module in self.owned.items() if isinstance(module, Denoiser)}
 
@@ -147,4 +152,5 @@ class Networks(Held):
 
     @property
     def frozen(self) -> dict[str, int]:
-        return {"teacher": weight_bytes(self.teacher.denoiser), "the autoencoder": self.teacher.codec.weight_bytes}
+        weights = {name: weight_bytes(denoiser) for name, denoiser in self.given.items()}
+        return {**weights, "the autoencoder": self.teacher.codec.weight_bytes}

@@ -31,7 +31,7 @@ def networks_of(networks: Networks, config: TrainingConfig, passes: Mapping[str,
     recipe, learners = networks.recipe, {learner.name for learner in networks.recipe.learners}
     updates = {"student": 1 / recipe.student_every} | {one.name: 1 / one.every for one in recipe.learners}
     found = []
-    for name, module in {**networks.changed, "teacher": networks.teacher.denoiser}.items():
+    for name, module in {**networks.changed, **networks.given}.items():
         own = networks.optimised.get(name)
         found.append(
             network_of(

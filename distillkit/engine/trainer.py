@@ -24,6 +24,7 @@ from distillkit.engine.optimization import MovingAverage, Updater, learning_rate
 from distillkit.engine.outputs import Outputs, Selection
 from distillkit.engine.passes import Part, Passes
 from distillkit.engine.preparation import choose_channels_last, lay_out, prepare_networks
+from distillkit.models.guide_cost import guide_cost
 from distillkit.parallel.strategy import Strategy
 
 
@@ -62,11 +63,13 @@ class Trainer(Loop):
     ) -> None:
         super().__init__(config, accelerator=accelerator, seed=seed, cost=cost, say=say, strategy=strategy)
         self.recipe, self.teacher, device = recipe, teacher, accelerator.device
+        if teacher.guide:
+            self.cost.costs["guide"] = guide_cost(teacher)
         self.networks: Networks = networks or Networks.spread(recipe, teacher, self.strategy)
         self.student = recipe.student
         self.ema: StudentGenerator = self.networks.ema
         prepare_networks(
-            config, (self.student, *recipe.learners), (self.ema, teacher.denoiser), self.roles().values(), say
+            config, (self.student, *recipe.learners), (self.ema, *teacher.denoisers), self.roles().values(), say
         )
         self.average = MovingAverage.configured(self.student, self.ema, config)
         self.diagnostics = [d for part in recipe.parts for d in part.diagnostics]

@@ -16,11 +16,13 @@ from distillkit.contracts.codec import Codec, Content
 from distillkit.contracts.condition import Condition
 from distillkit.contracts.conditioner import Conditioner
 from distillkit.contracts.denoiser import Denoiser
+from distillkit.contracts.guide import Guide
 from distillkit.contracts.random import SampleRNG
 from distillkit.contracts.student import StudentGenerator
-from distillkit.contracts.teacher import Teacher
+from distillkit.contracts.teacher import Teacher, guidance_title
 from distillkit.data.config import DataConfig
 from distillkit.data.files import ImageFiles
+from distillkit.data.identity import guide_identity
 from distillkit.data.reader import ImageReader, pixels_in_order
 from distillkit.diffusion.solvers import SolverName
 from distillkit.dtypes import HALF
@@ -66,6 +68,7 @@ class Generator:
         generate: from noise, conditions and seeds to decoded samples.
         denoiser: its network, whose evaluations are counted.
         shape: of its noise, without the batch.
+        guide: a second network that is evaluated with it.
     """
 
     subject: Subject
@@ -74,6 +77,12 @@ class Generator:
     conditioner: Conditioner
     codec: Codec
     shape: tuple[int, ...]
+    guide: Guide | None = None
+
+    @property
+    def denoisers(self) -> tuple[Denoiser, ...]:
+        """All networks that are evaluated."""
+        return (self.denoiser,) if self.guide is None else (self.denoiser, self.guide.denoiser)
 
     @property
     def content(self) -> Content:
@@ -97,13 +106,14 @@ class Generator:
             "guidance": subject.guidance,
             "precision": subject.precision,
             **({"weights in": lower} if (lower := _lower_types(self.denoiser)) else {}),
+            **({"guide": guide_identity(self.guide)} if self.guide else {}),
         }
 
     @torch.inference_mode()
     def draw(self, measure: Measure, batches: Sequence[range], device: torch.device, tally: Tally) -> Iterator[Tensor]:
         prompts = self.conditioner.parse(measure.prompts) if measure.prompts else None
         dtype, before = HALF.get(self.subject.precision), tally.evaluations
-        with self.denoiser.uneven(), count_evaluations(self.denoiser) as evaluations:
+        with self.denoiser.uneven(), count_evaluations(*self.denoisers) as evaluations:
             for batch in batches:
                 noise, keys, seeds = inputs(measure.protocol.samples, batch, self.shape, self.conditioner, prompts)
                 condition = self.conditioner.encode(keys).to(device)
@@ -140,15 +150,17 @@ def teacher_generator(
 
     Args:
         steps, solver: the teacher's own where None.
-        guidance: weight of classifier-free guidance.
+        guidance: its weight.
         precision: "fp32", "bf16" or "fp16", of the network.
     """
     spec = teacher.spec
     steps, solver = steps or spec.solver_steps, solver or spec.solver
+    guide = teacher.guide if guidance != 1 else None
     subject = Subject(
-        kind="teacher", name=f"{spec.name}, {sampling_title(solver, steps, guidance)}",
+        kind="teacher", name=f"{spec.name}, {sampling_title(solver, steps, guidance, teacher)}",
         weights_sha256=spec.weights_sha256 or content_hash(teacher.denoiser.state_dict()), teacher=spec.name,
-        sampler={"kind": solver, "steps": steps}, guidance=guidance, precision=precision,
+        sampler={"kind": solver, "steps": steps}, guidance=guidance, guide=guide.facts if guide else None,
+        precision=precision,
         remarks=(f"its weights were in {', '.join(lower)}",) if (lower := _lower_types(teacher.denoiser)) else (),
     )  # fmt: skip
 
@@ -156,7 +168,7 @@ def teacher_generator(
         made = teacher.sample(noise, condition, steps=steps, solver=solver, guidance=guidance)
         return teacher.codec.decode(_finite(made, subject))
 
-    return Generator(subject, generate, teacher.denoiser, teacher.conditioner, teacher.codec, teacher.spec.shape)
+    return Generator(subject, generate, teacher.denoiser, teacher.conditioner, teacher.codec, teacher.spec.shape, guide)
 
 
 def _lower_types(denoiser: Denoiser) -> list[str]:
@@ -165,10 +177,10 @@ def _lower_types(denoiser: Denoiser) -> list[str]:
     return [] if found in ([], ["float32"]) else found
 
 
-def sampling_title(solver: SolverName, steps: int, guidance: float = 1.0) -> str:
+def sampling_title(solver: SolverName, steps: int, guidance: float = 1.0, teacher: Teacher | None = None) -> str:
     """How a teacher is sampled, for people: '18 Heun steps', '50 DDIM steps, guidance 3'."""
     title = {"heun": "Heun", "euler": "Euler", "ddim": "DDIM"}[solver]
-    guided = "" if guidance == 1 else f", guidance {guidance:g}"
+    guided = "" if guidance == 1 else f", {guidance_title(guidance, teacher)}"
     return f"{steps} {title} step{'' if steps == 1 else 's'}{guided}"
 
 

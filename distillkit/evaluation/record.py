@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
+from distillkit.contracts.guide import GuideSpec
 from distillkit.errors import DistillkitError, UsageError
 from distillkit.evaluation.digits import with_error
 from distillkit.evaluation.frechet import jackknife_error
@@ -47,6 +48,7 @@ class Subject(_Part):
     method: str = ""
     sampler: dict[str, Any] = Field(default_factory=dict)
     guidance: float = 1.0
+    guide: GuideSpec | None = Field(None, description="the network that guidance led away from; none for no condition")
     precision: str = "fp32"
     remarks: tuple[str, ...] = Field((), description="what favours its figures, such as a loss in the same features")
 

@@ -30,6 +30,7 @@ from distillkit.jobs.prompts import check_before_loading
 from distillkit.jobs.reading import read_for
 from distillkit.jobs.run import Run
 from distillkit.jobs.teacher_weights import require_teacher_dtype
+from distillkit.models.diffusers.options import unused_guide
 from distillkit.models.store.resolve import preset_name
 from distillkit.models.store.resolve import resolve as resolve_teacher
 from distillkit.registry import Installed, method_name, registry
@@ -119,6 +120,8 @@ class Plan:
             check_before_loading(reference, self.config)
             loaded = read_for(reference, self.config, context)
         job = Distillation(self.config, self.folder, context, self.method, loaded)
+        if loaded.guide and not job.guided:
+            raise UsageError(unused_guide(loaded.guide.spec.name))
         suggested = {"pairs": dict(self.preset.pairs)} if self.preset else {}
         for name, values in self.config.sources.items():
             # A preset's numbers for a source that this recipe leaves out are nobody's mistake.
@@ -160,8 +163,11 @@ def planned(
     resolved, preset = resolve(offer.value, teacher_name=known_as, file=file, options=options)
     if at_hand:
         resolved.pipeline.refuse_for(
-            "this one is loaded: load_teacher(..., resolution=, embedded_guidance=) takes them"
+            "this one is loaded: load_teacher(..., resolution=, embedded_guidance=, guide_with=) takes them"
         )
+        if at_hand.guide:
+            pipeline = resolved.pipeline.model_copy(update={"guide_with": at_hand.guide.spec.name})
+            resolved = resolved.model_copy(update={"pipeline": pipeline})
     written = merge(file.values if file else {}, options).get("training") or {}
     training, remarks = launcher_settings().training(resolved.training, written)
     resolved = resolved.model_copy(update={"training": training})

@@ -30,6 +30,8 @@ from distillkit.registry import registry
 
 Rows = list[tuple[str, str]]
 META = torch.device("meta")
+GIVEN = ("teacher", "guide")
+"""Frozen networks that a training begins with."""
 MACHINE = 8
 """Devices of a machine, where nothing else is said."""
 
@@ -101,6 +103,8 @@ def _passes(plan: Plan, teacher: Teacher) -> tuple[dict[str, Passes], str]:
     how often a method evaluates its networks is no matter of their size."""
     name = next(_stand_ins(teacher), default_teacher())
     small = resolve(name).load(plan.context.reporter)
+    if teacher.guide:
+        small = small.guided_by(resolve(name).fresh(0))
     with suppress(DistillkitError):
         return passes_of(recipe_of(plan.config, plan.method, small), small, Accelerator(cpu=True)), name
     # Guidance, and settings in the teacher's own terms, may mean nothing to it.
@@ -145,8 +149,8 @@ def _spreads(devices: int, machine: int) -> Iterator[Spread]:
 
 
 def _lowered(size: Network, dtype: str) -> Network:
-    """The teacher with its weights in another type than float32 (`--teacher-dtype`)."""
-    if size.name != "teacher" or dtype == "fp32":
+    """The teacher and its guide with weights in another type than float32 (`--teacher-dtype`)."""
+    if size.name not in GIVEN or dtype == "fp32":
         return size
     share = (DTYPES[dtype].itemsize if dtype in DTYPES else 1) / 4
     return replace(
@@ -156,8 +160,8 @@ def _lowered(size: Network, dtype: str) -> Network:
 
 
 def _offloaded(size: Network) -> Network:
-    """The teacher with its parts in the CPU's memory (`--offload-teacher`)."""
-    return replace(size, parts=Tensors()) if size.name == "teacher" else size
+    """The teacher and its guide with their parts in the CPU's memory (`--offload-teacher`)."""
+    return replace(size, parts=Tensors()) if size.name in GIVEN else size
 
 
 def _network(size: Network) -> str:

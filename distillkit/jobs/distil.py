@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from distillkit.contracts.guide import Guide
 from distillkit.contracts.sampler import Sampler
 from distillkit.contracts.source import Pairs
 from distillkit.contracts.student import StudentGenerator
@@ -175,7 +176,12 @@ class Distillation:
             return f"guidance: an input of the student; it is sampled with {weight:g} unless another is asked for"
         if method is None or pairs is None or method == pairs.guidance:
             where = " and ".join(["the teacher's"] * (method is not None) + ["the pairs'"] * (pairs is not None))
-            return "" if self.guidance == 1 else f"guidance: {self.guidance:g} ({where}); the student needs none itself"
+            guide = f" with {self.guide.title}" if self.guide else ""
+            return (
+                ""
+                if self.guidance == 1
+                else (f"guidance: {self.guidance:g}{guide} ({where}); the student needs none itself")
+            )
         return f"note: the guidance of the teacher is {method:g}, and that of the pairs {pairs.guidance:g}"
 
     def _start_ratio(self) -> float:
@@ -235,8 +241,8 @@ class Distillation:
             # A sample is made to count its evaluations: once for each sampler.
             self._described[sampler] = describe_student(
                 student, self.teacher, method=self.config.method, method_package=self.method.origin,
-                settings=self.config.settings, guidance=self.guidance, remarks=self.remarks,
-                reference=found_again(self.config.teacher), pipeline=self.config.pipeline,
+                settings=self.config.settings, guidance=self.guidance, guide=self.guide, remarks=self.remarks,
+                reference=found_again(self.config.teacher), pipeline=self.config.pipeline.unguided,
             )  # fmt: skip
         return self._described[sampler].model_copy(update={"images_seen": images_seen})
 
@@ -246,6 +252,18 @@ class Distillation:
         if self.recipe.guidance is not None:
             return self.recipe.guidance
         return next((source.guidance for kind, source in self.sources.items() if kind is Pairs), 1.0)
+
+    @property
+    def guide(self) -> Guide | None:
+        """The network that the teacher is guided by where it is; None where nothing is."""
+        return self.teacher.guide if self.guided else None
+
+    @property
+    def guided(self) -> bool:
+        """Whether the teacher is guided in a loss or in pairs."""
+        drawn = self.recipe.final_sampler.input_guidance is not None and not self.teacher.denoiser.takes_guidance
+        weights = {self.recipe.guidance, *(source.guidance for source in self.sources.values())} - {None, 1.0}
+        return drawn or bool(weights)
 
     @property
     def remarks(self) -> tuple[str, ...]:
@@ -282,7 +300,7 @@ class Distillation:
     def _generator(self, student: StudentGenerator, name: str) -> Generator:
         subject = Subject(
             kind="student", name=name, teacher=self.teacher.spec.name, method=self.config.method,
-            guidance=self.guidance, remarks=self.remarks,
+            guidance=self.guidance, guide=self.guide.facts if self.guide else None, remarks=self.remarks,
         )  # fmt: skip
         return student_generator(student, self.teacher.conditioner, self.teacher.codec, subject)
 
@@ -315,7 +333,7 @@ class Distillation:
         """The teacher as the student sees it: with the guidance that the student learns in."""
         generator = teacher_generator(self.teacher, guidance=self.guidance)
         spec = self.teacher.spec
-        name = f"teacher, {sampling_title(spec.solver, spec.solver_steps, self.guidance)}"
+        name = f"teacher, {sampling_title(spec.solver, spec.solver_steps, self.guidance, self.teacher)}"
         if self.measures.closing is None:
             return [Row(name, *timed(generator, self.context.device), None)]
         record = teacher_record(

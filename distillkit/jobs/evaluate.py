@@ -92,6 +92,7 @@ def record_name(record: Record) -> str:
         str(samples.count),
         *([f"seed{samples.first_seed}"] if samples.first_seed else []),
         *([f"guidance{subject.guidance:g}"] if asked and subject.guidance != 1.0 else []),
+        *([f"with-{subject.guide.name}", subject.guide.weights_sha256[:8]] if asked and subject.guide else []),
         *([subject.precision] if subject.precision != "fp32" else []),
         *([] if record.nfe is None else [f"nfe{record.nfe:g}"]),
         record.protocol_id.partition("-")[2][:8],

@@ -35,6 +35,7 @@ class EvaluationOptions:
         solver: "heun", "euler" or "ddim", of a teacher; its own by default.
         resolution: of a pipeline's pictures: a side, or "WIDTHxHEIGHT"; its own by default.
         embedded_guidance: weight that is an input of a teacher's network (FLUX.1-dev); its own by default.
+        guide_with: another teacher, by name, folder or file, that a teacher's guidance leads away from.
         prompts: file or `hf:DATASET[:COLUMN]` of the prompts that images are made of, which is another protocol; the
             protocol's own by default.
         clip: folder or `hf:ORG/REPO` of a CLIP by which images are compared with their prompts; the CLIP score alone
@@ -63,6 +64,7 @@ class EvaluationOptions:
     solver: SolverName | None = None
     resolution: int | str | tuple[int, int] | None = None
     embedded_guidance: float | None = None
+    guide_with: str | None = None
     prompts: Path | str | None = None
     clip: Path | str | None = None
     clip_prefix: str = ""
@@ -105,7 +107,7 @@ class EvaluationOptions:
         Raises:
             UsageError: for a value that cannot be.
         """
-        return PipelineConfig.of(self.resolution, self.embedded_guidance)
+        return PipelineConfig.of(self.resolution, self.embedded_guidance, self.guide_with)
 
     def images_at(self, path: str | None) -> DataConfig:
         """How given images are read.

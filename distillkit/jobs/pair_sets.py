@@ -21,6 +21,7 @@ class StoredSet:
     Args:
         teacher: what people call it; "" where that was not noted.
         solver, steps, guidance: of the pairs.
+        guide: what people call the network that guided the teacher; "" for none.
         count: of pairs in shards whose files are there. bytes: of the files.
         used_by: folders of runs that have read them and are still there.
     """
@@ -33,6 +34,7 @@ class StoredSet:
     count: int
     bytes: int
     used_by: Sequence[str]
+    guide: str = ""
 
 
 def list_pairs(root: str | Path | None = None) -> list[StoredSet]:
@@ -59,7 +61,9 @@ def list_pairs(root: str | Path | None = None) -> list[StoredSet]:
             continue
         runs = [run for run in used_by(folder) if Path(run).is_dir()]
         name = described(folder) or folder.name.rpartition("-")[0]
-        found.append(
-            StoredSet(folder, name, str(identity.get("solver", ""))[:40], steps, guidance, count, sum(files), runs)
-        )
+        of_teacher = identity.get("teacher")
+        guided = isinstance(of_teacher, dict) and "guide" in of_teacher
+        guide = (described(folder, "guide") or "another network") if guided else ""
+        solver = str(identity.get("solver", ""))[:40]
+        found.append(StoredSet(folder, name, solver, steps, guidance, count, sum(files), runs, guide))
     return found

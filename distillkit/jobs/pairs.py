@@ -73,12 +73,15 @@ def pair_source(
     prompts = {k.removeprefix("prompts_"): v for k, v in settings.items() if k.startswith("prompts") and v is not None}
     if "prompts" in prompts:
         prompts["path"] = prompts.pop("prompts")
-    pipeline = {k: settings[k] for k in ("resolution", "embedded_guidance") if settings.get(k) is not None}
+    pipeline = {
+        k: settings[k] for k in ("resolution", "embedded_guidance", "guide_with") if settings.get(k) is not None
+    }
     texts = validated(PromptsConfig, prompts, None, {"prompts": prompts}, ("prompts",))
     with job_context(device=device, quiet=quiet, timeout=timeout) as context:
         loaded = teacher
         if not isinstance(loaded, Teacher):
             asked_pipeline = validated(PipelineConfig, pipeline, None, {"pipeline": pipeline}, ("pipeline",))
+            asked_pipeline.require_guidance(1.0 if config.guidance is None else config.guidance)
             loaded = resolve_teacher(str(teacher or default_teacher()), asked_pipeline).load(
                 context.reporter, context.stopped
             )
@@ -121,7 +124,7 @@ def make_pairs(
         part: "K/N": the K-th of N parts alone, without waiting for the others.
         device, quiet, timeout: as `distil` takes them.
         settings: count, steps, solver, guidance (of the pairs), prompts, prompts_column, prompts_dtype, resolution,
-            embedded_guidance; with a method any of its settings.
+            embedded_guidance, guide_with; with a method any of its settings.
 
     Raises:
         UsageError: for a name or setting that does not fit.
@@ -195,7 +198,7 @@ def plan_pairs(
         source.check()
         store, plan = source.store, source.plan()
         missing = len(store.missing(source.config.count, rank=chosen[0] - 1, world=chosen[1]))
-        evaluations = missing * store.shard * source.evaluations
+        evaluations = round(missing * store.shard * source.evaluations)
         batch = min(store.shard, TIMED_AT_ONCE)
         each = evaluation_seconds(store.teacher, batch, context.device) if missing else 0.0
         free = shutil.disk_usage(existing_parent(store.folder)).free

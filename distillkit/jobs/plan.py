@@ -32,6 +32,7 @@ from distillkit.jobs.train_parts import PartsTraining
 from distillkit.jobs.train_teacher import new_teacher
 from distillkit.jobs.training import require_checkpoint_space
 from distillkit.jobs.trial import Spread, Trial, try_learner, try_training
+from distillkit.models.guide_cost import guide_cost
 from distillkit.models.store.resolve import resolve
 from distillkit.progress import clock
 from distillkit.runs.folder import CONFIG, RunFolder
@@ -56,8 +57,10 @@ def plan_rows(plan: Plan) -> tuple[BaseModel, Rows]:
             teacher, remark = plan.teacher, ""
             if reference and not reference.available:
                 size = "" if reference.download_bytes is None else f" {_bytes(reference.download_bytes)}"
-                teacher = reference.fresh(0)
-                remark = f"to be downloaded:{size}, {teacher.spec.licence.partition(':')[0] or 'licence not recorded'}"
+                teacher = reference.skeleton(plan.context.reporter)
+                which = "" if reference.unguided is reference else f" {' and '.join(reference.absent)},"
+                licence = teacher.spec.licence.partition(":")[0] or "licence not recorded"
+                remark = f"to be downloaded:{which}{size}, {licence}"
             job = plan.job(teacher)
             job.prepare()
             config: BaseModel = job.config
@@ -75,6 +78,7 @@ def _distillation_rows(plan: Plan, job: Distillation, remark: str) -> Rows:
     shape = " x ".join(map(str, job.teacher.spec.shape))
     rows = [
         ("teacher", f"{job.teacher.spec.name}, samples {shape}, conditions: {job.teacher.conditioner.summary()}"),
+        *([("guide", _guide(job.teacher))] if job.teacher.guide else []),
         *([("", remark)] if remark else []),
         *(
             [("", f"{job.lowered}, which its figures and those of what learns from it depend on")]
@@ -185,6 +189,15 @@ def plan_parts(
         place, plan = work.part_folder(part), plan_teacher if part == NETWORK else plan_part
         plans.append((own, plan(own, context, place, resume=(place / CONFIG).is_file())))
     return plans
+
+
+def _guide(teacher: Teacher) -> str:
+    """What guides the teacher, and what an evaluation of it costs beside the teacher's."""
+    assert teacher.guide is not None
+    parameters = sum(p.numel() for p in teacher.guide.denoiser.parameters())
+    return (
+        f"{teacher.guide.title}, {parameters:,} parameters, {guide_cost(teacher):.3g} forward-equivalents an evaluation"
+    )
 
 
 def _sampler(recipe: Recipe) -> str:

@@ -14,7 +14,7 @@ from distillkit.contracts.health import Diagnostic
 from distillkit.contracts.objective import Objective
 from distillkit.contracts.random import SampleRNG
 from distillkit.contracts.student import StudentGenerator
-from distillkit.contracts.teacher import Teacher
+from distillkit.contracts.teacher import Teacher, guidance_title
 from distillkit.engine.outputs import Preview
 from distillkit.files import write_bytes
 from distillkit.pictures import save_grid, tiles
@@ -76,7 +76,7 @@ class Previews:
             self._teacher_row = codec.decode(wanted)
             self._teacher_clipped = self._clipped(wanted)
         samples = self._samples(student, "previews", self.rows)
-        name = "teacher" if self.guidance == 1 else f"teacher with guidance {self.guidance:g}"
+        name = "teacher" if self.guidance == 1 else f"teacher with {guidance_title(self.guidance, self.teacher)}"
         made = {name: self._teacher_row, "student": codec.decode(samples)}
         for objective in self.objectives:
             for name, predicted in objective.previews(samples, condition, self.rng).items():

@@ -38,6 +38,7 @@ def check_before_loading(reference: Reference, config: RunConfig) -> None:
     Raises:
         UsageError: as `require_prompts`.
     """
+    reference = reference.unguided
     if not isinstance(reference, Repository) or reference.available or only_planned(reference.name):
         return
     spec = Folder(reference.name, hub.snapshot(reference.name, weights=False)).spec

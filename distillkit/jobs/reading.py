@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
+from distillkit.contracts.guide import Guide
 from distillkit.contracts.teacher import Teacher
 from distillkit.errors import DistillkitError, Interrupted, UsageError
 from distillkit.jobs.context import Context
@@ -32,7 +33,7 @@ def read_for(reference: Reference, config: RunConfig, context: Context) -> Teach
         return reference.load(context.reporter, context.stopped)
     teacher = reference.load(context.reporter, context.stopped) if context.main else _weightless(reference, context)
     known = context.processes.first(_Known.of(teacher) if context.main else None)
-    lacks = is_weightless(teacher.denoiser)
+    lacks = any(map(is_weightless, teacher.denoisers))
     problem = known.adopted_by(teacher, context.rank) if lacks and known else ""
     said = context.processes.gather((lacks, problem))
     if problems := [problem for _, problem in said if problem]:
@@ -67,18 +68,26 @@ class _Known:
     Args:
         sha256: of their files.
         tensors: shape and type of every parameter and buffer.
+        guide: the same of what guides it.
     """
 
     sha256: str
     tensors: Mapping[str, tuple[tuple[int, ...], torch.dtype]]
+    guide: _Known | None = None
 
     @classmethod
-    def of(cls, teacher: Teacher) -> _Known:
+    def of(cls, teacher: Teacher | Guide) -> _Known:
         tensors = named_tensors(teacher.denoiser).items()
-        return cls(teacher.spec.weights_sha256, {name: (tuple(t.shape), t.dtype) for name, t in tensors})
+        guide = teacher.guide if isinstance(teacher, Teacher) else None
+        found = {name: (tuple(t.shape), t.dtype) for name, t in tensors}
+        return cls(teacher.spec.weights_sha256, found, cls.of(guide) if guide else None)
 
-    def adopted_by(self, teacher: Teacher, rank: int) -> str:
+    def adopted_by(self, teacher: Teacher | Guide, rank: int) -> str:
         """Make a teacher without weights the one with these; what is wrong where its network is another one."""
+        if isinstance(teacher, Teacher) and self.guide and teacher.guide:
+            problem = self.guide.adopted_by(teacher.guide, rank)
+            if problem:
+                return problem
         own = named_tensors(teacher.denoiser)
         shapes = {name: shape for name, (shape, _) in self.tensors.items()}
         found = {name: tuple(tensor.shape) for name, tensor in own.items()}

@@ -11,9 +11,9 @@ import torch
 from distillkit.contracts.recipe import Recipe
 from distillkit.contracts.sampler import Sampler
 from distillkit.contracts.source import Source, batch_types
-from distillkit.contracts.teacher import Teacher
+from distillkit.contracts.teacher import Teacher, TeacherSpec
 from distillkit.contracts.text import PromptList
-from distillkit.data.identity import teacher_identity
+from distillkit.data.identity import guide_identity, teacher_identity
 from distillkit.data.shards import identity_hash
 from distillkit.errors import DistillkitError, UsageError
 from distillkit.jobs.adapters import with_adapters
@@ -39,10 +39,11 @@ def recipe_of(config: RunConfig, method: Installed, teacher: Teacher) -> Recipe:
         return recipe
 
     recipe = with_adapters(make, teacher, *config.student.adapters, seed=config.seed)
-    if recipe.guidance not in (None, 1.0) and not teacher.conditioner.has_null:
+    if recipe.guidance not in (None, 1.0) and not teacher.guidable:
         raise UsageError(
             f"--guidance {recipe.guidance:g}: the teacher {teacher.spec.name} has no unconditional prediction to guide "
-            "against (where guidance is an input of the network, it is on already); use guidance 1"
+            "against (where guidance is an input of the network, it is on already); use guidance 1, or name another "
+            "network to guide it: --guide-with NAME"
         )
     student = config.student
     if student.levels or student.start_ratio or student.times:
@@ -111,9 +112,15 @@ def inputs_of(
     teacher: Teacher, sources: Mapping[type, Source[Any]], prompts: PromptList | None = None
 ) -> dict[str, str]:
     """The teacher, the prompts and the files of data by what they are, for a resumption to compare."""
-    spec, identity = teacher.spec, identity_hash(teacher_identity(teacher))
-    weights = f", weights {spec.weights_sha256[:16]}" if spec.weights_sha256 else ""
+
+    def stated(spec: TeacherSpec, identity: Mapping[str, Any]) -> str:
+        weights = f", weights {spec.weights_sha256[:16]}" if spec.weights_sha256 else ""
+        return f"{spec.name}{weights}, identity {identity_hash(identity)}"
+
+    guide = teacher.guide
+    networks = {"teacher": stated(teacher.spec, teacher_identity(teacher, guided=False))}
+    networks |= {"guide": stated(guide.spec, guide_identity(guide))} if guide else {}
     found = {source.name: source.fingerprint for source in sources.values() if source.fingerprint}
     files = {name: f"fingerprint {fingerprint[:16]}" for name, fingerprint in found.items()}
     listed = {"prompts": f"{len(prompts):,} of {prompts.name}, sha256 {prompts.sha256[:16]}"} if prompts else {}
-    return {"teacher": f"{spec.name}{weights}, identity {identity}", **listed, **files}
+    return {**networks, **listed, **files}

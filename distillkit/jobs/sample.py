@@ -90,6 +90,7 @@ def make_samples(
             raise UsageError(f"no student in {name}, and no teacher either: {error}") from error
         if (place := Path(name).expanduser()).is_dir() and not (is_teacher_folder(place) or is_diffusers_folder(place)):
             raise UsageError(f"no student in {name}, and no teacher either; name a run, a student or a teacher")
+        pipeline.require_guidance(1.0 if guidance is None else guidance)
         teacher = resolve(name, pipeline).load(context.reporter, context.stopped).to(context.device)
         return _of_teacher(teacher, asked, context)
     pipeline.refuse_for(f"{name} is a student, which keeps what it was trained with")
@@ -156,6 +157,11 @@ def _of_teacher(teacher: Teacher, asked: _Asked, context: Context) -> Made:
     if asked.nfe is not None and asked.steps is not None:
         raise UsageError("--nfe and --steps both say how long to sample: give one of them")
     steps = asked.steps or (spec.solver_steps if asked.nfe is None else solver_steps(asked.nfe, solver, guidance))
+    if asked.negative is not None and teacher.guide is not None:
+        raise UsageError(
+            f"--negative is what guidance leads away from, and so is --guide-with {teacher.guide.spec.name}: leave one "
+            "of them out"
+        )
     if asked.negative is not None and guidance == 1.0:
         raise UsageError("--negative is what guidance leads away from: give --guidance, such as 7.5, as well")
     keys = asked.keys(conditioner, teacher.codec.content)
@@ -163,7 +169,7 @@ def _of_teacher(teacher: Teacher, asked: _Asked, context: Context) -> Made:
     count, decoded = len(keys), []
     batch = asked.batch or samples_at_once(teacher.codec.decoded_shape(spec.shape))
     with (
-        count_evaluations(teacher.denoiser) as evaluations,
+        count_evaluations(*teacher.denoisers) as evaluations,
         context.reporter.task(f"sampling {spec.name}", count, "samples") as task,
     ):
         for start in range(0, count, batch):

@@ -47,14 +47,15 @@ def teacher_on(teacher: Teacher, training: TrainingConfig, context: Context) -> 
     Raises:
         UsageError: where an earlier job of this process has spread it.
     """
-    if is_spread(teacher.denoiser):
+    if any(map(is_spread, teacher.denoisers)):
         raise UsageError(
             f"the teacher {teacher.spec.name} is held in parts by an earlier job of this process; load it anew, or use "
             "--parallel replicate"
         )
     if not asked_of(training, context).may_spread:
         return teacher.to(context.device)
-    own_memory(teacher.denoiser)
+    for denoiser in teacher.denoisers:
+        own_memory(denoiser)
     teacher.conditioner = teacher.conditioner.to(context.device)
     teacher.codec = teacher.codec.to(context.device)
     return teacher
@@ -71,7 +72,7 @@ def building(teacher: Teacher, training: TrainingConfig, context: Context) -> It
     if not asked_of(training, context).may_spread:
         yield
         return
-    left_out = is_weightless(teacher.denoiser)
+    left_out = any(map(is_weightless, teacher.denoisers))
     try:
         with lazily(), without_weights() if left_out else nullcontext():
             yield
@@ -108,7 +109,7 @@ def spread(
 
     def held_bytes() -> int:
         trained = [(recipe.student, training), *((part, merged(training, part.optimizer)) for part in recipe.learners)]
-        weights = weight_bytes(teacher.denoiser) + own_bytes(recipe.student)  # the moving average
+        weights = sum(map(weight_bytes, teacher.denoisers)) + own_bytes(recipe.student)  # the moving average
         owned = [module for objective in recipe.objectives for module in objective.modules().values()]
         moments = sum(moment_bytes(p, c.optimizer) for m, c in trained for p in m.parameters() if p.requires_grad)
         return weights + sum(map(own_bytes, owned)) + sum(2 * own_bytes(module) for module, _ in trained) + moments

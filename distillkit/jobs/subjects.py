@@ -70,7 +70,9 @@ def found_subjects(
     if isinstance(subject, Student):
         return _students(subject, _student_name(subject), _records(subject.folder), options, context)
     if isinstance(subject, Teacher):
-        asked.refuse_for("this teacher is loaded: load_teacher(..., resolution=, embedded_guidance=) takes them")
+        asked.refuse_for(
+            "this teacher is loaded: load_teacher(..., resolution=, embedded_guidance=, guide_with=) takes them"
+        )
         return _teachers(subject, _records(None), options, context)
     name, path = str(subject), Path(subject).expanduser()
     if is_student(name):
@@ -84,8 +86,13 @@ def found_subjects(
         return [_images(name, options)]
     options.require_no_images(name)
     reference = resolve(name, asked)
-    records = _records(reference.path if isinstance(reference, Folder) else None)
-    if options.steps is not None and options.solver is None and (place := _pipeline_folder(reference, options)):
+    asked.require_guidance(options.weight)
+    records = _records(reference.unguided.path if isinstance(reference.unguided, Folder) else None)
+    if (
+        options.steps is not None
+        and options.solver is None
+        and (place := _pipeline_folder(reference.unguided, options))
+    ):
         return [_pipeline(reference.name, place, records, options, context)]
     return _teachers(reference.load(context.reporter, context.stopped), records, options, context)
 
@@ -102,6 +109,11 @@ def _pipeline(name: str, place: Path, records: Path, options: EvaluationOptions,
     assert options.steps is not None
     title = "" if name == str(place) else name.removeprefix(hub.PREFIX)
     asked = options.pipeline
+    if asked.guide_with is not None:
+        raise UsageError(
+            f"{asked.options[-1]}: with --steps alone {name} is sampled by its own pipeline, which no other network "
+            f"guides; add --solver {'|'.join(SOLVERS)} to sample it as a teacher"
+        )
     if asked.embedded_guidance is not None:
         raise UsageError(f"{asked.options[-1]}: a pipeline that is sampled by its own scheduler takes it as --guidance")
     pipeline = whole_pipeline(
@@ -159,8 +171,8 @@ def _students(
         description, codec = sampled.description, sampled.codec
         subject = Subject(
             kind="student", name=name, weights_sha256=description.weights_sha256, teacher=description.teacher.name,
-            method=description.method, guidance=description.guidance, precision=options.precision,
-            remarks=description.remarks,
+            method=description.method, guidance=description.guidance, guide=description.guide,
+            precision=options.precision, remarks=description.remarks,
         )  # fmt: skip
         shape = codec.decoded_shape(description.shape)
         protocol = own or protocol_for(description.teacher.name, shape, sampled.conditioner.count)
@@ -187,8 +199,8 @@ def _images(name: str, options: EvaluationOptions) -> Found:
     generated = (options.nfe, options.steps, options.solver, *options.pipeline.options)
     if any(generated) or options.weight != 1.0 or options.precision != "fp32":
         raise UsageError(
-            f"{name} holds images: --nfe, --steps, --solver, --guidance, --resolution, --embedded-guidance and "
-            "--precision are for generators"
+            f"{name} holds images: --nfe, --steps, --solver, --guidance, --guide-with, --resolution, "
+            "--embedded-guidance and --precision are for generators"
         )
     config = options.images_at(name)
     files = open_files(config)

@@ -35,6 +35,9 @@ def set_apart(teacher: Teacher, dtype: str) -> Teacher:
     if dtype != FLOAT32:
         require_casts(teacher, dtype)
         teacher.denoiser = copy.deepcopy(teacher.denoiser)
+        if teacher.guide:
+            teacher.guide = copy.copy(teacher.guide)
+            teacher.guide.denoiser = copy.deepcopy(teacher.guide.denoiser)
     return teacher
 
 

@@ -27,7 +27,7 @@ def _timed(generator: Generator, device: torch.device) -> tuple[float, float]:
         seeds = list(range(count))
         noise = seeded_noise(seeds, generator.shape).to(device)
         condition = generator.conditioner.encode(generator.conditioner.in_turn(range(count))).to(device)
-        with count_evaluations(generator.denoiser) as evaluations:
+        with count_evaluations(*generator.denoisers) as evaluations:
             began = time.perf_counter()
             generator.generate(noise, condition, seeds)
             if device.type == "cuda":

@@ -197,7 +197,8 @@ def try_training(
         # Every process would take as many steps as it finds time for, and wait for the others in the next.
         raise DistillkitError("networks are in parts; `--dry-run --devices N` says by formula what to expect")
     trainer = _trainer(recipe, teacher, _of_one(training, accelerator), accelerator, CostMeter(), spread)
-    frozen = weight_bytes(teacher.denoiser)
+    frozen = sum(map(weight_bytes, teacher.denoisers))
+    given = [parameter for denoiser in teacher.denoisers for parameter in denoiser.parameters()]
 
     def held() -> int:
         return frozen + teacher.codec.weight_bytes + sum(objective.frozen_bytes for objective in recipe.objectives)
@@ -209,7 +210,7 @@ def try_training(
         return evaluations, sum(evaluations.values()) / max(sum(stages[0].values()), 1e-9)
 
     return _tried(
-        trainer, training, _period(recipe), enough, count, teacher.denoiser.parameters(), held,
+        trainer, training, _period(recipe), enough, count, given, held,
         lambda batch: evaluation_seconds(teacher, batch, accelerator.device),
     )  # fmt: skip
 

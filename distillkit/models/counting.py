@@ -12,19 +12,20 @@ from distillkit.contracts.denoiser import Denoiser
 
 
 @contextmanager
-def count_evaluations(denoiser: Denoiser) -> Iterator[Callable[[], int]]:
-    """Count the samples that pass through a denoiser; yields a function that returns the number so far.
+def count_evaluations(*denoisers: Denoiser) -> Iterator[Callable[[], int]]:
+    """Count the samples that pass through denoisers; yields a function that returns the number so far.
 
-    A guided evaluation passes twice as many samples, and so counts double.
+    A guided evaluation passes twice as many samples, or as many through a second network, and so counts double.
     """
     seen = 0
 
     def count(module: nn.Module, args: tuple[Any, ...]) -> None:
         nonlocal seen
-        seen += 0 if denoiser.for_others else len(args[0])
+        seen += 0 if getattr(module, "for_others", False) else len(args[0])
 
-    handle = denoiser.register_forward_pre_hook(count)
+    handles = [denoiser.register_forward_pre_hook(count) for denoiser in denoisers]
     try:
         yield lambda: seen
     finally:
-        handle.remove()
+        for handle in handles:
+            handle.remove()

@@ -8,6 +8,7 @@ from collections import Counter
 import torch
 from torch import Tensor, nn
 
+from distillkit.contracts.denoiser import Denoiser
 from distillkit.contracts.teacher import Teacher
 from distillkit.errors import UsageError
 from distillkit.models.prompts import Prompts
@@ -29,7 +30,8 @@ def in_dtype(teacher: Teacher, dtype: torch.dtype) -> Teacher:
     if dtype == torch.float32:
         return teacher
     require_casts(teacher, DTYPES[dtype])
-    _cast(teacher.denoiser, dtype)
+    for denoiser in teacher.denoisers:
+        _cast(denoiser, dtype)
     conditioner = teacher.conditioner
     if isinstance(conditioner, Prompts) and isinstance(conditioner.encoder, FrozenText):
         encoder = conditioner.encoder.in_dtype(DTYPES[dtype])
@@ -47,7 +49,8 @@ def in_fp8(teacher: Teacher) -> Teacher:
     from torchao.quantization import Float8WeightOnlyConfig, quantize_
 
     teacher = in_dtype(teacher, torch.bfloat16)
-    quantize_(teacher.denoiser, Float8WeightOnlyConfig())
+    for denoiser in teacher.denoisers:
+        quantize_(denoiser, Float8WeightOnlyConfig())
     return teacher
 
 
@@ -82,30 +85,32 @@ def require_casts(teacher: Teacher, dtype: str) -> None:
     """Refuse other weights than float32 for a network that computes in the type of its inputs.
 
     Raises:
-        UsageError: naming the teacher.
+        UsageError: naming the teacher, or what guides it.
     """
-    if not casts(teacher):
-        raise UsageError(
-            f"{teacher.spec.name} takes no weights in {dtype}: its network computes in the type of its samples "
-            "(`casts_inputs` is not set); load it in float32, runs compute in half precision with --precision bf16"
-        )
+    names = [teacher.spec.name, *([teacher.guide.spec.name] if teacher.guide else [])]
+    for name, denoiser in zip(names, teacher.denoisers, strict=True):
+        if not casts(denoiser):
+            raise UsageError(
+                f"{name} takes no weights in {dtype}: its network computes in the type of its samples (`casts_inputs` "
+                "is not set); load it in float32, runs compute in half precision with --precision bf16"
+            )
 
 
-def casts(teacher: Teacher) -> bool:
-    """Whether its network takes float32 samples whatever its weights are: it says so by `casts_inputs`."""
-    model = getattr(teacher.denoiser, "model", None)
-    return bool(getattr(model, "casts_inputs", False)) and next(teacher.denoiser.parameters(), None) is not None
+def casts(denoiser: Denoiser) -> bool:
+    """Whether a network takes float32 samples whatever its weights are: it says so by `casts_inputs`."""
+    model = getattr(denoiser, "model", None)
+    return bool(getattr(model, "casts_inputs", False)) and next(denoiser.parameters(), None) is not None
 
 
 def described(teacher: Teacher) -> str:
     """What is in which type, for people."""
     sizes: Counter[str] = Counter()
-    for name, parameter in teacher.denoiser.named_parameters():
+    for name, parameter in (named for denoiser in teacher.denoisers for named in denoiser.named_parameters()):
         # Of 8 bits the numbers, not their scales.
         largest = max((tensor for _, tensor in plain_tensors({name: parameter})), key=Tensor.numel)
         sizes[str(largest.dtype).removeprefix("torch.")] += parameter.numel()
     shares = ", ".join(f"{kind} {size / sizes.total():.0%}" for kind, size in sizes.most_common())
-    return f"{shares}, {weight_bytes(teacher.denoiser) / 1e6:,.1f} MB"
+    return f"{shares}, {sum(map(weight_bytes, teacher.denoisers)) / 1e6:,.1f} MB"
 
 
 def _cast(denoiser: nn.Module, dtype: torch.dtype) -> None:

@@ -167,6 +167,9 @@ class Prompts(Conditioner):
         rows = {name: value.to(device).expand(size, *value.shape[1:]) for name, value in self._null.items()}
         return condition.extended(**rows)
 
+    def agrees_with(self, other: Conditioner) -> bool:
+        return isinstance(other, Prompts) and self.encoder.agrees_with(other.encoder)
+
     def parse(self, typed: Sequence[str]) -> Tensor:
         """Keys of prompts: numbers of those that are in the list's beginning, new numbers for others."""
         if not self._numbers:

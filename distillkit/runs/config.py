@@ -131,7 +131,7 @@ class RunConfig(BaseModel):
 
     method: str = Field(description="name of the method")
     teacher: str = Field(default_factory=_default_teacher, description="name, folder or file of the teacher")
-    pipeline: PipelineConfig = Field(default=PLAIN, description="what is asked of the teacher's pipeline")
+    pipeline: PipelineConfig = Field(default=PLAIN, description="how the teacher is used beside its files")
     teacher_weights: TeacherWeightsConfig = Field(default_factory=TeacherWeightsConfig)
     seed: int = Field(0, ge=0, lt=2**63, description="seed of every random draw")
     settings: dict[str, Any] = Field(default_factory=dict, description="the method's own settings")

@@ -72,9 +72,10 @@ samples = {_call(conditioner, (64, *shape))} {kind}
 
 
 def _guidance(description: StudentDescription) -> str:
+    guide = f", away from {markdown(description.guide.name)}" if description.guide else ""
     if (weight := description.sampler.get("guidance")) is None:
-        return f"Guidance weight learnt in: {description.guidance:g}."
-    return f"Guidance weight: an input of the network, {weight:g} unless another is asked for."
+        return f"Guidance weight learnt in: {description.guidance:g}{guide}."
+    return f"Guidance weight: an input of the network{guide}, {weight:g} unless another is asked for."
 
 
 def example_prompt(conditioner: Prompts) -> str:
@@ -158,6 +159,12 @@ def _kind(label: str) -> str:
 
 def _notes(description: StudentDescription, record: Mapping[str, Any] | None) -> Iterator[str]:
     yield from map(markdown, description.remarks)
+    if (guide := description.guide) is not None:
+        yield (
+            f"Guide of the teacher: {markdown(guide.name)} (sha256 `{guide.weights_sha256[:16] or 'not recorded'}`), "
+            f"{markdown(guide.source) or 'source not recorded'}. Its licence: "
+            f"{markdown(guide.licence) or 'not recorded'}."
+        )
     if (adapter := description.adapter) is not None:
         yield f"Adapters, a {adapter.layers.title}, beside the weights of the teacher, which are needed to load it."
     if not record:

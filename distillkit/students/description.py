@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from distillkit.contracts.adapter import AdapterConfig
 from distillkit.contracts.denoiser import Denoiser, adapted_in
+from distillkit.contracts.guide import Guide, GuideSpec
 from distillkit.contracts.random import SampleRNG
 from distillkit.contracts.sampler import Sampler
 from distillkit.contracts.student import StudentGenerator
@@ -65,6 +66,9 @@ class StudentDescription(BaseModel):
     shape: SampleShape = Field(description="of a sample, without the batch")
     nfe: float = Field(ge=0, le=1e6, description="network evaluations for one sample, measured")
     guidance: float = Field(1.0, ge=0, le=1e6, description="guidance weight that the student has learnt in")
+    guide: GuideSpec | None = Field(
+        None, description="the network that guidance led away from then; none for no condition"
+    )
     images_seen: int = Field(ge=0)
     remarks: tuple[Annotated[str, Field(max_length=10_000)], ...] = Field(
         (), max_length=1000, description="what a reader of its figures should know"
@@ -81,6 +85,7 @@ def describe_student(
     settings: Mapping[str, Any] | None = None,
     images_seen: int = 0,
     guidance: float = 1.0,
+    guide: Guide | None = None,
     remarks: Sequence[str] = (),
     nfe: float | None = None,
     reference: str = "",
@@ -92,6 +97,7 @@ def describe_student(
         teacher: whose conditioner and codec the student uses.
         settings: the method's, as plain data.
         guidance: weight that the student has learnt in.
+        guide: the network that guidance led away from then.
         nfe: network evaluations of a sample where they were measured already; by default one sample is made.
         reference: by which the teacher can be asked for again, whose weights a student of adapters needs; its name by
             default.
@@ -125,6 +131,7 @@ def describe_student(
         shape=generator.shape,
         nfe=measured_nfe(generator, teacher.conditioner) if nfe is None else nfe,
         guidance=guidance,
+        guide=guide.facts if guide else None,
         images_seen=images_seen,
         remarks=tuple(remarks),
     )

@@ -97,7 +97,7 @@ class Consistency(Method):
         embedded = teacher.denoiser.takes_guidance
         if drawn:
             denoiser = with_guidance_input(denoiser)
-            if not embedded and not teacher.conditioner.has_null:
+            if not embedded and not teacher.guidable:
                 raise UsageError(
                     f"guidance_max {config.guidance_max:g}: the teacher {teacher.spec.name} has no unconditional "
                     "prediction to guide against, and no input of guidance"

@@ -1,4 +1,5 @@
-"""What a pipeline leaves to whoever uses it: the size of its pictures, and the guidance that its network embeds."""
+"""What a teacher leaves to whoever uses it: the size of a pipeline's pictures, the guidance that its network embeds,
+and which other network guides it."""
 
 from __future__ import annotations
 
@@ -12,7 +13,7 @@ from distillkit.reading import first_problem
 
 
 class PipelineConfig(BaseModel):
-    """How the teacher's pipeline is used; what is not given is as the pipeline's files say."""
+    """How the teacher is used; what is not given is as its files say."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -23,19 +24,31 @@ class PipelineConfig(BaseModel):
         None, ge=0, le=1000,
         description="guidance that is an input of the teacher's network (FLUX.1-dev); its own if none",
     )  # fmt: skip
+    guide_with: str | None = Field(
+        None, min_length=1, max_length=4096,
+        description="a smaller, less trained or unconditional teacher, by name, folder or file, that guidance leads "
+        "away from (autoguidance); none for the teacher's own prediction without a condition",
+    )  # fmt: skip
 
     @classmethod
-    def of(cls, resolution: object, embedded_guidance: object) -> Self:
+    def of(cls, resolution: object, embedded_guidance: object, guide_with: object = None) -> Self:
         """What a person asked for, None where nothing.
 
         Raises:
             UsageError: for what is no size or weight; names the option.
         """
         try:
-            return cls.model_validate({"resolution": resolution, "embedded_guidance": embedded_guidance})
+            return cls.model_validate(
+                {"resolution": resolution, "embedded_guidance": embedded_guidance, "guide_with": guide_with}
+            )
         except ValidationError as error:
             name, _, problem = first_problem(error).partition(":")
             raise UsageError(f"--{name.partition('.')[0].replace('_', '-')}:{problem}") from error
+
+    @property
+    def unguided(self) -> PipelineConfig:
+        """What is asked of the teacher's own files."""
+        return self.model_copy(update={"guide_with": None})
 
     @property
     def sides(self) -> tuple[int, int] | None:
@@ -47,7 +60,8 @@ class PipelineConfig(BaseModel):
         """Those that were given, as they are written on the command line."""
         size = () if self.resolution is None else ("--resolution {}x{}".format(*self.resolution),)
         guidance = () if self.embedded_guidance is None else (f"--embedded-guidance {self.embedded_guidance:g}",)
-        return (*size, *guidance)
+        guide = () if self.guide_with is None else (f"--guide-with {self.guide_with}",)
+        return (*size, *guidance, *guide)
 
     @property
     def suffix(self) -> str:
@@ -64,9 +78,28 @@ class PipelineConfig(BaseModel):
         Raises:
             UsageError: naming the first that was given.
         """
-        for option in self.options:
+        for option in self.unguided.options:
             raise UsageError(f"{option} is for pipelines of diffusers that are sampled as teachers, and {what}")
+        if self.guide_with is not None:
+            raise UsageError(f"--guide-with {self.guide_with} is for teachers, and {what}")
+
+    def require_guidance(self, weight: float) -> None:
+        """Refuse a guide that would not be evaluated.
+
+        Raises:
+            UsageError: for guidance 1.
+        """
+        if self.guide_with is not None and weight == 1:
+            raise UsageError(unused_guide(self.guide_with))
+
+
+def unused_guide(name: str) -> str:
+    """What is said of a guide that would not be evaluated."""
+    return (
+        f"--guide-with {name}: with guidance 1 the teacher's prediction is taken as it is, and the guide would not be "
+        "evaluated; give --guidance, such as 2, as well"
+    )
 
 
 PLAIN = PipelineConfig()
-"""As the pipeline's files say."""
+"""As the teacher's files say."""

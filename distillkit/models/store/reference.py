@@ -37,6 +37,11 @@ class Reference(ABC):
     name: str
     card: Card | None = None
 
+    @property
+    def unguided(self) -> Reference:
+        """The teacher without a network that guides it."""
+        return self
+
     def with_options(self, asked: PipelineConfig) -> Reference:
         """The same, of which something is asked beside its files.
 
@@ -64,6 +69,11 @@ class Reference(ABC):
     def available(self) -> bool:
         """Whether it can be loaded without a download."""
         return True
+
+    @property
+    def absent(self) -> tuple[str, ...]:
+        """Names of what has to be downloaded before it can be loaded."""
+        return () if self.available else (self.name,)
 
     @property
     def download_bytes(self) -> int | None:
@@ -278,3 +288,69 @@ class Repository(Reference):
     def fresh(self, seed: int) -> Teacher:
         """As ever, from the few kilobytes of the repository that describe it."""
         return self.folder(hub.snapshot(self.name, weights=False)).fresh(seed)
+
+
+@dataclass(frozen=True)
+class Guided(Reference):
+    """A teacher that another one guides.
+
+    Args:
+        teacher: that is guided.
+        guide: that guidance leads away from.
+    """
+
+    teacher: Reference
+    guide: Reference
+
+    @property
+    def name(self) -> str:  # type: ignore[override]
+        return self.teacher.name
+
+    @property
+    def card(self) -> Card | None:  # type: ignore[override]
+        return self.teacher.card
+
+    @property
+    def unguided(self) -> Reference:
+        return self.teacher
+
+    @property
+    def spec(self) -> TeacherSpec | None:
+        return self.teacher.spec
+
+    @property
+    def preset_name(self) -> str:
+        return self.teacher.preset_name
+
+    @property
+    def available(self) -> bool:
+        return self.teacher.available and self.guide.available
+
+    @property
+    def absent(self) -> tuple[str, ...]:
+        return (*self.teacher.absent, *self.guide.absent)
+
+    @property
+    def download_bytes(self) -> int | None:
+        sizes = [self.teacher.download_bytes, self.guide.download_bytes]
+        known = [size for size in sizes if size is not None]
+        return sum(known) if len(known) == len(sizes) else None
+
+    def check(self) -> None:
+        self.teacher.check()
+        self.guide.check()
+
+    def load(
+        self, reporter: Reporter, should_stop: Callable[[], int] = lambda: 0, dtype: torch.dtype = torch.float32
+    ) -> Teacher:
+        teacher = self.teacher.load(reporter, should_stop, dtype)
+        teacher = teacher.guided_by(self.guide.load(reporter, should_stop, dtype))
+        if teacher.guide and teacher.guide.remark:
+            reporter.say(teacher.guide.remark)
+        return teacher
+
+    def fresh(self, seed: int) -> Teacher:
+        return self.teacher.fresh(seed).guided_by(self.guide.fresh(seed))
+
+    def skeleton(self, reporter: Reporter) -> Teacher:
+        return self.teacher.skeleton(reporter).guided_by(self.guide.skeleton(reporter))

@@ -12,7 +12,7 @@ from distillkit.errors import UsageError
 from distillkit.models.diffusers import hub
 from distillkit.models.diffusers.options import PLAIN, PipelineConfig
 from distillkit.models.store.card import Card, TeacherOffer
-from distillkit.models.store.reference import File, Folder, Offered, Reference, Repository
+from distillkit.models.store.reference import File, Folder, Guided, Offered, Reference, Repository
 from distillkit.progress import Reporter, reporter_for
 from distillkit.registry import BUILT_IN, Installed, registry, unknown
 
@@ -22,13 +22,19 @@ def resolve(name: str, asked: PipelineConfig = PLAIN) -> Reference:
     folder; or a file of weights. Nothing is loaded or downloaded.
 
     Args:
-        asked: what is asked of a pipeline beside its files.
+        asked: what is asked of it beside its files, and which other teacher guides it; that one is used alike.
 
     Raises:
         UsageError: for a name that is none of these, says why where it was refused to those who offer it; or one of
             which this cannot be asked.
     """
-    return _resolved(name).with_options(asked)
+    reference = _resolved(name).with_options(asked.unguided)
+    if asked.guide_with is None:
+        return reference
+    try:
+        return Guided(reference, _resolved(asked.guide_with).with_options(asked.unguided))
+    except UsageError as error:
+        raise UsageError(f"--guide-with {asked.guide_with}: {error}") from error
 
 
 def _resolved(name: str) -> Reference:
@@ -67,6 +73,7 @@ def load_teacher(
     *,
     resolution: int | str | tuple[int, int] | None = None,
     embedded_guidance: float | None = None,
+    guide_with: str | None = None,
 ) -> Teacher:
     """A teacher by name or alias, `hf:ORG/REPO[@REVISION]`, folder or file.
 
@@ -81,6 +88,8 @@ def load_teacher(
         resolution: side, "WIDTHxHEIGHT" or (width, height) in pixels of the pictures of a pipeline of latents; its own
             by default.
         embedded_guidance: weight that is an input of the network (FLUX.1-dev); the pipeline's default by default.
+        guide_with: another teacher that guidance leads away from, by the same kinds of names (`Teacher.guided_by`); the
+            teacher's own prediction without a condition by default.
 
     Raises:
         UsageError: for a name that is none of these, a network that takes no other `dtype`, or options that it does not
@@ -88,7 +97,7 @@ def load_teacher(
         DistillkitError: when a file is damaged, refused or cannot be had.
         Interrupted: after a signal during a download.
     """
-    asked = PipelineConfig.of(resolution, embedded_guidance)
+    asked = PipelineConfig.of(resolution, embedded_guidance, guide_with)
     return resolve(name, asked).load(reporter or reporter_for(), should_stop, dtype)
 
 
