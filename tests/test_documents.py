@@ -39,7 +39,7 @@ METHODS = tuple(name for name, made in registry().named("methods").items() if ma
 """Whose options the documents name: all of ours."""
 HELPS = (
     (), *(("run", method) for method in METHODS), ("sample",),
-    ("teachers", "train"), ("teachers", "convert"), ("evaluate",), ("protocols", "pin"), ("reference", "make"),
+    ("teachers", "train"), ("teachers", "convert"), ("students", "convert"), ("evaluate",), ("protocols", "pin"), ("reference", "make"),
     ("reference", "convert"), ("pairs", "make"), ("pairs", "verify"), ("compare",), ("bench",), ("export",), ("check",),
 )  # fmt: skip
 """Commands whose options the documents name."""
@@ -84,8 +84,8 @@ def test_every_option_in_the_documents_exists(inside, monkeypatch):
         assert re.search(rf"{option}(?![\w-])", known), option
 
 
-COMMANDS = ("run", "sample", "evaluate", "compare", "bench", "export", "methods", "teachers", "protocols", "check",
-            "new-method", "pairs", "plugins", "reference")  # fmt: skip
+COMMANDS = ("run", "sample", "evaluate", "compare", "bench", "export", "methods", "teachers", "students", "protocols",
+            "check", "new-method", "pairs", "plugins", "reference")  # fmt: skip
 
 
 def test_every_command_in_the_documents_exists():

@@ -29,6 +29,7 @@ from distillkit.cli import (
     reference,
     run,
     sample,
+    students,
     teachers,
 )
 from distillkit.cli.spelling import advice
@@ -40,7 +41,18 @@ class Commands(TyperGroup):
     """The commands in the order in which people come to need them."""
 
     def list_commands(self, ctx: Any) -> list[str]:
-        order = ["run", "sample", "evaluate", "compare", "bench", "export", "methods", "teachers", "protocols"]
+        order = [
+            "run",
+            "sample",
+            "evaluate",
+            "compare",
+            "bench",
+            "export",
+            "methods",
+            "teachers",
+            "students",
+            "protocols",
+        ]
         names = super().list_commands(ctx)
         return sorted(names, key=lambda name: order.index(name) if name in order else len(order))
 
@@ -70,6 +82,7 @@ app.command("check")(check.check)
 app.command("new-method")(new_method.new_method)
 app.command("plugins")(plugins.plugins)
 app.add_typer(teachers.app, name="teachers")
+app.add_typer(students.app, name="students")
 app.add_typer(protocols.app, name="protocols")
 app.add_typer(reference.app, name="reference")
 app.add_typer(pairs.app, name="pairs")

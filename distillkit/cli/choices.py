@@ -127,6 +127,33 @@ GuideWithOption = Annotated[
         autocompletion=offered("teachers"),
     ),
 ]
+LoraOption = Annotated[
+    str | None,
+    typer.Option("--lora", metavar="FILE|hf:ORG/REPO[/FILE]", help="Of a pipeline: LoRA on its network."),
+]
+LoraScaleOption = Annotated[
+    float | None, typer.Option("--lora-scale", help="What the LoRA is multiplied with.  [default: 1]")
+]
+WeightsOption = Annotated[
+    str | None,
+    typer.Option(
+        "--weights", metavar="FILE|hf:ORG/REPO[/FILE]", help="Of a pipeline: weights in the place of its network's."
+    ),
+]
+SchedulerOption = Annotated[
+    str | None,
+    typer.Option(
+        "--scheduler", metavar="NAME[,OPTION=VALUE]",
+        help="Of a pipeline: scheduler of diffusers in the place of its own, such as "
+        "EulerDiscreteScheduler,timestep_spacing=trailing; or a scheduler_config.json.",
+    ),
+]  # fmt: skip
+TimestepsOption = Annotated[
+    str | None, typer.Option("--timesteps", metavar="LIST", help="Of a pipeline: its steps, such as 999,749,499,249.")
+]
+EtaOption = Annotated[
+    float | None, typer.Option("--eta", min=0, max=1, help="Of a pipeline: share of fresh noise, of DDIM and TCD.")
+]
 ConfigOption = Annotated[Path | None, typer.Option("--config", help="YAML file with settings; options win.")]
 SetOption = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any setting by its path: training.lr=1e-4.")

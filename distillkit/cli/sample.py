@@ -7,7 +7,19 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from distillkit.cli.choices import DeviceOption, EmbeddedGuidanceOption, GuideWithOption, ResolutionOption, subjects
+from distillkit.cli.choices import (
+    DeviceOption,
+    EmbeddedGuidanceOption,
+    EtaOption,
+    GuideWithOption,
+    LoraOption,
+    LoraScaleOption,
+    ResolutionOption,
+    SchedulerOption,
+    TimestepsOption,
+    WeightsOption,
+    subjects,
+)
 
 if TYPE_CHECKING:
     from distillkit.jobs.sample import Made
@@ -70,6 +82,12 @@ def sample(
     resolution: ResolutionOption = None,
     embedded_guidance: EmbeddedGuidanceOption = None,
     guide_with: GuideWithOption = None,
+    lora: LoraOption = None,
+    lora_scale: LoraScaleOption = None,
+    weights: WeightsOption = None,
+    scheduler: SchedulerOption = None,
+    timesteps: TimestepsOption = None,
+    eta: EtaOption = None,
     batch: Annotated[int | None, typer.Option(min=1, help="Samples in one pass.  [default: by their size]")] = None,
     device: DeviceOption = "auto",
 ) -> None:
@@ -79,6 +97,7 @@ def sample(
     from distillkit.jobs.prompts import typed_prompts
     from distillkit.jobs.sample import make_samples
     from distillkit.models.diffusers.options import PipelineConfig
+    from distillkit.models.diffusers.published import PublishedConfig
 
     if output.suffix.lower() in OTHER_FILES:
         raise UsageError(f"--output {output}: a .png or .npz file is written, or a folder of PNG files")
@@ -89,6 +108,9 @@ def sample(
             subject, num, context, seed=seed, classes=classes, prompts=texts, nfe=nfe,
             steps=steps, solver=solver, guidance=guidance, negative=negative, batch=batch,
             pipeline=PipelineConfig.of(resolution, embedded_guidance, guide_with),
+            published=PublishedConfig.of(
+                lora=lora, lora_scale=lora_scale, weights=weights, scheduler=scheduler, timesteps=timesteps, eta=eta
+            ),
         )  # fmt: skip
     write_samples(output, made)
     typer.echo(f"wrote {output}: {len(made.decoded)} samples, {made.nfe:g} network evaluation(s) each")

@@ -42,6 +42,9 @@ class ConsistencySampler(Sampler):
     guidance: float | None = Field(
         None, ge=0, le=1e6, description="guidance weight that the network is given as an input, where it takes one"
     )
+    points: int | None = Field(
+        None, ge=2, le=1_000_000, description="of the schedule's grid that f was trained on, where it takes no others"
+    )
 
     def __call__(
         self, denoiser: Denoiser, noise: Tensor, condition: Condition, renoise: Renoise | None = None
@@ -62,9 +65,18 @@ class ConsistencySampler(Sampler):
 
     def with_nfe(self, nfe: int, denoiser: Denoiser) -> Sampler:
         """`nfe` evaluations: the sampler's own levels where there are as many, else evenly spaced on the schedule's own
-        grid from the first level down."""
+        grid from the first level down; with `points`, every (points // nfe)-th of these, from the largest down.
+
+        Raises:
+            ValueError: for more evaluations than points.
+        """
         if nfe == len(self.levels):
             return self
+        if self.points is not None:
+            if nfe > self.points:
+                raise ValueError(f"the student was trained on {self.points} noise levels")
+            grid = denoiser.schedule.grid(self.points).tolist()
+            return self.with_levels(grid[: nfe * (self.points // nfe) : self.points // nfe])
         return self.model_copy(update={"levels": denoiser.schedule.levels(nfe, self.levels[0])})
 
     def with_levels(self, levels: Sequence[float]) -> Sampler:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 import inspect
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import wraps
 from pathlib import Path
 from typing import Any
@@ -18,18 +17,17 @@ from torch import Tensor, nn
 from distillkit.contracts.codec import Content
 from distillkit.dtypes import DTYPES
 from distillkit.errors import DistillkitError, UsageError
+from distillkit.evaluation.assembly import Assembly, assembled
 from distillkit.evaluation.measure import Measure
+from distillkit.evaluation.pipeline_scheduler import evaluated_steps
 from distillkit.evaluation.protocol import SampleSpec
 from distillkit.evaluation.record import Subject
 from distillkit.evaluation.sampling import Tally, require_content, seeded_noise
-from distillkit.files import canonical_json
 from distillkit.models.diffusers.folder import COMPONENTS, folder_name, source_of
-from distillkit.models.diffusers.parts import PipelineParts
-from distillkit.models.diffusers.weights import chosen
-from distillkit.reading import Missing, read_mapping
+from distillkit.models.diffusers.published import PLAIN_SAMPLING, PublishedConfig
 
-LEFT_OUT = "safety_checker"
-"""It would put black images in the place of some."""
+STARTS = 0.95
+"""Share of a schedule's steps below which a first step is not that of pure noise."""
 
 
 @dataclass(frozen=True)
@@ -38,19 +36,17 @@ class WholePipeline:
 
     Args:
         subject: what the record says of it.
-        folder: of the pipeline.
+        assembly: the pipeline's folder, and what takes the place of its own parts.
         steps, guidance: `num_inference_steps` and `guidance_scale` of the call.
-        files: the sha256 of all files that its samples depend on.
-        variant: of its network's weights; "" for the plain ones.
+        evaluated: the training steps of its evaluations; None where only the pipeline can tell.
         size: height and width of its pictures; its own by default.
     """
 
     subject: Subject
-    folder: Path
+    assembly: Assembly
     steps: int
     guidance: float
-    files: Mapping[str, str]
-    variant: str = ""
+    evaluated: Sequence[float] | None = None
     size: tuple[int, int] | None = None
     _loaded: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
@@ -63,20 +59,46 @@ class WholePipeline:
         return spec.model_copy(update={"labels": labels})
 
     def identity(self) -> Mapping[str, Any]:
-        subject = self.subject
+        subject, scheduler = self.subject, self.assembly.scheduler
         return {
-            "files": dict(self.files), "sampler": subject.sampler, "guidance": self.guidance,
-            "precision": subject.precision,
+            "files": dict(self.assembly.files), "sampler": subject.sampler, "guidance": self.guidance,
+            "precision": subject.precision, "scheduler": dict(scheduler.config),
         }  # fmt: skip
+
+    @property
+    def summary(self) -> str:
+        """How it is sampled, in a line; a warning where it does not start at the most noise."""
+        scheduler, variant = type(self.assembly.scheduler).__name__, self.assembly.variant
+        text = f"sampled by its own pipeline, {scheduler}"
+        if self.evaluated:
+            text += f" at t = {', '.join(f'{t:g}' for t in self.evaluated)}"
+        if variant and not self.assembly.weights:
+            text += f", the {variant} variant of its weights"
+        last = int(getattr(self.assembly.scheduler.config, "num_train_timesteps", 0) or 0) - 1
+        if self.evaluated and not self.assembly.asked.timesteps and self.evaluated[0] < STARTS * last:
+            spacing = getattr(self.assembly.scheduler.config, "timestep_spacing", None)
+            text += (
+                f". Its first step is {self.evaluated[0]:g} of {last}, and it is given pure noise: "
+                f"{f'timestep_spacing is {spacing}; ' if spacing else ''}--timesteps or --scheduler "
+                "NAME,timestep_spacing=trailing starts it at the last step"
+            )
+        return text
 
     @torch.inference_mode()
     def draw(self, measure: Measure, batches: Sequence[range], device: torch.device, tally: Tally) -> Iterator[Tensor]:
-        pipeline, before = self._pipeline(device), tally.evaluations
-        conditions = _Conditions.of(pipeline, measure, self.subject.name)
-        with counted(_network(pipeline)) as evaluations:
+        pipeline, before, spec = self.pipeline(device), tally.evaluations, measure.protocol.samples
+        conditions = Conditions.of(pipeline, measure.prompts, self.subject.name)
+        if spec.rng == "sobol":
+            raise UsageError("pipelines are measured on random noise, and this protocol's is a Sobol sequence")
+        shape = latent_shape(pipeline, self.size)
+        with counted(network_of(pipeline)) as evaluations:
             for batch in batches:
                 began = time.perf_counter()
-                decoded = self._images(pipeline, conditions, measure.protocol.samples, batch)
+                seeds = [spec.first_seed + index for index in batch]
+                generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+                for generator in generators:  # what comes next is for the scheduler
+                    torch.randn(shape, generator=generator)
+                decoded = self.images(pipeline, conditions.at(batch), seeded_noise(seeds, shape), generators)
                 if device.type == "cuda":
                     torch.cuda.synchronize(device)
                 # The first batch pays for one-time set-up; it counts only if there is no other.
@@ -85,147 +107,114 @@ class WholePipeline:
                 tally.evaluations = before + evaluations()
                 yield require_content(decoded.to(device), "images")
 
-    def _images(self, pipeline: Any, conditions: _Conditions, spec: SampleSpec, batch: range) -> Tensor:
-        """Images (B, C, H, W) uint8 at these indices."""
-        known, shape = inspect.signature(pipeline.__call__).parameters, _latent_shape(pipeline, self.size)
-        if spec.rng == "sobol":
-            raise UsageError("pipelines are measured on random noise, and this protocol's is a Sobol sequence")
-        seeds = [spec.first_seed + index for index in batch]
-        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-        call: dict[str, Any] = {"num_inference_steps": self.steps, "output_type": "np", **conditions.at(batch)}
+    def images(
+        self, pipeline: Any, condition: Mapping[str, Any], noise: Tensor, generators: list[torch.Generator]
+    ) -> Tensor:
+        """Images (B, C, H, W) uint8 on the CPU.
+
+        Args:
+            condition: arguments of the call: what the images show.
+            noise: (B, c, h, w) standard normal: the latents.
+            generators: of the fresh noise of each sample.
+
+        Raises:
+            UsageError: for a size or an option that the pipeline does not take.
+            DistillkitError: when diffusers refuses the call, or images are not finite.
+        """
+        known, asked = inspect.signature(pipeline.__call__).parameters, self.assembly.asked
+        call: dict[str, Any] = {"num_inference_steps": self.steps, "output_type": "np", **condition}
         if "guidance_scale" in known:
             call["guidance_scale"] = self.guidance
         if "batch_size" in known:
-            call["batch_size"] = len(batch)
+            call["batch_size"] = len(noise)
         if self.size and not {"height", "width"} <= known.keys():
             raise UsageError(f"a {type(pipeline).__name__} makes pictures of one size: leave --resolution out")
         if self.size:
             call["height"], call["width"] = self.size
+        for name, value in (("timesteps", list(asked.timesteps) or None), ("eta", asked.eta)):
+            if value is not None and name not in known:
+                raise UsageError(f"--{name}: a {type(pipeline).__name__} of diffusers takes none")
+            if value is not None:
+                call[name] = value
         if "use_resolution_binning" in known:
             call["use_resolution_binning"] = False
         if "latents" in known:
-            noise = seeded_noise(seeds, shape)
-            for generator in generators:  # what comes next is for the scheduler
-                torch.randn(shape, generator=generator)
             packed = getattr(pipeline, "_pack_latents", None)
-            noise = packed(noise, len(noise), *shape) if packed else noise
-            call["latents"] = noise.to(pipeline.device, next(_network(pipeline).parameters()).dtype)
+            latents = packed(noise, len(noise), *noise.shape[1:]) if packed else noise
+            call["latents"] = latents.to(pipeline.device, next(network_of(pipeline).parameters()).dtype)
         with _drawing_from(pipeline.scheduler, generators):
-            made = torch.from_numpy(pipeline(generator=generators, **call).images)
+            try:
+                made = torch.from_numpy(pipeline(generator=generators, **call).images)
+            except (ValueError, TypeError) as error:
+                reason = str(error).strip().partition("\n")[0]
+                raise DistillkitError(f"{self.subject.name}: diffusers refuses the call ({reason})") from error
         if not torch.isfinite(made).all():
             raise DistillkitError(f"{self.subject.name} gives NaN or infinity instead of images")
         # As `Pixels.decode`: rounded half up in float32.
         return (made.float() * 255 + 0.5).clamp(0, 255).to(torch.uint8).permute(0, 3, 1, 2)
 
-    def _pipeline(self, device: torch.device) -> Any:
+    def pipeline(self, device: torch.device) -> Any:
+        """The pipeline of diffusers, loaded when it is first asked for."""
         if not self._loaded:
-            dtype = DTYPES[self.subject.precision]
-            self._loaded["pipeline"] = _read(self.folder, self.variant).to(device, dtype)
+            pipeline = self.assembly.load()
+            if (found := evaluated_steps(pipeline.scheduler, self.steps, self.assembly.asked)) != self.evaluated:
+                raise DistillkitError(
+                    f"{self.assembly.folder}: diffusers corrects the scheduler's configuration as it loads it, after "
+                    f"which the steps are {found} and not {self.evaluated}: correct scheduler_config.json, as it asks"
+                )
+            self._loaded["pipeline"] = pipeline.to(device, DTYPES[self.subject.precision])
         return self._loaded["pipeline"]
 
 
 def whole_pipeline(
-    folder: Path, steps: int, guidance: float, *, precision: str = "fp32", name: str = "",
-    size: tuple[int, int] | None = None,
+    folder: Path, steps: int | None, guidance: float, *, precision: str = "fp32", name: str = "",
+    size: tuple[int, int] | None = None, published: PublishedConfig = PLAIN_SAMPLING,
 ) -> WholePipeline:  # fmt: skip
     """A pipeline's folder as what is measured.
 
     Args:
+        steps: as many as there are `timesteps` where these are given.
         size: height and width of its pictures; its own by default.
+        published: what takes the place of its own parts, and what else it is called with.
 
     Raises:
-        UsageError: for a pipeline that brings code, or parts that diffusers and transformers do not have.
+        UsageError: for a pipeline that brings code, parts that diffusers and transformers do not have, or options that
+            do not fit it.
         DistillkitError: when its files are damaged.
     """
-    index = checked_index(folder)
-    component = next((name for name in COMPONENTS if (folder / name).is_dir()), "")
-    if not component:
-        raise UsageError(f"{folder} holds a pipeline without a network ({' or '.join(COMPONENTS)})")
-    present = [name for name in index if _is_component(index[name]) and (folder / name).is_dir()]
-    dtype = DTYPES[precision]
-    parts = PipelineParts(source=str(folder)).hashed(*present, dtype=dtype)
-    scheduler = str(index["scheduler"][1]) if _is_component(index.get("scheduler")) else "no scheduler"
-    weights = canonical_json({file: h for file, h in parts.sha256.items() if file.startswith(f"{component}/")})
-    title = f"{name or folder_name(folder)}{f' {size[1]}x{size[0]}' if size else ''}"
-    resolution = {"resolution": [size[1], size[0]]} if size else {}
+    timesteps = published.timesteps
+    if steps is None and not timesteps:
+        raise UsageError(f"{published.options[0] if published.options else folder}: say how many steps, by --steps N")
+    if steps is not None and timesteps and steps != len(timesteps):
+        raise UsageError(f"--steps {steps} and {len(timesteps)} --timesteps say two things: leave --steps out")
+    steps = steps or len(timesteps)
+    assembly = assembled(folder, published, precision)
+    scheduler, evaluated = type(assembly.scheduler).__name__, assembly.steps(steps)
+    title = f"{name or folder_name(folder)}{assembly.title}{f' {size[1]}x{size[0]}' if size else ''}"
+    sampler: dict[str, Any] = {"kind": f"diffusers:{scheduler}", "steps": steps}
+    sampler |= {"timesteps": evaluated} if evaluated else {}
+    sampler |= {"resolution": [size[1], size[0]]} if size else {}
+    sampler |= published.recorded
     subject = Subject(
         kind="pipeline", name=f"{title}, {steps} {scheduler} step{'' if steps == 1 else 's'}",
-        weights_sha256=hashlib.sha256(weights.encode()).hexdigest(), teacher=source_of(folder),
-        sampler={"kind": f"diffusers:{scheduler}", "steps": steps, **resolution}, guidance=guidance,
+        weights_sha256=assembly.network_sha256, teacher=source_of(folder), sampler=sampler, guidance=guidance,
         precision=precision,
     )  # fmt: skip
-    found = chosen([path.name for path in (folder / component).iterdir()], dtype)
-    return WholePipeline(subject, folder, steps, guidance, parts.sha256, found.variant if found else "", size)
+    return WholePipeline(subject, assembly, steps, guidance, evaluated, size)
 
 
-def checked_index(folder: Path) -> dict[str, Any]:
-    """model_index.json of a pipeline in which nothing but diffusers and transformers is named.
-
-    Raises:
-        UsageError: where code of others would be run; names it.
-    """
-    import diffusers
-
-    try:
-        index = read_mapping(folder / "model_index.json")
-    except Missing as error:
-        raise UsageError(f"{folder} is no pipeline of diffusers: model_index.json is missing") from error
-    kind = index.get("_class_name")
-    if not isinstance(kind, str) or not hasattr(diffusers, kind):
-        raise UsageError(f"{folder} is a pipeline of its own code ({kind}), which is not run")
-    for name, entry in index.items():
-        used = _is_component(entry) and name != LEFT_OUT and (folder / name).is_dir()
-        if used and entry[0] not in ("diffusers", "transformers"):
-            raise UsageError(f"{folder}: its {name} is code of its own ({'.'.join(entry)}), which is not run")
-    return index
-
-
-def _is_component(entry: object) -> bool:
-    return isinstance(entry, list) and len(entry) == 2 and all(isinstance(part, str) for part in entry)
-
-
-def _read(folder: Path, variant: str) -> Any:
-    """The pipeline by diffusers' own loader, from safetensors alone, without a safety checker.
-
-    Args:
-        variant: of its weights; "" for the plain ones.
-
-    Raises:
-        DistillkitError: when diffusers refuses it; says why.
-    """
-    from diffusers import DiffusionPipeline
-
-    index = checked_index(folder)
-    left_out = {
-        name: None for name in index
-        if _is_component(index[name]) and (name == LEFT_OUT or not (folder / name).is_dir())
-    }  # fmt: skip
-    loader: Any = DiffusionPipeline
-    try:
-        pipeline = loader.from_pretrained(
-            str(folder), use_safetensors=True, local_files_only=True, variant=variant or None, **left_out
-        )
-    except Exception as error:  # diffusers and transformers raise many kinds
-        reason = str(error).strip().partition("\n")[0]
-        raise DistillkitError(
-            f"diffusers cannot load {folder} from safetensors ({type(error).__name__}: {reason})"
-        ) from error
-    pipeline.set_progress_bar_config(disable=True)
-    return pipeline
-
-
-def _network(pipeline: Any) -> nn.Module:
+def network_of(pipeline: Any) -> nn.Module:
     network: nn.Module = next(n for name in COMPONENTS if (n := getattr(pipeline, name, None)) is not None)
     return network
 
 
-def _latent_shape(pipeline: Any, size: tuple[int, int] | None) -> tuple[int, int, int]:
+def latent_shape(pipeline: Any, size: tuple[int, int] | None) -> tuple[int, int, int]:
     """(C, h, w) of the noise, for pictures of this height and width or the pipeline's own.
 
     Raises:
         UsageError: where the pipeline does not say it.
     """
-    config: Any = _network(pipeline).config
+    config: Any = network_of(pipeline).config
     vae = getattr(pipeline, "vae", None)
     channels = config.in_channels if vae is None else vae.config.latent_channels
     if size:
@@ -242,28 +231,55 @@ def _latent_shape(pipeline: Any, size: tuple[int, int] | None) -> tuple[int, int
 
 
 @dataclass(frozen=True)
-class _Conditions:
+class Conditions:
     """What a pipeline makes images of: prompts, classes in turn, or nothing."""
 
     prompts: Sequence[str] = ()
     classes: int = 0
+    chosen: tuple[int, ...] = ()
 
     @classmethod
-    def of(cls, pipeline: Any, measure: Measure, name: str) -> _Conditions:
+    def of(cls, pipeline: Any, prompts: Sequence[str], name: str) -> Conditions:
+        """What a pipeline is asked for.
+
+        Raises:
+            UsageError: for prompts where it takes none, or none where it takes some.
+        """
         known = inspect.signature(pipeline.__call__).parameters
         if "prompt" in known:
-            if not measure.prompts:
+            if not prompts:
                 raise UsageError(f"{name} makes pictures of text: --prompts FILE, or a protocol with prompts")
-            return cls(prompts=measure.prompts)
-        if measure.prompts:
-            raise UsageError(f"{name} takes no prompts, and {measure.protocol.name} has some")
-        return cls(classes=int(getattr(_network(pipeline).config, "num_embeds_ada_norm", 0) or 0))
+            return cls(prompts=prompts)
+        if prompts:
+            raise UsageError(f"{name} takes no prompts, and some are given")
+        return cls(classes=int(getattr(network_of(pipeline).config, "num_embeds_ada_norm", 0) or 0))
+
+    def only(self, classes: Sequence[str]) -> Conditions:
+        """The same of some classes alone, by number, in turn.
+
+        Raises:
+            UsageError: for what is no class, or where there are none.
+        """
+        if not self.classes:
+            raise UsageError("--labels: this pipeline takes no classes")
+        if wrong := [name for name in classes if not (name.isdecimal() and int(name) < self.classes)]:
+            raise UsageError(f"--labels {wrong[0]}: numbers from 0 to {self.classes - 1}")
+        return replace(self, chosen=tuple(int(name) for name in classes))
+
+    def caption(self, index: int) -> str:
+        """What a sample shows, for people."""
+        if self.prompts:
+            return self.prompts[index % len(self.prompts)]
+        return str(self._label(index)) if self.classes else ""
+
+    def _label(self, index: int) -> int:
+        return self.chosen[index % len(self.chosen)] if self.chosen else index % self.classes
 
     def at(self, batch: range) -> dict[str, Any]:
         """The arguments of a call for samples at these indices."""
         if self.prompts:
             return {"prompt": [self.prompts[index % len(self.prompts)] for index in batch]}
-        return {"class_labels": [index % self.classes for index in batch]} if self.classes else {}
+        return {"class_labels": [self._label(index) for index in batch]} if self.classes else {}
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from distillkit.errors import UsageError
 from distillkit.evaluation.extractor import FeatureExtractor
 from distillkit.evaluation.reference import Reference
 from distillkit.models.diffusers.options import PipelineConfig
+from distillkit.models.diffusers.published import PublishedConfig
 from distillkit.runs.validation import validated
 
 
@@ -36,6 +37,8 @@ class EvaluationOptions:
         resolution: of a pipeline's pictures: a side, or "WIDTHxHEIGHT"; its own by default.
         embedded_guidance: weight that is an input of a teacher's network (FLUX.1-dev); its own by default.
         guide_with: another teacher, by name, folder or file, that a teacher's guidance leads away from.
+        lora, lora_scale, weights, scheduler, timesteps, eta: of a pipeline that is sampled by a scheduler, as
+            `PublishedConfig` describes them; its own by default.
         prompts: file or `hf:DATASET[:COLUMN]` of the prompts that images are made of, which is another protocol; the
             protocol's own by default.
         clip: folder or `hf:ORG/REPO` of a CLIP by which images are compared with their prompts; the CLIP score alone
@@ -65,6 +68,12 @@ class EvaluationOptions:
     resolution: int | str | tuple[int, int] | None = None
     embedded_guidance: float | None = None
     guide_with: str | None = None
+    lora: Path | str | None = None
+    lora_scale: float | None = None
+    weights: Path | str | None = None
+    scheduler: Path | str | None = None
+    timesteps: Sequence[int] | str | None = None
+    eta: float | None = None
     prompts: Path | str | None = None
     clip: Path | str | None = None
     clip_prefix: str = ""
@@ -90,7 +99,7 @@ class EvaluationOptions:
             raise UsageError("--steps and --nfe say the same twice: leave one out")
         if self.clip_prefix and not self.clip:
             raise UsageError("--clip-prefix is for --clip MODEL, and there is none")
-        _ = self.pipeline
+        _ = self.pipeline, self.published
         self.images_at(None)
         if small := [nfe for nfe in self.nfe if nfe < 1]:
             raise UsageError(f"--nfe {small[0]}: at least 1")
@@ -108,6 +117,19 @@ class EvaluationOptions:
             UsageError: for a value that cannot be.
         """
         return PipelineConfig.of(self.resolution, self.embedded_guidance, self.guide_with)
+
+    @property
+    def published(self) -> PublishedConfig:
+        """How a pipeline is put together and called.
+
+        Raises:
+            UsageError: for a value that cannot be.
+        """
+        places = {name: getattr(self, name) for name in ("lora", "weights", "scheduler")}
+        return PublishedConfig.of(
+            **{name: None if place is None else str(place) for name, place in places.items()},
+            lora_scale=self.lora_scale, timesteps=self.timesteps, eta=self.eta,
+        )  # fmt: skip
 
     def images_at(self, path: str | None) -> DataConfig:
         """How given images are read.

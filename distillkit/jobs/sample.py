@@ -16,14 +16,17 @@ from distillkit.contracts.random import SampleRNG
 from distillkit.contracts.teacher import Teacher
 from distillkit.diffusion.solvers import SOLVERS, SolverName
 from distillkit.errors import UsageError
+from distillkit.evaluation.whole_pipeline import Conditions, WholePipeline, counted, latent_shape, network_of
 from distillkit.jobs.context import Context
 from distillkit.jobs.options import solver_steps, within_bounds
 from distillkit.jobs.previews import POINTS
 from distillkit.jobs.prompts import MOST_PROMPTS
+from distillkit.jobs.published import Called, timed, whole_pipeline_of
 from distillkit.jobs.subjects import is_student
 from distillkit.models.counting import count_evaluations
 from distillkit.models.diffusers.folder import is_diffusers_folder
 from distillkit.models.diffusers.options import PLAIN, PipelineConfig
+from distillkit.models.diffusers.published import PLAIN_SAMPLING, PublishedConfig
 from distillkit.models.store.folder import is_teacher_folder
 from distillkit.models.store.resolve import resolve
 from distillkit.students.artifact import samples_at_once
@@ -55,6 +58,7 @@ def make_samples(
     negative: str | None = None,
     batch: int | None = None,
     pipeline: PipelineConfig = PLAIN,
+    published: PublishedConfig = PLAIN_SAMPLING,
 ) -> Made:
     """Samples of what `name` stands for; sample i depends on (seed, i) and its condition alone, and a student and its
     teacher start from the same noise.
@@ -65,12 +69,14 @@ def make_samples(
         classes: numbers or names of classes, in turn; all in turn by default.
         prompts: in turn, for models of text.
         nfe: network evaluations of a sample; its own number by default.
-        steps: of a teacher's solver; of a student the same as `nfe`. Its own by default.
+        steps: of a teacher's solver; of a student the same as `nfe`; of a whole pipeline of diffusers, by its own
+            scheduler, where no solver is named. Its own by default.
         solver: of a teacher; its own by default.
         guidance: weight of a teacher, 1 by default; or of a student whose network takes one, its own by default.
         negative: text that a teacher is guided away from instead of nothing.
         batch: samples in one pass; by their size by default.
         pipeline: what is asked of a teacher's pipeline.
+        published: how a pipeline that is sampled by a scheduler is put together and called.
 
     Raises:
         UsageError: for a name that stands for neither, or options that do not fit it.
@@ -90,9 +96,11 @@ def make_samples(
             raise UsageError(f"no student in {name}, and no teacher either: {error}") from error
         if (place := Path(name).expanduser()).is_dir() and not (is_teacher_folder(place) or is_diffusers_folder(place)):
             raise UsageError(f"no student in {name}, and no teacher either; name a run, a student or a teacher")
-        pipeline.require_guidance(1.0 if guidance is None else guidance)
-        teacher = resolve(name, pipeline).load(context.reporter, context.stopped).to(context.device)
-        return _of_teacher(teacher, asked, context)
+        pipeline.require_guidance(asked.weight)
+        reference, called = resolve(name, pipeline), Called(steps, asked.weight, solver, "fp32", pipeline, published)
+        if whole := whole_pipeline_of(reference, called, context):
+            return _of_pipeline(whole, asked, context)
+        return _of_teacher(reference.load(context.reporter, context.stopped).to(context.device), asked, context)
     pipeline.refuse_for(f"{name} is a student, which keeps what it was trained with")
     for option in ("solver", "negative"):
         if getattr(asked, option) is not None:
@@ -101,6 +109,7 @@ def make_samples(
         raise UsageError("--steps and --nfe say the same of a student twice: leave one out")
     student = load_student(name, say=context.reporter.say).to(context.device)
     student = student if guidance is None else student.with_guidance(guidance)
+    student = timed(student, published, steps if nfe is None else nfe)
     evaluations = steps if nfe is None else nfe
     student = student if evaluations in (None, student.nfe) else student.with_nfe(evaluations)
     keys = asked.keys(student.conditioner, student.codec.content)
@@ -129,6 +138,11 @@ class _Asked:
     negative: str | None
     batch: int | None
 
+    @property
+    def weight(self) -> float:
+        """The guidance weight of a teacher or a pipeline."""
+        return 1.0 if self.guidance is None else self.guidance
+
     def keys(self, conditioner: Conditioner, content: Content) -> Tensor:
         """Keys (count,) of the samples.
 
@@ -153,7 +167,7 @@ class _Asked:
 @torch.inference_mode()
 def _of_teacher(teacher: Teacher, asked: _Asked, context: Context) -> Made:
     spec, conditioner, rng = teacher.spec, teacher.conditioner, SampleRNG(asked.seed)
-    solver, guidance = asked.solver or spec.solver, 1.0 if asked.guidance is None else asked.guidance
+    solver, guidance = asked.solver or spec.solver, asked.weight
     if asked.nfe is not None and asked.steps is not None:
         raise UsageError("--nfe and --steps both say how long to sample: give one of them")
     steps = asked.steps or (spec.solver_steps if asked.nfe is None else solver_steps(asked.nfe, solver, guidance))
@@ -183,3 +197,35 @@ def _of_teacher(teacher: Teacher, asked: _Asked, context: Context) -> Made:
             if context.stop:
                 raise context.interrupted("stopped; nothing was written")
         return Made(torch.cat(decoded), teacher.codec.content, evaluations() / count, conditioner.captions(keys))
+
+
+@torch.inference_mode()
+def _of_pipeline(whole: WholePipeline, asked: _Asked, context: Context) -> Made:
+    """Pictures of a pipeline by its own scheduler, from the noise that a teacher's samples start from."""
+    for option in ("nfe", "negative"):
+        if getattr(asked, option) is not None:
+            raise UsageError(
+                f"--{option}: a pipeline that is sampled by its own scheduler takes --steps and --guidance"
+            )
+    pipeline, rng = whole.pipeline(context.device), SampleRNG(asked.seed)
+    prompts, classes = asked.prompts, asked.classes
+    wanted = Conditions.of(pipeline, prompts or (), whole.subject.name)
+    if classes is not None:
+        wanted = wanted.only(classes)
+    count = asked.count or (min(len(prompts), MOST_PROMPTS) if prompts else default_count("images"))
+    shape, decoded = latent_shape(pipeline, whole.size), []
+    batch = asked.batch or samples_at_once((shape[0], *(8 * side for side in shape[1:])))
+    with (
+        counted(network_of(pipeline)) as evaluations,
+        context.reporter.task(f"sampling {whole.subject.name}", count, "samples") as task,
+    ):
+        for start in range(0, count, batch):
+            rows = range(start, min(start + batch, count))
+            seeds = rng.integers("renoise", 0, rows, 2**53).tolist()
+            generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+            decoded.append(whole.images(pipeline, wanted.at(rows), rng.normal("sample", 0, rows, shape), generators))
+            task.advance(len(rows))
+            if context.stop:
+                raise context.interrupted("stopped; nothing was written")
+        captions = [wanted.caption(index) for index in range(count)]
+        return Made(torch.cat(decoded), "images", evaluations() / count, captions)

@@ -9,8 +9,6 @@ from pathlib import Path
 from distillkit.contracts.teacher import Teacher
 from distillkit.data.prompts import PromptsConfig, open_prompts
 from distillkit.data.reader import open_files
-from distillkit.diffusion.solvers import SOLVERS
-from distillkit.dtypes import DTYPES
 from distillkit.errors import UsageError
 from distillkit.evaluation.clip import Clip
 from distillkit.evaluation.generator import (
@@ -23,21 +21,21 @@ from distillkit.evaluation.generator import (
 from distillkit.evaluation.measure import Measure, with_examples
 from distillkit.evaluation.presets import OwnMeasure, default_protocol, is_reference, load_measure, preset, protocol_for
 from distillkit.evaluation.record import Subject
-from distillkit.evaluation.whole_pipeline import whole_pipeline
 from distillkit.files import existing_parent
 from distillkit.jobs.context import Context
 from distillkit.jobs.measures import NONE
 from distillkit.jobs.options import EvaluationOptions, solver_steps
+from distillkit.jobs.published import called_by, timed, whole_pipeline_of
 from distillkit.models.diffusers import hub
 from distillkit.models.diffusers.folder import is_diffusers_folder
 from distillkit.models.store.folder import SPEC
-from distillkit.models.store.reference import Folder, Repository
-from distillkit.models.store.reference import Reference as TeacherReference
+from distillkit.models.store.reference import Folder
 from distillkit.models.store.resolve import resolve
 from distillkit.runs.folder import CONFIG
 from distillkit.runs.validation import read_config
 from distillkit.students.artifact import DESCRIPTION, Student
 from distillkit.students.checkpoints import STATE, split_selector
+from distillkit.students.consistency_pipeline import consistency_pipeline
 from distillkit.students.load import load_student
 
 
@@ -73,14 +71,12 @@ def found_subjects(
         asked.refuse_for(
             "this teacher is loaded: load_teacher(..., resolution=, embedded_guidance=, guide_with=) takes them"
         )
+        options.published.refuse_for("this is a loaded teacher")
         return _teachers(subject, _records(None), options, context)
     name, path = str(subject), Path(subject).expanduser()
     if is_student(name):
         options.require_no_images(name)
-        student, (folder, selector) = load_student(name, say=context.reporter.say), split_selector(name)
-        run = folder.resolve().parent if folder.name == "student" else folder
-        title = f"{run.name}@{selector}" if selector else run.name
-        return _students(student, title, _records(folder), options, context, _protocol_of(run))
+        return _named_student(name, options, context)
     is_model = (path / SPEC).is_file() or is_diffusers_folder(path)
     if not is_model and (path.is_dir() or path.suffix.lower() in (".zip", ".parquet", ".npz")):
         return [_images(name, options)]
@@ -88,47 +84,25 @@ def found_subjects(
     reference = resolve(name, asked)
     asked.require_guidance(options.weight)
     records = _records(reference.unguided.path if isinstance(reference.unguided, Folder) else None)
-    if (
-        options.steps is not None
-        and options.solver is None
-        and (place := _pipeline_folder(reference.unguided, options))
-    ):
-        return [_pipeline(reference.name, place, records, options, context)]
+    if whole := whole_pipeline_of(reference, called_by(options), context):
+        return [Found(whole, None, records)]
     return _teachers(reference.load(context.reporter, context.stopped), records, options, context)
 
 
-def _pipeline_folder(reference: TeacherReference, options: EvaluationOptions) -> Path | None:
-    """The folder of a whole pipeline of diffusers; None for anything else."""
-    place: Path | None = reference.path if isinstance(reference, Folder) else None
-    if isinstance(reference, Repository):
-        place = hub.snapshot(reference.name, dtype=DTYPES[options.precision])
-    return place if place and (place / "model_index.json").is_file() else None
-
-
-def _pipeline(name: str, place: Path, records: Path, options: EvaluationOptions, context: Context) -> Found:
-    assert options.steps is not None
-    title = "" if name == str(place) else name.removeprefix(hub.PREFIX)
-    asked = options.pipeline
-    if asked.guide_with is not None:
-        raise UsageError(
-            f"{asked.options[-1]}: with --steps alone {name} is sampled by its own pipeline, which no other network "
-            f"guides; add --solver {'|'.join(SOLVERS)} to sample it as a teacher"
-        )
-    if asked.embedded_guidance is not None:
-        raise UsageError(f"{asked.options[-1]}: a pipeline that is sampled by its own scheduler takes it as --guidance")
-    pipeline = whole_pipeline(
-        place, options.steps, options.weight, precision=options.precision, name=title, size=asked.sides
-    )
-    context.reporter.say(
-        f"{title or place.name}: sampled by its own pipeline, {pipeline.subject.sampler['kind']}"
-        f"{f', the {pipeline.variant} variant of its weights' if pipeline.variant else ''}; "
-        f"--solver {'|'.join(SOLVERS)} samples it as a teacher"
-    )
-    return Found(pipeline, None, records)
+def _named_student(name: str, options: EvaluationOptions, context: Context) -> list[Found]:
+    student = load_student(name, say=context.reporter.say)
+    if name.startswith(hub.PREFIX):
+        return _students(student, _student_name(student), _records(None), options, context)
+    folder, selector = split_selector(name)
+    run = folder.resolve().parent if folder.name == "student" else folder
+    title = f"{run.name}@{selector}" if selector else run.name
+    return _students(student, title, _records(folder), options, context, _protocol_of(run))
 
 
 def is_student(name: str) -> bool:
-    """Whether a name is a run, a checkpoint or a student."""
+    """Whether a name is a run, a checkpoint or a student, one that others have published as a pipeline among them."""
+    if consistency_pipeline(name):
+        return True
     path = Path(name).expanduser()
     if not path.exists() and "@" in name:
         path = Path(name.rpartition("@")[0]).expanduser()
@@ -145,7 +119,9 @@ def _protocol_of(run: Path) -> str | None:
 
 
 def _student_name(student: Student) -> str:
-    return student.folder.name if student.folder else f"{student.description.method} student"
+    published = student.description.imported
+    named = published.name if published else f"{student.description.method} student"
+    return student.folder.name if student.folder else named
 
 
 def _records(folder: Path | None) -> Path:
@@ -165,6 +141,7 @@ def _students(
         )
     student, found = student.to(context.device), []
     student = student if options.guidance is None else student.with_guidance(options.guidance)
+    student = timed(student, options.published, options.steps if options.steps is not None else options.nfe or None)
     # A step of a student is one evaluation.
     for nfe in options.nfe or (options.steps,):
         sampled = student if nfe is None or nfe == student.nfe else student.with_nfe(nfe)

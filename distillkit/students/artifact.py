@@ -13,6 +13,7 @@ from distillkit.contracts.codec import Codec
 from distillkit.contracts.condition import Condition
 from distillkit.contracts.conditioner import Conditioner
 from distillkit.contracts.random import SampleRNG
+from distillkit.contracts.sampler import Sampler
 from distillkit.contracts.student import StudentGenerator
 from distillkit.errors import UsageError
 from distillkit.files import write_json
@@ -111,7 +112,11 @@ class Student:
             sampler = generator.sampler.with_nfe(nfe, generator.denoiser)
         except ValueError as error:
             raise UsageError(f"{nfe} evaluations: {error}; this student takes {self.nfe:g}") from error
-        changed = StudentGenerator(generator.denoiser, sampler, generator.shape)
+        return self.with_sampler(sampler)
+
+    def with_sampler(self, sampler: Sampler) -> Student:
+        """The same weights sampled in another way, whose evaluations are counted."""
+        changed = StudentGenerator(self.generator.denoiser, sampler, self.generator.shape)
         counted = measured_nfe(changed, self.conditioner)
         description = self.description.model_copy(update={"sampler": described_sampler(sampler), "nfe": counted})
         return Student(changed, self.conditioner, self.codec, description, self.folder)

@@ -36,8 +36,7 @@ def card(description: StudentDescription, record: Mapping[str, Any] | None = Non
     """
     codec = registry().build("codecs", description.codec)
     conditioner = registry().build("conditioners", description.conditioner)
-    teacher, method = description.teacher, markdown(description.method)
-    name = markdown(teacher.name)
+    teacher, name = description.teacher, markdown(description.teacher.name)
     shape = codec.decoded_shape(description.shape)
     kind = str(codec.dtype).removeprefix("torch.")
     conditions = f", conditioned on {markdown(conditioner.summary())}" if conditioner.count else ""
@@ -47,7 +46,7 @@ library_name: distillkit
 tags: [diffusion, distillation, {json.dumps(description.method)}]
 {f"pipeline_tag: text-to-image{chr(10)}" if isinstance(conditioner, Prompts) else ""}license: other
 ---
-# {name}, distilled by {method}
+# {_title(description)}
 
 A generator of {_content(codec, shape)}, {description.nfe:g} network evaluation(s) a sample{conditions}.
 {f"{chr(10)}![samples]({PICTURE}){chr(10)}" if picture else ""}
@@ -65,15 +64,36 @@ samples = {_call(conditioner, (64, *shape))} {kind}
 - Teacher: {name} (sha256 `{teacher.weights_sha256[:16] or "not recorded"}`), \
 {markdown(teacher.source) or "source not recorded"}.
 - Teacher's licence, which may bind this student too: {markdown(teacher.licence) or "not recorded"}.
-- Method: {method} from {markdown(description.method_package)}, distillkit {markdown(description.distillkit)}; \
-{description.images_seen:,} images seen; settings in student.json.
+{_made_by(description)}
 - {_guidance(description)} Sampler: {description.sampler["kind"]}.
 {_prompts(conditioner, record)}{"".join(f"- {line}{chr(10)}" for line in _notes(description, record))}"""
 
 
+def _title(description: StudentDescription) -> str:
+    if description.imported:
+        return f"{markdown(description.imported.name)}, published"
+    return f"{markdown(description.teacher.name)}, distilled by {markdown(description.method)}"
+
+
+def _made_by(description: StudentDescription) -> str:
+    """The method with its package, or the publication of a student that was trained elsewhere."""
+    version = f"distillkit {markdown(description.distillkit)}"
+    if (found := description.imported) is None:
+        return (
+            f"- Method: {markdown(description.method)} from {markdown(description.method_package)}, {version}; "
+            f"{description.images_seen:,} images seen; settings in student.json."
+        )
+    return (
+        f"- Published, imported from {markdown(found.source)} (sha256 `{found.sha256}`) by {version}, not trained by "
+        f"it.\n- Licence of the weights: {markdown(found.licence) or 'not recorded'}."
+    )
+
+
 def _guidance(description: StudentDescription) -> str:
     guide = f", away from {markdown(description.guide.name)}" if description.guide else ""
-    if (weight := description.sampler.get("guidance")) is None:
+    if (weight := description.sampler.get("guidance")) is None and description.imported:
+        return "Guidance weight learnt in: not recorded."
+    if weight is None:
         return f"Guidance weight learnt in: {description.guidance:g}{guide}."
     return f"Guidance weight: an input of the network{guide}, {weight:g} unless another is asked for."
 

@@ -45,6 +45,17 @@ class AdapterDescription(BaseModel):
     dtype: Literal["float32", "bfloat16", "float16"] = Field("float32", description="of these weights then")
 
 
+class Imported(BaseModel):
+    """Where a student comes from that was not trained here."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: Name
+    source: str = Field(min_length=1, max_length=4096, description="the file, or the repository and the file")
+    sha256: str = Field(pattern="^[0-9a-f]{64}$", description="of the published weights")
+    licence: str = Field("", max_length=10_000, description="of the weights")
+
+
 class StudentDescription(BaseModel):
     """What a student is, how it is sampled and where it comes from."""
 
@@ -70,6 +81,7 @@ class StudentDescription(BaseModel):
         None, description="the network that guidance led away from then; none for no condition"
     )
     images_seen: int = Field(ge=0)
+    imported: Imported | None = Field(None, description="of a student that was trained elsewhere: its publication")
     remarks: tuple[Annotated[str, Field(max_length=10_000)], ...] = Field(
         (), max_length=1000, description="what a reader of its figures should know"
     )

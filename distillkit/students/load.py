@@ -28,6 +28,7 @@ from distillkit.reading import read_json
 from distillkit.registry import registry
 from distillkit.students.artifact import DESCRIPTION, Student, stem_of
 from distillkit.students.checkpoints import PREFIX, STATE, Weights, from_run, read_checkpoint, split_selector
+from distillkit.students.consistency_pipeline import consistency_pipeline, read_consistency_pipeline
 from distillkit.students.description import AdapterDescription, difference, read_description
 from distillkit.tensors import read_tensors
 from distillkit.weight_files import has_weights, read_weights
@@ -36,7 +37,8 @@ from distillkit.weight_files import has_weights, read_weights
 def load_student(
     path: str | Path, *, say: Callable[[str], None] | None = None, teacher: Teacher | str | Path | None = None
 ) -> Student:
-    """Load a student: from its folder, a run's, or a checkpoint's. Nothing is unpickled.
+    """Load a student: from its folder, a run's, or a checkpoint's; or a ConsistencyModelPipeline of diffusers, a folder
+    or `hf:ORG/REPO`. Nothing is unpickled.
 
     `runs/x` is the finished student, or the newest checkpoint's moving average while the run is not finished.
     `runs/x@best`, `@latest` and `@12000` (a step) are the moving averages of those checkpoints; `@average` and
@@ -51,6 +53,8 @@ def load_student(
         UsageError: when there is no student, or a package that it needs is not installed; names it.
         DistillkitError: when its files are damaged or do not fit together.
     """
+    if consistency_pipeline(path):
+        return read_consistency_pipeline(path)
     return built(found_weights(path, say or logging.getLogger("distillkit").warning), teacher)
 
 
@@ -140,6 +144,9 @@ def found_weights(path: str | Path, say: Callable[[str], None]) -> Weights:
     Raises:
         UsageError, DistillkitError: as `load_student`.
     """
+    if consistency_pipeline(path):
+        student = read_consistency_pipeline(path)
+        return Weights(dict(student.generator.denoiser.state_dict()), student.description, Path(path), str(path))
     folder, selector = split_selector(path)
     if (folder / DESCRIPTION).is_file():
         if selector:

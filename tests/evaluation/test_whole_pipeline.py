@@ -64,7 +64,7 @@ def evaluate(tmp_path, monkeypatch):
 def test_a_pipeline_with_its_own_scheduler(evaluate, pipelines, guidance, nfe):
     record = evaluate(str(pipelines / "lcm"), steps=4, guidance=guidance, output="records")
     assert record.nfe == nfe and record.subject.kind == "pipeline"
-    assert record.subject.sampler == {"kind": "diffusers:LCMScheduler", "steps": 4}
+    assert record.subject.sampler == {"kind": "diffusers:LCMScheduler", "steps": 4, "timesteps": [999, 759, 499, 259]}
     assert record.subject.guidance == guidance and "lcm, 4 LCMScheduler steps" in record.subject.name
 
 
@@ -168,8 +168,8 @@ def test_the_variant_of_the_precision_is_measured(evaluate, pipelines, tmp_path)
     full = evaluate(str(folder), steps=1, output="records")
     assert full.subject.weights_sha256 == plain.subject.weights_sha256
     found = {precision: whole_pipeline(folder, 1, 1.0, precision=precision) for precision in ("fp32", "bf16", "fp16")}
-    assert [one.variant for one in found.values()] == ["", "bf16", ""]
-    assert "unet/diffusion_pytorch_model.bf16.safetensors" in found["bf16"].files
+    assert [one.assembly.variant for one in found.values()] == ["", "bf16", ""]
+    assert "unet/diffusion_pytorch_model.bf16.safetensors" in found["bf16"].assembly.files
 
 
 def test_a_solver_makes_a_teacher_of_it(evaluate, pipelines):

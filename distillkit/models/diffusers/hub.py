@@ -21,6 +21,7 @@ VOCABULARIES = [
     f"tokenizer{number}/{ending}" for number in ("", "_2", "_3") for ending in ("*.json", "*.txt", "*.model")
 ]
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
+_FILE = re.compile(r"(?:[A-Za-z0-9_][\w .+=,()-]{0,199}/){0,20}[A-Za-z0-9_][\w .+=,()-]{0,199}")
 _REVISION = re.compile(r"[A-Za-z0-9][\w./-]{0,199}")
 
 
@@ -61,6 +62,24 @@ def files_of(name: str, files: Sequence[str], others: Sequence[str] = ()) -> Pat
     return _download(name, lambda: [*files, *_weights_of(*parts(name), above=("",), others=others)])
 
 
+def file(name: str) -> Path:
+    """The file of `hf:ORG/REPO/PATH/TO/FILE[@REVISION]`, downloaded where it is not in the hub's cache.
+
+    Raises:
+        UsageError: for a malformed name.
+        DistillkitError: when it is not in the cache and cannot be had.
+    """
+    from huggingface_hub import hf_hub_download
+
+    repository, path, revision = parts_of_file(name)
+    if only_planned(name):
+        raise DownloadNeeded(f"what {name} holds is known only when it has been downloaded")
+    try:
+        return Path(hf_hub_download(repository, path, revision=revision))
+    except Exception as error:  # the hub's client raises many kinds
+        raise _not_to_be_had(name, error) from error
+
+
 def _download(name: str, patterns: Callable[[], list[str]]) -> Path:
     from huggingface_hub import snapshot_download
 
@@ -68,11 +87,15 @@ def _download(name: str, patterns: Callable[[], list[str]]) -> Path:
     try:
         return Path(snapshot_download(repository, revision=revision, allow_patterns=patterns()))
     except Exception as error:  # the hub's client raises many kinds
-        reason = redacted(str(error).partition("\n")[0])
-        raise DistillkitError(
-            f"{name} is not in the hub's cache and cannot be had ({type(error).__name__}: {reason}). Check the name, "
-            "HF_TOKEN for a private repository, and HF_HUB_OFFLINE; or give a local folder."
-        ) from error
+        raise _not_to_be_had(name, error) from error
+
+
+def _not_to_be_had(name: str, error: Exception) -> DistillkitError:
+    reason = redacted(str(error).partition("\n")[0])
+    return DistillkitError(
+        f"{name} is not in the hub's cache and cannot be had ({type(error).__name__}: {reason}). Check the name, "
+        "HF_TOKEN for a private repository, and HF_HUB_OFFLINE; or give what was downloaded by its path."
+    )
 
 
 def cached(name: str) -> Path | None:
@@ -137,3 +160,22 @@ def parts(name: str) -> tuple[str, str | None]:
     if not _REPOSITORY.fullmatch(repository) or ".." in name or not _REVISION.fullmatch(revision or "main"):
         raise UsageError(f"{name}: write it as hf:ORG/REPO or hf:ORG/REPO@REVISION")
     return repository, revision or None
+
+
+def parts_of_file(name: str) -> tuple[str, str, str | None]:
+    """("ORG/REPO", "PATH/TO/FILE", revision or None) of `hf:ORG/REPO/PATH/TO/FILE[@REVISION]`.
+
+    Raises:
+        UsageError: for another form.
+    """
+    whole, _, revision = name.removeprefix(PREFIX).partition("@")
+    organisation, repository, path = (*whole.split("/", 2), "", "")[:3]
+    sound = _REPOSITORY.fullmatch(f"{organisation}/{repository}") and _FILE.fullmatch(path)
+    if not sound or ".." in name or not _REVISION.fullmatch(revision or "main"):
+        raise UsageError(f"{name}: write a file of the hub as hf:ORG/REPO/FILE or hf:ORG/REPO/FILE@REVISION")
+    return f"{organisation}/{repository}", path, revision or None
+
+
+def is_file(name: str) -> bool:
+    """Whether a name has the form of a file of the hub, not of a repository."""
+    return name.startswith(PREFIX) and name.partition("@")[0].count("/") > 1

@@ -18,6 +18,7 @@ from distillkit.models.diffusers.attention import PROJECTIONS
 from distillkit.models.diffusers.family import Described, Pipeline, class_names
 from distillkit.models.diffusers.predictions import check_prediction, time_scale
 from distillkit.reading import validated
+from distillkit.text import short
 
 
 class DiffusersUNet(nn.Module):
@@ -67,8 +68,9 @@ class DiffusersUNet(nn.Module):
 
 
 def unet2d(
-    network: Mapping[str, Any], schedule: Mapping[str, Any], prediction: Prediction, sigma_data: float = 0.5
-) -> Denoiser:
+    network: Mapping[str, Any], schedule: Mapping[str, Any], prediction: Prediction, sigma_data: float = 0.5,
+    scale: float = 1.0,
+) -> Denoiser:  # fmt: skip
     """A denoiser of a UNet2DModel.
 
     Args:
@@ -76,26 +78,42 @@ def unet2d(
         schedule: {"kind": "edm", "vp" or "flow", ...}; an edm schedule means EDM's preconditioning.
         prediction: what it predicts: epsilon or v_prediction; sample (vp), velocity (flow).
         sigma_data: standard deviation of the data.
+        scale: what the network's time is multiplied with: consistency models of diffusers take EDM's ln(sigma) / 4 in
+            thousandths.
 
     Raises:
-        ValueError: for a prediction that the schedule does not have.
+        ValueError: for a scale that is none, or a prediction that the schedule does not have.
         TypeError: for arguments that UNet2DModel does not take.
     """
     check(UNet2DSizes, network)
     check_sigma_data(sigma_data)
+    if not 1e-6 <= scale <= 1e6:
+        raise ValueError(f"scale is {short(scale)}; it goes from 1e-6 to 1e6")
     kept = schedule_of(schedule)
     check_prediction(schedule, prediction)
     if isinstance(kept, EDMSchedule):
         # EDM's c_out is negative for diffusers' v.
-        model = DiffusersUNet(network, sign=-1.0 if prediction == "v_prediction" else 1.0)
+        model = DiffusersUNet(network, sign=-1.0 if prediction == "v_prediction" else 1.0, time_scale=scale)
         classes = int(network.get("num_class_embeds") or 0)
         return EDMPreconditioning(model, label_dim=classes, sigma_data=sigma_data, schedule=kept)
-    model = DiffusersUNet(network, time_scale=time_scale(schedule))
+    model = DiffusersUNet(network, time_scale=scale * time_scale(schedule))
     return PredictionDenoiser(model, kept, prediction, sigma_data=sigma_data)
 
 
 def describe(pipeline: Pipeline) -> Described:
     """Pixels, unconditional or of classes.
+
+    Raises:
+        UsageError: for an option that is not followed.
+    """
+    return described_as(pipeline, **pipeline.conditioned())
+
+
+def described_as(pipeline: Pipeline, **arguments: Any) -> Described:
+    """The same under another noise than what `Pipeline.noise` reads.
+
+    Args:
+        arguments: of `unet2d` beside the network's; these too where they are other than the configuration's.
 
     Raises:
         UsageError: for an option that is not followed.
@@ -111,7 +129,7 @@ def describe(pipeline: Pipeline) -> Described:
     height, width = (sizes.sample_size,) * 2 if isinstance(sizes.sample_size, int) else sizes.sample_size
     return Described(
         shape=(sizes.in_channels, height, width),
-        network={"kind": "distillkit:UNet2DModel", "arguments": pipeline.conditioned()},
+        network={"kind": "distillkit:UNet2DModel", "arguments": {"network": pipeline.arguments, **arguments}},
         prefix="model.unet.",
         conditioner=_conditioner(pipeline),
         solver_steps=18 if max(height, width) <= 32 else 40,

@@ -51,5 +51,6 @@ def without_network(path: Path, names: Collection[str]) -> str:
         return f"{path} holds the weights of a diffusers model: {name}"
     return (
         f"{path} holds weights but not the arguments of their network. Say whose network they are for: "
-        f"distillkit teachers convert {shlex.quote(str(path))} --like edm-cifar10-cond (or a teacher folder)"
+        f"distillkit teachers convert {shlex.quote(str(path))} --like edm-cifar10-cond (or a teacher folder); of a "
+        "student, distillkit students convert FILE --teacher edm-cifar10-cond"
     )

@@ -41,6 +41,23 @@ def convert(
 ) -> TeacherSpec:
     """Write a teacher folder from an EDM network pickle, a `torch.save` file or a safetensors file.
 
+    Args, Raises: as `read_original`.
+    """
+    spec, state = read_original(path, name=name, like=like, licence=licence, source=source, expected=expected)
+    return write_teacher(folder, state, spec)
+
+
+def read_original(
+    path: Path,
+    *,
+    name: str,
+    like: TeacherSpec | None = None,
+    licence: str = "",
+    source: str = "",
+    expected: TeacherSpec | None = None,
+) -> tuple[TeacherSpec, dict[str, Tensor]]:
+    """What a file holds: the facts of its network, and its weights in float32 by the names of its denoiser.
+
     Args:
         name: of the teacher.
         like: whose network the weights are for, where the file holds weights alone.
@@ -77,8 +94,7 @@ def convert(
     except DistillkitError as error:
         raise DistillkitError(f"{error}{_likely(state)}") from error
     digest = f"sha256 of the original {sha256(path)}"
-    spec = spec.model_copy(update={"licence": licence, "source": f"{source or path.name} ({digest})"})
-    return write_teacher(folder, state, spec)
+    return spec.model_copy(update={"licence": licence, "source": f"{source or path.name} ({digest})"}), state
 
 
 def _state_dict(foreign: Foreign) -> dict[str, Tensor]:
@@ -107,7 +123,7 @@ def _compare(path: Path, found: TeacherSpec, expected: TeacherSpec) -> None:
             f"{path} is not {expected.name}: it makes samples {shape} of {classes} classes, not {wanted} of "
             f"{wanted_classes}"
         )
-    theirs, ours = (spec.network["arguments"]["network"] for spec in (found, expected))
+    theirs, ours = (spec.network["arguments"].get("network", {}) for spec in (found, expected))
     for key in sorted(ours.keys() & theirs.keys()):
         given = list(theirs[key]) if isinstance(theirs[key], tuple) else theirs[key]
         if given != ours[key] and key != "dropout":

@@ -1,0 +1,81 @@
+"""Students that others have trained and published as weights, as ordinary students."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
+
+import torch
+
+from distillkit.contracts.sampler import OneStep, Sampler
+from distillkit.contracts.schedule import Schedule
+from distillkit.contracts.student import StudentGenerator
+from distillkit.contracts.teacher import Teacher, TeacherSpec
+from distillkit.diffusion.samplers import RenoisingSampler
+from distillkit.errors import UsageError
+from distillkit.files import sha256
+from distillkit.models.diffusers import hub
+from distillkit.models.store.convert import read_original
+from distillkit.models.store.folder import denoiser_with, teacher_with
+from distillkit.names import name_from
+from distillkit.students.artifact import Student
+from distillkit.students.description import Imported, describe_student
+
+METHOD, UNKNOWN = "published", "not recorded"
+"""What stands in the place of a method and of a teacher that nobody has recorded."""
+
+
+def imported_student(
+    source: str | Path, levels: Sequence[float], *, teacher: TeacherSpec | None = None, name: str = "",
+    licence: str = "",
+) -> Student:  # fmt: skip
+    """The student in a file of EDM's network and its weights, or of the weights alone. Nothing in it is executed.
+
+    Args:
+        source: an EDM network pickle, a `torch.save` file or a safetensors file; or `hf:ORG/REPO/FILE[@REVISION]`.
+        levels: noise levels of its evaluations, sigma / alpha, descending; between them its result gets fresh noise.
+            A file does not say them: SiD's students take 2.5, DMD2's 80.
+        teacher: that it was distilled from: whose network the weights are for, where the file holds weights alone.
+        name: of the student; the file's by default.
+        licence: of the weights.
+
+    Raises:
+        UsageError: for levels that its network does not have, or weights alone without a teacher.
+        DistillkitError: when the file is refused, or its weights do not fit its network.
+    """
+    file = hub.file(str(source)) if hub.is_file(str(source)) else Path(source).expanduser()
+    name = name_from(name or file.stem)
+    spec, state = read_original(file, name=teacher.name if teacher else UNKNOWN, like=teacher, expected=teacher)
+    denoiser = denoiser_with(spec, state, str(file))
+    facts = teacher or spec.model_copy(update={"licence": "", "source": ""})
+    beside = teacher_with(facts.model_copy(update={"network": spec.network}), denoiser)
+    generator = StudentGenerator(denoiser, _sampler(levels, denoiser.schedule), spec.shape)
+    origin = str(source) if hub.is_file(str(source)) else file.name
+    return published_student(
+        generator, beside, Imported(name=name, source=origin, sha256=sha256(file), licence=licence)
+    )
+
+
+def published_student(generator: StudentGenerator, teacher: Teacher, imported: Imported) -> Student:
+    """A generator that was trained elsewhere as a student; its evaluations are counted."""
+    described = describe_student(generator, teacher, method=METHOD, method_package=UNKNOWN)
+    described = described.model_copy(update={"imported": imported})
+    return Student(generator, teacher.conditioner, teacher.codec, described)
+
+
+def _sampler(ratios: Sequence[float], schedule: Schedule) -> Sampler:
+    """One evaluation at one level, or several with fresh noise in between.
+
+    Raises:
+        UsageError: for levels that are not descending within the schedule's ends.
+    """
+    if not ratios:
+        raise UsageError("--levels: say at which noise level the student is evaluated, such as 2.5 or 80")
+    ends = schedule.ratio(torch.tensor([schedule.t_min, schedule.t_max], dtype=torch.float64)).tolist()
+    if outside := [level for level in ratios if not ends[0] <= level <= ends[1]]:
+        raise UsageError(f"--levels {outside[0]:g}: the network knows noise levels from {ends[0]:g} to {ends[1]:g}")
+    if any(level <= following for level, following in pairwise(ratios)):
+        raise UsageError(f"--levels {','.join(f'{level:g}' for level in ratios)}: must be descending")
+    times = schedule.at(torch.tensor(list(ratios), dtype=torch.float64)).tolist()
+    return OneStep(t=times[0]) if len(times) == 1 else RenoisingSampler(levels=tuple(times))
