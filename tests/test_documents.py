@@ -39,7 +39,8 @@ METHODS = tuple(name for name, made in registry().named("methods").items() if ma
 """Whose options the documents name: all of ours."""
 HELPS = (
     (), *(("run", method) for method in METHODS), ("sample",),
-    ("teachers", "train"), ("teachers", "convert"), ("students", "convert"), ("evaluate",), ("protocols", "pin"), ("reference", "make"),
+    ("teachers", "train"), ("teachers", "convert"), ("students", "convert"),
+    ("evaluate",), ("protocols", "pin"), ("reference", "make"),
     ("reference", "convert"), ("pairs", "make"), ("pairs", "verify"), ("compare",), ("bench",), ("export",), ("check",),
 )  # fmt: skip
 """Commands whose options the documents name."""
