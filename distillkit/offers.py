@@ -17,9 +17,11 @@ from distillkit.contracts.text import TextEncoder
 
 @hookimpl
 def distillkit_teachers() -> Mapping[str, Callable[[], Teacher]]:
-    from distillkit.models.edm.catalog import offers
+    from distillkit.models.adm import catalog as adm
+    from distillkit.models.dit import catalog as dit
+    from distillkit.models.edm import catalog as edm
 
-    return offers()
+    return {**edm.offers(), **adm.offers(), **dit.offers()}
 
 
 @hookimpl

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -181,6 +182,10 @@ def convert(
     ] = None,
     name: Annotated[str | None, typer.Option(help="Name of the teacher.  [default: the file's name]")] = None,
     licence: Annotated[str, typer.Option(help="Licence of the weights, recorded with every student.")] = "",
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="NAME=VALUE", help="What weights of ADM, DiT or SiT do not say: num_heads=4."),
+    ] = None,
 ) -> None:
     """Turn a file of weights into a teacher folder (safetensors and JSON). Nothing in the file is executed."""
     from distillkit.cli.closing import console, suggest_run
@@ -193,11 +198,16 @@ def convert(
         raise UsageError(f"{folder} is there already; choose another --output-dir")
     known = offered(file.stem)
     card = card_of(known) if known else None
+    for one in set_ or ():
+        if not re.fullmatch(r"\w+=.+", one):
+            raise UsageError(f"--set {one}: write it as NAME=VALUE, such as num_heads=4")
+    out = console()
     spec = convert_file(
         file, folder, name=name or (card.name if card else file.stem), like=resolve(like).spec if like else None,
-        licence=licence or (card.spec.licence if card else ""),
+        by_name=card.spec if card else None, licence=licence or (card.spec.licence if card else ""), 
+        asked=dict(one.split("=", 1) for one in set_ or ()),
+        say=lambda line: out.print(line, highlight=False, soft_wrap=True, markup=False),
     )  # fmt: skip
-    out = console()
     shape = " x ".join(map(str, spec.shape))
     out.print(f"{spec.network['kind']} for samples {shape}\nteacher in {folder}", highlight=False, soft_wrap=True,
               markup=False)  # fmt: skip

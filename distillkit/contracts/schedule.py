@@ -116,9 +116,10 @@ class Schedule(BaseModel, ABC):
         """What that sampler starts from at time t, of standard normal noise (B, ...)."""
         return self.start(noise, t)
 
-    def limited(self, x0: Tensor) -> Tensor:
-        """A predicted sample (B, ...) as the family's DDIM sampler goes on with it."""
-        return x0
+    def limited(self, x0: Tensor) -> tuple[Tensor, Tensor]:
+        """A predicted sample (B, ...) as the family's DDIM sampler goes on with it, and as it takes it out of x to find
+        the noise."""
+        return x0, x0
 
     def sized(self, shape: Sequence[int]) -> Self:
         """The schedule for samples of this shape (without the batch): another where the grid depends on the size."""

@@ -52,4 +52,4 @@ def numbers_of(files: ImageFiles, conditioner: Conditioner) -> tuple[Tensor, str
     if used < conditioner.count:
         fewer = f"{used:,} of the model's {conditioner.summary()}"
         note = f"{note}; {fewer}" if note else fewer
-    return torch.from_numpy(labels), note
+    return torch.from_numpy(labels.copy()), note

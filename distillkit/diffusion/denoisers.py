@@ -103,12 +103,16 @@ class EDMPreconditioning(Denoiser):
         return t**-2 + self.sigma_data**-2
 
     def one_hot(self, condition: Condition, like: Tensor) -> Tensor | None:
-        """(B, label_dim) vectors of the labels; zero where there are none or -1; None for unconditional networks."""
-        if not self.label_dim:
-            return None
-        labels = condition.get("labels")
-        if labels is None:
-            return like.new_zeros(len(like), self.label_dim)
-        # One column more, dropped again, turns -1 into the zero vector without a branch.
-        one_hot = nn.functional.one_hot(labels.remainder(self.label_dim + 1), self.label_dim + 1)
-        return one_hot[:, :-1].to(like.dtype)
+        """(B, label_dim) vectors of the labels, as `one_hot` gives them."""
+        return one_hot(condition, self.label_dim, like)
+
+
+def one_hot(condition: Condition, classes: int, like: Tensor) -> Tensor | None:
+    """(B, classes) vectors of the labels, of like's type; zero where there are none or -1; None for no classes."""
+    if not classes:
+        return None
+    labels = condition.get("labels")
+    if labels is None:
+        return like.new_zeros(len(like), classes)
+    # One column more, dropped again, turns -1 into the zero vector without a branch.
+    return nn.functional.one_hot(labels.remainder(classes + 1), classes + 1)[:, :-1].to(like.dtype)

@@ -8,7 +8,7 @@ from functools import lru_cache
 from typing import Annotated, Any, Literal, Self
 
 import torch
-from pydantic import Field, TypeAdapter, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, TypeAdapter, model_serializer, model_validator
 from torch import Tensor
 
 from distillkit.contracts.schedule import SMALLEST_ALPHA, Schedule
@@ -104,7 +104,13 @@ class VPSchedule(Schedule):
     offset: int = Field(0, ge=0, le=100_000, description="added to the steps of leading spacing")
     to_clean: bool = Field(True, description="DDIM ends at the clean sample, not at step 0 (`set_alpha_to_one`)")
     clip: float = Field(0.0, ge=0, le=1e6, description="DDIM keeps the predicted sample within +-this; 0 where it may")
+    clip_noise: bool = Field(False, description="the noise that DDIM goes on with is that of the clipped sample")
     sigmas: Sigmas = Field("even", description="how Euler's sampler spaces sigma / alpha, as diffusers names it")
+
+    @model_serializer(mode="wrap")
+    def _plain(self, fields: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # What is known of schedules without it is found by a hash of their fields.
+        return {name: value for name, value in fields(self).items() if name != "clip_noise" or value}
 
     @property
     def t_max(self) -> float:
@@ -179,8 +185,9 @@ class VPSchedule(Schedule):
             return noise
         return noise * float(self.sigma(torch.tensor([t], dtype=torch.float64)))
 
-    def limited(self, x0: Tensor) -> Tensor:
-        return x0.clamp(-self.clip, self.clip) if self.clip else x0
+    def limited(self, x0: Tensor) -> tuple[Tensor, Tensor]:
+        clipped = x0.clamp(-self.clip, self.clip) if self.clip else x0
+        return clipped, clipped if self.clip_noise else x0
 
     def landings(self, times: Tensor) -> list[tuple[float, float]]:
         """As diffusers' DDIM: a share of all steps further down, which need not be the next time of its grid."""

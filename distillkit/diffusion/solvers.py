@@ -92,7 +92,8 @@ def ddim(denoise: DenoiseAt, noise: Tensor, times: Tensor, schedule: Schedule) -
     alphas, sigmas = schedule.alpha(times).tolist(), schedule.sigma(times).tolist()
     for t, alpha, sigma, (alpha_next, sigma_next) in zip(times.tolist(), alphas, sigmas, landings, strict=True):
         denoised = denoise(x.float(), torch.full((len(x),), t, device=x.device)).to(dtype)
-        x = alpha_next * schedule.limited(denoised) + sigma_next * (x - alpha * denoised) / sigma
+        sample, removed = schedule.limited(denoised)
+        x = alpha_next * sample + sigma_next * (x - alpha * removed) / sigma
     return x.float()
 
 

@@ -31,7 +31,7 @@ class UNetSizes(_Sizes):
     label_dim: int = Field(0, ge=0, le=1_000_000)
     augment_dim: int = Field(0, ge=0, le=65_536)
     model_channels: int = Field(128, ge=1, le=16_384)
-    channel_mult: tuple[Few, ...] = Field((1,), min_length=1, max_length=12)
+    channel_mult: tuple[Annotated[float, Field(gt=0, le=64)], ...] = Field((1,), min_length=1, max_length=12)
     channel_mult_emb: Few = 4
     channel_mult_noise: Few = 1
     num_blocks: int = Field(4, ge=1, le=128)
@@ -39,6 +39,9 @@ class UNetSizes(_Sizes):
     dropout: Share = 0.0
     label_dropout: Share = 0.0
     resample_filter: tuple[Annotated[float, Field(ge=-1e6, le=1e6)], ...] = Field((1,), min_length=1, max_length=64)
+    channels_per_head: Count = 64
+    heads: Count | None = None
+    groups: Count | None = None
 
 
 class PointMLPSizes(_Sizes):
@@ -130,6 +133,29 @@ class TransformerSizes(_Sizes):
     def _positions(self) -> Self:
         width = self.num_attention_heads * self.attention_head_dim
         if (count := (self.sample_size // self.patch_size) ** 2 * width) > MOST_POSITIONS:
+            raise ValueError(f"a table of {count:,} numbers for positions is too large; at most {MOST_POSITIONS:,}")
+        return self
+
+
+class DiTSizes(_Sizes):
+    """Of DiT's and SiT's own code."""
+
+    img_resolution: Resolution = 32
+    patch_size: Few = 2
+    in_channels: Count = 4
+    hidden_size: int = Field(1152, ge=4, le=65_536, multiple_of=4)
+    depth: Depth = 28
+    num_heads: int = Field(16, ge=1, le=4096)
+    label_dim: int = Field(1000, ge=1, le=1_000_000)
+    mlp_width: int | None = Field(None, ge=1, le=1_000_000)
+
+    @model_validator(mode="after")
+    def _divided(self) -> Self:
+        if self.img_resolution % self.patch_size:
+            raise ValueError(f"latents of {self.img_resolution} do not divide into patches of {self.patch_size}")
+        if self.hidden_size % self.num_heads:
+            raise ValueError(f"{self.hidden_size} channels do not divide into {self.num_heads} heads")
+        if (count := (self.img_resolution // self.patch_size) ** 2 * self.hidden_size) > MOST_POSITIONS:
             raise ValueError(f"a table of {count:,} numbers for positions is too large; at most {MOST_POSITIONS:,}")
         return self
 

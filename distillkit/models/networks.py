@@ -10,6 +10,7 @@ from pydantic import BaseModel
 from distillkit.contracts.denoiser import Denoiser
 from distillkit.diffusion.denoisers import EDMPreconditioning
 from distillkit.diffusion.schedules import EDMSchedule
+from distillkit.models.adm.network import adm
 from distillkit.models.bounds import PointMLPSizes, UNetSizes, check, check_sigma_data
 from distillkit.models.diffusers.dit import dit
 from distillkit.models.diffusers.flux import flux
@@ -17,6 +18,8 @@ from distillkit.models.diffusers.pixart import pixart
 from distillkit.models.diffusers.sd3 import sd3
 from distillkit.models.diffusers.unet2d import unet2d
 from distillkit.models.diffusers.unet_condition import unet_condition
+from distillkit.models.dit.network import dit as own_dit
+from distillkit.models.dit.network import sit
 from distillkit.models.edm.dhariwal_unet import DhariwalUNet
 from distillkit.models.edm.song_unet import SongUNet
 from distillkit.models.point_mlp import PointMLP
@@ -44,6 +47,9 @@ NETWORKS: Mapping[str, Callable[..., Denoiser]] = {
     "DhariwalUNet": _edm(DhariwalUNet, UNetSizes),
     "SongUNet": _edm(SongUNet, UNetSizes),
     "PointMLP": _edm(PointMLP, PointMLPSizes),
+    "ADM": adm,
+    "DiT": own_dit,
+    "SiT": sit,
     "UNet2DModel": unet2d,
     "UNet2DConditionModel": unet_condition,
     "DiTTransformer2DModel": dit,

@@ -137,7 +137,7 @@ def test_the_list_of_allowed_globals_is_what_it_is():
     assert modules == {
         "collections", "dnnlib.util", "torch", "torch._utils", "torch.nn.modules.container", "torch_utils.persistence",
         "numpy", "numpy.core.multiarray", "numpy._core.multiarray", "numpy.core.numeric", "numpy._core.numeric",
-        "builtins", "__builtin__",
+        "builtins", "__builtin__", "argparse",
     }  # fmt: skip
     for allowed in ALLOWED.values():
         for function in (allowed.call, allowed.new):

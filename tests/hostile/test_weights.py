@@ -140,7 +140,6 @@ def test_a_folder_without_weights_says_what_it_has(copied, file, named):
 @pytest.mark.parametrize(
     ("names", "named"),
     [
-        (["time_embed.0.weight", "input_blocks.0.0.weight", "out.2.bias"], "guided-diffusion"),
         (["conv_in.weight", "time_embedding.linear_1.weight"], "diffusers"),
         (["unet.lora_A.weight", "unet.lora_B.weight"], "LoRA"),
         (["model.diffusion_model.x"], "Stable Diffusion"),

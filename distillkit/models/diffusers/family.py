@@ -12,13 +12,12 @@ from typing import Any, Literal
 from distillkit.contracts.codec import Codec, Pixels
 from distillkit.contracts.conditioner import Conditioner, Unconditional
 from distillkit.errors import UsageError
-from distillkit.models.bounds import VAESizes
 from distillkit.models.diffusers.options import PLAIN, PipelineConfig
 from distillkit.models.diffusers.parts import PipelineParts
 from distillkit.models.diffusers.scheduler import Grid, Noise, noise_of
-from distillkit.models.diffusers.vae import AutoencoderKL
+from distillkit.models.diffusers.vae import AutoencoderKL, autoencoder_of
 from distillkit.names import name_from
-from distillkit.reading import Missing, read_mapping, validated
+from distillkit.reading import Missing, read_mapping
 from distillkit.text import short
 
 
@@ -133,21 +132,7 @@ class Pipeline:
             UsageError: for an autoencoder of another class.
             DistillkitError: for a configuration that is damaged.
         """
-        config = self.parts.configuration("vae")
-        if (kind := config.get("_class_name")) != "AutoencoderKL":
-            raise UsageError(f"{self.folder}: its vae is a {short(kind)}; known: AutoencoderKL")
-        sizes = validated(VAESizes, config, str(self.folder / "vae" / "config.json"))
-        has_spread = spread and sizes.latents_mean and sizes.latents_std
-        return AutoencoderKL(
-            parts=self.parts,
-            factor=2 ** (len(sizes.block_out_channels) - 1),
-            channels=sizes.in_channels,
-            latent_channels=sizes.latent_channels,
-            scaling=0.18215 if sizes.scaling_factor is None else sizes.scaling_factor,
-            shift=(sizes.shift_factor or 0.0) if shifted else 0.0,
-            means=sizes.latents_mean or () if has_spread else (),
-            stds=sizes.latents_std or () if has_spread else (),
-        )
+        return autoencoder_of(self.parts, shifted=shifted, spread=spread)
 
     def sides(self, codec: AutoencoderKL, own: tuple[int, int], patch: int = 1) -> tuple[int, int]:
         """Height and width of latents: of the pictures that are asked for, or the pipeline's own.

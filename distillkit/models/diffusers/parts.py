@@ -31,7 +31,8 @@ class PipelineParts(BaseModel):
     """Components of a diffusers pipeline that are used as they are.
 
     Args:
-        source: a folder, `hf:ORG/REPO@REVISION`, or the name of a teacher that comes with one.
+        source: a folder, `hf:ORG/REPO@REVISION`, or the name of a teacher that comes with one; a folder or a repository
+            may also be the autoencoder alone.
         sha256: of the files that were used, by component and name; other files are refused.
     """
 
@@ -60,13 +61,16 @@ class PipelineParts(BaseModel):
 
     def _component(self, folder: Path, name: str) -> Path:
         place = folder / name
+        if not place.is_dir() and _is_alone(folder, name):
+            place = folder
         if not place.is_dir():
             raise UsageError(f"{folder} has no {name}, which this model needs")
         for file, recorded in self.sha256.items():
-            if file.startswith(f"{name}/") and (found := _hash_of(folder / file)) != recorded:
+            path = place / file.removeprefix(f"{name}/")
+            if file.startswith(f"{name}/") and (found := _hash_of(path)) != recorded:
                 what = "is missing" if found is None else f"is another file (sha256 {found[:16]}...)"
                 raise DistillkitError(
-                    f"{folder / file} {what} than the one that this model was made with (sha256 {recorded[:16]}...)"
+                    f"{path} {what} than the one that this model was made with (sha256 {recorded[:16]}...)"
                 )
         return place
 
@@ -130,7 +134,8 @@ def located(source: str, files: Collection[str] = (), dtype: torch.dtype = torch
     from distillkit.models.diffusers import hub
 
     if source.startswith(hub.PREFIX):
-        return hub.snapshot(source, files=files, dtype=dtype)
+        # In a repository that is the component alone, the same files lie in no folder.
+        return hub.snapshot(source, files=[*files, *(file.rpartition("/")[2] for file in files)], dtype=dtype)
     offer = registry().named("teachers").get(source)
     if offer is not None and (folder := getattr(getattr(offer.value, "card", None), "folder", None)):
         return Path(folder)
@@ -174,6 +179,16 @@ def with_parts(description: Mapping[str, Any], change: Callable[[PipelineParts],
 def beside(folder: Path) -> Callable[[PipelineParts], PipelineParts]:
     """Names the parts of a description that lie in the folder where it was read by that folder."""
     return lambda parts: parts.model_copy(update={"source": str(folder.absolute())}) if parts.source == HERE else parts
+
+
+ALONE = {"vae": "AutoencoderKL"}
+"""Components that are published by themselves, and their class."""
+
+
+def _is_alone(folder: Path, name: str) -> bool:
+    """Whether a folder is no pipeline but that component of one."""
+    path = folder / "config.json"
+    return name in ALONE and path.is_file() and read_mapping(path).get("_class_name") == ALONE[name]
 
 
 def _read(value: Mapping[str, Any]) -> PipelineParts:

@@ -10,11 +10,13 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from distillkit.contracts.codec import Codec, Content, Pixels
+from distillkit.errors import UsageError
 from distillkit.models.bounds import VAESizes
 from distillkit.models.diffusers.attention import renamed_attention
 from distillkit.models.diffusers.parts import PipelineParts
 from distillkit.reading import validated
 from distillkit.registry import blaming
+from distillkit.text import short
 
 AT_ONCE = 2**22
 """Pixels of one pass of the encoder or the decoder; more images go one after the other."""
@@ -139,6 +141,34 @@ class AutoencoderKL(Codec):
             model.load_state_dict(state, assign=True)
             self._model = model.to(self._device).eval().requires_grad_(False)
         return self._model
+
+
+def autoencoder_of(parts: PipelineParts, *, shifted: bool = False, spread: bool = False) -> AutoencoderKL:
+    """The codec of a pipeline's AutoencoderKL, by its configuration.
+
+    Args:
+        shifted: what is used of it adds its `shift_factor`.
+        spread: it uses `latents_mean` and `latents_std`.
+
+    Raises:
+        UsageError: for an autoencoder of another class, or none.
+        DistillkitError: for a configuration that is damaged.
+    """
+    config = parts.configuration("vae")
+    if (kind := config.get("_class_name")) != "AutoencoderKL":
+        raise UsageError(f"{parts.folder}: its vae is a {short(kind)}; known: AutoencoderKL")
+    sizes = validated(VAESizes, config, str(parts.component("vae") / "config.json"))
+    has_spread = spread and sizes.latents_mean and sizes.latents_std
+    return AutoencoderKL(
+        parts=parts,
+        factor=2 ** (len(sizes.block_out_channels) - 1),
+        channels=sizes.in_channels,
+        latent_channels=sizes.latent_channels,
+        scaling=0.18215 if sizes.scaling_factor is None else sizes.scaling_factor,
+        shift=(sizes.shift_factor or 0.0) if shifted else 0.0,
+        means=sizes.latents_mean or () if has_spread else (),
+        stds=sizes.latents_std or () if has_spread else (),
+    )
 
 
 def build_autoencoder(parts: PipelineParts) -> Any:

@@ -39,9 +39,9 @@ def linear(in_features: int, out_features: int, *, bias: bool = True, init_scale
     return layer
 
 
-def group_norm(channels: int, eps: float = 1e-5) -> nn.GroupNorm:
-    """Group normalisation with at most 32 groups of at least four channels each."""
-    return nn.GroupNorm(min(32, channels // 4), channels, eps)
+def group_norm(channels: int, eps: float = 1e-5, groups: int | None = None) -> nn.GroupNorm:
+    """Group normalisation with so many groups, by default at most 32 of at least four channels each."""
+    return nn.GroupNorm(groups or min(32, channels // 4), channels, eps)
 
 
 class Conv2d(nn.Module):
@@ -152,7 +152,7 @@ class UNetBlock(nn.Module):
     """Residual block with noise-level conditioning and optional self-attention: (x, embedding) -> x'.
 
     `adaptive_scale` conditions by scale and shift after the second norm (ADM), otherwise by a shift
-    before it (DDPM++). `skip_scale` multiplies the sum of branch and skip.
+    before it (DDPM++). `skip_scale` multiplies the sum of branch and skip. `groups` are those of the normalisations.
     Set `gradient_checkpointing` to recompute activations in the backward pass instead of keeping them, and
     `float32_attention` to compute attention in float32 where the rest runs in less, as EDM's own code does.
     """
@@ -171,6 +171,7 @@ class UNetBlock(nn.Module):
         resample_filter: Sequence[float] = (1, 1),
         project_resampled_skip: bool = False,
         adaptive_scale: bool = True,
+        groups: int | None = None,
     ) -> None:
         super().__init__()
         self.in_channels, self.out_channels = in_channels, out_channels
@@ -179,17 +180,17 @@ class UNetBlock(nn.Module):
         self.float32_attention = False
         self.skip_scale, self.adaptive_scale = skip_scale, adaptive_scale
         resampling: dict[str, Any] = {"resample": resample, "resample_filter": resample_filter}
-        self.norm0 = group_norm(in_channels, eps)
+        self.norm0 = group_norm(in_channels, eps, groups)
         self.conv0 = Conv2d(in_channels, out_channels, 3, **resampling)
         self.affine = linear(embedding_channels, out_channels * (2 if adaptive_scale else 1))
-        self.norm1 = group_norm(out_channels, eps)
+        self.norm1 = group_norm(out_channels, eps, groups)
         self.conv1 = Conv2d(out_channels, out_channels, 3, init_scale=0.0)
         self.skip: Conv2d | None = None
         if out_channels != in_channels or resample:
             kernel = 1 if project_resampled_skip or out_channels != in_channels else 0
             self.skip = Conv2d(in_channels, out_channels, kernel, **resampling)
         if heads:
-            self.norm2 = group_norm(out_channels, eps)
+            self.norm2 = group_norm(out_channels, eps, groups)
             self.qkv = Conv2d(out_channels, out_channels * 3, 1)
             self.proj = Conv2d(out_channels, out_channels, 1, init_scale=0.0)
 

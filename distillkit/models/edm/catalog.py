@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from functools import partial
+from collections.abc import Mapping
 from typing import Any
 
 from distillkit.contracts.codec import Pixels
 from distillkit.contracts.conditioner import ClassLabels, Unconditional
-from distillkit.contracts.teacher import Teacher, TeacherSpec
+from distillkit.contracts.teacher import TeacherSpec
 from distillkit.models.build import own_part
 from distillkit.models.edm.families import Family, describe_network
 from distillkit.models.store.card import Card, TeacherOffer
-from distillkit.models.store.fetch import fetch
-from distillkit.models.store.folder import SPEC, WEIGHTS, read_teacher
-from distillkit.progress import Reporter
+from distillkit.models.store.fetch import offer_of
 
 EDM_HOST = "https://nvlabs-fi-cdn.nvidia.com"
 EDM_LICENCE = "CC BY-NC-SA 4.0 (NVIDIA): attribution, no commercial use, share alike; it may bind students too"
@@ -103,9 +100,4 @@ CATALOG: Mapping[str, Card] = {
 
 def offers() -> dict[str, TeacherOffer]:
     """What the hook `distillkit_teachers` offers of them: downloaded and converted when one is first loaded."""
-    return {name: TeacherOffer(card, partial(_fetched, card)) for name, card in CATALOG.items()}
-
-
-def _fetched(card: Card, reporter: Reporter, should_stop: Callable[[], int]) -> Teacher:
-    folder = fetch(card, reporter, should_stop)
-    return read_teacher(folder / SPEC, folder / WEIGHTS)
+    return {name: offer_of(card) for name, card in CATALOG.items()}

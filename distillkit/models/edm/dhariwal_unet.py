@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -25,8 +26,17 @@ CHANNELS_PER_HEAD = 64
 class DhariwalUNet(nn.Module):
     """U-Net F(x, c_noise, labels, augment) on (B, C, H, W); EDM's ImageNet-64 network.
 
-    Attention has one head per 64 channels, hence none where a block is narrower than that.
-    Argument names are those stored in the released checkpoints. It computes in the type of its weights.
+    Attention has one head per 64 channels, hence none where a block is narrower than that, unless the last arguments
+    say otherwise: they make every network of guided-diffusion and improved-diffusion. The names of the others are those
+    stored in EDM's released checkpoints. It computes in the type of its weights.
+
+    Args:
+        channels_per_head: of attention.
+        heads: of all attention, whatever its width.
+        resample_blocks: half and double the resolution within residual blocks; otherwise by convolutions, of stride 2
+            on the way down.
+        adaptive_scale: the embedding scales and shifts what is normalised; otherwise it is added before.
+        groups: of every normalisation; at most 32 of at least four channels each by default.
     """
 
     casts_inputs = True
@@ -40,20 +50,34 @@ class DhariwalUNet(nn.Module):
         label_dim: int = 0,
         augment_dim: int = 0,
         model_channels: int = 192,
-        channel_mult: Sequence[int] = (1, 2, 3, 4),
+        channel_mult: Sequence[float] = (1, 2, 3, 4),
         channel_mult_emb: int = 4,
         num_blocks: int = 3,
         attn_resolutions: Sequence[int] = (32, 16, 8),
         dropout: float = 0.10,
         label_dropout: float = 0.0,
+        channels_per_head: int = CHANNELS_PER_HEAD,
+        heads: int | None = None,
+        resample_blocks: bool = True,
+        adaptive_scale: bool = True,
+        groups: int | None = None,
     ) -> None:
         super().__init__()
         self.label_dropout = label_dropout
         embedding_channels = model_channels * channel_mult_emb
 
         def block(cin: int, cout: int, *, attention: bool = False, resample: str | None = None) -> UNetBlock:
-            heads = cout // CHANNELS_PER_HEAD if attention else 0
-            return UNetBlock(cin, cout, embedding_channels, resample=resample, heads=heads, dropout=dropout)
+            return UNetBlock(
+                cin, cout, embedding_channels, resample=resample, dropout=dropout, adaptive_scale=adaptive_scale,
+                heads=(cout // channels_per_head if heads is None else heads) if attention else 0, groups=groups,
+            )  # fmt: skip
+
+        def resampled(channels: int, way: Literal["down", "up"]) -> nn.Module:
+            if resample_blocks:
+                return block(channels, channels, resample=way)
+            if way == "up":
+                return Conv2d(channels, channels, 3, resample="up")
+            return nn.Conv2d(channels, channels, 3, stride=2, padding=1)
 
         self.map_noise = PositionalEmbedding(model_channels)
         self.map_augment = linear(augment_dim, model_channels, bias=False, init_scale=0.0) if augment_dim else None
@@ -67,13 +91,13 @@ class DhariwalUNet(nn.Module):
         for level, mult in enumerate(channel_mult):
             res = img_resolution >> level
             if level == 0:
-                cout = model_channels * mult
+                cout = int(model_channels * mult)
                 self.enc[f"{res}x{res}_conv"] = Conv2d(in_channels, cout, 3)
             else:
-                self.enc[f"{res}x{res}_down"] = block(cout, cout, resample="down")
+                self.enc[f"{res}x{res}_down"] = resampled(cout, "down")
             skips.append(cout)
             for index in range(num_blocks):
-                cin, cout = cout, model_channels * mult
+                cin, cout = cout, int(model_channels * mult)
                 self.enc[f"{res}x{res}_block{index}"] = block(cin, cout, attention=res in attn_resolutions)
                 skips.append(cout)
 
@@ -85,11 +109,11 @@ class DhariwalUNet(nn.Module):
                 self.dec[f"{res}x{res}_in0"] = block(cout, cout, attention=True)
                 self.dec[f"{res}x{res}_in1"] = block(cout, cout)
             else:
-                self.dec[f"{res}x{res}_up"] = block(cout, cout, resample="up")
+                self.dec[f"{res}x{res}_up"] = resampled(cout, "up")
             for index in range(num_blocks + 1):
-                cin, cout = cout + skips.pop(), model_channels * mult
+                cin, cout = cout + skips.pop(), int(model_channels * mult)
                 self.dec[f"{res}x{res}_block{index}"] = block(cin, cout, attention=res in attn_resolutions)
-        self.out_norm = group_norm(cout)
+        self.out_norm = group_norm(cout, groups=groups)
         self.out_conv = Conv2d(cout, out_channels, 3, init_scale=0.0)
 
     def embed(self, noise_level: Tensor, labels: Tensor | None, augment: Tensor | None) -> Tensor:
@@ -141,5 +165,5 @@ class DhariwalUNet(nn.Module):
         for layer in self.dec.values():
             if x.shape[1] != layer.in_channels:
                 x = torch.cat([x, skips.pop()], dim=1)
-            x = layer(x, embedding)
+            x = layer(x, embedding) if isinstance(layer, UNetBlock) else layer(x)
         return self.out_conv(F.silu(self.out_norm(x)))

@@ -1,7 +1,8 @@
 """The globals that a pickle may name, and the inert thing that each becomes.
 
-The list is what EDM's and EDM2's network pickles and `torch.save` files of state dicts hold; nothing else is needed to
-read weights, so nothing else is allowed. No entry imports or calls code that the file names.
+The list is what EDM's and EDM2's network pickles and `torch.save` files of state dicts hold, with the options of their
+training beside them; nothing else is needed to read weights, so nothing else is allowed. No entry imports or calls code
+that the file names.
 """
 
 from __future__ import annotations
@@ -33,6 +34,9 @@ LARGEST_KEY = 2**60
 """Integers below are their own hashes."""
 
 MODULES = frozenset(f"torch.nn.modules.container.{name}" for name in ("ModuleDict", "ModuleList", "Sequential"))
+
+SETTINGS = frozenset(("argparse.Namespace",))
+"""In which training programs keep their options beside the weights."""
 
 
 @dataclass(frozen=True)
@@ -173,7 +177,7 @@ def _table() -> dict[str, Allowed]:
     table = {name: Allowed(name, call) for name, call in calls.items()}
     for name in ("collections.OrderedDict", "dnnlib.util.EasyDict"):
         table[name] = Allowed(name, mapping, mapping)
-    for name in MODULES:
+    for name in (*MODULES, *SETTINGS):
         table[name] = Allowed(name, None, lambda name=name: Instance(name.rpartition(".")[2]))
     for name in (*STORAGES, "numpy.ndarray"):
         table[name] = Allowed(name)

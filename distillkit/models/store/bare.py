@@ -8,7 +8,6 @@ from pathlib import Path
 
 KINDS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("LoRA", ("lora_A.", "lora_B.", "lora_up.", "lora_down.", "lora.up", "lora.down")),
-    ("ADM", ("time_embed.0.weight", "input_blocks.0.0.weight")),
     ("Stable Diffusion", ("model.diffusion_model.",)),
     ("diffusers", ("conv_in.weight", "time_embedding.linear_1.weight")),
 )
@@ -18,7 +17,7 @@ KINDS: tuple[tuple[str, tuple[str, ...]], ...] = (
 def kind_of(names: Collection[str]) -> str:
     """The kind of network that weights of these names are for; empty where they show nothing."""
     for kind, signs in KINDS:
-        matches = all if kind in ("ADM", "diffusers") else any
+        matches = all if kind == "diffusers" else any
         if matches(any(sign in name for name in names) for sign in signs):
             return kind
     return ""
@@ -31,11 +30,6 @@ def without_network(path: Path, names: Collection[str]) -> str:
         return f"{path} holds the weights of a teacher folder: name the folder, {shlex.quote(str(folder))}"
     if kind == "LoRA":
         return f"{path} holds a LoRA and no whole network: fuse it into its model (fuse_lora), and save that"
-    if kind == "ADM":
-        return (
-            f"{path} holds weights of OpenAI's guided-diffusion code (ADM), whose layout is not read. The ADM teacher "
-            "that is read is EDM's edm-imagenet64; a model that diffusers has converted is read as its folder"
-        )
     if kind == "Stable Diffusion":
         return (
             f"{path} holds a whole Stable Diffusion checkpoint, a latent text model; pixel models of class UNet2DModel "

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,20 +14,29 @@ from torch import Tensor
 from distillkit.contracts.teacher import TeacherSpec
 from distillkit.errors import DistillkitError, UsageError
 from distillkit.files import sha256
+from distillkit.models.adm import layout as adm
 from distillkit.models.build import build_denoiser
+from distillkit.models.dit import layout as dit
 from distillkit.models.edm import pickles
 from distillkit.models.foreign.read import Foreign, read_foreign
-from distillkit.models.foreign.records import Refused, is_state_dict, load_tensors
+from distillkit.models.foreign.records import Instance, Refused, is_state_dict, load_tensors
+from distillkit.models.original import Layout, Original, Read
 from distillkit.models.store.bare import without_network
 from distillkit.models.store.card import TeacherOffer
 from distillkit.models.store.folder import check_fit, write_teacher
 from distillkit.names import name_from
 from distillkit.registry import registry
+from distillkit.text import short
 
 log = logging.getLogger(__name__)
 
 STATE_DICTS = ("ema", "state_dict", "model_state_dict", "ema_state_dict", "model", "net", "module")
 """Keys under which `torch.save` files keep a state dict, an average of weights first."""
+AVERAGES = ("ema", "ema_state_dict")
+WRAPPERS = ("module.", "_orig_mod.")
+"""What networks that are spread or compiled put before the names of their weights."""
+LAYOUTS = (Layout(adm.SIGNS, adm.read_adm), Layout(dit.SIGNS, dit.read_dit))
+"""Programs whose weights are known by their names and shapes, without a description beside them."""
 
 
 def convert(
@@ -35,9 +45,12 @@ def convert(
     *,
     name: str,
     like: TeacherSpec | None = None,
+    by_name: TeacherSpec | None = None,
     licence: str = "",
     source: str = "",
     expected: TeacherSpec | None = None,
+    asked: Mapping[str, str] | None = None,
+    say: Callable[[str], None] = log.info,
 ) -> TeacherSpec:
     """Write a teacher folder from an EDM network pickle, a `torch.save` file or a safetensors file.
 
@@ -61,57 +74,120 @@ def read_original(
     Args:
         name: of the teacher.
         like: whose network the weights are for, where the file holds weights alone.
+        by_name: the facts of the published teacher whose file it is by its name, which say what the weights of other
+            programs do not.
         licence, source: recorded in teacher.json; the file's sha256 is added to the source.
         expected: the facts of the published teacher of that name; another size or number of classes is refused, other
             arguments are remarked.
+        asked: settings of the network that its weights do not say, by name.
+        say: hears what was read, left out and assumed, line by line.
 
     Raises:
-        UsageError: when the file holds weights alone and `like` is not given.
+        UsageError: when the file holds weights alone and `like` is not given, or for a setting that is missing or
+            unknown.
         DistillkitError: when it is refused, or its weights do not fit its network.
     """
-    foreign, name = read_foreign(path), name_from(name)
+    foreign = read_foreign(path)
     try:
-        network = pickles.find_network(foreign.value)
-        if network is not None:
-            spec = pickles.describe(network, name)
-            state = load_tensors(pickles.weights(network), 2 * foreign.size)
-        else:
-            state = _state_dict(foreign)
-            if like is None:
-                raise UsageError(without_network(path, state))
-            spec = like.model_copy(update={"name": name, "licence": licence, "weights_sha256": ""})
+        read = _read(path, foreign, name_from(name), like, expected or by_name, asked or {})
     except Refused as refused:
         raise Refused(f"{path}: refused: {refused}. Nothing in the file was run.") from refused.__cause__
+    spec = read.spec
     if expected is not None:
         _compare(path, spec, expected)
     with torch.device("meta"):
         wanted = build_denoiser(spec.network).state_dict()
     state = {
-        key: value.float() if value.is_floating_point() else value for key, value in _renamed(state, wanted).items()
+        key: value.float() if value.is_floating_point() else value
+        for key, value in _renamed(read.state, wanted).items()
     }
     try:
         check_fit(wanted, state, str(path))
     except DistillkitError as error:
         raise DistillkitError(f"{error}{_likely(state)}") from error
+    for note in read.notes:
+        say(note)
     digest = f"sha256 of the original {sha256(path)}"
     return spec.model_copy(update={"licence": licence, "source": f"{source or path.name} ({digest})"}), state
 
 
-def _state_dict(foreign: Foreign) -> dict[str, Tensor]:
+def _read(
+    path: Path, foreign: Foreign, name: str, like: TeacherSpec | None, known: TeacherSpec | None,
+    asked: Mapping[str, str],
+) -> Read:  # fmt: skip
+    """The facts and the weights in a file.
+
+    Args:
+        known: the published teacher whose file it is.
+    """
+    network = pickles.find_network(foreign.value)
+    if network is not None:
+        _nothing_asked(path, asked)
+        return Read(pickles.describe(network, name), load_tensors(pickles.weights(network), 2 * foreign.size), ())
+    state, notes = _state_dict(foreign)
+    for layout in LAYOUTS:
+        if state.keys() >= set(layout.signs):
+            read = layout.read(Original(path, name, state, _record(foreign.value), like or known, asked))
+            return Read(read.spec, read.state, (*read.notes[:1], *notes, *read.notes[1:]))
+    _nothing_asked(path, asked)
+    if like is None:
+        raise UsageError(without_network(path, state))
+    return Read(like.model_copy(update={"name": name, "weights_sha256": ""}), state, notes)
+
+
+def _nothing_asked(path: Path, asked: Mapping[str, str]) -> None:
+    if asked:
+        raise UsageError(
+            f"--set {next(iter(asked))}: nothing can be set of {path}: a network of its kind says it itself"
+        )
+
+
+def _state_dict(foreign: Foreign) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+    """The weights by their names without wrappers', and what is to be said of where they were and of their type."""
     value = foreign.value
     for key in (None, *STATE_DICTS):
         candidate = value if key is None else value.get(key) if isinstance(value, Mapping) else None
         if is_state_dict(candidate) and candidate:
-            return load_tensors({str(name): tensor for name, tensor in candidate.items()}, 2 * foreign.size)
+            state = load_tensors({_bare(str(name)): tensor for name, tensor in candidate.items()}, 2 * foreign.size)
+            return state, tuple(filter(None, (_whence(value, key), _types(state))))
     raise Refused("it holds neither an EDM network nor a state dict")
 
 
-def _renamed(state: dict[str, Tensor], wanted: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Names without a wrapper's `module.`, and with `model.` where the inner network alone was saved."""
-    state = {name.removeprefix("module."): value for name, value in state.items()}
+def _bare(name: str) -> str:
+    for wrapper in WRAPPERS:
+        name = name.removeprefix(wrapper)
+    return name
+
+
+def _whence(value: Any, key: str | None) -> str:
+    """Under which key the weights were, and what else there is."""
+    if key is None:
+        return ""
+    others = ", ".join(short(other) for other in value if other != key) or "nothing"
+    what = "the average of the weights" if key in AVERAGES else "the weights; there is no average of them"
+    return f"read: {key}, {what}; left out: {others}"
+
+
+def _types(state: Mapping[str, Tensor]) -> str:
+    """What is said of weights that are not in float32."""
+    kinds = Counter(str(value.dtype).removeprefix("torch.") for value in state.values() if value.is_floating_point())
+    others = [f"{count:,} weights in {kind}" for kind, count in kinds.items() if kind != "float32"]
+    return f"{', '.join(others)}: kept in float32" if others else ""
+
+
+def _record(value: Any) -> Mapping[str, Any]:
+    """The options of the training that a checkpoint keeps beside its weights; none where it keeps none."""
+    options = value.get("args") if isinstance(value, Mapping) else None
+    found = options.state if isinstance(options, Instance) else options if isinstance(options, Mapping) else {}
+    plain = (str, int, float, bool)
+    return {name: option for name, option in found.items() if isinstance(name, str) and isinstance(option, plain)}
+
+
+def _renamed(state: Mapping[str, Tensor], wanted: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Names with `model.` where the inner network alone was saved."""
     if not any(name in wanted for name in state) and any(f"model.{name}" in wanted for name in state):
         return {f"model.{name}": value for name, value in state.items()}
-    return state
+    return dict(state)
 
 
 def _compare(path: Path, found: TeacherSpec, expected: TeacherSpec) -> None:

@@ -10,13 +10,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from distillkit.contracts.teacher import Teacher
 from distillkit.downloads import download, offline
 from distillkit.errors import DistillkitError
 from distillkit.files import cache_folder, read_recorded, sha256, write_json
 from distillkit.locks import held, waiting
-from distillkit.models.store.card import Card
+from distillkit.models.store.card import Card, TeacherOffer
 from distillkit.models.store.convert import convert
-from distillkit.models.store.folder import is_teacher_folder
+from distillkit.models.store.folder import SPEC, WEIGHTS, is_teacher_folder, read_teacher
 from distillkit.progress import Reporter
 from distillkit.text import redacted
 
@@ -85,7 +86,10 @@ def fetch(card: Card, reporter: Reporter, should_stop: Callable[[], int] = lambd
             found = _get(card, original, known, reporter, should_stop)
         reporter.say(f"reading {original.name} (nothing in it is executed)")
         try:
-            convert(original, folder, name=card.name, licence=card.spec.licence, source=card.url, expected=card.spec)
+            convert(
+                original, folder, name=card.name, licence=card.spec.licence, source=card.url, expected=card.spec,
+                say=reporter.say,
+            )  # fmt: skip
         except DistillkitError as error:
             raise DistillkitError(f"{error}\n{_not_the_teacher(card, original, placed=placed)}") from error
         if not known:
@@ -97,6 +101,16 @@ def fetch(card: Card, reporter: Reporter, should_stop: Callable[[], int] = lambd
         original.unlink()
         reporter.say(f"converted to safetensors in {folder}")
     return folder
+
+
+def offer_of(card: Card) -> TeacherOffer:
+    """A published teacher, as the hook `distillkit_teachers` offers it: fetched when it is first loaded."""
+
+    def read(reporter: Reporter, should_stop: Callable[[], int]) -> Teacher:
+        folder = fetch(card, reporter, should_stop)
+        return read_teacher(folder / SPEC, folder / WEIGHTS)
+
+    return TeacherOffer(card, read)
 
 
 def _not_the_teacher(card: Card, original: Path, *, placed: bool) -> str:

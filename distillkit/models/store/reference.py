@@ -211,7 +211,8 @@ def with_own_images(teacher: Teacher) -> Teacher:
 
 @dataclass(frozen=True)
 class File(Reference):
-    """An EDM pickle, a `torch.save` file or a safetensors file: converted once, never executed.
+    """An EDM pickle, a `torch.save` file or a safetensors file: converted once, never executed. Weights that have to be
+    told something are converted by `teachers convert`.
 
     Args:
         like: the card of the published teacher whose file it is by its name.
@@ -236,8 +237,11 @@ class File(Reference):
         folder = self.folder
         if not is_teacher_folder(folder):
             reporter.say(f"reading {self.path} (nothing in it is executed)")
-            licence = self.like.spec.licence if self.like else ""
-            convert(self.path, folder, name=self.preset_name, licence=licence)
+            spec = self.like.spec if self.like else None
+            convert(
+                self.path, folder, name=self.preset_name, licence=spec.licence if spec else "", by_name=spec,
+                say=reporter.say,
+            )  # fmt: skip
         return in_dtype(read_teacher(folder / SPEC, folder / WEIGHTS), dtype)
 
 
