@@ -50,13 +50,23 @@ def convert(
     source: str = "",
     expected: TeacherSpec | None = None,
     asked: Mapping[str, str] | None = None,
-    say: Callable[[str], None] = log.info,
+    say: Callable[[str], None] = log.warning,
 ) -> TeacherSpec:
     """Write a teacher folder from an EDM network pickle, a `torch.save` file or a safetensors file.
 
     Args, Raises: as `read_original`.
     """
-    spec, state = read_original(path, name=name, like=like, licence=licence, source=source, expected=expected)
+    spec, state = read_original(
+        path,
+        name=name,
+        like=like,
+        by_name=by_name,
+        licence=licence,
+        source=source,
+        expected=expected,
+        asked=asked,
+        say=say,
+    )
     return write_teacher(folder, state, spec)
 
 
@@ -65,9 +75,12 @@ def read_original(
     *,
     name: str,
     like: TeacherSpec | None = None,
+    by_name: TeacherSpec | None = None,
     licence: str = "",
     source: str = "",
     expected: TeacherSpec | None = None,
+    asked: Mapping[str, str] | None = None,
+    say: Callable[[str], None] = log.warning,
 ) -> tuple[TeacherSpec, dict[str, Tensor]]:
     """What a file holds: the facts of its network, and its weights in float32 by the names of its denoiser.
 
