@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from distillkit.errors import DistillkitError, Interrupted
 from distillkit.files import require_space, sha256, sync_folder, write_json
+from distillkit.locks import held, waiting
 from distillkit.progress import Reporter
 from distillkit.reading import Unreadable, read_mapping
 from distillkit.text import redacted
@@ -118,6 +119,8 @@ def download(
     What has arrived lies beside the target in a `.part` file and is continued by the next call, if the server still
     has the same file.
 
+    One process does it while others wait.
+
     Args:
         expected_sha256: refuse anything else; empty to accept what comes.
         recorded: where that hash was recorded at an earlier download, for messages.
@@ -129,9 +132,32 @@ def download(
         DistillkitError: when it cannot be had or has another hash; nothing lies under the target's name then.
         Interrupted: after a signal; the part stays.
     """
+    was_there = target.exists()
+    with held(lock_of(target), waiting(reporter.say, f"downloading {target.name}", should_stop)):
+        if not was_there and target.exists():
+            found = sha256(target)
+            if found == (expected_sha256 or found):
+                return found
+        return _download(url, target, reporter, expected_sha256, recorded, should_stop, timeout, pause)
+
+
+def lock_of(target: Path) -> Path:
+    """Held while a file is downloaded."""
+    return target.with_name(f".{target.name}.lock")
+
+
+def part_of(target: Path) -> Path:
+    """Where what has arrived of a file lies; beside it are notes about it."""
+    return target.with_name(f".{target.name}.part")
+
+
+def _download(
+    url: str, target: Path, reporter: Reporter, expected_sha256: str, recorded: str, should_stop: Callable[[], int],
+    timeout: float, pause: float,
+) -> str:  # fmt: skip
     import requests
 
-    part = target.with_name(f".{target.name}.part")
+    part = part_of(target)
     part.parent.mkdir(parents=True, exist_ok=True)
     failures, reason = 0, ""
     with requests.Session() as session:
@@ -168,7 +194,7 @@ def download(
             + (f" If you trust the new one, remove the hash from {recorded}." if recorded else "")
         )
     part.replace(target)
-    _notes(part).unlink(missing_ok=True)
+    notes_of(part).unlink(missing_ok=True)
     sync_folder(target.parent)
     return found
 
@@ -205,7 +231,7 @@ def _continue(
         if total:
             require_space(part.parent, total - here, f"{name} needs room:")
         write_json(
-            _notes(part),
+            notes_of(part),
             {
                 "url": redacted(url),
                 "version": response.headers.get("ETag") or response.headers.get("Last-Modified", ""),
@@ -232,19 +258,20 @@ def _continue(
 def _version(part: Path) -> str:
     """The server's strong version tag of what the part is a part of; empty if it gave none."""
     try:
-        version = str(read_mapping(_notes(part)).get("version", ""))
+        version = str(read_mapping(notes_of(part)).get("version", ""))
     except Unreadable:
         return ""
     return "" if version.startswith("W/") else version
 
 
-def _notes(part: Path) -> Path:
+def notes_of(part: Path) -> Path:
+    """The server's version of what the part is a part of."""
     return part.with_name(f"{part.name}.json")
 
 
 def _discard(part: Path) -> None:
     part.unlink(missing_ok=True)
-    _notes(part).unlink(missing_ok=True)
+    notes_of(part).unlink(missing_ok=True)
 
 
 def _said(error: Exception) -> str:

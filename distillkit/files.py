@@ -271,15 +271,27 @@ def remove_leftovers(folder: Path, *, ours: bool = False) -> None:
     """Remove the files that writes left behind whose process was killed.
 
     Args:
-        ours: whether nobody else writes below the folder, so that all are left over. Otherwise those count that a
-            process of this machine wrote which is gone, and of any machine those that are a day old.
+        ours: whether nobody else writes below the folder, so that all are left over.
     """
     for path in folder.rglob(".*.tmp") if ours else folder.glob(".*.tmp"):
-        found = LEFTOVER.fullmatch(path.name)
         with suppress(OSError):
-            ended = found and found[1] == MACHINE and not at_work(int(found[2]))
-            if found and (ours or ended or time.time() - path.stat().st_mtime > DAY):
+            if LEFTOVER.fullmatch(path.name) if ours else is_leftover(path):
                 path.unlink()
+
+
+def is_leftover(path: Path) -> bool:
+    """Whether a write left this behind: a process of this machine wrote it which is gone, or it is a day old."""
+    if (found := LEFTOVER.fullmatch(path.name)) is None:
+        return False
+    ended = found[1] == MACHINE and not at_work(int(found[2]))
+    return ended or time.time() - path.lstat().st_mtime > DAY
+
+
+def note_use(path: Path) -> None:
+    """Give a file of the cache the present time, which says when what it belongs to was last used; a file that this
+    user may not write keeps its own."""
+    with suppress(OSError):
+        os.utime(path)
 
 
 LEFTOVER, DAY = re.compile(r"\..+\.([0-9a-f]{8})-(\d+)\.[0-9a-f]{6}\.tmp"), 86_400.0
@@ -317,6 +329,11 @@ def read_recorded(path: Path, kind: type[Any]) -> dict[str, Any]:
         return {}
     except Unreadable as error:
         raise DistillkitError(f"cannot read the recorded hashes: {error}; repair or remove it") from error
+
+
+def disk_bytes(path: Path) -> int:
+    """Of a file, or of the files in a folder; a link counts as what it leads to, as those of the hub's cache do."""
+    return sum(place.stat().st_size for place in (path, *path.rglob("*")) if place.is_file())
 
 
 def sync_folder(folder: Path) -> None:

@@ -33,6 +33,25 @@ def held(path: Path, waiting: Callable[[], None]) -> Iterator[None]:
         lock.release()
 
 
+@contextmanager
+def held_if_free(path: Path) -> Iterator[bool]:
+    """Hold a lock while the context lasts, unless another process has it; says whether it is held. Where files cannot
+    be locked it is taken as free.
+
+    Args:
+        path: of the lock's file; where there is none nobody has it, and none is made.
+    """
+    if not path.exists():
+        yield True
+        return
+    lock = _taken(path)
+    try:
+        yield lock is not None
+    finally:
+        if lock is not None:
+            lock.release()
+
+
 def waiting(say: Callable[[str], None], what: str, stop: Callable[[], int] = lambda: 0) -> Callable[[], None]:
     """For `held`: says once what is waited for, and ends the waiting after a signal.
 

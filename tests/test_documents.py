@@ -42,6 +42,7 @@ HELPS = (
     ("teachers", "train"), ("teachers", "convert"), ("students", "convert"),
     ("evaluate",), ("protocols", "pin"), ("reference", "make"),
     ("reference", "convert"), ("pairs", "make"), ("pairs", "verify"), ("compare",), ("bench",), ("export",), ("check",),
+    ("cache",), ("teachers", "remove"),
 )  # fmt: skip
 """Commands whose options the documents name."""
 
@@ -86,7 +87,7 @@ def test_every_option_in_the_documents_exists(inside, monkeypatch):
 
 
 COMMANDS = ("run", "sample", "evaluate", "compare", "bench", "export", "methods", "teachers", "students", "protocols",
-            "check", "new-method", "pairs", "plugins", "reference")  # fmt: skip
+            "check", "new-method", "pairs", "plugins", "reference", "cache")  # fmt: skip
 
 
 def test_every_command_in_the_documents_exists():

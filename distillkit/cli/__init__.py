@@ -17,6 +17,7 @@ from typer.core import TyperGroup
 from distillkit import __version__
 from distillkit.cli import (
     bench,
+    cache,
     check,
     compare,
     evaluate,
@@ -86,6 +87,7 @@ app.add_typer(students.app, name="students")
 app.add_typer(protocols.app, name="protocols")
 app.add_typer(reference.app, name="reference")
 app.add_typer(pairs.app, name="pairs")
+app.command("cache")(cache.cache)
 
 
 def _version(value: bool) -> None:

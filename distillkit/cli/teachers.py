@@ -35,7 +35,7 @@ app = typer.Typer(
     cls=TeachersGroup,
     rich_markup_mode=None,
     help="List the teachers. `show` explains one, `sample` draws with one, `fetch` downloads one, `convert` reads a "
-    "file, `train` makes one.",
+    "file, `train` makes one, `remove` frees the disk of one.",
     invoke_without_command=True,
 )
 app.command()(sample)
@@ -67,6 +67,7 @@ def teachers(ctx: typer.Context) -> None:
     for (kind, _), reason in registry().refused.items():
         if kind == "teachers":
             out.print(f"refused: {reason}", markup=False)
+    _show_local()
     out.print(
         "Published figures are the papers', under their own protocols. --teacher also takes a folder, an EDM .pkl, a "
         "diffusers model, or hf:ORG/REPO.\nnext: distillkit teachers show edm-cifar10-cond",
@@ -82,6 +83,30 @@ def whereabouts(reference: Reference) -> str:
     return "cache" if reference.card and reference.card.url else "package"
 
 
+def _show_local() -> None:
+    """The teachers that take room on this machine."""
+    from rich.table import Table
+
+    from distillkit.cli.closing import console
+    from distillkit.data.files import size_text
+    from distillkit.jobs.local_teachers import local_teachers
+
+    out, (found, strange) = console(), local_teachers()
+    if found:
+        table = Table(title="On this machine", title_justify="left")
+        table.add_column("teacher", overflow="fold", ratio=2)
+        table.add_column("size", justify="right", no_wrap=True)
+        # One below the other: three columns have room for addresses in 80 columns.
+        table.add_column("what, licence, from where", overflow="fold", ratio=3)
+        for teacher in found:
+            licence = teacher.licence.partition(" (")[0] or "licence not recorded"
+            about = "\n".join((teacher.what, licence, teacher.origin))
+            table.add_row(teacher.name, size_text(teacher.bytes), about)
+        out.print(table)
+    for one in strange:
+        out.print(f"left alone: {one.path}: {one.reason}", highlight=False, soft_wrap=True, markup=False)
+
+
 @app.command()
 def show(
     name: Annotated[str, typer.Argument(help="Name, folder, file or hf:ORG/REPO.")],
@@ -93,9 +118,11 @@ def show(
     from rich.table import Table
 
     from distillkit.cli.closing import console
+    from distillkit.data.files import size_text
     from distillkit.diffusion.solvers import solver_evaluations
     from distillkit.evaluation.presets import default_protocol, load_measure
     from distillkit.evaluation.teacher_record import teacher_record
+    from distillkit.files import disk_bytes
     from distillkit.models.diffusers.options import PipelineConfig
     from distillkit.models.store.fetch import lock_file
     from distillkit.models.store.resolve import resolve
@@ -131,6 +158,8 @@ def show(
             "other names": ", ".join(card.aliases),
             "where": whereabouts(reference) + (f"; hash recorded in {lock_file()}" if here else ""),
         }
+    if place := reference.place:
+        rows["on this disk"] = f"{size_text(disk_bytes(place))} in {place}"
     if spec.weights_sha256:
         rows["weights sha256"] = spec.weights_sha256
     if here and (protocol := default_protocol(teacher)):
@@ -212,3 +241,33 @@ def convert(
     out.print(f"{spec.network['kind']} for samples {shape}\nteacher in {folder}", highlight=False, soft_wrap=True,
               markup=False)  # fmt: skip
     suggest_run(out, str(folder))
+
+
+@app.command()
+def remove(
+    name: Annotated[str, typer.Argument(help="A teacher in the cache, as `distillkit teachers` names it.")],
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+) -> None:
+    """Remove a fetched or converted teacher from the cache.
+
+    The recorded sha256 of a published file stays, so that another file is refused when it is fetched again.
+    """
+    import sys
+
+    from distillkit.cli.closing import console
+    from distillkit.data.files import size_text
+    from distillkit.errors import UsageError
+    from distillkit.jobs.local_teachers import removable, remove_teacher
+
+    entries, found = removable(name)
+    size, out = size_text(sum(entry.bytes for entry in entries)), console()
+    for entry in entries:
+        out.print(f"{entry.path}: {entry.about or entry.spare}", highlight=False, soft_wrap=True, markup=False)
+    if not yes:
+        if not sys.stdin.isatty():
+            raise UsageError(f"nobody is there to confirm that {size} are removed: give --yes")
+        if not typer.confirm(f"Remove {size}?"):
+            out.print("nothing was removed")
+            return
+    remove_teacher(entries, found)
+    out.print(f"removed; {size} freed", highlight=False)

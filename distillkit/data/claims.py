@@ -103,6 +103,10 @@ class Claims:
         ended = machine == MACHINE and number.isdecimal() and not at_work(int(number))
         return ended or age > self.lease
 
+    def are_held(self) -> bool:
+        """Whether a writer that lives has claimed a piece."""
+        return any(not self._is_left(path) for path in self.folder.glob("[0-9]*"))
+
     def _now(self) -> float:
         probe = self.folder / f".now.{secrets.token_hex(4)}"
         try:

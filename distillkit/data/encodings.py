@@ -34,6 +34,10 @@ SHARE = 0.5
 NULL, BYTES = "null/", "bytes"
 
 
+IDENTITY = frozenset({"prompts", "count", "encoder", "rounding"})
+"""What a store is named by the values of."""
+
+
 @dataclass(frozen=True)
 class EncodingPlan:
     """Where the encodings of a list are to be, and what that takes.
@@ -123,7 +127,7 @@ class EncodingStore:
                 f"about {missing:,} of {self.conditioner.count:,} text encodings are missing in {self.folder}; all "
                 "processes must share this folder: set DISTILLKIT_CACHE to one that they all see"
             )
-        self.shards.record()
+        self.shards.opened()
         null = {
             name.removeprefix(NULL): value.clone() for name, value in self.shards.mapped(0).items() if name != BYTES
         }

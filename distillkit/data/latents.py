@@ -36,6 +36,10 @@ MEAN, DEVIATION = "mean", "deviation"
 """Names of tensors: "plain mean"."""
 
 
+IDENTITY = frozenset({"images", "prepared", "codec", "values", "dtype", "mirrored", "rows"})
+"""What a store is named by the values of."""
+
+
 def has_latents(codec: Codec) -> bool:
     """Whether encoding costs something: samples are no pixels or points."""
     return not isinstance(codec, Pixels | Points)
@@ -220,6 +224,7 @@ def with_latents(stream: ImageStream, job: SourceJob, draws: int | None = None) 
     for line in stream.reader.said():
         job.say(line)
     store.shards.refresh()
+    store.shards.opened()
     if left := store.missing():
         raise DistillkitError(
             f"{left:,} of {store.count:,} latents are missing in {store.folder}; all processes must share this folder: "

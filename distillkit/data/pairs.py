@@ -37,6 +37,10 @@ MAPPING_BYTES = 4096
 """Memory that one mapped shard takes beside its pages, which belong to the system's cache."""
 
 
+IDENTITY = frozenset({"teacher", "solver", "steps", "guidance", "seed", "dtype", "shard"})
+"""What a store is named by the values of."""
+
+
 class PairStore:
     """Pairs (z, y) with y = the teacher's ODE solved from z under the condition of a key.
 
@@ -126,7 +130,7 @@ class PairStore:
                 f"{self.folder} (the first is {self.shards.path(missing[0]).name}); all processes must share this "
                 "folder: set DISTILLKIT_CACHE to one that they all see"
             )
-        self.shards.record()
+        self.shards.opened()
         return StoredPairs(self, count, device)
 
     def shards_of(self, count: int) -> int:

@@ -22,7 +22,7 @@ from distillkit.data.files import counted
 from distillkit.data.labels import shown
 from distillkit.data.prompt_files import Numbered, hub_texts, texts_in
 from distillkit.errors import UsageError
-from distillkit.files import cache_folder, remove_leftovers, replacing, sha256, slug, unwritable, write_json
+from distillkit.files import cache_folder, note_use, remove_leftovers, replacing, sha256, slug, unwritable, write_json
 from distillkit.locks import held, waiting
 from distillkit.models.prompts import LONGEST
 from distillkit.reading import Unreadable, read_mapping
@@ -36,6 +36,7 @@ IN_MEMORY = 2**25
 MOST = 10**8
 """Prompts of a list."""
 FORMAT = 1
+TEXTS, PLACES, DESCRIBED = "texts", "places.npy", "prompts.json"
 
 Places = npt.NDArray[np.int64]
 
@@ -268,30 +269,31 @@ def _keep(folder: Path, found: FoundPrompts, file: IO[bytes]) -> None:
     assert isinstance(texts, PromptTexts)
     remove_leftovers(folder)
     file.seek(0)
-    with replacing(folder / "texts") as aside, aside.open("wb") as to:
+    with replacing(folder / TEXTS) as aside, aside.open("wb") as to:
         while part := file.read(2**22):
             to.write(part)
-    with replacing(folder / "places.npy") as aside, aside.open("wb") as to:
+    with replacing(folder / PLACES) as aside, aside.open("wb") as to:
         np.save(to, texts.places)
     described = {
         "format": FORMAT, "sha256": found.prompts.sha256, "count": len(texts), "blank": found.blank,
-        "repeated": found.repeated, "bytes": (folder / "texts").stat().st_size,
+        "repeated": found.repeated, "bytes": (folder / TEXTS).stat().st_size,
     }  # fmt: skip
-    write_json(folder / "prompts.json", described)
+    write_json(folder / DESCRIBED, described)
 
 
 def _kept(folder: Path, name: str, unique: bool) -> FoundPrompts | None:
     """A list in the cache; None where it is not there whole."""
     try:
-        described = read_mapping(folder / "prompts.json")
-        places = np.load(folder / "places.npy", mmap_mode="r", allow_pickle=False)
-        with (folder / "texts").open("rb") as file:
+        described = read_mapping(folder / DESCRIBED)
+        places = np.load(folder / PLACES, mmap_mode="r", allow_pickle=False)
+        with (folder / TEXTS).open("rb") as file:
             data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
             size = os.fstat(file.fileno()).st_size
         whole = described["format"] == FORMAT and described["bytes"] == size and described["count"] == len(places)
         if not whole or places.shape != (len(places), 2) or places.dtype != np.int64:
             return None
         prompts = PromptList(PromptTexts(data, places), name, str(described["sha256"]))
+        note_use(folder / DESCRIBED)
         return FoundPrompts(prompts, int(described["blank"]), int(described["repeated"]), unique)
     except (Unreadable, OSError, ValueError, KeyError, TypeError):
         return None

@@ -18,7 +18,7 @@ from torch import Tensor
 from distillkit.contracts.source import SourceJob
 from distillkit.data.claims import Claims
 from distillkit.errors import DistillkitError
-from distillkit.files import canonical_json, write_bytes, write_json
+from distillkit.files import canonical_json, note_use, write_bytes, write_json
 from distillkit.locks import LOOK_SECONDS, held
 from distillkit.models.hashes import content_hash
 from distillkit.progress import Quiet
@@ -213,6 +213,11 @@ class Shards:
             if turn == job.rank:
                 self.record()
         job.barrier()
+
+    def opened(self) -> None:
+        """Add to the manifest, as `record` does, and note the use of the folder."""
+        self.record()
+        note_use(self.folder / MANIFEST)
 
     def mapped(self, number: int) -> dict[str, Tensor]:
         """The shard's tensors, memory-mapped.

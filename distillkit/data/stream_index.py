@@ -18,7 +18,7 @@ from torch import Tensor
 
 from distillkit.data.addresses import version_of
 from distillkit.data.remote import RemoteFile
-from distillkit.files import WriteError, cache_folder, canonical_json, slug, write_tensors
+from distillkit.files import WriteError, cache_folder, canonical_json, note_use, slug, write_tensors
 from distillkit.locks import held
 from distillkit.reading import Unreadable, parse_json
 from distillkit.tensors import read_with_metadata
@@ -209,6 +209,9 @@ def _kept(path: Path) -> FileIndex | None:
             {str(k): str(v) for k, v in parse_json(metadata["facts"].encode(), str(path)).items()},
         )  # fmt: skip
         sizes = {len(index.places), len(flags), len(index.labels), len(index.ends)}
-        return index if len(sizes) == 1 and index.places.shape[1:] == (2,) else None
+        if len(sizes) != 1 or index.places.shape[1:] != (2,):
+            return None
+        note_use(path)
+        return index
     except (Unreadable, KeyError, ValueError, TypeError, AttributeError):
         return None

@@ -22,7 +22,7 @@ from distillkit.evaluation.measure import Measure
 from distillkit.evaluation.pipeline import alone, fitted, measure
 from distillkit.evaluation.record import Record, read_record, write_record
 from distillkit.evaluation.sampling import inputs
-from distillkit.files import WriteError, cache_folder, canonical_json
+from distillkit.files import WriteError, cache_folder, canonical_json, note_use
 from distillkit.progress import Quiet, Reporter
 
 log = logging.getLogger(__name__)
@@ -107,6 +107,7 @@ def _kept(key: str, shipped: Mapping[str, Any]) -> Record | None:
         found = Record.model_validate(shipped[key]) if key in shipped else read_record(_path(key))
     except (DistillkitError, ValidationError):
         return None
+    note_use(_path(key))
     return found if isinstance(found, Record) else None
 
 

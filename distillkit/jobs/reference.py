@@ -16,7 +16,7 @@ from distillkit.engine.interrupt import StopRequest
 from distillkit.errors import Interrupted, UsageError
 from distillkit.evaluation.extractor import FeatureExtractor
 from distillkit.evaluation.features import Kept, moments_of
-from distillkit.evaluation.pipeline import extract
+from distillkit.evaluation.pipeline import alone, extract
 from distillkit.evaluation.presets import is_torchscript, load_extractor
 from distillkit.evaluation.protocol import ImagePreparation
 from distillkit.evaluation.reference import SUFFIX, Making, Reference, load_reference, save_reference
@@ -76,28 +76,44 @@ def make_reference(
         "shape": list(reader.shape),
     }
     key = hashlib.sha256(canonical_json(identity).encode()).hexdigest()[:16]
-    kept = Kept(cache_folder() / "evaluations" / f"reference-{key}", dim, dim)
+    folder = cache_folder() / "evaluations" / f"reference-{key}"
+    with alone(folder.with_suffix(".lock"), reporter, lambda: stop.signum or 0):
+        kept = Kept(folder, dim, dim)
+        _keep(kept, reader, extractor.to(device), batch, device, reporter, stop)
+        moments = moments_of(kept.rows, dim)
+        reference = Reference(
+            name or Path(data.path).stem, moments.count, moments.mean, moments.covariance,
+            kept.features if keep_features else None, making, prompts,
+        )  # fmt: skip
+        save_reference(output, reference)
+        shutil.rmtree(folder, ignore_errors=True)
+    return reference
+
+
+def _keep(
+    kept: Kept, reader: ImageReader, extractor: FeatureExtractor, batch: int, device: torch.device, reporter: Reporter,
+    stop: StopRequest,
+) -> None:  # fmt: skip
+    """Extract the features of the images behind those that are kept.
+
+    Raises:
+        DistillkitError: when an image cannot be read.
+        Interrupted: after a signal.
+    """
+    count = len(reader)
     if kept.damaged:
         reporter.say(f"what was extracted before is damaged in {kept.folder}, so it is extracted anew")
     if len(kept):
-        reporter.say(f"continuing with {len(kept):,} of {len(files):,} images")
-    batches = (range(k, min(k + batch, len(files))) for k in range(len(kept), len(files), batch))
+        reporter.say(f"continuing with {len(kept):,} of {count:,} images")
+    batches = (range(k, min(k + batch, count)) for k in range(len(kept), count, batch))
     on_device = (pixels.to(device) for pixels in pixels_in_order(reader, batches))
-    with reporter.task("extracting features", len(files), "images", len(kept)) as task:
-        for _ in extract(extractor.to(device), on_device, kept, task.advance):
+    with reporter.task("extracting features", count, "images", len(kept)) as task:
+        for _ in extract(extractor, on_device, kept, task.advance):
             for line in reader.said():
                 reporter.say(line)
             kept.seal({})
             if stop:
                 raise Interrupted("stopped; the same command resumes", stop.signum or 2)
-    moments = moments_of(kept.rows, dim)
-    reference = Reference(
-        name or Path(data.path).stem, moments.count, moments.mean, moments.covariance,
-        kept.features if keep_features else None, making, prompts,
-    )  # fmt: skip
-    save_reference(output, reference)
-    shutil.rmtree(kept.folder, ignore_errors=True)
-    return reference
 
 
 def convert_reference(source: Path, extractor: str, output: Path, *, count: int = 0, name: str = "") -> Reference:

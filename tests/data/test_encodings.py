@@ -14,6 +14,7 @@ from distillkit.data import encodings as module
 from distillkit.data.encodings import EncodingStore, plan_encodings, with_encodings
 from distillkit.data.pairs import PairStore
 from distillkit.testing.teachers import unconditional
+from tests.data.cached import uses_are_noted
 from tests.data.teachers import LENGTH, WIDTH, Letters
 from tests.models import pipelines
 
@@ -73,6 +74,8 @@ def test_everything_is_encoded_once_and_the_encoder_is_freed(where):
     assert torch.equal(mixed["text"][1], condition["text"][3]), "whatever is encoded with it"
     assert torch.equal(mixed["text"][0], Letters().encode(["something new"])["text"][0])
     again = with_encodings(conditioner(), where, JOB)
+    if where == "store":
+        uses_are_noted("encodings", lambda: with_encodings(conditioner(), where, JOB))
     assert (again.encoder._seen == []) == (where == "store")
     assert torch.equal(again.encode(torch.tensor([7]))["text"], condition["text"][7:8])
 

@@ -15,6 +15,7 @@ from distillkit.data.config import DataConfig
 from distillkit.data.images import ImageSource
 from distillkit.data.latents import LatentStore, LatentStream, plan_latents, with_latents
 from distillkit.data.stream import ImageStream, open_stream
+from tests.data.cached import uses_are_noted
 from tests.data.teachers import HalfSize, linear_teacher
 from tests.data.test_images import encoded, picture
 
@@ -81,6 +82,9 @@ def test_a_store_gives_what_the_autoencoder_gives(folder, flip, dtype):
     again = Slanted()
     assert torch.equal(samples(with_latents(stream(folder, again, flip=flip, latents_dtype=dtype), JOB)), made)
     assert not again._made, "nothing is encoded twice"
+    if not flip:
+        return
+    uses_are_noted("latents", lambda: with_latents(stream(folder, again, flip=flip, latents_dtype=dtype), JOB))
 
 
 def test_a_store_is_another_one_for_whatever_it_depends_on(folder, tmp_path):

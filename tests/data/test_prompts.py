@@ -10,6 +10,7 @@ import pytest
 from distillkit import DistillkitError, PromptList, UsageError
 from distillkit.data import prompts as module
 from distillkit.data.prompts import PromptsConfig, open_prompts
+from tests.data.cached import uses_are_noted
 
 TEXTS = ["a cat", 'a dog, "asleep"', "ein Bär", "a cat", "猫"]
 
@@ -79,6 +80,7 @@ def test_a_large_list_is_kept_in_the_cache_and_mapped(tmp_path, monkeypatch):
     assert len(said) == 1 and (tmp_path / "cache" / "prompts").is_dir()
     again = open_prompts(PromptsConfig(path=str(path)), said.append)
     assert len(said) == 1, "it was read again"
+    uses_are_noted("prompts", lambda: open_prompts(PromptsConfig(path=str(path)), said.append))
     small = PromptList.of(texts, str(path))
     for read in (first, again):
         assert list(read.prompts.texts) == texts and read.prompts.sha256 == small.sha256

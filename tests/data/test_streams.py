@@ -24,6 +24,7 @@ from distillkit.data.stream_index import Wanted, indexed
 from distillkit.data.stream_tars import TarFormat
 from distillkit.downloads import nothing_downloaded
 from tests.conftest import HANG
+from tests.data.cached import uses_are_noted
 from tests.data.streams import Flaky, flaky, in_memory, packed, pictured
 from tests.data.teachers import Letters, linear_teacher
 
@@ -85,6 +86,7 @@ def test_one_process_two_and_a_resumed_run_read_the_same():
     assert halves == whole
     assert [step[0] for step in read(path, range(7, 12))] == whole[7:]
     assert [step[0] for step in read(path, range(12), workers=2)] == whole
+    uses_are_noted("streams", lambda: read(path, range(1)))
 
 
 def test_the_same_files_here_and_there_are_the_same_data(tmp_path):

@@ -14,6 +14,7 @@ from distillkit.evaluation import teacher_record as module
 from distillkit.evaluation.generator import teacher_generator
 from distillkit.evaluation.presets import load_measure
 from distillkit.evaluation.teacher_record import record_key, teacher_record
+from tests.data.cached import uses_are_noted
 
 CPU = torch.device("cpu")
 
@@ -76,7 +77,8 @@ def test_names_for_people_do_not_change_the_key(tiny_teacher):
     assert key(renamed) == key(tiny_teacher)
 
 
-def test_a_record_is_measured_once(tiny_teacher, monkeypatch):
+def test_a_record_is_measured_once(tiny_teacher, monkeypatch, tmp_path):
+    monkeypatch.setenv("DISTILLKIT_CACHE", str(tmp_path))
     measured, measure = [], module.measure
     monkeypatch.setattr(module, "measure", lambda *a, **k: measured.append(1) or measure(*a, **k))
     protocol = load_measure("digits8", count=44)
@@ -85,6 +87,7 @@ def test_a_record_is_measured_once(tiny_teacher, monkeypatch):
     first, again, third = (teacher_record(tiny_teacher, protocol, device=CPU) for _ in range(3))
     assert len(measured) == 1 and again.figures == first.figures and again.nfe == first.nfe == 7
     assert again.images_per_second == third.images_per_second == 5, "it is timed once in a process"
+    uses_are_noted("records", lambda: teacher_record(tiny_teacher, protocol, device=CPU))
     assert teacher_record(tiny_teacher, protocol, device=CPU, fresh=True).figures == first.figures
     assert len(measured) == 2
     teacher_record(tiny_teacher, protocol, device=CPU, steps=2)

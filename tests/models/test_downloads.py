@@ -2,12 +2,14 @@
 
 import hashlib
 import os
+from contextlib import contextmanager
 
 import pytest
 
 from distillkit import DistillkitError
-from distillkit.downloads import CHUNK, download
+from distillkit.downloads import CHUNK, download, lock_of
 from distillkit.errors import Interrupted
+from distillkit.locks import held
 from distillkit.progress import Quiet
 from tests.models.bad_server import serving
 
@@ -37,7 +39,24 @@ def get(tmp_path, monkeypatch):
 
 
 def leftovers(target):
-    return sorted(p.name for p in target.parent.iterdir()) if target.parent.exists() else []
+    """But for the lock."""
+    return sorted(p.name for p in target.parent.iterdir() if p.suffix != ".lock") if target.parent.exists() else []
+
+
+def test_a_file_that_another_process_downloads_is_waited_for_and_taken(get, monkeypatch):
+    with held(lock_of(get.target), lambda: None), pytest.raises(Interrupted, match="waiting"):
+        get(should_stop=lambda: 15)
+
+    @contextmanager
+    def arrived(lock, waiting):
+        assert lock == lock_of(get.target)
+        get.target.write_bytes(DATA)
+        yield
+
+    with monkeypatch.context() as patch:
+        patch.setattr("distillkit.downloads.held", arrived)
+        get(expected_sha256=SHA256)
+    assert get.requests == [], "it was downloaded twice"
 
 
 @pytest.mark.parametrize(

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Collection, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from distillkit.downloads import DownloadNeeded, only_planned
 from distillkit.errors import DistillkitError, UsageError
-from distillkit.models.diffusers.folder import COMPONENTS, CONFIGURATION
+from distillkit.files import disk_bytes
+from distillkit.models.diffusers.folder import COMPONENTS, CONFIGURATION, DESCRIPTIONS
 from distillkit.models.diffusers.weights import WHOLE, Found, chosen
+from distillkit.reading import Unreadable, read_mapping, read_text
 from distillkit.text import redacted
 
 PREFIX = "hf:"
@@ -111,8 +115,70 @@ def cached(name: str) -> Path | None:
         folder = Path(snapshot_download(repository, revision=revision, local_files_only=True))
     except Exception:  # the hub's client raises many kinds
         return None
+    return folder if _has_weights(folder) else None
+
+
+def _has_weights(folder: Path) -> bool:
     own = (folder / "model.safetensors").is_file()
-    return folder if own or any(_listed(place) for place in (folder, *(folder / name for name in COMPONENTS))) else None
+    return own or any(_listed(place) for place in (folder, *(folder / name for name in COMPONENTS)))
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A model in the hub's cache that may be a teacher.
+
+    Args:
+        name: `hf:ORG/REPO`, with `@REVISION` where it is not the main one.
+        kind: class of its pipeline or network; "teacher" for a teacher folder of distillkit's.
+        bytes: of its files. licence: as its card says, "" where that is not there.
+    """
+
+    name: str
+    folder: Path
+    kind: str
+    bytes: int
+    licence: str
+
+
+def snapshots() -> list[Snapshot]:
+    """What lies in the hub's cache with its weights and is a model of diffusers or a teacher folder, by name. The cache
+    is other programs' too, and is only read."""
+    from huggingface_hub import constants
+
+    found = []
+    for place in sorted(Path(constants.HF_HUB_CACHE).glob("models--*--*/snapshots/*")):
+        repository = place.parents[1]
+        name = f"{PREFIX}{repository.name.removeprefix('models--').replace('--', '/', 1)}"
+        references = {path.read_text()[:40]: path.name for path in (repository / "refs").glob("*") if path.is_file()}
+        revision = references.get(place.name, place.name)
+        with suppress(OSError, UsageError):
+            parts(name)
+            if (kind := _kind_of(place)) and _has_weights(place):
+                whole = name if revision == "main" else f"{name}@{revision}"
+                found.append(Snapshot(whole, place, kind, disk_bytes(place), _licence_of(place)))
+    return found
+
+
+def _kind_of(folder: Path) -> str:
+    """The class of a model of diffusers; "" for anything else."""
+    if (folder / "teacher.json").is_file():
+        return "teacher"
+    for description in DESCRIPTIONS:
+        with suppress(Unreadable):
+            kind = read_mapping(folder / description).get("_class_name")
+            if isinstance(kind, str):
+                return kind[:80]
+    return ""
+
+
+def _licence_of(folder: Path) -> str:
+    """What the head of a repository's card says."""
+    try:
+        head = read_text(folder / "README.md", 2**20).split("---")[1]
+    except (Unreadable, IndexError):
+        return ""
+    found = re.search(r"^license:\s*(\S+)", head, re.MULTILINE)
+    return found[1][:80] if found else ""
 
 
 def _listed(folder: Path) -> Found | None:

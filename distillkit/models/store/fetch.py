@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 from distillkit.contracts.teacher import Teacher
 from distillkit.downloads import download, offline
 from distillkit.errors import DistillkitError
-from distillkit.files import cache_folder, read_recorded, sha256, write_json
+from distillkit.files import cache_folder, note_use, read_recorded, replacing, sha256, write_json
 from distillkit.locks import held, waiting
 from distillkit.models.store.card import Card, TeacherOffer
 from distillkit.models.store.convert import convert
@@ -32,6 +32,11 @@ def teachers_folder() -> Path:
 def lock_file() -> Path:
     """The hashes of what was downloaded: trusted at first use, required ever after."""
     return teachers_folder() / "lock.json"
+
+
+def lock_of(name: str) -> Path:
+    """Held while a teacher is fetched or removed."""
+    return teachers_folder() / f".{name}.lock"
 
 
 def fetched(card: Card) -> Path | None:
@@ -69,10 +74,11 @@ def fetch(card: Card, reporter: Reporter, should_stop: Callable[[], int] = lambd
         Interrupted: after a signal; what has arrived is kept.
     """
     if folder := fetched(card):
+        note_use(folder / SPEC)
         return folder
     folder = teachers_folder() / card.name
     teachers_folder().mkdir(parents=True, exist_ok=True)
-    with held(teachers_folder() / f".{card.name}.lock", waiting(reporter.say, f"fetching {card.name}", should_stop)):
+    with held(lock_of(card.name), waiting(reporter.say, f"fetching {card.name}", should_stop)):
         if fetched(card):
             return folder
         original = original_of(card)
@@ -142,10 +148,8 @@ def _get(card: Card, target: Path, known: str, reporter: Reporter, should_stop: 
 def _copied(source: Path, target: Path, known: str) -> str:
     if not source.is_file():
         raise DistillkitError(f"the mirror has no {source} ({MIRROR} is {redacted(os.environ[MIRROR])})")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    aside = target.with_name(f".{target.name}.part")
-    shutil.copyfile(source, aside)
-    aside.replace(target)
+    with replacing(target) as aside:
+        shutil.copyfile(source, aside)
     return _verified(target, known)
 
 

@@ -12,7 +12,7 @@ import torch
 from distillkit.contracts.teacher import Teacher, TeacherSpec
 from distillkit.downloads import offline
 from distillkit.errors import DistillkitError, UsageError
-from distillkit.files import sha256
+from distillkit.files import note_use, sha256
 from distillkit.models.diffusers import folder as diffusers_folder
 from distillkit.models.diffusers import hub
 from distillkit.models.diffusers.options import PLAIN, PipelineConfig
@@ -74,6 +74,11 @@ class Reference(ABC):
     def absent(self) -> tuple[str, ...]:
         """Names of what has to be downloaded before it can be loaded."""
         return () if self.available else (self.name,)
+
+    @property
+    def place(self) -> Path | None:
+        """Its file or folder on this disk; None where it comes with a package, or is not here."""
+        return None
 
     @property
     def download_bytes(self) -> int | None:
@@ -140,6 +145,10 @@ class Offered(Reference):
         return not (self.card and self.card.url) or fetch.fetched(self.card) is not None
 
     @property
+    def place(self) -> Path | None:
+        return fetch.fetched(self.card) if self.card and self.card.url else None
+
+    @property
     def download_bytes(self) -> int:
         return 0 if self.available or not self.card else 4 * self.card.parameters
 
@@ -186,6 +195,10 @@ class Folder(Reference):
     def preset_name(self) -> str:
         return self.spec.name
 
+    @property
+    def place(self) -> Path:
+        return self.path
+
     def load(
         self, reporter: Reporter, should_stop: Callable[[], int] = lambda: 0, dtype: torch.dtype = torch.float32
     ) -> Teacher:
@@ -227,6 +240,10 @@ class File(Reference):
         return self.like.name if self.like else self.path.stem
 
     @property
+    def place(self) -> Path:
+        return self.path
+
+    @property
     def folder(self) -> Path:
         """The cached teacher folder of this file's contents."""
         return fetch.teachers_folder() / f"{self.path.stem}-{sha256(self.path)[:16]}"
@@ -242,6 +259,7 @@ class File(Reference):
                 self.path, folder, name=self.preset_name, licence=spec.licence if spec else "", by_name=spec,
                 say=reporter.say,
             )  # fmt: skip
+        note_use(folder / SPEC)
         return in_dtype(read_teacher(folder / SPEC, folder / WEIGHTS), dtype)
 
 
@@ -275,6 +293,10 @@ class Repository(Reference):
     @property
     def available(self) -> bool:
         return hub.cached(self.name) is not None
+
+    @property
+    def place(self) -> Path | None:
+        return hub.cached(self.name)
 
     @property
     def download_bytes(self) -> int | None:
@@ -333,6 +355,10 @@ class Guided(Reference):
     @property
     def absent(self) -> tuple[str, ...]:
         return (*self.teacher.absent, *self.guide.absent)
+
+    @property
+    def place(self) -> Path | None:
+        return self.teacher.place
 
     @property
     def download_bytes(self) -> int | None:

@@ -12,6 +12,8 @@ from distillkit.errors import UsageError
 from distillkit.models.diffusers import hub
 from distillkit.models.diffusers.options import PLAIN, PipelineConfig
 from distillkit.models.store.card import Card, TeacherOffer
+from distillkit.models.store.fetch import teachers_folder
+from distillkit.models.store.folder import is_teacher_folder
 from distillkit.models.store.reference import File, Folder, Guided, Offered, Reference, Repository
 from distillkit.progress import Reporter, reporter_for
 from distillkit.registry import BUILT_IN, Installed, registry, unknown
@@ -19,7 +21,8 @@ from distillkit.registry import BUILT_IN, Installed, registry, unknown
 
 def resolve(name: str, asked: PipelineConfig = PLAIN) -> Reference:
     """What a teacher's name refers to: one that is offered, by name or alias in any case; `hf:ORG/REPO[@REVISION]`; a
-    folder; or a file of weights. Nothing is loaded or downloaded.
+    folder; a file of weights; or what was converted into the cache, by its folder's name there. Nothing is loaded or
+    downloaded.
 
     Args:
         asked: what is asked of it beside its files, and which other teacher guides it; that one is used alike.
@@ -49,6 +52,8 @@ def _resolved(name: str) -> Reference:
         return File(name, path, card_of(known) if known else None)
     if path.is_dir():
         return Folder(name, path)
+    if kept := in_cache(name):
+        return Folder(name, kept)
     if reason := registry().refused.get(("teachers", name)):
         raise UsageError(reason)
     if path.is_absolute() or name.startswith((".", "~")):
@@ -57,6 +62,12 @@ def _resolved(name: str) -> Reference:
         unknown("teacher", name, registry().named("teachers"), "distillkit teachers")
         + " A folder, a file or hf:ORG/REPO works too."
     )
+
+
+def in_cache(name: str) -> Path | None:
+    """The teacher folder of that name in the cache, as `distillkit teachers` lists what was converted."""
+    folder = teachers_folder() / name
+    return folder if name == Path(name).name and is_teacher_folder(folder) else None
 
 
 def found_again(name: str) -> str:
