@@ -21,6 +21,8 @@ LONGEST = 26
 
 def kind(row: Standing) -> str:
     """The class that gives a row its colour."""
+    if row.is_published:
+        return "published"
     return "teacher" if row.is_teacher else f"m{colour(row.runs[0])}"
 
 
@@ -88,7 +90,7 @@ def cost_curves(results: Results, board: Leaderboard) -> Markup | None:
     if not curves:
         return None
     y = focused([found[-1].mean for _, found in curves], [moment.mean for _, found in curves for moment in found])
-    most = max(results.suite.budget, *(found[-1].cost for _, found in curves))
+    most = max(results.suite.budget or 0, *(found[-1].cost for _, found in curves))
     named = [(found[-1].mean, _short(row.name), kind(row)) for row, found in curves]
     inside = [(plot_y, name, own) for plot_y, name, own in named if y.holds(plot_y)]
     plot = Plot(Axis(0.0, most, log=False), y, right=room(name for _, name, _ in inside))
@@ -135,15 +137,16 @@ def _steps(plot: Plot, row: Standing, found: Sequence[Moment]) -> str:
 
 def front(board: Leaderboard) -> Markup:
     """Quality against network evaluations of a sample: students, the teacher at several numbers of steps, and the line
-    of those that nothing with as few evaluations beats."""
-    students = [row for table in board.tables.values() for row in table if not row.is_teacher]
+    of those that nothing with as few evaluations beats; published students beside the line."""
+    trained = [row for table in board.tables.values() for row in table if not row.is_teacher]
+    students = [*trained, *board.published]
     rows = [*students, *board.teachers]
     y = focused([row.mean for row in students], [row.mean for row in board.teachers])
     x = counts(row.nfe for row in rows)
     columns: dict[int, list[Standing]] = {}
     for row in rows:
         columns.setdefault(round(row.nfe), []).append(row)
-    best = pareto(rows)
+    best = pareto([*trained, *board.teachers])
     first, last = min(columns), max(columns)
     named = {
         nfe: [(row.mean, _short(row.name), kind(row)) for row in _to_name(found, best, all_of_them=nfe == first)
@@ -152,7 +155,7 @@ def front(board: Leaderboard) -> Markup:
     }  # fmt: skip
     plot = Plot(x, y, left=48 + room(name for _, name, _ in named[first]))
     shapes = [plot.inside([
-        plot.line(_stairs(best, x), 'class="front"'),
+        plot.line(_stairs(best, x), 'class="front"') if best else "",
         plot.line(sorted((row.nfe, row.mean) for row in board.teachers), 'class="teacher thin"'),
     ])]  # fmt: skip
     for row in rows:

@@ -31,6 +31,7 @@ from distillkit.benchmark.outcomes import (
     run_folder,
     state_of,
 )  # fmt: skip
+from distillkit.benchmark.published import published_candidate, require_comparable
 from distillkit.benchmark.results import Results, Run, write_results
 from distillkit.benchmark.sheets import Sheets, sheet
 from distillkit.benchmark.suite import Suite
@@ -38,7 +39,7 @@ from distillkit.contracts.teacher import Teacher
 from distillkit.engine.watch import lost_another
 from distillkit.environment import environment
 from distillkit.errors import DistillkitError, Interrupted, UsageError
-from distillkit.evaluation.generator import Generator, teacher_generator
+from distillkit.evaluation.generator import Candidate, Generator, teacher_generator
 from distillkit.evaluation.measure import Measure
 from distillkit.evaluation.pipeline import fitted, measure
 from distillkit.evaluation.presets import default_protocol, load_measure
@@ -130,7 +131,7 @@ class Bench:
             self.measure_teacher()
             self._keep(self.results)
             for number, job in enumerate(jobs, 1):
-                say(f"[{number}/{len(jobs)}] {job.entry}, seed {job.seed}: {self.state(job)}")
+                say(f"[{number}/{len(jobs)}] {job.title}: {self.state(job)}")
                 run = self.outcome(job)
                 self._keep(self.results.with_run(run))
         except Interrupted as stopped:
@@ -159,6 +160,8 @@ class Bench:
         try:
             if job.problem:
                 raise DistillkitError(job.problem)
+            if job.published:
+                return Run(**about_run(self.suite, job), state="done", records=(self._measure_published(job),))
             folder = self._trained(job)
             record = FinishedRun(folder).summary
             return Run(
@@ -172,7 +175,7 @@ class Bench:
             raise
         except Exception as error:  # a method may fail in any way, and the others go on
             if isinstance(error, RuntimeError) and (LOST_DEVICE in str(error) or lost_another(error)):
-                raise ProcessUnusable(f"{job.entry}, seed {job.seed}: {reason_of(error)}") from error
+                raise ProcessUnusable(f"{job.title}: {reason_of(error)}") from error
             run = failed_run(self.suite, job, reason_of(error))
             self.context.reporter.say(failure(run))
             return run
@@ -235,7 +238,21 @@ class Bench:
                 self._picture(job.entry if sampled is student else f"{job.entry}, NFE {nfe}", generator)
             yield self._measured(generator, f"{job.entry}-seed{job.seed}-nfe{nfe}")
 
-    def _measured(self, generator: Generator, name: str, measured: Callable[[], Record] | None = None) -> str:
+    def _measure_published(self, job: Job) -> str:
+        """The record of a generator that others have trained, under the suite's protocol.
+
+        Raises:
+            DistillkitError: where it is none, or makes other samples than the suite's students.
+        """
+        assert job.published is not None
+        candidate = published_candidate(job.published, self.context)
+        subject = candidate.subject.model_copy(update={"name": job.entry})
+        candidate = replace(candidate, subject=subject)
+        require_comparable(candidate, self.sheets.teacher, self.measure, self.context)
+        self._picture(job.entry, candidate)
+        return self._measured(candidate, job.name)
+
+    def _measured(self, generator: Candidate, name: str, measured: Callable[[], Record] | None = None) -> str:
         """The record's path in the benchmark's folder; measured unless it is there and of all the same.
 
         Args:
@@ -260,7 +277,7 @@ class Bench:
         self.results = self.results.model_copy(update={"measured": {**self.results.measured, str(path): key}})
         return str(path)
 
-    def _picture(self, name: str, generator: Generator) -> None:
+    def _picture(self, name: str, generator: Candidate) -> None:
         if self.context.main:
             self.sheets.write(self.folder / sheet(name), generator)
         self.results = self.results.model_copy(update={"grid": {**self.results.grid, name: sheet(name)}})

@@ -12,7 +12,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from distillkit.benchmark.suite import Suite
+from distillkit.benchmark.suite import Published, Suite
 from distillkit.contracts.method import Method
 from distillkit.contracts.teacher import Teacher
 from distillkit.data.identity import teacher_identity
@@ -37,10 +37,13 @@ TRAINING_CODE = ("contracts", "data", "diffusion", "embedded", "engine", "jobs",
 FIGURES_CODE = ("contracts", "data", "diffusion", "embedded", "evaluation", "models", "students")
 """The parts of distillkit that a trained student depends on, and those that its figures do."""
 
+PUBLISHED = "published"
+"""What stands in the place of the method and the package of a generator that others have trained."""
+
 
 @dataclass(frozen=True)
 class Job:
-    """One training.
+    """One training, or a published generator that is measured as it is.
 
     Args:
         entry: the suite's name for it.
@@ -49,6 +52,7 @@ class Job:
         sources_cost: forward-equivalents of its data, such as noise-image pairs.
         key: hash of all that its result depends on.
         problem: why it cannot be run; empty if it can.
+        published: what is measured without a training.
     """
 
     entry: str
@@ -59,10 +63,18 @@ class Job:
     sources_cost: int = 0
     key: str = ""
     problem: str = ""
+    published: Published | None = None
+
+    @property
+    def title(self) -> str:
+        """For people."""
+        return f"{self.entry}, published" if self.published else f"{self.entry}, seed {self.seed}"
 
     @property
     def name(self) -> str:
         """Of its folder: what is made anew never mixes with what was made before."""
+        if self.published:
+            return f"{self.entry}-published"
         return f"{self.entry}-seed{self.seed}-{self.key}"
 
     @property
@@ -75,14 +87,19 @@ class Job:
     @property
     def package(self) -> str:
         """Distribution and version that the method came from."""
+        if self.published:
+            return PUBLISHED
         return self.method.origin if self.method else ""
 
 
 def jobs_of(suite: Suite, teacher: Teacher, context: Context) -> Iterator[Job]:
-    """One job for each entry and seed, seed by seed, so that a bench that is stopped early has compared all methods.
+    """One job for each published generator, which is soon done; then for each entry and seed, seed by seed, so that a
+    bench that is stopped early has compared all methods.
 
     What cannot be run is a job with a problem: it does not stop the others.
     """
+    for entry, published in suite.published.items():
+        yield Job(entry, key=hash_of(published.model_dump(mode="json"))[:8], published=published)
     quiet = replace(context, reporter=Quiet())
     first = [_planned(suite, entry, teacher, quiet) for entry in suite.methods]
     for seed in range(suite.seeds):
@@ -105,7 +122,9 @@ def _planned(suite: Suite, entry: str, teacher: Teacher, context: Context) -> Jo
         passes = forward_equivalents(
             planned.recipe, planned.teacher, context.accelerator, (planned.strategy, planned.networks)
         )
-        images = affordable(suite.budget, sum(passes.values()), planned.sources_cost, planned.config.training.batch)
+        images = affordable(
+            suite.budget or 0, sum(passes.values()), planned.sources_cost, planned.config.training.batch
+        )
         config = configuration(suite, entry, method, length(images, suite.curve_points))
     except Interrupted:
         raise

@@ -56,7 +56,8 @@ class Standing:
 
     Args:
         figures: one for each training seed, in order.
-        to_best: its value minus the best student's; None for the best one and for teachers.
+        to_best: its value minus the best trained student's; None for the best one and for teachers, and for published
+            ones where none was trained at their number of evaluations.
         others: what the protocol measures beside its own figure, by name, as `figures`.
     """
 
@@ -71,6 +72,11 @@ class Standing:
     @property
     def is_teacher(self) -> bool:
         return not self.runs
+
+    @property
+    def is_published(self) -> bool:
+        """Whether others have trained it."""
+        return any(run.kind == "published" for run in self.runs)
 
     @property
     def values(self) -> list[float]:
@@ -126,7 +132,8 @@ def difference(a: Standing, b: Standing) -> Difference:
     if not paired:
         parts = [_error(side.values, ()) or 0.0 for side in (a, b)]
         error = math.hypot(error or 0.0, *parts) or None
-    fewest = min(len(a.values), len(b.values))
+    # What others have trained has no seeds of trainings, from which a spread could be estimated.
+    fewest = min([len(side.values) for side in (a, b) if not side.is_published] or [1])
     return Difference(a.mean - b.mean, error, fewest if fewest > 1 else 0)
 
 
@@ -153,7 +160,8 @@ class Leaderboard:
     """All measured generators under one protocol.
 
     Args:
-        tables: number of evaluations -> standings, the best first.
+        tables: number of evaluations -> standings of trained students and teachers, the best first.
+        published: those that others have trained, the fewest evaluations first.
         failed: runs without a result.
     """
 
@@ -163,6 +171,7 @@ class Leaderboard:
     teachers: list[Standing]
     failed: list[Run]
     records: dict[str, Record]
+    published: list[Standing] = field(default_factory=list)
 
     @property
     def students(self) -> list[Standing]:
@@ -197,7 +206,7 @@ def leaderboard(folder: Path, results: Results) -> Leaderboard:
     done = [run for run in results.runs if run.state == "done"]
     if not done:
         reasons = "".join(f"\n  {run.entry}, seed {run.seed}: {run.reason}" for run in results.failed)
-        raise DistillkitError(f"no training in {folder} succeeded, so there is nothing to compare{reasons}")
+        raise DistillkitError(f"no entry in {folder} succeeded, so there is nothing to compare{reasons}")
     records = {name: _measured(inside(folder, name)) for name in _names(results, done)}
     protocols = {record.protocol_id for record in records.values()}
     if len(protocols) > 1:
@@ -213,12 +222,15 @@ def leaderboard(folder: Path, results: Results) -> Leaderboard:
         )
         for record in (records[name] for name in results.teacher_records)
     ]
-    standings = [*teachers, *_students(done, records)]
+    students = _students(done, records)
+    standings = [*teachers, *(row for row in students if not row.is_published)]
     tables: dict[int, list[Standing]] = {}
     for row in sorted(standings, key=lambda row: (row.nfe, row.mean)):
         tables.setdefault(round(row.nfe), []).append(row)
     ranked = {nfe: _ranked(rows) for nfe, rows in tables.items() if any(not row.is_teacher for row in rows)}
-    return Leaderboard(first.label, first.protocol_id, ranked, teachers, results.failed, records)
+    published = sorted((row for row in students if row.is_published), key=lambda row: (row.nfe, row.mean))
+    apart = [replace(row, to_best=_to_best(row, ranked.get(round(row.nfe), []))) for row in published]
+    return Leaderboard(first.label, first.protocol_id, ranked, teachers, results.failed, records, apart)
 
 
 def _names(results: Results, done: list[Run]) -> list[str]:
@@ -255,6 +267,12 @@ def _others(records: Sequence[Record]) -> dict[str, tuple[Figure, ...]]:
         for name in names
         if all(name in record.figures for record in records)
     }
+
+
+def _to_best(row: Standing, table: Sequence[Standing]) -> Difference | None:
+    """Between a published student and the best that was trained here at the same number of evaluations."""
+    trained = [other for other in table if not other.is_teacher]
+    return difference(row, trained[0]) if trained else None
 
 
 def _ranked(rows: list[Standing]) -> list[Standing]:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from distillkit.benchmark.jobs import Job
+from distillkit.benchmark.jobs import PUBLISHED, Job
 from distillkit.benchmark.results import Point, Run, read_results
 from distillkit.benchmark.suite import Suite
 from distillkit.errors import DistillkitError
@@ -30,8 +30,15 @@ def state_of(folder: Path, job: Job) -> State:
     """What is there of a job in a benchmark's folder."""
     if job.problem:
         return "cannot run"
+    if job.published:
+        return "done" if (folder / record_of(job)).is_file() else "to do"
     run = run_folder(folder, job)
     return "done" if run.finished else "interrupted" if (run / CONFIG).is_file() else "to do"
+
+
+def record_of(job: Job) -> Path:
+    """The record of a published generator, relative to the benchmark's folder."""
+    return Path("records") / f"{job.name}.json"
 
 
 def known_records(folder: Path) -> dict[str, str]:
@@ -44,8 +51,10 @@ def known_records(folder: Path) -> dict[str, str]:
 
 def about_run(suite: Suite, job: Job) -> dict[str, Any]:
     """What is known of a run before it is made."""
-    method = suite.method_of(job.entry)
-    return {"entry": job.entry, "method": method, "package": job.package, "seed": job.seed, "key": job.key}
+    kind = "published" if job.published else "training"
+    method = PUBLISHED if job.published else suite.method_of(job.entry)
+    known = {"entry": job.entry, "method": method, "package": job.package, "seed": job.seed, "key": job.key}
+    return {"kind": kind, **known}
 
 
 def failed_run(suite: Suite, job: Job, reason: str) -> Run:
@@ -55,7 +64,8 @@ def failed_run(suite: Suite, job: Job, reason: str) -> Run:
 
 def failure(run: Run) -> str:
     """A failure in a line."""
-    return f"failed: {run.entry}, seed {run.seed} ({run.package}): {run.reason}"
+    seed = "" if run.kind == "published" else f", seed {run.seed}"
+    return f"failed: {run.entry}{seed} ({run.package}): {run.reason}"
 
 
 def require_some(jobs: Sequence[Job]) -> None:

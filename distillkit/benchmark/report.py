@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -65,13 +65,14 @@ def _values(folder: Path, results: Results, board: Leaderboard) -> dict[str, Any
         "board": board,
         "created": results.created.replace("T", " "),
         "seeds": f"{seeds_of(board)} training {'seed' if seeds_of(board) == 1 else 'seeds'}",
+        "published": [PublishedLine.of(row, results, board) for row in board.published],
         "answers": answers(board),
         "beside": list(beside(results, board)),
         "findings": list(findings(results, board)),
         "how_sure": how_sure(board),
         "errors_are": errors_are(board),
         "tables": [Table.of(nfe, rows, results) for nfe, rows in board.tables.items()],
-        "others": [OtherFigures.of(nfe, rows) for nfe, rows in board.tables.items() if any(row.others for row in rows)],
+        "others": list(_others(board)),
         "teachers": TeacherTable.of(board.teachers) if board.teachers else None,
         "ablations": board.ablations(results),
         "first_runs": [run for entry in results.suite.methods for run in done if (run.entry, run.seed) == (entry, 0)],
@@ -149,6 +150,42 @@ class Table:
 
 
 @dataclass(frozen=True)
+class PublishedLine:
+    """One generator that others have trained, as it is shown."""
+
+    name: str
+    note: str
+    nfe: str
+    value: str
+    apart: str
+    standard_errors: str
+    best: str
+    sample: str
+
+    @classmethod
+    def of(cls, row: Standing, results: Results, board: Leaderboard) -> PublishedLine:
+        entry, apart = results.suite.published.get(row.name), row.to_best
+        trained = [other.name for other in board.tables.get(round(row.nfe), []) if not other.is_teacher]
+        return cls(
+            row.name, entry.note if entry else "", f"{row.nfe:g}",
+            with_error(row.mean, row.error, table_decimals(board.published)),
+            "" if apart is None else paired(apart),
+            f"{apart.standard_errors:.1f} SE" if apart and apart.standard_errors else "",
+            trained[0] if trained and apart else "", sample_time(row.images_per_second),
+        )  # fmt: skip
+
+
+def _others(board: Leaderboard) -> Iterator[OtherFigures]:
+    """The other figures at each number of evaluations, published students last."""
+    counts = {*board.tables, *(round(row.nfe) for row in board.published)}
+    for nfe in sorted(counts):
+        published = [replace(row, name=f"{row.name}, published") for row in board.published if round(row.nfe) == nfe]
+        rows = [*board.tables.get(nfe, []), *published]
+        if any(row.others for row in rows):
+            yield OtherFigures.of(nfe, rows)
+
+
+@dataclass(frozen=True)
 class OtherFigures:
     """What the protocol measures beside its own figure: a column for each, the generators in the order of their rank,
     teachers first."""
@@ -201,7 +238,7 @@ class Picture:
 
 
 def _pictures(folder: Path, results: Results, board: Leaderboard) -> Iterator[Picture]:
-    """The teacher's samples, then the students' in the order of their rank."""
+    """The teacher's samples, then the students' in the order of their rank, then those of published ones."""
     captions = {"teacher": "what the students learn from"} if "teacher" in results.grid else {}
     for nfe, rows in board.tables.items():
         places = table_decimals(rows)
@@ -212,6 +249,9 @@ def _pictures(folder: Path, results: Results, board: Leaderboard) -> Iterator[Pi
             if name:
                 value = with_error(row.mean, row.error, places)
                 captions[name] = f"{rank} of {len(students)} at NFE {nfe}: {value}"
+    for row in board.published:
+        if row.name in results.grid:
+            captions[row.name] = f"published, NFE {row.nfe:g}: {with_error(row.mean, row.error)}"
     for name, caption in captions.items():
         data = picture(folder, results.grid[name])
         with Image.open(io.BytesIO(data), formats=["PNG"]) as image:

@@ -42,8 +42,9 @@ class Point(_Part):
 
 
 class Run(_Part):
-    """One training and its measurements, or why there are none."""
+    """One training and its measurements, or why there are none; or those of a generator that others have trained."""
 
+    kind: Literal["training", "published"] = "training"
     entry: str
     method: str
     package: str

@@ -13,6 +13,7 @@ from distillkit.benchmark.harness import Bench, measure_of
 from distillkit.benchmark.jobs import Job, precision_of
 from distillkit.benchmark.leaderboard import Leaderboard, leaderboard
 from distillkit.benchmark.outcomes import State, require_some
+from distillkit.benchmark.published import to_download
 from distillkit.benchmark.report import write_report
 from distillkit.benchmark.results import Results, Run, read_results
 from distillkit.benchmark.suite import Suite, chosen, default_suite, load_suite
@@ -56,7 +57,7 @@ class BenchResult:
 
     @property
     def failed(self) -> list[Run]:
-        """The trainings that failed, with the reason of each."""
+        """The trainings and published generators that failed, with the reason of each."""
         return self.results.failed
 
     @property
@@ -69,8 +70,10 @@ class BenchResult:
         return write_report(self.folder, self.results, self.leaderboard)
 
     def __repr__(self) -> str:
-        done = sum(run.state == "done" for run in self.results.runs)
-        return f"BenchResult({str(self.folder)!r}, {done} trainings, {len(self.failed)} failed)"
+        done = [run.kind for run in self.results.runs if run.state == "done"]
+        published = f", {done.count('published')} published" if "published" in done else ""
+        trained = f"{done.count('training')} trainings"
+        return f"BenchResult({str(self.folder)!r}, {trained}{published}, {len(self.failed)} failed)"
 
     def _repr_html_(self) -> str:
         try:
@@ -88,6 +91,19 @@ class BenchResult:
             tables.append(
                 f"<table><caption>{html.escape(board.label)}, NFE {nfe}</caption><thead><tr><th>generator</th>"
                 "<th>value ± error</th><th>difference to best (paired)</th></tr></thead>"
+                f"<tbody>{lines}</tbody></table>"
+            )
+        if board.published:
+            places = table_decimals(board.published)
+            lines = "".join(
+                f"<tr><td>{html.escape(row.name)}</td><td>{row.nfe:g}</td>"
+                f"<td>{with_error(row.mean, row.error, places)}</td>"
+                f"<td>{html.escape(paired(row.to_best)) if row.to_best else ''}</td></tr>"
+                for row in board.published
+            )
+            tables.append(
+                f"<table><caption>{html.escape(board.label)}, published students</caption><thead><tr><th>published</th>"
+                "<th>NFE</th><th>value ± error</th><th>difference to the best trained (paired)</th></tr></thead>"
                 f"<tbody>{lines}</tbody></table>"
             )
         return "".join(tables) + f"<p>{html.escape(str(self.folder))}</p>"
@@ -116,7 +132,8 @@ def bench(
 
     Args:
         suite: a suite's name, its YAML file, or a `Suite`; the one of the embedded teacher by default.
-        methods: entries of the suite, installed methods, or Python files that define one; all entries by default.
+        methods: entries of the suite, published generators among them, installed methods, or Python files that define
+            one; all entries by default.
         seeds: trainings of each; the suite's number by default.
         budget: forward-equivalents of each training; the suite's by default.
         data: real images, for methods that need them and teachers without their own.
@@ -221,6 +238,7 @@ def plan(
     with _context(asked, device, quiet=True) as context, nothing_downloaded() as needed:
         if not reference.available:
             needed.names.extend(f"the teacher {name}" for name in reference.absent)
+        needed.names.extend(name for entry in asked.published.values() for name in to_download(entry))
         teacher = reference.skeleton(context.reporter)
         work = Bench(asked, folder, teacher, context)
         times: dict[str, float | None] = {}
@@ -238,6 +256,8 @@ def plan(
 def _seconds(work: Bench, job: Job) -> float | None:
     if job.problem:
         return None
+    if job.published:
+        return 0.0
     try:
         return work.seconds_of(job)
     except DistillkitError:

@@ -14,6 +14,7 @@ from distillkit.counts import Count
 from distillkit.errors import UsageError
 from distillkit.evaluation.record import Quoted
 from distillkit.models.diffusers.options import PLAIN, PipelineConfig
+from distillkit.models.diffusers.published import PLAIN_SAMPLING, PublishedConfig
 from distillkit.registry import method_name, registry, unknown
 from distillkit.runs.validation import explain, read_config
 
@@ -42,6 +43,23 @@ class Entry(_Part):
     sources: Sources = Field(default_factory=dict, description="values of its data, by source")
 
 
+class Published(PublishedConfig):
+    """A generator that others have trained: measured as the suite's own students are, never trained."""
+
+    subject: str = Field(
+        min_length=1, max_length=4096, description="student folder, or pipeline of diffusers: a folder or hf:ORG/REPO"
+    )
+    steps: int | None = Field(None, ge=1, le=10_000, description="evaluations, or steps of a pipeline's scheduler")
+    guidance: float | None = Field(None, ge=0, le=1e6, description="of a pipeline, 1 if none; of a student, its own")
+    note: str = Field("", description="what is special about it, for the report")
+
+    @property
+    def assembly(self) -> PublishedConfig:
+        """What a pipeline gets in the place of its own parts."""
+        fields = set(PLAIN_SAMPLING.model_dump())
+        return PublishedConfig.model_validate(self.model_dump(include=fields))
+
+
 class Suite(_Part):
     """A benchmark.
 
@@ -61,7 +79,9 @@ class Suite(_Part):
     )
     samples: Count | None = Field(None, ge=2, description="another number of samples than the protocol's")
     seeds: int = Field(1, ge=1, le=1000, description="trainings of every entry, with the seeds 0, 1, ...")
-    budget: Count = Field(ge=1, description="forward-equivalents of one training")
+    budget: Annotated[Count, Field(ge=1)] | None = Field(
+        None, description="forward-equivalents of one training; needed where there are methods"
+    )
     nfe: tuple[Annotated[int, Field(ge=1, le=10_000)], ...] = Field(
         (), description="evaluations to measure students at, beside their own, where they can"
     )
@@ -77,8 +97,21 @@ class Suite(_Part):
         default_factory=dict, description="prompts to train with: {path: FILE}; the teacher's own if empty"
     )
     sources: Sources = Field(default_factory=dict, description="values of the data for every entry, by source")
-    methods: dict[str, Entry] = Field(min_length=1, max_length=1000, description="entries by name")
+    methods: dict[str, Entry] = Field(default_factory=dict, max_length=1000, description="entries by name")
+    published: dict[str, Published] = Field(
+        default_factory=dict, max_length=1000, description="generators that others have trained, by name"
+    )
     quoted: tuple[Quoted, ...] = Field((), description="published figures, shown apart")
+
+    @model_validator(mode="after")
+    def _something_to_compare(self) -> Self:
+        if not self.methods and not self.published:
+            raise ValueError("a suite has methods, or published generators")
+        if self.methods and self.budget is None:
+            raise ValueError("a suite with methods has a budget: forward-equivalents of one training")
+        if both := sorted(self.methods.keys() & self.published.keys()):
+            raise ValueError(f"{both[0]} is a method and a published generator: give them two names")
+        return self
 
     @model_validator(mode="after")
     def _guided(self) -> Self:
@@ -135,7 +168,15 @@ def load_suite(name: str | Path) -> Suite:
     beside = (
         {"path": str(path.parent / prompts)} if isinstance(prompts, str) and (path.parent / prompts).exists() else {}
     )
-    return suite.model_copy(update={"methods": methods, "prompts": {**suite.prompts, **beside}, **files})
+    published = {entry: _published_beside(path.parent, values) for entry, values in suite.published.items()}
+    own = {"methods": methods, "published": published, "prompts": {**suite.prompts, **beside}}
+    return suite.model_copy(update={**own, **files})
+
+
+def _published_beside(folder: Path, values: Published) -> Published:
+    """The entry with the paths from here of what it names by that from the suite's folder."""
+    names = {key: value for key in ("subject", "lora", "weights", "scheduler") if (value := getattr(values, key))}
+    return values.model_copy(update={key: _beside(folder, value, "teachers") for key, value in names.items()})
 
 
 def _beside(folder: Path, name: str, kind: str) -> str:
@@ -145,9 +186,10 @@ def _beside(folder: Path, name: str, kind: str) -> str:
 
 
 def _check_entries(suite: Suite, where: str) -> None:
-    for entry, values in suite.methods.items():
+    for entry in (*suite.methods, *suite.published):
         if not re.fullmatch(r"[A-Za-z0-9][\w.+-]{0,99}", entry):
             raise UsageError(f"{where}: the entry {entry!r} names files: letters, numbers, dots and dashes alone")
+    for entry, values in suite.methods.items():
         if values.ablation_of and values.ablation_of not in suite.methods:
             raise UsageError(f"{where}: {entry} is an ablation of {values.ablation_of!r}, which is no entry")
 
@@ -159,7 +201,7 @@ def chosen(
     """The suite with some of its entries, or with other methods under their presets, and other numbers.
 
     Args:
-        methods: entries, installed methods, or Python files that define one.
+        methods: entries, published generators of the suite, installed methods, or Python files that define one.
         data: real images, for the methods that read them.
         prompts: to train with: a file, or hf:ORG/NAME:COLUMN.
         protocol: of all figures: a name, or a file of `reference make`.
@@ -175,7 +217,8 @@ def chosen(
     if prompts is not None:
         changes["prompts"] = {"path": str(prompts)}
     if methods:
-        changes["methods"] = _picked(suite, methods)
+        published = {name: suite.published[name] for name in methods if name in suite.published}
+        changes |= {"published": published, "methods": _picked(suite, [n for n in methods if n not in published])}
     changed = {**suite.model_dump(), **{key: value for key, value in changes.items() if value is not None}}
     try:
         return Suite.model_validate(changed)
@@ -193,7 +236,8 @@ def _picked(suite: Suite, names: Iterable[str]) -> dict[str, Entry]:
         elif name in (installed := registry().named("methods")):
             picked[name] = Entry()
         else:
-            raise UsageError(unknown("method", name, {*suite.methods, *installed}, "distillkit methods"))
+            known = {*suite.methods, *suite.published, *installed}
+            raise UsageError(unknown("method", name, known, "distillkit methods"))
     return {
         name: entry if entry.ablation_of in picked else entry.model_copy(update={"ablation_of": ""})
         for name, entry in picked.items()

@@ -65,13 +65,35 @@ def beside(results: Results, board: Leaderboard) -> Iterator[str]:
             verdict = "is not significantly different (< 2 SE) from"
         difference = with_error(apart.value, apart.error, sign=True)
         yield f"{row.name} {verdict} {whole.name}: {difference}{certainty}."
+    for row in board.published:
+        yield _against(row, board)
     for run in board.failed:
-        yield f"{run.entry}, seed {run.seed}, failed: {run.reason.splitlines()[0]}"
+        name = f"{run.entry}, published," if run.kind == "published" else f"{run.entry}, seed {run.seed},"
+        yield f"{name} failed: {run.reason.splitlines()[0]}"
+
+
+def _against(row: Standing, board: Leaderboard) -> str:
+    """A published student, and how the best trained one compares with it."""
+    figure = with_error(row.mean, row.error)
+    begin = f"{row.name}, published, has {figure} at {evaluations(round(row.nfe))}"
+    trained = [other for other in board.tables.get(round(row.nfe), []) if not other.is_teacher]
+    if row.to_best is None or not trained:
+        return f"{begin}; nothing was trained here for as many."
+    apart = row.to_best
+    certainty = f" ({apart.standard_errors:.1f} SE)" if apart.standard_errors else ""
+    verdict = "worse than" if apart.value > 0 else "better than"
+    if apart.error is not None and not apart.is_significant:
+        verdict = "not significantly different (< 2 SE) from"
+    elif apart.is_significant and not apart.is_settled:
+        verdict = f"by more than 2 SE, which so few seeds leave open, {verdict}"
+    return f"{begin}: {verdict} {trained[0].name}, by {with_error(apart.value, apart.error, sign=True)}{certainty}."
 
 
 def how_sure(board: Leaderboard) -> str:
     """What the standard errors cover, and what few seeds leave open."""
     seeds, samples = seeds_of(board), _of_samples(board)
+    if not seeds:
+        return "SE: standard error, which covers the evaluation's samples alone. Nothing was trained here."
     if seeds == 1:
         held = "the evaluation's samples alone" if samples else "nothing: the figure is computed without sampling error"
         return (

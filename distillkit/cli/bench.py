@@ -21,7 +21,8 @@ def bench(
     methods: Annotated[
         str,
         typer.Option(
-            help="Entries of the suite, installed methods or Python files: dmd,./mine.py.  [default: all]",
+            help="Entries of the suite (published ones too), installed methods or Python files: dmd,./mine.py.  "
+            "[default: all]",
             autocompletion=completed_methods,
         ),
     ] = "",

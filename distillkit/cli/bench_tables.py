@@ -14,6 +14,7 @@ from distillkit.evaluation.digits import with_error
 from distillkit.progress import clock
 
 if TYPE_CHECKING:
+    from distillkit.benchmark.leaderboard import Leaderboard
     from distillkit.benchmark.run import BenchPlan, BenchResult
 
 
@@ -32,12 +33,15 @@ def show_bench(result: BenchResult) -> None:
             )  # fmt: skip
         out.print(table)
         out.print()
+    if board.published:
+        out.print(published_table(board))
+        out.print()
     for finding in result.findings:
         out.print(f"- {finding}", markup=False, highlight=False)
     suite = result.results.suite
     out.print(how_sure(board), markup=False, highlight=False)
-    out.print(f"protocol {board.protocol_id}; {suite.budget:,} forward-equivalents a training", markup=False,
-              highlight=False)  # fmt: skip
+    spent = "" if suite.budget is None else f"; {suite.budget:,} forward-equivalents a training"
+    out.print(f"protocol {board.protocol_id}{spent}", markup=False, highlight=False)
     page, text = result.folder / HTML, result.folder / MARKDOWN
     out.print(f"report: {page}, {text}", markup=False, highlight=False, soft_wrap=True)
     records = shlex.quote(f"{result.folder}/records")
@@ -47,17 +51,34 @@ def show_bench(result: BenchResult) -> None:
     )
 
 
+def published_table(board: Leaderboard) -> Table:
+    """Generators that others have trained, which are not ranked with those that were trained here."""
+    table = figures_table(f"{board.label} of published students, not trained here", "published", "NFE",
+                          "value ± error", "difference to the\nbest trained (paired)", "sample\ntime")  # fmt: skip
+    places = table_decimals(board.published)
+    for row in board.published:
+        table.add_row(
+            row.name, f"{row.nfe:g}", with_error(row.mean, row.error, places),
+            paired(row.to_best) if row.to_best else "", sample_time(row.images_per_second),
+        )  # fmt: skip
+    return table
+
+
 def show_bench_plan(plan: BenchPlan) -> None:
     """Every training with its cost, state and time."""
     out, suite = console(), plan.suite
     out.print(
         f"suite {suite.name}: teacher {suite.teacher}, protocol {plan.protocol}, "
-        f"{suite.budget:,} forward-equivalents each, {suite.seeds} {'seed' if suite.seeds == 1 else 'seeds'}",
+        + ("nothing to train" if suite.budget is None else f"{suite.budget:,} forward-equivalents each, ")
+        + ("" if suite.budget is None else f"{suite.seeds} {'seed' if suite.seeds == 1 else 'seeds'}"),
         highlight=False, markup=False,
     )  # fmt: skip
     table = Table("entry", "seed", "an image costs", "its data cost", "images", "time", "state")
     for planned in plan.jobs:
         job = planned.job
+        if job.published:
+            table.add_row(job.entry, "published", "", "", "", "", planned.state)
+            continue
         if job.config is None or job.passes is None:
             table.add_row(job.entry, str(job.seed), job.problem, "", "", "", planned.state)
             continue

@@ -32,15 +32,20 @@ def lora_file(name: str) -> Path:
     """
     require_peft()
     if name.startswith(hub.PREFIX):
-        if hub.is_file(name):
-            return hub.file(name)
-        repository, revision = hub.parts(name)
-        return hub.file(f"{hub.PREFIX}{repository}/{LORA_FILE}{f'@{revision}' if revision else ''}")
+        return hub.file(lora_name(name))
     place = Path(name).expanduser()
     place = place / LORA_FILE if place.is_dir() else place
     if not place.is_file():
         raise UsageError(f"--lora {name}: there is no {place}; name a file, a folder with {LORA_FILE}, or hf:ORG/REPO")
     return place
+
+
+def lora_name(name: str) -> str:
+    """The file of the hub that a LoRA's name stands for: itself, or the one that diffusers looks for."""
+    if hub.is_file(name):
+        return name
+    repository, revision = hub.parts(name)
+    return f"{hub.PREFIX}{repository}/{LORA_FILE}{f'@{revision}' if revision else ''}"
 
 
 def weights_place(name: str, component: str, dtype: torch.dtype) -> Path:

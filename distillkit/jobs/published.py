@@ -73,6 +73,16 @@ def whole_pipeline_of(reference: Reference, called: Called, context: Context) ->
     return pipeline
 
 
+def downloaded(name: str) -> bool:
+    """Whether a repository or a file of the hub is in its cache."""
+    if not hub.is_file(name):
+        return hub.cached(name) is not None
+    from huggingface_hub import try_to_load_from_cache
+
+    repository, path, revision = hub.parts_of_file(name)
+    return isinstance(try_to_load_from_cache(repository, path, revision=revision), str)
+
+
 def timed(student: Student, published: PublishedConfig, count: object = None) -> Student:
     """A student at the timesteps that were asked for, where its grid has some; itself where none were.
 

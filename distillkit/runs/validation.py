@@ -96,11 +96,13 @@ def explain(
     for problem in error.errors():
         place = (*above, *(str(part) for part in problem["loc"]))
         setting = place[: next((k for k, part in enumerate(place) if part.isdigit()), len(place))]
-        if typed_in(typed, setting):
+        if setting and typed_in(typed, setting):
             from distillkit.runs.options import option_name
 
             where = option_name(setting)
-        elif file and (line := file.lines.get(place)):
+        elif file and not place:
+            where = f"{file.path}"
+        elif file and (line := _line_of(file, place, problem["type"])):
             where = f"{file.path}:{line}: {'.'.join(place)}"
         else:
             where = ".".join(place)
@@ -116,13 +118,18 @@ def explain(
             what = problem["msg"].removeprefix("Value error, ")
             if problem["type"] == "value_error" and isinstance(problem["input"], Mapping):
                 # Settings that contradict each other: the message names them, and no option is the whole of them.
-                lines.append(f"{where}: {what}" if file and where.startswith(f"{file.path}:") else what)
+                lines.append(f"{where}: {what}" if file and where.startswith(f"{file.path}") else what)
                 continue
             what += f" (got {short(problem['input'])})"
         lines.append(f"{where}: {what}")
     if len(lines) > MOST_PROBLEMS:
         lines[MOST_PROBLEMS:] = [f"and {len(lines) - MOST_PROBLEMS:,} more"]
     return "\n".join(lines)
+
+
+def _line_of(file: ConfigFile, place: tuple[str, ...], kind: str) -> int | None:
+    """The line of a place in a file; of what is missing, the line of what it is missing in."""
+    return file.lines.get(place) or (file.lines.get(place[:-1]) if kind == "missing" else None)
 
 
 def typed_in(values: Mapping[str, Any], place: Sequence[str]) -> bool:

@@ -1,5 +1,6 @@
 """What the report's charts show: close figures apart, far ones at the edge, one colour a method, names apart."""
 
+import dataclasses
 import re
 from collections import Counter
 from xml.etree import ElementTree
@@ -81,6 +82,18 @@ def test_network_evaluations_are_on_a_logarithmic_axis_to_the_base_of_two():
 def test_the_front_is_what_nothing_with_as_few_evaluations_beats():
     rows = [row("a", 1.0), row("b", 2.0), row("c", 1.5, nfe=2), row("d", 0.5, nfe=4), row("t", 0.6, nfe=35, runs=())]
     assert [one.name for one in charts.pareto(rows)] == ["a", "d"]
+
+
+def test_published_students_are_beside_the_front():
+    """The best of all is not on the line of those that were trained here."""
+    theirs = row("theirs", 0.5, runs=[run("theirs", kind="published")])
+    rows = [row(name, value) for name, value in CLOSE.items()]
+    both = dataclasses.replace(board(*rows), published=[theirs])
+    chart = charts.front(both)
+    assert charts.kind(theirs) == "published" and 'class="published"' in chart and "theirs" in words(chart)
+    assert "not beaten at their number: a (1: 1)" in chart
+    alone = charts.front(dataclasses.replace(board(), published=[theirs], teachers=[]))
+    assert "theirs" in words(alone)
 
 
 def test_charts_name_their_lines_and_mark_what_is_beyond_the_axis_with_its_value():

@@ -17,6 +17,7 @@ from distillkit.benchmark.workers import supervisor
 from distillkit.benchmark.workers.side_by_side import Workers
 from distillkit.errors import Interrupted
 from distillkit.evaluation.record import read_record
+from tests.benchmark.conftest import published_student
 from tests.benchmark.forked import ForkedWorker, wait_for
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="POSIX processes")
@@ -73,6 +74,8 @@ methods:
   one: {method: ./marked.py, settings: {place: one}}
   two: {method: ./marked.py, settings: {place: two}}
   too-many-pairs: {method: kd, sources: {pairs: {count: 2048}}}
+published:
+  theirs: {subject: ./theirs}
 """
 CLOCK = {"created", "seconds", "images_per_second"}
 
@@ -88,6 +91,7 @@ def place(tmp_path, monkeypatch):
     (tmp_path / "marked.py").write_text(METHOD)
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
+    published_student(tmp_path / "theirs")
     yield tmp_path
     monkeypatch.undo()
     registry_module.registry.cache_clear()
@@ -139,7 +143,7 @@ def test_side_by_side_and_in_turn_are_the_same(place, forked, capsys):
     assert "interrupted, on " in said, "what was stopped goes on"
     assert "one, seed 0: its process was ended by SIGKILL" in said and "trying again (1 of 1)" in said
     assert {run.entry: run.state for run in result.results.runs} == {
-        "kd": "done", "one": "done", "two": "failed", "too-many-pairs": "failed",
+        "kd": "done", "one": "done", "two": "failed", "too-many-pairs": "failed", "theirs": "done",
     }  # fmt: skip
     [died] = [run for run in result.failed if run.entry == "two"]
     assert "died 2 times" in died.reason and "SIGKILL" in died.reason
@@ -148,10 +152,11 @@ def test_side_by_side_and_in_turn_are_the_same(place, forked, capsys):
     # Two at first, and at most one for each of three deaths, where no other worker has just become free.
     assert 3 <= ForkedWorker.started <= 5
 
-    in_turn = distillkit.bench("small.yaml", methods=["kd", "one"], output_dir="in-turn", quiet=True)
-    same = ("kd", "one")
+    same = ("kd", "one", "theirs")
+    in_turn = distillkit.bench("small.yaml", methods=same, output_dir="in-turn", quiet=True)
     assert results(folder, *same) == results(in_turn.folder, *same)
-    ranked = [[(row.name, row.mean, row.error) for row in made.leaderboard.students] for made in (result, in_turn)]
+    boards = [made.leaderboard for made in (result, in_turn)]
+    ranked = [[(r.name, r.mean, r.error) for r in (*board.students, *board.published)] for board in boards]
     assert len(ranked[0]) == len(same) and ranked[0] == ranked[1]
     for kind in ("records/*.json", "grid/*.png"):
         names = sorted(path.relative_to(in_turn.folder) for path in in_turn.folder.glob(kind))

@@ -8,13 +8,15 @@ from pathlib import Path
 import pytest
 import torch
 
+from distillkit.benchmark.suite import load_suite
 from distillkit.models.store.folder import read_teacher
 from tests.conftest import denoiser_of
 from tests.foreign.edm_format import write_network
 from tests.models.pipelines import sdxl, stable_diffusion
 from tests.published import consistency_pipeline, write_replacements
 
-DOCUMENT = Path(__file__).parents[2] / "docs" / "students.md"
+DOCUMENTS = Path(__file__).parents[2] / "docs"
+DOCUMENT = DOCUMENTS / "students.md"
 NOT_RUN = ("run",)
 
 
@@ -91,3 +93,16 @@ def test_every_command_runs(inside, stand_ins, tmp_path):
         done = inside(*words)
         assert done.returncode == 0, (words, done.stderr)
     assert asked == named
+
+
+def test_every_suite_is_one(tmp_path):
+    text = (DOCUMENTS / "benchmarks.md").read_text(encoding="utf-8")
+    section = text.partition("## Published students\n")[2].partition("\n## ")[0]
+    suites = re.findall(r"```yaml\n(.*?)```", section, re.S)
+    (tmp_path / "sid").mkdir()
+    for number, suite in enumerate(suites):
+        (tmp_path / f"{number}.yaml").write_text(suite)
+    pixels, words = (load_suite(tmp_path / f"{number}.yaml") for number in range(len(suites)))
+    assert [*pixels.published] == ["sid", "cd", "cd-2"] and pixels.published["cd-2"].timesteps == (22, 0)
+    assert Path(pixels.published["sid"].subject) == tmp_path / "sid"
+    assert words.budget is None and words.published["hyper-sd"].assembly.eta == 1

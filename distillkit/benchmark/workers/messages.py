@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from distillkit.benchmark.jobs import Job
 from distillkit.benchmark.results import Inside, Run
-from distillkit.benchmark.suite import Suite
+from distillkit.benchmark.suite import Published, Suite
 from distillkit.errors import DistillkitError
 from distillkit.files import write_json
 from distillkit.jobs.api import method_offer
@@ -47,7 +47,7 @@ class Settings(_Message):
 
 
 class Training(_Message):
-    """One training, planned."""
+    """One training, planned; or a published generator."""
 
     entry: str
     seed: int = Field(ge=0)
@@ -57,12 +57,13 @@ class Training(_Message):
     passes: dict[str, float] | None = None
     sources_cost: int = Field(0, ge=0)
     code: str = Field("", description="hash of the source that it was planned with")
+    published: Published | None = None
 
     @classmethod
     def of(cls, job: Job) -> Training:
         return cls(
             entry=job.entry, seed=job.seed, key=job.key, problem=job.problem, config=job.config, passes=job.passes,
-            sources_cost=job.sources_cost, code=job.code,
+            sources_cost=job.sources_cost, code=job.code, published=job.published,
         )  # fmt: skip
 
     def job(self, suite: Suite) -> Job:
@@ -71,6 +72,8 @@ class Training(_Message):
         Raises:
             DistillkitError: when the source is another by now, so that the key would be that of something else.
         """
+        if self.published:
+            return Job(self.entry, self.seed, key=self.key, problem=self.problem, published=self.published)
         method = None
         with suppress(DistillkitError):
             method = method_offer(suite.method_of(self.entry))

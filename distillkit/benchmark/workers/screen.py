@@ -33,7 +33,7 @@ class Screen:
     """
 
     def __init__(self, reporter: Reporter, suite: Suite) -> None:
-        self.reporter, self.suite = reporter, suite
+        self.reporter, self.budget = reporter, suite.budget or 0
         self._stack, self._rows = ExitStack(), dict[int, _Row]()
         self._whole: Task | None = None
         self._spent = dict[str, int]()
@@ -51,7 +51,9 @@ class Screen:
 
     def begin(self, trainings: int) -> None:
         """All trainings are known: the whole is counted in forward-equivalents, of which each gets the same."""
-        total = trainings * self.suite.budget
+        if not trainings:
+            return
+        total = trainings * self.budget
         self._whole = self._stack.enter_context(
             self.reporter.task(f"all {trainings} trainings", total, "forward-equivalents")
         )
@@ -75,7 +77,7 @@ class Screen:
                 row.bar.note(state.note)
                 row.note = state.note
         if training and state.title == TRAINING and state.total:
-            self._spend(name, int(self.suite.budget * min(1.0, state.done / state.total)))
+            self._spend(name, int(self.budget * min(1.0, state.done / state.total)))
 
     def end(self, worker: int) -> None:
         """A worker does nothing now."""
@@ -84,7 +86,7 @@ class Screen:
 
     def finished(self, name: str) -> None:
         """A training is over, whatever became of it."""
-        self._spend(name, self.suite.budget)
+        self._spend(name, self.budget)
 
     def _spend(self, name: str, spent: int) -> None:
         self._spent[name] = max(spent, self._spent.get(name, 0))

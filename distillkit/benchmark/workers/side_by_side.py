@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from distillkit.benchmark.harness import measure_of
+from distillkit.benchmark.published import download
 from distillkit.benchmark.suite import Suite
 from distillkit.benchmark.workers.cluster import SILENCE, Cluster
 from distillkit.benchmark.workers.devices import shares
@@ -89,6 +90,9 @@ def side_by_side(suite: Suite, folder: Path, workers: Workers, *, device: str, q
         if cluster:
             # Machines of a cluster may reach nothing outside it.
             reference.load(reporter)
+    if cluster:
+        for entry in suite.published.values():
+            download(entry)
     with RunFolder(folder, "distillkit bench").locked():
         settings = Settings(
             suite=suite, device=device, timeout=timeout, plugins=plugin_files(), arguments=tuple(sys.argv[1:]),

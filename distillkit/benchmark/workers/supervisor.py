@@ -190,7 +190,8 @@ class Supervisor:
         self.ledger.take(task.place, answer)
         if answer.run is None:
             return
-        self.screen.finished(task.name)
+        if answer.run.kind == "training":
+            self.screen.finished(task.name)
         if answer.run.state == "failed":
             self.reporter.say(f"{failure(answer.run)}; its log: {self.folder / task.assignment.log}")
         else:
@@ -204,8 +205,8 @@ class Supervisor:
         self._add("teacher", "the teacher", "teacher")
         for place, (job, training) in enumerate(zip(self.ledger.jobs, answer.trainings, strict=True)):
             if not job.problem:
-                self._add("training", f"{job.entry}, seed {job.seed}", job.name, place, training)
-        self.screen.begin(len(self._queue) - 1)
+                self._add("training", job.title, job.name, place, training)
+        self.screen.begin(sum(not job.published and not job.problem for job in self.ledger.jobs))
 
     def _died(self, worker: Worker, how: str) -> None:
         """A worker has ended: what it was at is tried again by a new one, unless it was to end."""
