@@ -20,8 +20,9 @@ def distillkit_teachers() -> Mapping[str, Callable[[], Teacher]]:
     from distillkit.models.adm import catalog as adm
     from distillkit.models.dit import catalog as dit
     from distillkit.models.edm import catalog as edm
+    from distillkit.models.edm2 import catalog as edm2
 
-    return {**edm.offers(), **adm.offers(), **dit.offers()}
+    return {**edm.offers(), **edm2.offers(), **adm.offers(), **dit.offers()}
 
 
 @hookimpl
@@ -73,8 +74,9 @@ def distillkit_families() -> Mapping[str, Any]:
 @hookimpl
 def distillkit_codecs() -> Mapping[str, type[Codec]]:
     from distillkit.models.diffusers.vae import AutoencoderKL
+    from distillkit.models.edm2.vae import StabilityVAE
 
-    return {"Pixels": Pixels, "Points": Points, "AutoencoderKL": AutoencoderKL}
+    return {"Pixels": Pixels, "Points": Points, "AutoencoderKL": AutoencoderKL, "StabilityVAE": StabilityVAE}
 
 
 @hookimpl

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,6 +15,7 @@ from distillkit.cli.choices import EmbeddedGuidanceOption, ResolutionOption
 from distillkit.cli.sample import sample
 
 if TYPE_CHECKING:
+    from distillkit.models.store.card import Card
     from distillkit.models.store.reference import Reference
 
 
@@ -55,15 +57,25 @@ def teachers(ctx: typer.Context) -> None:
     table = Table()
     for title in ("teacher", "what it makes", "published", "licence", "where"):
         table.add_column(title, no_wrap=title == "teacher")
+    variants = 0
     for name, offer in registry().named("teachers").items():
         card = card_of(offer)
         if card is None:
             table.add_row(name, "", "-", "-", offer.origin)
             continue
+        if card.variant_of:
+            variants += 1
+            continue
         licence = card.spec.licence.partition(" (")[0]
         published = card.published.partition(" at")[0] or "-"
         table.add_row(name, card.title, published, licence or "-", whereabouts(resolve(name)))
     out.print(table)
+    if variants:
+        out.print(
+            f"and {variants} other averages of EDM2's trainings, which `distillkit teachers show edm2-img512-s` and the "
+            "like name",
+            highlight=False,
+        )
     for (kind, _), reason in registry().refused.items():
         if kind == "teachers":
             out.print(f"refused: {reason}", markup=False)
@@ -124,13 +136,17 @@ def show(
     from distillkit.evaluation.teacher_record import teacher_record
     from distillkit.files import disk_bytes
     from distillkit.models.diffusers.options import PipelineConfig
+    from distillkit.models.diffusers.parts import parts_in
     from distillkit.models.store.fetch import lock_file
     from distillkit.models.store.resolve import resolve
+    from distillkit.models.weightless import without_weights
     from distillkit.progress import reporter_for
 
     out, reference = console(), resolve(name, PipelineConfig.of(resolution, embedded_guidance))
     here = reference.available
-    teacher = reference.skeleton(reporter_for())
+    # What is not here is only described: the largest would fill the memory with random weights.
+    with nullcontext() if here else without_weights():
+        teacher = reference.skeleton(reporter_for())
     spec, schedule, card = teacher.spec, teacher.schedule, reference.card
     parameters = sum(p.numel() for p in teacher.denoiser.parameters()) or (card.parameters if card else 0)
     decoded = " x ".join(map(str, teacher.codec.decoded_shape(spec.shape)))
@@ -139,6 +155,7 @@ def show(
     )
     rows = {
         "samples": f"{' x '.join(map(str, spec.shape))}, decoded to {teacher.codec.content} {decoded}",
+        "autoencoder": ", ".join(parts.source for parts in parts_in(spec.codec)),
         "conditions": teacher.conditioner.summary(),
         "guidance": "yes"
         if teacher.guidable
@@ -156,6 +173,7 @@ def show(
             "published (quoted)": f"{card.published}, by the paper's own protocol",
             "reference statistics": card.reference,
             "other names": ", ".join(card.aliases),
+            "other averages": "\n".join(_variants(card)),
             "where": whereabouts(reference) + (f"; hash recorded in {lock_file()}" if here else ""),
         }
     if place := reference.place:
@@ -166,13 +184,23 @@ def show(
         rows["protocol"] = protocol
     table = Table(show_header=False, title=spec.name, title_justify="left")
     for key, value in rows.items():
-        table.add_row(key, value)
+        if value:
+            table.add_row(key, value)
     if here and card and not card.url and (protocol := default_protocol(teacher)):
         record = teacher_record(teacher, load_measure(protocol), device=torch.device("cpu"), reporter=reporter_for())
         table.add_row(record.label, f"{record.figures[record.label].text} ({record.protocol_id})")
     out.print(table)
     if not here:
         out.print(f"next: distillkit teachers fetch {shlex.quote(spec.name)}", highlight=False)
+
+
+def _variants(card: Card) -> list[str]:
+    """Other averages of a teacher's training, and guiding networks of its size, with the figures they are for."""
+    from distillkit.models.store.resolve import cards
+
+    main = card.variant_of or card.name
+    found = [other for other in cards().values() if main in (other.name, other.variant_of) and other is not card]
+    return [f"{other.name} ({other.published})" for other in found]
 
 
 @app.command()
@@ -213,7 +241,7 @@ def convert(
     licence: Annotated[str, typer.Option(help="Licence of the weights, recorded with every student.")] = "",
     set_: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="NAME=VALUE", help="What weights of ADM, DiT or SiT do not say: num_heads=4."),
+        typer.Option("--set", metavar="NAME=VALUE", help="What weights do not say: num_heads=4, vae=FOLDER."),
     ] = None,
 ) -> None:
     """Turn a file of weights into a teacher folder (safetensors and JSON). Nothing in the file is executed."""

@@ -93,6 +93,12 @@ class Denoiser(nn.Module, ABC):
         predicted noise, unless a family says otherwise."""
         return self.schedule.ratio(t) ** -2
 
+    def log_variance(self, t: Tensor) -> Tensor | None:
+        """u(t) (B,), by whose exponential the weighted loss of a teacher's training is divided, and which is added to
+        it: the logarithm of the loss that is expected at t, learnt beside the network (Karras et al. 2024, arXiv
+        2312.02696, Eq. 21). None where a family has none, and the loss is weighted by `loss_weight` alone."""
+        return None
+
     def layer(self, name: str) -> nn.Module:
         """A layer to take features from: "bottleneck", the narrowest, or a submodule by its dotted name.
 
@@ -134,8 +140,9 @@ class Denoiser(nn.Module, ABC):
             return found
         return [block for module in inner for block in getattr(module, "blocks", None) or ()]
 
-    def time_layers(self) -> Sequence[nn.Linear]:
-        """The first layers of the embedded time, (B, K) -> (B, C): beside them a second time can be embedded.
+    def time_layers(self) -> Sequence[nn.Module]:
+        """The first layers of the embedded time, (B, K) -> (B, C) with C their `out_features`: beside them a second
+        time can be embedded.
 
         Raises:
             DistillkitError: when the network names none (`model.time_layers`).

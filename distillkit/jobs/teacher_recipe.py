@@ -20,7 +20,13 @@ from distillkit.counts import Integers
 from distillkit.diffusion.schedules import EDMSchedule
 from distillkit.errors import UsageError
 from distillkit.models.edm.families import Family, describe_network
-from distillkit.parts.score_matching import Levels, denoising_loss, evenly_from, lognormal_levels, noise_levels
+from distillkit.parts.score_matching import (
+    Levels,
+    evenly_from,
+    lognormal_levels,
+    noise_levels,
+    uncertainty_weighted_error,
+)
 
 EDM_TRAINING: Mapping[str, Any] = {
     "duration": "200M",
@@ -100,7 +106,7 @@ class LossConfig(BaseModel):
 class DenoisingScoreMatching(Objective):
     """E lambda(t) |D(x_t, t, c) - x0|^2: with ln(sigma / alpha) ~ N(-1.2, 1.2^2) on EDM's schedule (Karras et al. 2022,
     Eq. 2 and Table 1), and as the plain loss of what the network predicts at even times on others (Ho et al. 2020, Eq.
-    14).
+    14); weighted by the uncertainty that the network learns where it has one (EDM2).
 
     Labels and prompts are left out at the rate of `label_dropout`, so that the teacher can be guided.
     """
@@ -119,7 +125,8 @@ class DenoisingScoreMatching(Objective):
         if condition and self.config.label_dropout:
             dropped = (step.uniform("label dropout") < self.config.label_dropout).to(step.device)
             condition = Condition.where(dropped, self.teacher.conditioner.null(condition), condition)
-        return denoising_loss(denoiser, images.sample, step.normal("noise"), t, condition)
+        denoised = denoiser(denoiser.schedule.add_noise(images.sample, step.normal("noise"), t), t, condition)
+        return uncertainty_weighted_error(denoiser, denoised, images.sample, t)
 
 
 def teacher_recipe(teacher: Teacher, loss: LossConfig | None = None) -> Recipe:

@@ -44,6 +44,23 @@ class UNetSizes(_Sizes):
     groups: Count | None = None
 
 
+class EDM2Sizes(UNetSizes):
+    """Of EDM2UNet, and of the uncertainty beside it."""
+
+    model_channels: int = Field(192, ge=1, le=16_384)
+    channel_mult: tuple[Few, ...] = Field((1, 2, 3, 4), min_length=1, max_length=12)
+    channel_mult_emb: Few | None = None  # type: ignore[assignment]
+    channel_mult_noise: Few | None = None  # type: ignore[assignment]
+    num_blocks: int = Field(3, ge=1, le=128)
+    label_balance: float = Field(0.5, ge=0, le=1)
+    concat_balance: float = Field(0.5, ge=0, le=1)
+    res_balance: float = Field(0.3, ge=0, le=1)
+    attn_balance: float = Field(0.3, ge=0, le=1)
+    clip_act: float | None = Field(256, gt=0, le=1e30)
+    channels_per_head: int = Field(64, ge=1, le=65_536)
+    logvar_channels: Count = 128
+
+
 class PointMLPSizes(_Sizes):
     """Of PointMLP."""
 

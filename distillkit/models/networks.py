@@ -22,6 +22,7 @@ from distillkit.models.dit.network import dit as own_dit
 from distillkit.models.dit.network import sit
 from distillkit.models.edm.dhariwal_unet import DhariwalUNet
 from distillkit.models.edm.song_unet import SongUNet
+from distillkit.models.edm2.denoiser import edm2
 from distillkit.models.point_mlp import PointMLP
 
 
@@ -46,6 +47,7 @@ def _edm(kind: type[Any], sizes: type[BaseModel]) -> Callable[..., Denoiser]:
 NETWORKS: Mapping[str, Callable[..., Denoiser]] = {
     "DhariwalUNet": _edm(DhariwalUNet, UNetSizes),
     "SongUNet": _edm(SongUNet, UNetSizes),
+    "EDM2UNet": edm2,
     "PointMLP": _edm(PointMLP, PointMLPSizes),
     "ADM": adm,
     "DiT": own_dit,

@@ -55,6 +55,7 @@ from distillkit.parts.score_matching import (
     noise_levels,
     own_rate,
     times_between,
+    uncertainty_weighted_error,
     weighted_error,
 )
 from distillkit.parts.tangents import TangentName, along, level_range
@@ -125,5 +126,6 @@ __all__ = [
     "start_time",
     "step_weight",
     "times_between",
+    "uncertainty_weighted_error",
     "weighted_error",
 ]

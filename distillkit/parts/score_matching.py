@@ -54,6 +54,19 @@ def weighted_error(denoised: Tensor, x0: Tensor, weight: Tensor) -> Tensor:
     return (per_sample(weight, x0) * (denoised - x0).square()).mean()
 
 
+def uncertainty_weighted_error(denoiser: Denoiser, denoised: Tensor, x0: Tensor, t: Tensor) -> Tensor:
+    """mean lambda(t) / e^u(t) |D - x0|^2 + u(t) (Karras et al. 2024, arXiv 2312.02696, Eq. 21) where the denoiser
+    learns u (`log_variance`), by which all noise levels weigh alike; mean lambda |D - x0|^2 elsewhere. A scalar.
+
+    Args:
+        denoised: D of the denoiser, (B, ...). x0: (B, ...), clean samples. t: (B,), times of the schedule.
+    """
+    weight, uncertainty = denoiser.loss_weight(t), denoiser.log_variance(t)
+    if uncertainty is None:
+        return weighted_error(denoised, x0, weight)
+    return weighted_error(denoised, x0, weight * (-uncertainty).exp()) + uncertainty.mean()
+
+
 def denoising_loss(denoiser: Denoiser, x0: Tensor, noise: Tensor, t: Tensor, condition: Condition) -> Tensor:
     """E lambda(t) |D(x_t, t, c) - x0|^2 with x_t = alpha x0 + sigma n (Vincent 2011; Karras et al. 2022, Eq. 2).
 

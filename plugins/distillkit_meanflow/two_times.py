@@ -21,12 +21,13 @@ class SecondTime(nn.Module):
     of both embeddings side by side (Geng et al. 2025, section 4.3).
 
     Args:
-        layer: (B, K) -> (B, C) of the embedded time.
+        layer: (B, K) -> (B, C) of the embedded time, C its `out_features`.
     """
 
-    def __init__(self, layer: nn.Linear) -> None:
+    def __init__(self, layer: nn.Module) -> None:
         super().__init__()
-        self.layer, self.second = layer, nn.Linear(2 * FREQUENCIES, layer.out_features, bias=False)
+        channels: Any = layer.out_features
+        self.layer, self.second = layer, nn.Linear(2 * FREQUENCIES, channels, bias=False)
         nn.init.zeros_(self.second.weight)
         self.embedded: Tensor | None = None
 

@@ -67,7 +67,7 @@ def test_the_network_is_found_where_programs_keep_it(network, where, tmp_path):
     assert convert(path, tmp_path / "out", name="x").conditioner["classes"] == 10
 
 
-@pytest.mark.parametrize("kind", ["VPPrecond", "VEPrecond", "iDDPMPrecond", "Precond"])
+@pytest.mark.parametrize("kind", ["VPPrecond", "VEPrecond", "iDDPMPrecond"])
 def test_other_preconditionings_are_refused_by_name(network, kind, tmp_path):
     denoiser, constructor, _ = network("edm_adm_small")
     path = write_network(tmp_path / "net.pkl", denoiser, constructor, class_name=kind)

@@ -24,6 +24,11 @@ WITH_GRADIENT = 2**18
 """Pixels of one pass of the decoder on the way back of a gradient, which takes some gigabytes for 512 x 512 of them."""
 
 
+Channels = tuple[Annotated[float, Field(ge=-1e6, le=1e6)], ...]
+"""A number for each channel of latents."""
+Deviations = tuple[Annotated[float, Field(gt=0, le=1e6)], ...]
+
+
 class AutoencoderKL(Codec):
     """Latents (B, C, h, w) = (z - shift) * scaling, z the mean of a variational autoencoder's code of an image; of
     each channel (z - means) / stds * scaling, where these are given.
@@ -44,8 +49,8 @@ class AutoencoderKL(Codec):
     latent_channels: int = Field(4, ge=1, le=4096)
     scaling: float = Field(0.18215, gt=0, le=1e6)
     shift: float = Field(0.0, ge=-1e6, le=1e6)
-    means: tuple[Annotated[float, Field(ge=-1e6, le=1e6)], ...] = ()
-    stds: tuple[Annotated[float, Field(gt=0, le=1e6)], ...] = ()
+    means: Channels = ()
+    stds: Deviations = ()
 
     _model: Any = PrivateAttr(None)
     _device: torch.device = PrivateAttr(default_factory=lambda: torch.device("cpu"))
@@ -65,15 +70,17 @@ class AutoencoderKL(Codec):
 
     @torch.no_grad()
     def decode(self, samples: Tensor) -> Tensor:
-        return torch.cat([Pixels().decode(self._decoded(part)) for part in self._in_turn(samples, self.factor**2)])
+        return torch.cat([self._pixels.decode(self._decoded(part)) for part in self._in_turn(samples, self.factor**2)])
 
     def images(self, samples: Tensor) -> Tensor:
         """With gradients, which pass through the decoder; its activations are computed anew on the way back, for a few
         images at a time."""
         if not torch.is_grad_enabled() or not samples.requires_grad:
-            return torch.cat([self._decoded(part) for part in self._in_turn(samples, self.factor**2)])
-        parts = self._in_turn(samples, self.factor**2, WITH_GRADIENT)
-        return torch.cat([checkpoint(self._decoded, part, use_reentrant=False) for part in parts])
+            made = torch.cat([self._decoded(part) for part in self._in_turn(samples, self.factor**2)])
+        else:
+            parts = self._in_turn(samples, self.factor**2, WITH_GRADIENT)
+            made = torch.cat([checkpoint(self._decoded, part, use_reentrant=False) for part in parts])
+        return self._pixels.images(made)
 
     def encode(self, data: Tensor) -> Tensor:
         return self.distribution(data)[0]
@@ -81,7 +88,9 @@ class AutoencoderKL(Codec):
     @torch.no_grad()
     def distribution(self, data: Tensor) -> tuple[Tensor, Tensor | None]:
         model = self._loaded()
-        codes = [model.encode(Pixels().encode(part)).latent_dist for part in self._in_turn(data.to(self._device), 1)]
+        codes = [
+            model.encode(self._pixels.encode(part)).latent_dist for part in self._in_turn(data.to(self._device), 1)
+        ]
         mean, deviation = torch.cat([code.mean for code in codes]), torch.cat([code.std for code in codes])
         return self.scaled(mean, deviation)
 
@@ -110,6 +119,11 @@ class AutoencoderKL(Codec):
 
     def hashed(self) -> Self:
         return self.model_copy(update={"parts": self.parts.hashed("vae")})
+
+    @property
+    def _pixels(self) -> Codec:
+        """Between the numbers that the autoencoder sees and gives, and images."""
+        return Pixels()
 
     def _decoded(self, samples: Tensor) -> Tensor:
         model = self._loaded()

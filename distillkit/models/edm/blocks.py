@@ -76,9 +76,7 @@ class Conv2d(nn.Module):
             self.weight = nn.Parameter(fan_balanced_uniform(shape, scale=init_scale))
             self.bias = nn.Parameter(torch.zeros(out_channels)) if bias else None
         if resample:
-            total = sum(resample_filter) ** 2
-            taps = torch.tensor([[[[a * b / total for b in resample_filter] for a in resample_filter]]])
-            self.register_buffer("resample_filter", taps)
+            self.register_buffer("resample_filter", taps_of(resample_filter))
         # The two-tap box filter is average pooling and nearest-neighbour growth, which have fast kernels.
         self._box = list(resample_filter) == [1, 1]
 
@@ -92,16 +90,10 @@ class Conv2d(nn.Module):
         )  # fmt: skip
 
     def _up(self, x: Tensor, padding: int) -> Tensor:
-        if self._box and padding == 0:
-            return F.interpolate(x, scale_factor=2, mode="nearest")
-        taps = (self.resample_filter * 4).to(x.dtype).expand(x.shape[1], 1, -1, -1)
-        return F.conv_transpose2d(x, taps, stride=2, padding=padding, groups=x.shape[1])
+        return grown(x) if self._box and padding == 0 else upsampled(x, self.resample_filter, padding)
 
     def _down(self, x: Tensor, padding: int) -> Tensor:
-        if self._box and padding == 0:
-            return F.avg_pool2d(x, 2)
-        taps = self.resample_filter.to(x.dtype).expand(x.shape[1], 1, -1, -1)
-        return F.conv2d(x, taps, stride=2, padding=padding, groups=x.shape[1])
+        return F.avg_pool2d(x, 2) if self._box and padding == 0 else downsampled(x, self.resample_filter, padding)
 
     def forward(self, x: Tensor) -> Tensor:
         weight, bias = self.weight, self.bias
@@ -117,6 +109,29 @@ class Conv2d(nn.Module):
         elif self.resample == "down":
             x = self._down(x, trim)
         return x if weight is None else F.conv2d(x, weight, bias, padding=pad)
+
+
+def taps_of(resample_filter: Sequence[float]) -> Tensor:
+    """The separable filter (1, 1, k, k) of taps in one direction, its sum one."""
+    total = sum(resample_filter) ** 2
+    return torch.tensor([[[[a * b / total for b in resample_filter] for a in resample_filter]]])
+
+
+def grown(x: Tensor) -> Tensor:
+    """Twice the height and the width of x (B, C, H, W), every value four times: the two-tap box filter."""
+    return F.interpolate(x, scale_factor=2, mode="nearest")
+
+
+def upsampled(x: Tensor, taps: Tensor, padding: int) -> Tensor:
+    """x (B, C, H, W) at twice its size by a filter (1, 1, k, k)."""
+    return F.conv_transpose2d(
+        x, (taps * 4).to(x.dtype).expand(x.shape[1], 1, -1, -1), stride=2, padding=padding, groups=x.shape[1]
+    )
+
+
+def downsampled(x: Tensor, taps: Tensor, padding: int) -> Tensor:
+    """x (B, C, H, W) at half its size by a filter (1, 1, k, k)."""
+    return F.conv2d(x, taps.to(x.dtype).expand(x.shape[1], 1, -1, -1), stride=2, padding=padding, groups=x.shape[1])
 
 
 class PositionalEmbedding(nn.Module):
@@ -212,42 +227,45 @@ class UNetBlock(nn.Module):
         return self._attend(x) if self.heads else x
 
     def _attend(self, x: Tensor) -> Tensor:
-        batch, channels, height, width = x.shape
-        q, k, v = self._heads(self.qkv(self.norm2(x)))
-        if self.float32_attention:
-            with torch.autocast(x.device.type, enabled=False):
-                attended = attention(q.float(), k.float(), v.float()).to(v.dtype)
-        else:
-            attended = attention(q, k, v)
-        attended = attended.transpose(1, 2).reshape(batch, height, width, channels).permute(0, 3, 1, 2)
-        # In the layout of x: where layouts mix, every layer after it copies.
-        if x.is_contiguous():
-            attended = attended.contiguous()
+        q, k, v = split_heads(self.qkv(self.norm2(x)), self.heads)
+        attended = joined_heads(attention(q, k, v, in_float32=self.float32_attention), x)
         return self._scaled(self.proj(attended) + x)
-
-    def _heads(self, qkv: Tensor) -> tuple[Tensor, ...]:
-        """(B, 3 C, H, W) in either memory layout -> three times (B, heads, H*W, C/heads), each vector in one piece.
-
-        The released weights interleave q, k, v within each head: (heads, C/heads, 3, H*W).
-        """
-        heads = (self.heads, self.out_channels // self.heads, 3)
-        if qkv.is_contiguous():
-            parts = qkv.reshape(len(qkv), *heads, -1).permute(3, 0, 1, 4, 2)
-        else:
-            parts = qkv.permute(0, 2, 3, 1).reshape(len(qkv), -1, *heads).permute(4, 0, 2, 1, 3)
-        return parts.contiguous().unbind(0)
 
     def _scaled(self, x: Tensor) -> Tensor:
         return x if self.skip_scale == 1 else x * self.skip_scale
 
 
-def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """softmax(q k^T / sqrt(C)) v of (B, heads, tokens, C).
+def split_heads(qkv: Tensor, heads: int) -> tuple[Tensor, ...]:
+    """(B, 3 C, H, W) in either memory layout -> three times (B, heads, H*W, C/heads), each vector in one piece.
+
+    The released weights interleave q, k, v within each head: (heads, C/heads, 3, H*W).
+    """
+    sizes = (heads, qkv.shape[1] // (3 * heads), 3)
+    if qkv.is_contiguous():
+        parts = qkv.reshape(len(qkv), *sizes, -1).permute(3, 0, 1, 4, 2)
+    else:
+        parts = qkv.permute(0, 2, 3, 1).reshape(len(qkv), -1, *sizes).permute(4, 0, 2, 1, 3)
+    return parts.contiguous().unbind(0)
+
+
+def joined_heads(attended: Tensor, like: Tensor) -> Tensor:
+    """(B, heads, H*W, C/heads) -> (B, C, H, W) of the shape and in the memory layout of `like`: where layouts mix,
+    every layer after it copies."""
+    batch, channels, height, width = like.shape
+    joined = attended.transpose(1, 2).reshape(batch, height, width, channels).permute(0, 3, 1, 2)
+    return joined.contiguous() if like.is_contiguous() else joined
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, *, in_float32: bool = False) -> Tensor:
+    """softmax(q k^T / sqrt(C)) v of (B, heads, tokens, C), in v's type; `in_float32` computes it in that.
 
     Fused kernels keep no tokens x tokens weights. They want every vector in one piece, and have a first derivative in
     reverse mode alone: forward-mode differentiation gets the plain operations, and second derivatives need a
     `torch.nn.attention.sdpa_kernel(SDPBackend.MATH)` around the pass.
     """
+    if in_float32:
+        with torch.autocast(v.device.type, enabled=False):
+            return attention(q.float(), k.float(), v.float()).to(v.dtype)
     if not torch.compiler.is_compiling() and forward_ad.unpack_dual(q).tangent is not None:
         with sdpa_kernel(SDPBackend.MATH):
             return F.scaled_dot_product_attention(q, k, v)

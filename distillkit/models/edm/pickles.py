@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from pydantic import ValidationError
@@ -22,7 +22,6 @@ OTHERS = {
     "VPPrecond": "the VP preconditioning of EDM's baseline checkpoints",
     "VEPrecond": "the VE preconditioning of EDM's baseline checkpoints",
     "iDDPMPrecond": "the iDDPM preconditioning of EDM's baseline checkpoints",
-    "Precond": "EDM2's network",
 }
 PLACES = ("ema", "net", "model")
 """Keys under which training programs keep the network, the average of its weights first."""
@@ -44,8 +43,11 @@ MOST_ENTRIES = 1_000_000
 """Looked at in a tree of modules, whose branches may be one and the same module again and again."""
 
 
-def find_network(value: Any) -> Instance | None:
-    """The EDM network in what a pickle holds; None if it holds no persistent object.
+def find_network(value: Any, known: Collection[str] = (PRECONDITIONING,)) -> Instance | None:
+    """The network in what a pickle holds; None if it holds no persistent object.
+
+    Args:
+        known: classes of networks that can be built.
 
     Raises:
         Refused: for a network of another preconditioning, by name.
@@ -56,10 +58,33 @@ def find_network(value: Any) -> Instance | None:
     if not found:
         return None
     network: Instance = found[0]
-    if network.class_name == PRECONDITIONING:
+    if network.class_name in known:
         return network
     what = OTHERS.get(network.class_name, "a network that distillkit does not know")
-    raise Refused(f"its network is of class {network.class_name[:80]}, {what}; what can be built is {PRECONDITIONING}")
+    raise Refused(
+        f"its network is of class {network.class_name[:80]}, {what}; what can be built is {' and '.join(known)}"
+    )
+
+
+def arguments_of(network: Instance, positional: Sequence[str]) -> dict[str, Any]:
+    """The arguments that a network's constructor was called with, as the file records them.
+
+    Args:
+        positional: their names, of those that may be given without one.
+
+    Raises:
+        Refused: when they are missing or not plain values.
+    """
+    given, named = network.state.get("_init_args", ()), network.state.get("_init_kwargs")
+    if not isinstance(named, Mapping) or not isinstance(given, (tuple, list)) or len(given) > len(positional):
+        raise Refused("it does not record the arguments of its network")
+    if len(named) > 100 or not all(isinstance(key, str) and len(key) <= LONGEST for key in named):
+        raise Refused("the arguments of its network are malformed")
+    arguments = {**dict(zip(positional, given, strict=False)), **named}
+    for key, value in arguments.items():
+        if not _plain(value):
+            raise Refused(f"its network's argument {key[:80]} is not a plain value")
+    return arguments
 
 
 def describe(network: Instance, name: str) -> TeacherSpec:
@@ -68,15 +93,7 @@ def describe(network: Instance, name: str) -> TeacherSpec:
     Raises:
         Refused: when they are missing or not plain values.
     """
-    given, named = network.state.get("_init_args", ()), network.state.get("_init_kwargs")
-    if not isinstance(named, Mapping) or not isinstance(given, (tuple, list)) or len(given) > len(CONSTRUCTOR):
-        raise Refused("it does not record the arguments of its network")
-    if len(named) > 100 or not all(isinstance(key, str) and len(key) <= LONGEST for key in named):
-        raise Refused("the arguments of its network are malformed")
-    arguments = {**dict(zip(CONSTRUCTOR, given, strict=False)), **named}
-    for key, value in arguments.items():
-        if not _plain(value):
-            raise Refused(f"its network's argument {key[:80]} is not a plain value")
+    arguments = arguments_of(network, CONSTRUCTOR)
     outer = {key: arguments.pop(key) for key in CONSTRUCTOR if key in arguments}
     try:
         resolution, channels = int(outer["img_resolution"]), int(outer["img_channels"])

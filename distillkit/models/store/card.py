@@ -31,6 +31,8 @@ class Card:
         published: figures of the paper, quoted under the paper's own protocol.
         reference: address of the reference statistics that the published figure was measured against.
         sha256: of the published file, where one is known; elsewhere it is recorded at the first download.
+        weight_bytes: of one weight in the published file.
+        variant_of: the teacher of whose size and data it is another average, and which lists name in its place.
         training: settings of the training that made its weights, where its data come with it: `teachers train NAME`
             repeats it.
         parts: settings of the trainings of its other parts, which come before that of its network, by name and in
@@ -51,6 +53,8 @@ class Card:
     published: str = ""
     reference: str = ""
     sha256: str = ""
+    weight_bytes: int = 4
+    variant_of: str = ""
     training: Mapping[str, Any] | None = None
     parts: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     images: Callable[[Teacher, torch.device], Batches[Images]] | None = None

@@ -18,6 +18,8 @@ from distillkit.models.adm import layout as adm
 from distillkit.models.build import build_denoiser
 from distillkit.models.dit import layout as dit
 from distillkit.models.edm import pickles
+from distillkit.models.edm2 import pickles as edm2
+from distillkit.models.edm2.names import ours
 from distillkit.models.foreign.read import Foreign, read_foreign
 from distillkit.models.foreign.records import Instance, Refused, is_state_dict, load_tensors
 from distillkit.models.original import Layout, Original, Read
@@ -52,7 +54,7 @@ def convert(
     asked: Mapping[str, str] | None = None,
     say: Callable[[str], None] = log.warning,
 ) -> TeacherSpec:
-    """Write a teacher folder from an EDM network pickle, a `torch.save` file or a safetensors file.
+    """Write a teacher folder from a network pickle of EDM's or EDM2's, a `torch.save` file or a safetensors file.
 
     Args, Raises: as `read_original`.
     """
@@ -133,10 +135,14 @@ def _read(
     Args:
         known: the published teacher whose file it is.
     """
-    network = pickles.find_network(foreign.value)
+    network = pickles.find_network(foreign.value, (pickles.PRECONDITIONING, edm2.PRECONDITIONING))
     if network is not None:
         _nothing_asked(path, asked)
-        return Read(pickles.describe(network, name), load_tensors(pickles.weights(network), 2 * foreign.size), ())
+        state = load_tensors(pickles.weights(network), 2 * foreign.size)
+        if network.class_name != edm2.PRECONDITIONING:
+            return Read(pickles.describe(network, name), state, ())
+        spec, notes = edm2.describe(network, edm2.find_encoder(foreign.value), name)
+        return Read(spec, state, notes)
     state, notes = _state_dict(foreign)
     for layout in LAYOUTS:
         if state.keys() >= set(layout.signs):
@@ -197,7 +203,9 @@ def _record(value: Any) -> Mapping[str, Any]:
 
 
 def _renamed(state: Mapping[str, Tensor], wanted: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Names with `model.` where the inner network alone was saved."""
+    """Names with `model.` where the inner network alone was saved, and EDM2's as they are here."""
+    if not any(name in wanted for name in state):
+        state = ours(state)
     if not any(name in wanted for name in state) and any(f"model.{name}" in wanted for name in state):
         return {f"model.{name}": value for name, value in state.items()}
     return dict(state)
@@ -224,8 +232,12 @@ def _compare(path: Path, found: TeacherSpec, expected: TeacherSpec) -> None:
 def _likely(state: Mapping[str, Tensor]) -> str:
     """The known teacher that these weights would fit, if there is one."""
     shapes = {name: value.shape for name, value in state.items()}
+    numbers = sum(value.numel() for value in state.values())
     for name, offer in registry().named("teachers").items():
-        if isinstance(offer.value, TeacherOffer):
+        if not isinstance(offer.value, TeacherOffer) or offer.value.card.variant_of:
+            continue
+        # Networks are built, on "meta", where their size fits: buffers are few numbers beside the parameters.
+        if not (known := offer.value.card.parameters) or 0 <= numbers - known <= known // 10:
             with torch.device("meta"):
                 wanted = build_denoiser(offer.value.card.spec.network).state_dict()
             if {key: value.shape for key, value in wanted.items()} == shapes:

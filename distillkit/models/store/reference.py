@@ -150,7 +150,7 @@ class Offered(Reference):
 
     @property
     def download_bytes(self) -> int:
-        return 0 if self.available or not self.card else 4 * self.card.parameters
+        return 0 if self.available or not self.card else self.card.weight_bytes * self.card.parameters
 
     def check(self) -> None:
         if self.card and self.card.url:
