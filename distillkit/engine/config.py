@@ -35,8 +35,12 @@ class TrainingConfig(OptimizerConfig):
     batch_per_device: int | None = Field(
         None, ge=1, description="most samples in one pass on one device; more are accumulated"
     )
-    lr_schedule: Literal["constant", "linear", "cosine"] = Field(
-        "constant", description="course of the learning rate after warm-up: constant, or falling to zero"
+    lr_schedule: Literal["constant", "linear", "cosine", "inverse-sqrt"] = Field(
+        "constant",
+        description="course of the learning rate after warm-up: constant, falling to zero, or as 1 / sqrt(images)",
+    )
+    lr_decay_from: CountOrShare = Field(
+        "10%", description="images from which an inverse-sqrt learning rate falls, or a share of the duration: 10%"
     )
     warmup: CountOrShare = Field(
         0, description="images over which the learning rate rises from zero, or a share of the duration: 5%"

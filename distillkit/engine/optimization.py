@@ -37,11 +37,17 @@ def merged(run: OptimizerConfig, own: OptimizerConfig | None) -> OptimizerConfig
 
 
 def learning_rate_factor(config: TrainingConfig, images: float, duration: float) -> float:
-    """Warm-up from zero, then the schedule's course; 1 is the full learning rate."""
+    """Warm-up from zero, then the schedule's course; 1 is the full learning rate. `inverse-sqrt` is 1 / sqrt(max(t /
+    t_ref, 1)) with t the images and t_ref where it begins to fall (Karras et al. 2024, arXiv 2312.02696, Eq. 67)."""
     warmup = images_of(config.warmup, duration)
     rise = min(1.0, images / warmup) if warmup else 1.0
-    left = max(0.0, 1 - images / duration)
-    fall = {"constant": 1.0, "linear": left, "cosine": 0.5 - 0.5 * math.cos(math.pi * left)}[config.lr_schedule]
+    left, begun = max(0.0, 1 - images / duration), images_of(config.lr_decay_from, duration)
+    fall = {
+        "constant": 1.0,
+        "linear": left,
+        "cosine": 0.5 - 0.5 * math.cos(math.pi * left),
+        "inverse-sqrt": math.sqrt(min(1.0, max(begun, 1.0) / max(images, 1.0))),
+    }[config.lr_schedule]
     return rise * fall
 
 

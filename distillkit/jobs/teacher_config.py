@@ -16,9 +16,17 @@ from distillkit.files import slug
 from distillkit.jobs.autoencoder import AUTOENCODER_TRAINING, AutoencoderConfig
 from distillkit.jobs.contrastive import CONTRASTIVE_TRAINING
 from distillkit.jobs.part import PartName
-from distillkit.jobs.teacher_recipe import EDM_TRAINING, LATENT_TRAINING, LossConfig, NetworkConfig
+from distillkit.jobs.teacher_recipe import (
+    EDM2_LOSS,
+    EDM2_PIXELS,
+    EDM2_TRAINING,
+    EDM_TRAINING,
+    LATENT_TRAINING,
+    LossConfig,
+    NetworkConfig,
+)
 from distillkit.models.store.resolve import cards, default_teacher, resolve
-from distillkit.registry import registry
+from distillkit.registry import BUILT_IN, registry
 from distillkit.runs.config import EvaluationConfig
 from distillkit.runs.options import option_name
 from distillkit.runs.validation import ConfigFile, merge, validated
@@ -99,8 +107,7 @@ def resolve_teacher(options: Mapping[str, Any], file: ConfigFile | None = None) 
     if not path and (unread := [option_name(("data", each)) for each in options.get("data") or ()]):
         raise UsageError(f"{', '.join(unread)}: for images of your own, and there is no --data")
     if path:
-        training = TRAININGS.get(part) or (LATENT_TRAINING if asked.get("like") else EDM_TRAINING)
-        defaults: dict[str, Any] = {"training": training, "name": slug(Path(path).stem)}
+        defaults: dict[str, Any] = {**_usual(asked, part), "name": slug(Path(path).stem)}
     else:
         own: Mapping[str, Any] = {}
         if card:
@@ -166,6 +173,23 @@ def _parts_of(asked: Mapping[str, Any]) -> list[str]:
     if not card or not card.parts:
         raise UsageError(f"--part all: {name} has no part but its network; leave it out, or name a pipeline by --like")
     return [*card.parts, NETWORK]
+
+
+def _usual(asked: Mapping[str, Any], part: str) -> dict[str, Any]:
+    """The settings of a training with images of one's own: those that published networks of its kind were trained
+    with."""
+    if part in TRAININGS:
+        return {"training": TRAININGS[part]}
+    like = resolve(str(asked["like"])).spec if asked.get("like") else None
+    if like and like.network.get("kind") == f"{BUILT_IN}:EDM2UNet":
+        pixels = like.codec.get("kind") == f"{BUILT_IN}:Pixels"
+        return {"training": EDM2_TRAINING, "loss": EDM2_PIXELS if pixels else EDM2_LOSS}
+    if asked.get("like"):
+        return {"training": LATENT_TRAINING}
+    network = asked.get("network")
+    if isinstance(network, Mapping) and network.get("arch") == "edm2":
+        return {"training": EDM2_TRAINING, "loss": EDM2_PIXELS}
+    return {"training": EDM_TRAINING}
 
 
 def _path(asked: Mapping[str, Any]) -> str:

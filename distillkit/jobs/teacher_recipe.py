@@ -20,6 +20,8 @@ from distillkit.counts import Integers
 from distillkit.diffusion.schedules import EDMSchedule
 from distillkit.errors import UsageError
 from distillkit.models.edm.families import Family, describe_network
+from distillkit.models.edm2.families import WIDTHS
+from distillkit.models.edm2.families import describe_network as describe_edm2
 from distillkit.parts.score_matching import (
     Levels,
     evenly_from,
@@ -40,6 +42,29 @@ EDM_TRAINING: Mapping[str, Any] = {
 """EDM's training of CIFAR-10 (Karras et al. 2022, Table 7 and appendix F.2, without augmentation)."""
 
 
+EDM2_TRAINING: Mapping[str, Any] = {
+    "duration": "2147M",
+    "batch": 2048,
+    "lr": 1e-2,
+    "lr_schedule": "inverse-sqrt",
+    "lr_decay_from": "6.7%",
+    "warmup": "0.5%",
+    "optimizer": "adam",
+    "beta2": 0.99,
+    # The paper's loss is a sum over a sample's numbers and this one a mean, whose gradients are as much smaller.
+    "eps": 1e-12,
+    "weight_decay": 0.0,
+    "ema_halflife": "8%",
+    "ema_rampup": 0.09,
+}
+"""EDM2's training of ImageNet-512, size S (Karras et al. 2024, arXiv 2312.02696, Table 6), with an exponential average
+about as long as its best."""
+EDM2_LOSS: Mapping[str, Any] = {"noise_mean": -0.4, "noise_std": 1.0, "label_dropout": 0.0}
+"""Its noise levels; labels are not dropped, as other networks guide it."""
+EDM2_PIXELS: Mapping[str, Any] = {**EDM2_LOSS, "noise_mean": -0.8, "noise_std": 1.6}
+"""Of ImageNet-64."""
+
+
 LATENT_TRAINING: Mapping[str, Any] = {
     "duration": "400M",
     "batch": 2048,
@@ -56,13 +81,15 @@ class NetworkConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", protected_namespaces=())
 
-    arch: Family = Field("ddpmpp", description="network family: ddpmpp, ncsnpp or adm")
+    arch: Literal[Family, "edm2"] = Field("ddpmpp", description="network family: ddpmpp, ncsnpp, adm or edm2")
     model_channels: int | None = Field(None, ge=4, description="width of the first level, a multiple of four")
     channel_mult: Integers | None = Field(None, description="width of every level, in multiples: 2,2,2")
     channel_mult_emb: int | None = Field(None, ge=1, description="width of the embedding, in multiples")
     num_blocks: int | None = Field(None, ge=1, description="residual blocks of a level")
     attn_resolutions: Integers | None = Field(None, description="resolutions with self-attention: 16,8; none for none")
-    dropout: float = Field(0.1, ge=0, lt=1, description="dropout in the residual blocks, while training")
+    dropout: float | None = Field(
+        None, ge=0, lt=1, description="dropout in the residual blocks, while training; 0.1 if none, and 0 for edm2"
+    )
 
     def describe(self, shape: tuple[int, ...], classes: int) -> dict[str, Any]:
         """The network for samples (C, H, W) of so many classes.
@@ -70,8 +97,12 @@ class NetworkConfig(BaseModel):
         Raises:
             UsageError: when the images are not square or cannot be halved as often as there are levels.
         """
-        arguments: dict[str, Any] = self.model_dump(mode="json", exclude={"arch"}, exclude_none=True)
-        description = describe_network(self.arch, shape[1], shape[0], classes, **arguments)
+        given: dict[str, Any] = self.model_dump(mode="json", exclude={"arch"}, exclude_none=True)
+        if self.arch == "edm2":
+            size = {"model_channels": WIDTHS["s"], "dropout": 0.0}
+            description = describe_edm2(shape[1], shape[0], classes, {**size, **given})
+        else:
+            description = describe_network(self.arch, shape[1], shape[0], classes, **{"dropout": 0.1, **given})
         levels = len(description["arguments"]["network"]["channel_mult"])
         if shape[1] != shape[2] or shape[1] % 2 ** (levels - 1):
             raise UsageError(

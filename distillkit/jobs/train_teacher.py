@@ -35,6 +35,7 @@ from distillkit.jobs.spreading import building, spread, teacher_on
 from distillkit.jobs.teacher_config import TeacherRunConfig
 from distillkit.jobs.teacher_recipe import teacher_recipe
 from distillkit.jobs.training import evaluation_of, measured, train, weights_at
+from distillkit.models.diffusers.folder import COMPONENTS, network_prefix
 from distillkit.models.diffusers.parts import PipelineParts
 from distillkit.models.diffusers.write import network_of, write_pipeline
 from distillkit.models.prompts import Prompts
@@ -214,10 +215,11 @@ class TeacherTraining:
         return with_latents(images, context.source_job(folder), draws)
 
     def _written(self, folder: Path, weights: Mapping[str, Held], spec: TeacherSpec) -> TeacherSpec:
-        """The teacher's folder: a pipeline of diffusers where its latents are those of one, with its prompts."""
+        """The teacher's folder: a pipeline of diffusers where its network is that of one, with its prompts."""
         conditioner = self.teacher.conditioner
         parts = getattr(self.teacher.codec, "parts", None)
-        if not isinstance(parts, PipelineParts):
+        theirs = any(name.startswith(tuple(map(network_prefix, COMPONENTS))) for name in weights)
+        if not isinstance(parts, PipelineParts) or not theirs:
             return write_teacher(folder, weights, spec)
         [found] = write_pipeline(folder, parts.folder, network_of(parts.folder, weights)).values()
         if isinstance(conditioner, Prompts):

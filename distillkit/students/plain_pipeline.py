@@ -67,8 +67,8 @@ def write_plain_pipeline(student: Student, folder: Path, *, self_contained: bool
 
     used = parts_of(student)
     source = used[0]
-    index = read_mapping(source.folder / "model_index.json")
     component, network = network_of(student)
+    index = read_mapping(source.folder / "model_index.json")
     scheduler = scheduler_of(student.generator)
     call = pipeline_call(student, pipeline_class(index, source), scheduler)
     network.save_pretrained(folder / component, max_shard_size=SHARD_BYTES)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 
 from distillkit.contracts.method import Method
 from distillkit.testing.adapters import adapters_can_be_trained
+from distillkit.testing.constraints import constraints_hold_after_updates
 from distillkit.testing.declarations import (
     config_round_trips,
     every_pass_is_counted,
@@ -43,15 +44,15 @@ CHECKS: Mapping[str, Check] = {
         levels_and_conditions_vary, inputs_fit_their_levels, schedules_are_respected, streams_are_separate,
         score_estimators_follow_the_student, steps_are_deterministic, steps_do_not_depend_on_the_split,
         resume_is_exact, adapters_can_be_trained, needs_are_what_is_used, every_pass_is_counted, works_in_bfloat16,
-        runs_end_to_end, networks_may_be_held_in_parts, moves_to_the_teachers_distribution,
+        constraints_hold_after_updates, runs_end_to_end, networks_may_be_held_in_parts,
+        moves_to_the_teachers_distribution,
     )
 }  # fmt: skip
 """All checks by name, the cheap ones first."""
 
 ONCE = (
     "config_round_trips", "presets_are_valid", "settings_change_the_training", "adapters_can_be_trained",
-    "networks_may_be_held_in_parts",
-    "moves_to_the_teachers_distribution",
+    "constraints_hold_after_updates", "networks_may_be_held_in_parts", "moves_to_the_teachers_distribution",
 )  # fmt: skip
 """Checks that look at all examples together or at none of them, and the one whose pace presets set for the defaults."""
 

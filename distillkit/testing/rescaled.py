@@ -75,7 +75,7 @@ class RescaledDenoiser(Denoiser):
     def layers_at(self, depths: Sequence[float]) -> list[str]:
         return self.inner.layers_at(depths)
 
-    def time_layers(self) -> Sequence[nn.Linear]:
+    def time_layers(self) -> Sequence[nn.Module]:
         return self.inner.time_layers()
 
 

@@ -54,6 +54,16 @@ def text_to_latent() -> Teacher:
     return _teacher("text-to-latent", (4, 8, 8), description, SmallPrompts(), SmallLatents())
 
 
+def magnitude_preserving() -> Teacher:
+    """Three classes, 8 x 8 pixels, EDM2's network: attention, and weights that every update must leave normalised."""
+    network = {
+        "img_resolution": 8, "in_channels": 1, "out_channels": 1, "label_dim": 3, "model_channels": 4,
+        "channel_mult": [1, 2], "num_blocks": 1, "attn_resolutions": [4], "channels_per_head": 4,
+    }  # fmt: skip
+    description = {"kind": "distillkit:EDM2UNet", "arguments": {"network": network, "logvar_channels": 4}}
+    return _teacher("magnitude-preserving", (1, 8, 8), description, ClassLabels(classes=3))
+
+
 def flow() -> Teacher:
     """Three classes, 8 x 8 pixels: predicted velocity on a shifted flow."""
     description = _small(1, 2, classes=3, prediction="velocity", schedule={"kind": "flow", "shift": 3.0})
@@ -74,6 +84,7 @@ TEACHERS: Mapping[str, Callable[[], Teacher]] = {
     "class-conditional": conditional,
     "unconditional": unconditional,
     "text-to-latent": text_to_latent,
+    "magnitude-preserving": magnitude_preserving,
     "flow": flow,
     "video": video,
     "points": points,

@@ -68,7 +68,7 @@ FEW = ["--duration", "128", "--batch", "16", "--warmup", "0", "--log-every", "32
        "--checkpoint-every", "32", "--quiet"]  # fmt: skip
 
 
-@pytest.mark.parametrize("arch", ["ddpmpp", "ncsnpp", "adm"])
+@pytest.mark.parametrize("arch", ["ddpmpp", "ncsnpp", "adm", "edm2"])
 def test_a_teacher_is_trained_on_anybodys_images_and_distilled(inside, tmp_path, pictures, arch):
     done = inside("teachers", "train", "mine", "--data", pictures, "--arch", arch, *NETWORK, *FEW, "--output-dir", "t",
                   "--licence", "CC0")  # fmt: skip
@@ -76,9 +76,13 @@ def test_a_teacher_is_trained_on_anybodys_images_and_distilled(inside, tmp_path,
     teacher = load_teacher(str(tmp_path / "t" / "teacher"))
     spec = teacher.spec
     assert (spec.name, spec.shape, teacher.conditioner.count, spec.licence) == ("mine", (3, 8, 8), 2, "CC0")
-    assert "pictures.zip, 40 images" in spec.source and spec.network["arguments"]["network"]["dropout"] == 0.1
-    out = teacher(torch.randn(2, 3, 8, 8), torch.ones(2), Condition(labels=torch.tensor([0, 1])), guidance=2.0)
-    assert out.isfinite().all()
+    dropout = 0.0 if arch == "edm2" else 0.1
+    assert "pictures.zip, 40 images" in spec.source and spec.network["arguments"]["network"]["dropout"] == dropout
+    # EDM2's labels are not dropped, and another network guides it.
+    assert teacher.conditioner.has_null == (arch != "edm2")
+    guidance = 2.0 if teacher.conditioner.has_null else 1.0
+    labels = Condition(labels=torch.tensor([0, 1]))
+    assert teacher(torch.randn(2, 3, 8, 8), torch.ones(2), labels, guidance=guidance).isfinite().all()
     assert (tmp_path / "t" / "samples" / "step-000000008.png").exists()
     run = inside("run", "dmd", "--teacher", "t/teacher", "--distance", "l2", "--duration", "32", "--batch", "8",
                  "--pairs-count", "8", "--pairs-steps", "3", "--output-dir", "r", "--quiet")  # fmt: skip

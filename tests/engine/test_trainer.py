@@ -157,6 +157,12 @@ def test_learning_rate_schedule():
     linear = TrainingConfig(lr_schedule="linear")
     assert learning_rate_factor(linear, 250, 1000) == 0.75
     assert learning_rate_factor(TrainingConfig(), 999, 1000) == 1.0
+    falling = TrainingConfig(warmup=50, lr_schedule="inverse-sqrt", lr_decay_from=200)
+    factors = [learning_rate_factor(falling, images, 1000) for images in (25, 50, 200, 400, 800)]
+    assert factors == pytest.approx([0.5, 1, 1, 0.5**0.5, 0.5])
+    # Of another duration, the share.
+    shared = TrainingConfig(lr_schedule="inverse-sqrt")
+    assert [learning_rate_factor(shared, 400, duration) for duration in (1000, 4000)] == pytest.approx([0.5, 1])
 
 
 def test_moving_average_halves_its_memory_in_one_half_life():

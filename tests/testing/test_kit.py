@@ -147,6 +147,19 @@ class TrainsItsCopy(Endpoint):
         return super().__call__(step) + l2(self.copied(step.pairs.sample, t, step.pairs.condition), 0).mean()
 
 
+class Renamed(Learner):
+    name = "renamed"
+    needs = (Samples,)
+
+    def __init__(self, teacher):
+        super().__init__()
+        self.network = teacher.copy_denoiser()
+
+    def loss(self, step):
+        x = step.samples.detach()
+        return self.network(x, step.student.schedule.at(torch.ones(len(x))), step.condition).square().mean()
+
+
 class Random(Endpoint):
     def __call__(self, step):
         return super().__call__(step) * torch.rand(())
@@ -337,6 +350,11 @@ BROKEN = {
     ),
     "other numbers in parts": ("networks_may_be_held_in_parts", {"objective": Random}, "and not"),
     "writes all weights": ("adapters_can_be_trained", {"objective": WritesAllWeights}, "changed the teacher's"),
+    "network by another name": (
+        "constraints_hold_after_updates",
+        {"learners": lambda self, teacher: [Renamed(teacher)]},
+        "of the renamed's network.model",
+    ),
     "reads more": ("needs_are_what_is_used", {"objective": ReadsMore}, "reads Images"),
     "declares more": ("needs_are_what_is_used", {"objective": DeclaresMore}, "never reads"),
     "hidden network": (
