@@ -54,8 +54,22 @@ PRESETS = (
         settings={"level_std": 1.6, "tangent_warmup": 0.017},
         training={
             "batch": 1024, "lr": 7e-5, "optimizer": "adam", "beta2": 0.99, "eps": 1e-11, "weight_decay": 0.0,
-            "duration": "614.4M", "ema_halflife": "7M", "precision": "bf16", "float32_attention": True,
+            "lr_schedule": "inverse-sqrt", "lr_decay_from": "35.84M", "duration": "614.4M", "ema_halflife": "7M",
+            "precision": "bf16", "float32_attention": True,
         },
-        source=SOURCE.format("scd_in64", ", and its rate constant, where it falls as 1 / sqrt(t) from step 35,000"),
+        source=SOURCE.format("scd_in64", ""),
+    ),
+    Preset(
+        name="edm2-img64",
+        teachers=("edm2-img64-*",),
+        settings={"level_mean": -1.0, "level_std": 1.6, "tangent_warmup": 0.017},
+        training={
+            "batch": 1024, "lr": 7e-5, "optimizer": "adam", "beta2": 0.99, "eps": 1e-11, "weight_decay": 0.0,
+            "lr_schedule": "inverse-sqrt", "lr_decay_from": "35.84M", "duration": "614.4M", "ema_halflife": "7M",
+            "precision": "bf16", "float32_attention": True,
+        },
+        source="FastGen's EDM2/config_scm_xl.py, which warns that the frequencies of EDM2's embedding make trainings "
+        "unstable (the paper trained networks of its own, with TrigFlow's times); batch and length as for ADM, EMA "
+        "untuned, dropout of 0.45 not here",
     ),
 )  # fmt: skip

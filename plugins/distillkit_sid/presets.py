@@ -71,6 +71,17 @@ PRESETS = (
         source=SOURCE.format("afhq64-v2", 0.05, 0.15, ", in fp16"),
     ),
     Preset(
+        name="edm2-img512",
+        teachers=("edm2-img512-*",),
+        settings={"alpha": 1.0},
+        # The code's loss is a sum over the 16384 elements of a sample, times 100, and its eps 1e-6.
+        training=EDM64 | {
+            "beta1": 0.0, "batch": 2048, "lr": 5e-5, "duration": "200M", "ema_halflife": "2M", "eps": 6.1e-13,
+        },
+        source="SiD's branch sida: run_sid_edm2.sh (XXL for half as long) and sida_edm2_train.py, in fp16, there with "
+        "the fake score's loss weighted by its own uncertainty",
+    ),
+    Preset(
         name="sd15",
         teachers=("stable-diffusion-v1-*",),
         settings={

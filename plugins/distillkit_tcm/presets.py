@@ -54,7 +54,22 @@ PRESETS = (
             "duration": "563M", "ema_halflife": "5M", "precision": "bf16", "float32_attention": True,
         },
         source="FastGen's EDM2/config_cm_s.py and config_tcm_s.py (150,000 and 400,000 iterations, the last step 1 - "
-        "0.9961; EDM2's network: rate, EMA and their use for ADM untuned)",
+        "0.9961; EDM2's network, as in edm2-img64: rate, EMA and their use for ADM untuned)",
+    ),
+    Preset(
+        name="edm2-img64",
+        teachers=("edm2-img64-*",),
+        settings={
+            "first_share": 0.27, "stages": 4, "q": 4.0, "level_mean": -0.8, "level_std": 1.6, "weighting": "karras",
+        },
+        training={
+            "batch": 1024, "lr": 5e-4, "lr_schedule": "inverse-sqrt", "lr_decay_from": "8.19M", "optimizer": "adam",
+            "beta2": 0.99, "weight_decay": 0.0, "clip_grad_norm": 1e6, "duration": "563M", "ema_halflife": "5M",
+            "precision": "bf16", "float32_attention": True,
+        },
+        source="TCM's README.md (FID 2.88 with S, 2.20 with XL) and FastGen's EDM2/config_cm_s.py and config_tcm_s.py "
+        "(150,000 and 400,000 iterations, the last step 1 - 0.9961, fp16; the second stage's rate, which the first "
+        "one's comes to after 8,000 iterations; 1e-4 for XL); EMA untuned, dropout of 0.4 and 0.5 not here",
     ),
     Preset(
         name="sd15",

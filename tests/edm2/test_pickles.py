@@ -1,5 +1,7 @@
 """Snapshots of EDM2's training become teachers, and the code that they carry is never executed."""
 
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -10,8 +12,8 @@ from distillkit.models.edm2.catalog import CATALOG
 from distillkit.models.edm2.vae import StabilityVAE
 from distillkit.models.foreign.records import Refused
 from distillkit.models.store.convert import convert
-from distillkit.models.store.folder import teacher_with
 from distillkit.progress import Quiet
+from distillkit.registry import registry
 from tests.edm2.pickled import Encoder, latents, write_snapshot
 from tests.edm2.small import description_of, small
 from tests.edm2.test_goldens import close, inputs
@@ -164,20 +166,21 @@ def test_weights_alone_need_to_be_told_whose_network_they_are_for(reference, sna
         close(load_teacher(str(tmp_path / "out")).denoiser(*inputs(reference)), reference.tensors["denoised"])
 
 
-def test_a_teacher_is_made_of_every_card():
-    """Of all sizes without memory: descriptions that fit each other, and as many weights as the card says."""
-    from distillkit.models.build import built_light
-
-    seen = set()
-    for card in CATALOG.values():
-        key = str(card.spec.network)
-        if key in seen:
-            continue
-        seen.add(key)
-        denoiser = built_light(card.spec.network)
-        assert sum(p.numel() for p in denoiser.parameters()) == card.parameters, card.name
-        teacher = teacher_with(card.spec, denoiser)
-        side = 512 if "512" in card.name else 64
-        assert teacher.codec.decoded_shape(card.spec.shape) == (3, side, side)
-        assert teacher.conditioner.count == (0 if "uncond" in card.name else 1000)
-    assert len(seen) == 13
+def test_every_card_describes_its_samples_and_what_guides_it():
+    assert len(CATALOG) == len({card.url for card in CATALOG.values()}) == 51
+    for name, card in CATALOG.items():
+        codec, conditioner = (
+            registry().build(kind, described)
+            for kind, described in (("codecs", card.spec.codec), ("conditioners", card.spec.conditioner))
+        )
+        side = 512 if "512" in name else 64
+        assert codec.decoded_shape(card.spec.shape) == (3, side, side)
+        assert conditioner.count == (0 if "uncond" in name else 1000)
+        assert card.variant_of == "" or CATALOG[card.variant_of].variant_of == ""
+        if "guided by" in card.published:
+            guide = CATALOG[re.search(r"guided by (\S+) with weight", card.published)[1]]
+            assert guide.spec.shape == card.spec.shape and name in guide.published
+            uncond = "uncond" in guide.name
+            assert guide.spec.network["arguments"]["network"]["label_dim"] == (0 if uncond else 1000)
+    assert CATALOG["edm2-img512-s"].aliases == ("edm2-img512-s-fid", "edm2-img512-s-2147483-0.130")
+    assert CATALOG["edm2-img512-s"].url.endswith("/posthoc-reconstructions/edm2-img512-s-2147483-0.130.pkl")

@@ -70,7 +70,9 @@ class MPConv(nn.Module):
         super().__init__()
         self.in_channels, self.out_channels, self.kernel = in_channels, out_channels, kernel
         self.weight = nn.Parameter(torch.randn(out_channels, in_channels, *kernel))
-        self.constrain()
+        # Where a network is only described there are no numbers, and describing it stays cheap.
+        if not self.weight.is_meta:
+            self.constrain()
 
     @property
     def out_features(self) -> int:
