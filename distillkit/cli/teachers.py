@@ -72,8 +72,8 @@ def teachers(ctx: typer.Context) -> None:
     out.print(table)
     if variants:
         out.print(
-            f"and {variants} other averages of EDM2's trainings, which `distillkit teachers show edm2-img512-s` and the "
-            "like name",
+            f"and {variants} other averages of EDM2's trainings, which `distillkit teachers show edm2-img512-s` and "
+            "the like name",
             highlight=False,
         )
     for (kind, _), reason in registry().refused.items():

@@ -3,8 +3,7 @@
 import pytest
 import torch
 
-from distillkit import Condition, Teacher, TeacherSpec
-from distillkit.diffusion import PredictionDenoiser
+from distillkit import ClassLabels, Condition, Teacher, TeacherSpec
 from distillkit.engine.preparation import checkpoint_gradients
 from distillkit.models.precision import in_dtype
 from distillkit.parts import uncertainty_weighted_error
@@ -77,12 +76,14 @@ def test_loss_gradients_and_forced_normalisation(reference):
 @torch.no_grad()
 def test_sampling(reference):
     spec = TeacherSpec(name="golden", shape=(3, 8, 8))
-    teacher, unconditional = Teacher(small(reference), spec), small(reference, label_dim=0)
+    teacher, unconditional = (
+        Teacher(small(reference, **changes), spec, conditioner)
+        for changes, conditioner in (({}, ClassLabels(classes=5, null_label=False)), ({"label_dim": 0}, None))
+    )
     noise, (_, _, condition) = reference.tensors["noise"], inputs(reference)
     close(teacher.sample(noise, condition, steps=5), reference.tensors["sampled"])
-    guided = PredictionDenoiser(torch.nn.Identity(), teacher.schedule, "sample")
-    guided.forward = lambda x, t, c: torch.lerp(unconditional(x, t, c), teacher(x, t, c), 1.7)
-    close(Teacher(guided, spec).sample(noise, condition, steps=5), reference.tensors["sampled_guided"])
+    guided = teacher.guided_by(unconditional).sample(noise, condition, steps=5, guidance=1.7)
+    close(guided, reference.tensors["sampled_guided"])
 
 
 def test_gradient_checkpointing_changes_nothing(reference):

@@ -17,6 +17,7 @@ from distillkit.registry import registry
 from tests.edm2.pickled import Encoder, latents, write_snapshot
 from tests.edm2.small import description_of, small
 from tests.edm2.test_goldens import close, inputs
+from tests.models import pipelines
 
 
 @pytest.fixture
@@ -87,9 +88,35 @@ def test_latents_are_those_of_the_encoder_in_the_file(reference, tmp_path):
     assert teacher.codec == StabilityVAE() and teacher.codec.decoded_shape(teacher.spec.shape) == (3, 64, 64)
 
 
-def test_a_file_without_an_encoder_says_what_is_assumed(snapshot, tmp_path, caplog):
-    assert convert(snapshot("none"), tmp_path / "out", name="x").codec["kind"] == "distillkit:Pixels"
-    assert "names no encoder of its samples; taken for pixels" in caplog.text
+def test_what_is_assumed_and_where_the_autoencoder_is_are_said(reference, snapshot, tmp_path):
+    said = []
+    spec = convert(snapshot("none"), tmp_path / "out", name="x", say=said.append)
+    assert spec.codec["kind"] == "distillkit:Pixels"
+    assert said == ["no encoder of its samples in the file: taken for pixels"]
+    said.clear()
+    convert(latent_snapshot(reference, tmp_path), tmp_path / "latent", name="x", say=said.append)
+    assert said == ["latents of the autoencoder hf:stabilityai/sd-vae-ft-mse, which is read when it is first needed"]
+
+
+def test_the_autoencoder_may_lie_in_a_folder(reference, snapshot, tmp_path):
+    pipelines.quiet()
+    pipelines.vae().save_pretrained(tmp_path / "vae")
+    path = latent_snapshot(reference, tmp_path, vae_name="/home/me/vae")
+    convert(path, tmp_path / "out", name="x", asked={"vae": str(tmp_path / "vae")})
+    codec = load_teacher(str(tmp_path / "out")).codec
+    assert codec.means == StabilityVAE().means and codec.decode(torch.zeros(1, 4, 8, 8)).shape == (1, 3, 16, 16)
+    assert codec.parts.sha256
+    pipelines.vae(latent_channels=3).save_pretrained(tmp_path / "other")
+    for vae, fragment in (
+        (tmp_path / "other", "3 channels, and the network's samples 4"), ("/nowhere", "no such folder"),
+        ("hf:x", "write it as hf:ORG/REPO"),
+    ):  # fmt: skip
+        with pytest.raises(UsageError, match=fragment):
+            convert(path, tmp_path / "no", name="x", asked={"vae": str(vae)})
+    with pytest.raises(UsageError, match="its samples are pixels"):
+        convert(snapshot(), tmp_path / "no", name="x", asked={"vae": "hf:a/b"})
+    with pytest.raises(UsageError, match="--set widths: nothing can be set"):
+        convert(snapshot(), tmp_path / "no", name="x", asked={"widths": "3"})
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,17 +13,22 @@ from pydantic import ValidationError
 from distillkit.contracts.codec import Codec, Pixels
 from distillkit.contracts.conditioner import ClassLabels, Unconditional
 from distillkit.contracts.teacher import TeacherSpec
+from distillkit.errors import UsageError
 from distillkit.models.build import own_part
+from distillkit.models.diffusers import hub
 from distillkit.models.diffusers.parts import PipelineParts
+from distillkit.models.diffusers.vae import autoencoder_of
 from distillkit.models.edm.pickles import arguments_of
 from distillkit.models.edm2.families import STEPS, describe_network
-from distillkit.models.edm2.vae import WEIGHTS, StabilityVAE
+from distillkit.models.edm2.vae import StabilityVAE
 from distillkit.models.foreign.records import Array, Instance, Refused
 from distillkit.reading import first_problem
 from distillkit.text import short
 
 PRECONDITIONING = "Precond"
 CONSTRUCTOR = ("img_resolution", "img_channels", "label_dim", "use_fp16", "sigma_data", "logvar_channels")
+VAE = "vae"
+"""The one setting that a person may give: where the autoencoder is."""
 PIXELS, LATENTS = "StandardRGBEncoder", "StabilityVAEEncoder"
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
 
@@ -33,11 +39,18 @@ def find_encoder(value: Any) -> Instance | None:
     return encoder if isinstance(encoder, Instance) else None
 
 
-def describe(network: Instance, encoder: Instance | None, name: str) -> tuple[TeacherSpec, tuple[str, ...]]:
+def describe(
+    network: Instance, encoder: Instance | None, name: str, vae: str | None = None
+) -> tuple[TeacherSpec, tuple[str, ...]]:
     """The teacher's facts from the arguments that its constructor was called with, as the file records them, and what
     had to be assumed, for people.
 
+    Args:
+        encoder: of the network's samples, as the file has it.
+        vae: a folder or `hf:ORG/REPO` of the autoencoder in the place of the one that the encoder names.
+
     Raises:
+        UsageError: for an autoencoder that is not there, of other latents, or where samples are pixels.
         Refused: when they are missing, not plain values, or of an encoder that is not known.
     """
     arguments = arguments_of(network, CONSTRUCTOR)
@@ -50,7 +63,7 @@ def describe(network: Instance, encoder: Instance | None, name: str) -> tuple[Te
     sizes = 0 < resolution <= 4096 and 0 < channels <= 64 and 0 <= classes <= 10**6 and 0 < sigma_data < 10**6
     if not sizes or not 0 < logvar <= 65_536:
         raise Refused(f"its network, {channels} x {resolution} x {resolution}, cannot be built")
-    codec, notes = _codec(encoder, channels)
+    codec, notes = _codec(encoder, channels, vae)
     spec = TeacherSpec(
         name=name,
         shape=(channels, resolution, resolution),
@@ -65,33 +78,60 @@ def describe(network: Instance, encoder: Instance | None, name: str) -> tuple[Te
     return spec, notes
 
 
-def _codec(encoder: Instance | None, channels: int) -> tuple[Codec, tuple[str, ...]]:
+def _codec(encoder: Instance | None, channels: int, vae: str | None) -> tuple[Codec, tuple[str, ...]]:
+    kind, notes = PIXELS if encoder is None else encoder.class_name, tuple[str, ...]()
     if encoder is None:
-        latent = channels == StabilityVAE().latent_channels
-        what = f"latents of {WEIGHTS}, as EDM2's are" if latent else "pixels"
-        return StabilityVAE() if latent else Pixels(), (f"no encoder of its samples in the file: taken for {what}",)
-    if encoder.class_name == PIXELS:
-        return Pixels(), ()
-    if encoder.class_name != LATENTS:
-        raise Refused(
-            f"its samples are made by an encoder of class {encoder.class_name[:80]}; known are {PIXELS} and {LATENTS}"
-        )
+        kind = LATENTS if channels == StabilityVAE().latent_channels else PIXELS
+        what = "latents, as EDM2's are" if kind == LATENTS else "pixels"
+        notes = (f"no encoder of its samples in the file: taken for {what}",)
+    if kind == PIXELS:
+        if vae is not None:
+            raise UsageError(f"--set {VAE}={vae}: its samples are pixels, and no autoencoder makes them")
+        return Pixels(), notes
+    if kind != LATENTS:
+        raise Refused(f"its samples are made by an encoder of class {kind[:80]}; known are {PIXELS} and {LATENTS}")
+    codec = StabilityVAE()
+    if encoder is not None:
+        codec = _standardised(_numbers(encoder, "scale", channels), _numbers(encoder, "bias", channels))
+        if vae is None:
+            codec = codec.model_copy(update={"parts": PipelineParts(source=_repository(encoder))})
+    if vae is not None:
+        codec = _of_weights(codec, vae)
+    return codec, (*notes, f"latents of the autoencoder {codec.parts.source}, which is read when it is first needed")
+
+
+def _repository(encoder: Instance) -> str:
     source = encoder.state.get("vae_name")
     if not (isinstance(source, str) and _REPOSITORY.fullmatch(source)) or ".." in source:
         raise Refused(
-            f"its encoder takes the autoencoder {short(source)}, which is no ORG/REPO of the hub; save its weights "
-            "alone, and say by --like whose network they are for"
+            f"its encoder takes the autoencoder {short(source)}, which is no ORG/REPO of the hub: name its folder by "
+            f"--set {VAE}=FOLDER"
         )
-    codec = _stability_vae(source, _numbers(encoder, "scale", channels), _numbers(encoder, "bias", channels))
-    return codec, (f"latents of hf:{source}, which is read when it is first needed",)
+    return f"{hub.PREFIX}{source}"
 
 
-def _stability_vae(source: str, scale: tuple[float, ...], bias: tuple[float, ...]) -> Codec:
+def _of_weights(codec: StabilityVAE, vae: str) -> StabilityVAE:
+    """The same with the autoencoder of a folder or a repository."""
+    if vae.startswith(hub.PREFIX):
+        hub.parts(vae)
+        return codec.model_copy(update={"parts": PipelineParts(source=vae)})
+    path = Path(vae).expanduser()
+    if not path.is_dir():
+        raise UsageError(f"--set {VAE}={vae}: there is no such folder; write hf:ORG/REPO or a folder")
+    found = autoencoder_of(PipelineParts(source=str(path.absolute()))).hashed()
+    if found.latent_channels != codec.latent_channels:
+        raise UsageError(
+            f"--set {VAE}={vae}: its latents have {found.latent_channels} channels, and the network's samples "
+            f"{codec.latent_channels}"
+        )
+    return codec.model_copy(update={"parts": found.parts, "factor": found.factor, "channels": found.channels})
+
+
+def _standardised(scale: tuple[float, ...], bias: tuple[float, ...]) -> StabilityVAE:
     """latents = scale z + bias, in the words of `StabilityVAE`: (z - mean) / std * scaling."""
     scaling = StabilityVAE.model_fields["scaling"].default
     try:
         return StabilityVAE(
-            parts=PipelineParts(source=f"hf:{source}"),
             latent_channels=len(scale),
             # The file's numbers are rounded to float32; the paper's have fewer digits.
             means=tuple(float(f"{-b / a:.6g}") for a, b in zip(scale, bias, strict=True)),

@@ -137,11 +137,12 @@ def _read(
     """
     network = pickles.find_network(foreign.value, (pickles.PRECONDITIONING, edm2.PRECONDITIONING))
     if network is not None:
-        _nothing_asked(path, asked)
+        is_edm2 = network.class_name == edm2.PRECONDITIONING
+        _nothing_asked(path, {key: value for key, value in asked.items() if not (is_edm2 and key == edm2.VAE)})
         state = load_tensors(pickles.weights(network), 2 * foreign.size)
-        if network.class_name != edm2.PRECONDITIONING:
+        if not is_edm2:
             return Read(pickles.describe(network, name), state, ())
-        spec, notes = edm2.describe(network, edm2.find_encoder(foreign.value), name)
+        spec, notes = edm2.describe(network, edm2.find_encoder(foreign.value), name, asked.get(edm2.VAE))
         return Read(spec, state, notes)
     state, notes = _state_dict(foreign)
     for layout in LAYOUTS:
