@@ -61,6 +61,7 @@ if TYPE_CHECKING:
     from distillkit.jobs.api import distil as distil
     from distillkit.jobs.api import evaluate as evaluate
     from distillkit.jobs.api import load_method as load_method
+    from distillkit.jobs.ema import make_average as make_average
     from distillkit.jobs.pair_checks import verify_pairs as verify_pairs
     from distillkit.jobs.pair_sets import list_pairs as list_pairs
     from distillkit.jobs.pairs import make_pairs as make_pairs
@@ -139,6 +140,7 @@ _HOME = {
     "distil": "jobs.api",
     "evaluate": "jobs.api",
     "hookimpl": "contracts.hooks",
+    "make_average": "jobs.ema",
     "make_pairs": "jobs.pairs",
     "offer": "registry",
     "list_pairs": "jobs.pair_sets",

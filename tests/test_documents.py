@@ -42,7 +42,7 @@ HELPS = (
     ("teachers", "train"), ("teachers", "convert"), ("students", "convert"),
     ("evaluate",), ("protocols", "pin"), ("reference", "make"),
     ("reference", "convert"), ("pairs", "make"), ("pairs", "verify"), ("compare",), ("bench",), ("export",), ("check",),
-    ("cache",), ("teachers", "remove"),
+    ("cache",), ("teachers", "remove"), ("ema",),
 )  # fmt: skip
 """Commands whose options the documents name."""
 
@@ -87,7 +87,7 @@ def test_every_option_in_the_documents_exists(inside, monkeypatch):
 
 
 COMMANDS = ("run", "sample", "evaluate", "compare", "bench", "export", "methods", "teachers", "students", "protocols",
-            "check", "new-method", "pairs", "plugins", "reference", "cache")  # fmt: skip
+            "check", "new-method", "pairs", "plugins", "reference", "cache", "ema")  # fmt: skip
 
 
 def test_every_command_in_the_documents_exists():

@@ -20,6 +20,7 @@ from distillkit.cli import (
     cache,
     check,
     compare,
+    ema,
     evaluate,
     export,
     methods,
@@ -77,6 +78,7 @@ app.command("sample")(sample.sample)
 app.command("export")(export.export)
 app.command("evaluate")(evaluate.evaluate)
 app.command("compare")(compare.compare)
+app.command("ema")(ema.ema)
 app.command("bench")(bench.bench)
 app.add_typer(methods.app, name="methods")
 app.command("check")(check.check)

@@ -16,11 +16,16 @@ from typing import Any, Literal
 
 from distillkit.engine.processes import Processes
 from distillkit.engine.saved import Checkpoint, Tensors, held_at, link, on_cpu, sealed, write_parts, write_whole
+from distillkit.engine.snapshots import Snapshot, Snapshots
 from distillkit.errors import DistillkitError, UsageError
 from distillkit.files import WriteError, retried, sync_folder, write_bytes
 from distillkit.pieces import Part
 from distillkit.reading import Unreadable
 from distillkit.students.checkpoints import STATE, file_name, read_state, verify
+from distillkit.students.snapshots import FOLDER
+
+DESCRIBED = ("student", "teacher")
+"""Values of a checkpoint that say what is trained."""
 
 log = logging.getLogger(__name__)
 
@@ -51,11 +56,13 @@ class Checkpoints:
         keep: how many of the newest are kept, beside the best.
 
     Attributes:
+        snapshots: what stays of checkpoints that are dropped, in the folder `snapshots` beside.
         written: what the last took; None before there is one.
     """
 
     def __init__(self, folder: Path, keep: int = 2) -> None:
         self.folder, self.keep, self.processes = folder, keep, Processes()
+        self.snapshots = Snapshots(folder.parent / FOLDER)
         # What threads say to each other is nothing that the training says meanwhile.
         self._writers = Processes()
         self.written: Written | None = None
@@ -116,7 +123,7 @@ class Checkpoints:
 
         retried(keep, final)
 
-    def save(self, step: int, tensors: Tensors, values: dict[str, Any]) -> None:
+    def save(self, step: int, tensors: Tensors, values: dict[str, Any], snapshot: Snapshot | None = None) -> None:
         """Begin a checkpoint: the training may go on when this returns, and `wait` for it. Called by all processes.
 
         It is written aside and flushed to the disk; then the first process adds state.json, with the hashes of all
@@ -124,6 +131,7 @@ class Checkpoints:
 
         Args:
             values: plain, kept in state.json; the first process' count.
+            snapshot: averages in it that stay when it is dropped.
 
         Raises:
             DistillkitError: when the former one could not be written, or what is to be saved not be copied.
@@ -136,7 +144,7 @@ class Checkpoints:
         self._writers.join()
         files, values = self._copied(tensors), copy.deepcopy(values)
         held_up = time.monotonic() - began
-        self._writing = _in_thread(lambda: self._write(step, files, values, held_up))
+        self._writing = _in_thread(lambda: self._write(step, files, values, snapshot, held_up))
 
     def wait(self) -> None:
         """Wait until the checkpoint that was begun is written.
@@ -170,7 +178,10 @@ class Checkpoints:
             for group, inner in tensors.items()
         }
 
-    def _write(self, step: int, files: dict[str, dict[str, Part]], values: dict[str, Any], held_up: float) -> Written:
+    def _write(
+        self, step: int, files: dict[str, dict[str, Part]], values: dict[str, Any], snapshot: Snapshot | None,
+        held_up: float,
+    ) -> Written:  # fmt: skip
         """Write this process' files and hear of the others'; the first completes the checkpoint."""
         began, aside, hashes = time.monotonic(), self._aside(step), {}
         problem: BaseException | None = None
@@ -183,7 +194,7 @@ class Checkpoints:
         said = next((error for _, error in reports if error), None)
         if said is None and self._writers.rank == 0:
             try:
-                self._complete(step, reports, values)
+                self._complete(step, reports, values, snapshot)
             except BaseException as error:
                 problem = error
         said = self._writers.first(said or _spoken(problem))
@@ -194,7 +205,10 @@ class Checkpoints:
         size = sum(path.stat().st_size for path in self.path(step).glob("*.safetensors"))
         return Written(step, size, time.monotonic() - began, held_up)
 
-    def _complete(self, step: int, reports: list[tuple[dict[str, str], WriteError | None]], values: Any) -> None:
+    def _complete(
+        self, step: int, reports: list[tuple[dict[str, str], WriteError | None]], values: dict[str, Any],
+        snapshot: Snapshot | None = None,
+    ) -> None:  # fmt: skip
         """Add state.json to what all have written, and put the checkpoint in its place."""
         final, aside = self.path(step), self._aside(step)
         hashes: dict[str, str] = {}
@@ -216,7 +230,21 @@ class Checkpoints:
             sync_folder(self.folder)
 
         retried(complete, final)
+        if snapshot is not None:
+            self.keep_snapshot(step, snapshot, values)
         self.settle(step)
+
+    def keep_snapshot(self, step: int, snapshot: Snapshot, values: Mapping[str, Any]) -> None:
+        """Keep averages of the checkpoint of a step, which is whole.
+
+        Args:
+            values: of the checkpoint.
+
+        Raises:
+            DistillkitError: when the disk refuses it for good.
+        """
+        described = {name: values[name] for name in DESCRIBED if values.get(name) is not None}
+        self.snapshots.keep(self.path(step), snapshot, described)
 
     def settle(self, step: int) -> None:
         """Name the checkpoint of this step as the newest, and drop the oldest: the end of `save`, which a kill may have

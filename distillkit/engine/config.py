@@ -6,14 +6,15 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field
 
 from distillkit.contracts.learner import OptimizerConfig
-from distillkit.counts import Count, CountOrShare, images_of
+from distillkit.counts import Count, CountOrShare, Numbers, images_of
+from distillkit.power_ema import gamma_of
 
-Interval = Literal["log", "checkpoint", "sample", "evaluate"]
+Interval = Literal["log", "checkpoint", "sample", "evaluate", "snapshot"]
 
-INTERVALS: Mapping[Interval, int] = {"log": 50, "checkpoint": 16, "sample": 8, "evaluate": 8}
+INTERVALS: Mapping[Interval, int] = {"log": 50, "checkpoint": 16, "sample": 8, "evaluate": 8, "snapshot": 32}
 """How often each happens in a training where its interval is not given."""
 
 
@@ -23,6 +24,14 @@ FEWEST_STEPS = 20
 
 _SWITCH = BeforeValidator(lambda value: {True: "on", False: "off"}[value] if isinstance(value, bool) else value)
 """YAML reads on and off as truth values."""
+
+
+def _widths(sigmas: tuple[float, ...]) -> tuple[float, ...]:
+    for sigma in sigmas:
+        gamma_of(sigma)
+    if len(set(sigmas)) != len(sigmas):
+        raise ValueError("each width is kept once; name different ones, such as 0.05,0.10")
+    return sigmas
 
 
 class TrainingConfig(OptimizerConfig):
@@ -50,6 +59,12 @@ class TrainingConfig(OptimizerConfig):
     )
     ema_rampup: float = Field(
         0.05, gt=0, le=1, description="the half-life is at most this share of the images seen so far"
+    )
+    ema_sigmas: Annotated[Numbers, AfterValidator(_widths)] = Field(
+        (),
+        max_length=8,
+        description="relative widths (sigma_rel) of power-function averages that are kept beside the moving average, "
+        "so that `distillkit ema` makes one of any width after the training: 0.05,0.10; none for none",
     )
     precision: Literal["fp32", "bf16", "fp16"] = Field("fp32", description="precision of the network passes")
     gradient_checkpointing: bool = Field(False, description="recompute activations to save memory")
@@ -86,6 +101,15 @@ class TrainingConfig(OptimizerConfig):
     evaluate_every: Count | None = Field(
         None, ge=1, description="images between evaluations of the student; an 8th of the duration if none"
     )
+
+    snapshot_every: Count | None = Field(
+        None, ge=1, description="images between snapshots of these averages; a 32nd of the duration if none"
+    )
+
+    @property
+    def snapshots(self) -> int:
+        """Snapshots of power-function averages that the whole training keeps."""
+        return len(self.ema_sigmas) * -(-self.steps // self.interval("snapshot"))
 
     @property
     def steps(self) -> int:

@@ -18,6 +18,7 @@ from distillkit.engine.networks import Held
 from distillkit.engine.optimization import MovingAverage, Updater, learning_rate_factor
 from distillkit.engine.passes import learner_pass
 from distillkit.engine.preparation import checkpoint_gradients, lay_out
+from distillkit.errors import UsageError
 
 
 class LearnerTrainer(Loop):
@@ -32,7 +33,7 @@ class LearnerTrainer(Loop):
         say: hears what was chosen for the user.
 
     Raises:
-        UsageError: when the batch cannot be shared evenly by the processes.
+        UsageError: when the batch cannot be shared evenly by the processes, or snapshots of averages are asked for.
     """
 
     def __init__(
@@ -45,6 +46,10 @@ class LearnerTrainer(Loop):
         sources: Mapping[type, Batches[Any]],
         say: Callable[[str], None] = lambda text: None,
     ) -> None:
+        if config.ema_sigmas:
+            raise UsageError(
+                f"--ema-sigmas keeps averages of networks that denoise, and {learner.name} is none: leave it out"
+            )
         super().__init__(config, accelerator=accelerator, seed=seed, say=say)
         self.learner, self.sources = learner.to(accelerator.device).train(), sources
         # What is evaluated and written has no dropout.

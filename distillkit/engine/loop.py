@@ -15,7 +15,8 @@ from torch import nn
 from distillkit.contracts.denoiser import Denoiser
 from distillkit.contracts.health import Diagnostic
 from distillkit.contracts.random import SampleRNG
-from distillkit.engine.config import INTERVALS, TrainingConfig
+from distillkit.engine.checkpoint import Checkpoints
+from distillkit.engine.config import INTERVALS, Interval, TrainingConfig
 from distillkit.engine.cost import CostMeter
 from distillkit.engine.interrupt import Agreement
 from distillkit.engine.metrics import Means
@@ -25,6 +26,7 @@ from distillkit.engine.optimizers import require_optimizer
 from distillkit.engine.outputs import Outputs, Selection
 from distillkit.engine.passes import Part
 from distillkit.engine.saved import Checkpoint
+from distillkit.engine.snapshots import Snapshot
 from distillkit.engine.state import (
     collect,
     generators,
@@ -37,6 +39,7 @@ from distillkit.engine.state import (
 from distillkit.errors import UsageError
 from distillkit.parallel.replicate import Replicate
 from distillkit.parallel.strategy import Strategy
+from distillkit.students.checkpoints import STATE, read_state
 
 NOTICEABLE = 2.0
 """Seconds of writing a checkpoint, from which on it is said what one takes."""
@@ -122,6 +125,10 @@ class Loop(ABC):
         """What checkpoints say of what is trained, beside its state."""
         return {}
 
+    def _snapshot(self) -> Snapshot | None:
+        """The averages that stay when the checkpoint of this step is dropped; None where there are none."""
+        return None
+
     @property
     def seconds(self) -> float:
         """Since the trainer was made, and of the trainings that were saved and resumed before."""
@@ -149,7 +156,6 @@ class Loop(ABC):
 
     def _run(self, outputs: Outputs, should_stop: Callable[[], bool]) -> None:
         config, total = self.config, self.config.steps
-        every = {kind: config.interval(kind) for kind in INTERVALS}
         last: dict[str, float] = {}
         self.prepare()
         agreed = Agreement(self.accelerator)
@@ -170,11 +176,11 @@ class Loop(ABC):
                 task.advance(config.batch)
                 # Nor does it go on when a checkpoint could not be written, which the next one says.
                 step, stop = self.step, agreed(lambda: outputs.checkpoints.failed or should_stop())
-                due = {kind: step == total or step % interval == 0 for kind, interval in every.items()}
+                due = {kind: self._due(kind) for kind in INTERVALS}
                 # The checkpoint is there before the evaluation, which a signal may end.
                 self._to_evaluate, self._to_preview = due["evaluate"], due["sample"]
                 closing = due["log"] or due["checkpoint"] or due["evaluate"]
-                saving = stop or due["checkpoint"] or due["evaluate"]
+                saving = stop or due["checkpoint"] or due["evaluate"] or due["snapshot"]
                 # Not because of a signal: a run that was stopped logs what one that was not stopped logs.
                 if closing:
                     speed = (step - logged_step) * config.batch / max(time.monotonic() - logged_at, 1e-9)
@@ -191,6 +197,12 @@ class Loop(ABC):
                 if closing:
                     task.note(outputs.remark(step, last))
                     logged_at, logged_step = time.monotonic(), step
+
+    def _due(self, kind: Interval) -> bool:
+        """Whether it is to be done at the present step."""
+        if kind == "snapshot" and not self.config.ema_sigmas:
+            return False
+        return self.step == self.config.steps or self.step % self.config.interval(kind) == 0
 
     def _parts(self) -> Iterator[Part]:
         """This process' part of the total batch in passes of at most `batch_per_device`."""
@@ -246,7 +258,7 @@ class Loop(ABC):
             values |= {"to_evaluate": self._to_evaluate, "to_preview": self._to_preview}
             values["health"] = {name: str(state) for name, state in outputs.health.items()}
             values |= described
-        checkpoints.save(self.step, tensors, values)
+        checkpoints.save(self.step, tensors, values, self._snapshot() if self._due("snapshot") else None)
 
     def _say_what_it_takes(self, outputs: Outputs) -> None:
         """One line on the first checkpoint that took noticeable time."""
@@ -258,6 +270,14 @@ class Loop(ABC):
             f"checkpoints: {written.size / 1e6:,.0f} MB each, written in {written.seconds:.1f} s beside the training, "
             f"which waits {written.held_up:.1f} s"
         )
+
+    def _settle_snapshots(self, checkpoints: Checkpoints) -> None:
+        """Drop those of steps that are taken again, and keep that of the present one, which a kill may have
+        prevented."""
+        checkpoints.snapshots.cut_back(self.step)
+        due = self.step and self._due("snapshot") and not checkpoints.snapshots.path(self.step).exists()
+        if due and (snapshot := self._snapshot()) is not None:
+            checkpoints.keep_snapshot(self.step, snapshot, read_state(checkpoints.path(self.step) / STATE).values)
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Take up training where the checkpoint left it.
@@ -297,6 +317,7 @@ class Loop(ABC):
         if outputs.main:
             if steps:
                 checkpoints.settle(self.step)
+            self._settle_snapshots(checkpoints)
             # A run that begins again draws its first preview again.
             previewed = self.step > 0 and not self._to_preview
             outputs.metrics.cut_back(self.step, evaluated=not self._to_evaluate, previewed=previewed)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 from torch import nn
 
@@ -78,16 +78,25 @@ def own_bytes(module: nn.Module) -> int:
     return sum(p.numel() * p.element_size() for p in own_parameters(module))
 
 
+def power_name(sigma_rel: float) -> str:
+    """Of a power-function average in checkpoints: "average-0.05"."""
+    return f"average-{sigma_rel:g}"
+
+
 class Networks(Held):
-    """Student, moving average, learners, and what objectives own; the teacher beside them.
+    """Student, moving averages, learners, and what objectives own; the teacher beside them.
 
     Args:
         ema: the student with the moving average of its weights.
+        powers: the student with power-function averages of its weights, by their relative widths.
     """
 
     @classmethod
-    def spread(cls, recipe: Recipe, teacher: Teacher, strategy: Strategy, *, offload_teacher: bool = False) -> Networks:
-        """All networks where a strategy has them, one after the other, and the average of the student's.
+    def spread(
+        cls, recipe: Recipe, teacher: Teacher, strategy: Strategy, *, offload_teacher: bool = False,
+        ema_sigmas: Sequence[float] = (),
+    ) -> Networks:  # fmt: skip
+        """All networks where a strategy has them, one after the other, and the averages of the student's.
 
         Learners are evaluated in steps alone. What is evaluated elsewhere too, or by a method in full precision (a
         student whose tangent is taken), keeps its own.
@@ -99,7 +108,7 @@ class Networks(Held):
             raise UsageError(f"--parallel {strategy.name}: {asks.whole_networks}; use --parallel replicate")
         recipe.student.eval()
         with strategy.building():
-            networks = cls(recipe, teacher, copy.deepcopy(recipe.student))
+            networks = cls.averaging(recipe, teacher, ema_sigmas)
         learners = {id(learner) for learner in recipe.learners}
         strategy.settle(networks.all)
         for module in networks.all:
@@ -107,8 +116,17 @@ class Networks(Held):
             strategy.spread(module.eval(), in_steps=id(module) in learners, offload=offload)
         return networks
 
-    def __init__(self, recipe: Recipe, teacher: Teacher, ema: StudentGenerator) -> None:
-        self.recipe, self.teacher, self.ema = recipe, teacher, ema
+    @classmethod
+    def averaging(cls, recipe: Recipe, teacher: Teacher, ema_sigmas: Sequence[float] = ()) -> Networks:
+        """With averages that are copies of the student."""
+        ema, *powers = (copy.deepcopy(recipe.student) for _ in range(1 + len(ema_sigmas)))
+        return cls(recipe, teacher, ema, dict(zip(ema_sigmas, powers, strict=True)))
+
+    def __init__(
+        self, recipe: Recipe, teacher: Teacher, ema: StudentGenerator,
+        powers: Mapping[float, StudentGenerator] | None = None,
+    ) -> None:  # fmt: skip
+        self.recipe, self.teacher, self.ema, self.powers = recipe, teacher, ema, dict(powers or {})
 
     @property
     def owned(self) -> dict[str, nn.Module]:
@@ -118,7 +136,8 @@ class Networks(Held):
     @property
     def changed(self) -> dict[str, nn.Module]:
         learners = {learner.name: learner for learner in self.recipe.learners}
-        return {"student": self.recipe.student, "average": self.ema, **learners, **self.owned}
+        powers = {power_name(sigma): module for sigma, module in self.powers.items()}
+        return {"student": self.recipe.student, "average": self.ema, **powers, **learners, **self.owned}
 
     @property
     def all(self) -> list[nn.Module]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -24,6 +25,7 @@ from distillkit.engine.optimizers import (
 from distillkit.errors import DistillkitError
 from distillkit.parallel.replicate import Replicated
 from distillkit.parallel.strategy import Gradients, local_of
+from distillkit.power_ema import power_decay
 
 SMALLEST_SCALE = 2.0**-10
 """Of an fp16 loss. Gradients that overflow even so do not overflow: they are not finite."""
@@ -167,16 +169,21 @@ class Updater:
         self._skipped = values.get("skipped", 0)
 
 
-class MovingAverage:
-    """Exponential moving average of a module's parameters, by half-life in images (Karras et al. 2022).
+class Average(ABC):
+    """A moving average of a module's parameters.
 
-    While fewer than `halflife / rampup` images have been seen, the half-life is `rampup` times that number.
+    Args:
+        source: the module in training.
+        target: a copy of it, which holds the average.
     """
 
-    def __init__(self, source: nn.Module, target: nn.Module, *, halflife: float, rampup: float) -> None:
+    def __init__(self, source: nn.Module, target: nn.Module) -> None:
         self.source, self.target = source, target.requires_grad_(False)
-        self.halflife, self.rampup = halflife, rampup
         self.look_anew()
+
+    @abstractmethod
+    def decay(self, images: float, seen: float) -> float:
+        """The share that the average keeps of itself in a step of `images` images, `seen` in all."""
 
     def look_anew(self) -> None:
         """Find the weights again after they were put into another memory layout; those that both have in common are
@@ -187,11 +194,6 @@ class MovingAverage:
         self._from = [local_of(source).detach() for source, _ in apart]
         self._to = [local_of(target).detach() for _, target in apart]
 
-    @classmethod
-    def configured(cls, source: nn.Module, target: nn.Module, config: TrainingConfig) -> MovingAverage:
-        """With the half-life that a training asks for."""
-        return cls(source, target, halflife=images_of(config.ema_halflife, config.duration), rampup=config.ema_rampup)
-
     @torch.no_grad()
     def restart(self) -> None:
         """Make the average equal to the present weights."""
@@ -199,7 +201,37 @@ class MovingAverage:
 
     @torch.no_grad()
     def update(self, images: float, seen: float) -> None:
-        """Take in the weights after a step of `images` images, `seen` in all."""
+        """Take in the weights after a step of `images` images, `seen` in all, these among them."""
+        torch._foreach_lerp_(self._to, self._from, 1 - self.decay(images, seen))
+
+
+class MovingAverage(Average):
+    """Exponential moving average, by half-life in images (Karras et al. 2022).
+
+    While fewer than `halflife / rampup` images have been seen, the half-life is `rampup` times that number.
+    """
+
+    def __init__(self, source: nn.Module, target: nn.Module, *, halflife: float, rampup: float) -> None:
+        super().__init__(source, target)
+        self.halflife, self.rampup = halflife, rampup
+
+    @classmethod
+    def configured(cls, source: nn.Module, target: nn.Module, config: TrainingConfig) -> MovingAverage:
+        """With the half-life that a training asks for."""
+        return cls(source, target, halflife=images_of(config.ema_halflife, config.duration), rampup=config.ema_rampup)
+
+    def decay(self, images: float, seen: float) -> float:
         halflife = min(self.halflife, seen * self.rampup)
-        decay = 0.5 ** (images / halflife) if halflife > 0 else 0.0
-        torch._foreach_lerp_(self._to, self._from, 1 - decay)
+        return 0.5 ** (images / halflife) if halflife > 0 else 0.0
+
+
+class PowerAverage(Average):
+    """Average over a power function of time, by its relative width (Karras et al. 2024, arXiv 2312.02696, section 3.1):
+    what it holds after the first step are the weights then, whatever it began with."""
+
+    def __init__(self, source: nn.Module, target: nn.Module, *, sigma_rel: float) -> None:
+        super().__init__(source, target)
+        self.sigma_rel = sigma_rel
+
+    def decay(self, images: float, seen: float) -> float:
+        return power_decay(self.sigma_rel, images, seen)

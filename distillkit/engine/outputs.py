@@ -80,6 +80,7 @@ class Outputs:
         preview: (the average, step) -> what it drew, where it drew something.
         preview_diagnostics: of what is seen in previews; judged when one is drawn.
         evaluate: the average -> its figure, the same on all processes; None where nothing is measured.
+        described: what is trained, as plain data that every checkpoint holds.
         describe_student: (sampler, images seen) -> the student's description, kept in every checkpoint, so that its
             moving average alone can be loaded as a student.
     """
@@ -92,6 +93,7 @@ class Outputs:
     preview: Callable[[Any, int], Preview | None] = lambda average, step: None
     preview_diagnostics: Sequence[Diagnostic] = ()
     evaluate: Callable[[Any], Evaluation | None] = lambda average: None
+    described: Mapping[str, Any] = field(default_factory=dict)
     describe_student: Callable[[Sampler, int], Mapping[str, Any]] | None = None
     health: dict[str, Health] = field(default_factory=dict)
     figure: Evaluation | None = None

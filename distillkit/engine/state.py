@@ -52,6 +52,7 @@ class Progress(_Strict):
     updaters: dict[str, _Updater]
     health: dict[str, Annotated[Health, Field(strict=False)]] = Field(default_factory=dict)
     student: Any = None
+    teacher: Any = None
 
 
 def progress(checkpoint: Checkpoint) -> Progress:

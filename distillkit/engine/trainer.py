@@ -19,11 +19,19 @@ from distillkit.contracts.teacher import Teacher
 from distillkit.engine.config import TrainingConfig
 from distillkit.engine.cost import CostMeter
 from distillkit.engine.loop import Loop
-from distillkit.engine.networks import Networks
-from distillkit.engine.optimization import MovingAverage, Updater, learning_rate_factor, merged
+from distillkit.engine.networks import Networks, power_name
+from distillkit.engine.optimization import (
+    Average,
+    MovingAverage,
+    PowerAverage,
+    Updater,
+    learning_rate_factor,
+    merged,
+)
 from distillkit.engine.outputs import Outputs, Selection
 from distillkit.engine.passes import Part, Passes
 from distillkit.engine.preparation import choose_channels_last, lay_out, prepare_networks
+from distillkit.engine.snapshots import Snapshot
 from distillkit.models.guide_cost import guide_cost
 from distillkit.parallel.strategy import Strategy
 
@@ -65,13 +73,17 @@ class Trainer(Loop):
         self.recipe, self.teacher, device = recipe, teacher, accelerator.device
         if teacher.guide:
             self.cost.costs["guide"] = guide_cost(teacher)
-        self.networks: Networks = networks or Networks.spread(recipe, teacher, self.strategy)
+        self.networks: Networks = networks or Networks.spread(
+            recipe, teacher, self.strategy, ema_sigmas=config.ema_sigmas
+        )
         self.student = recipe.student
         self.ema: StudentGenerator = self.networks.ema
         prepare_networks(
             config, (self.student, *recipe.learners), (self.ema, *teacher.denoisers), self.roles().values(), say
         )
-        self.average = MovingAverage.configured(self.student, self.ema, config)
+        self.averages: list[Average] = [MovingAverage.configured(self.student, self.ema, config)]
+        for sigma, target in self.networks.powers.items():
+            self.averages.append(PowerAverage(self.student, target, sigma_rel=sigma))
         self.diagnostics = [d for part in recipe.parts for d in part.diagnostics]
         self._step = partial(
             Step, student=self.student, conditioner=teacher.conditioner, rng=self.rng, device=device,
@@ -107,7 +119,8 @@ class Trainer(Loop):
         if due:
             self._update("student", factor)
             batch = self.config.batch * recipe.student_every
-            self.average.update(batch, images - start * self.config.batch)
+            for average in self.averages:
+                average.update(batch, images - start * self.config.batch)
         for learner in learners:
             self._update(learner.name, factor)
         if due and step is not None:
@@ -161,7 +174,8 @@ class Trainer(Loop):
                 self._selection = Selection()
             for objective in self.recipe.objectives:
                 objective.begin_stage(self.recipe.stages[stage], self.student)
-            self.average.restart()
+            for average in self.averages:
+                average.restart()
 
     def prepare(self, channels_last: bool | None = None) -> None:
         if self.channels_last is not None:
@@ -173,12 +187,25 @@ class Trainer(Loop):
         self.channels_last = channels_last
         if not self.strategy.spreads:
             lay_out(self.networks.all, channels_last=channels_last)
-        self.average.look_anew()
+        for average in self.averages:
+            average.look_anew()
 
     def roles(self) -> dict[str, Denoiser]:
         return self.networks.counted
 
     def _described(self, outputs: Outputs) -> dict[str, Any]:
         if outputs.describe_student is None:
-            return {}
-        return {"student": outputs.describe_student(self.ema.sampler, self.step * self.config.batch)}
+            return dict(outputs.described)
+        student = outputs.describe_student(self.ema.sampler, self.step * self.config.batch)
+        return {**outputs.described, "student": student}
+
+    def _snapshot(self) -> Snapshot | None:
+        start = self._bounds[self._stage][0]
+        # The averages are of the student's last update, and begin anew with every stage.
+        seen = self.step // self.recipe.student_every * self.recipe.student_every - start
+        if not self.networks.powers or seen <= 0:
+            return None
+        batch = self.config.batch
+        return Snapshot(
+            {power_name(sigma): sigma for sigma in self.networks.powers}, self.step * batch, seen * batch, start * batch
+        )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import replace
@@ -94,8 +93,10 @@ def _described(plan: Plan) -> tuple[Teacher, Recipe, Networks, str]:
         # Adapters are of certain weights, which are known by their hash.
         teacher.spec = teacher.spec.model_copy(update={"weights_sha256": "0" * 64})
     recipe = recipe_of(plan.config, plan.method, teacher)
-    average = copy.deepcopy(recipe.student).requires_grad_(False)
-    return teacher, recipe, Networks(recipe, teacher, average), where
+    networks = Networks.averaging(recipe, teacher, plan.config.training.ema_sigmas)
+    for average in (networks.ema, *networks.powers.values()):
+        average.requires_grad_(False)
+    return teacher, recipe, networks, where
 
 
 def _passes(plan: Plan, teacher: Teacher) -> tuple[dict[str, Passes], str]:

@@ -234,11 +234,11 @@ def _costs(
     """Memory, operations, disk and time by the trial, or why there was none."""
     if trial is None:
         return [("memory, time", f"not estimated: {reason}"), _folder_row(folder)]
-    require_checkpoint_space(folder, training, trial.checkpoint_bytes)
+    require_checkpoint_space(folder, training, trial.checkpoint_bytes, trial.snapshot_bytes)
     local = training.batch // accelerator.num_processes
     in_pass = min(training.batch_per_device or local, local)
     memory = trial.memory(in_pass) + data_memory
-    disk += training.checkpoint_copies * trial.checkpoint_bytes + trial.weight_bytes
+    disk += training.checkpoint_copies * trial.checkpoint_bytes + trial.snapshot_bytes + trial.weight_bytes
     free = shutil.disk_usage(existing_parent(folder.path.resolve())).free
     speed = _processes(accelerator) / trial.seconds_per_image
     passes = -(-local // in_pass)

@@ -109,7 +109,8 @@ def spread(
 
     def held_bytes() -> int:
         trained = [(recipe.student, training), *((part, merged(training, part.optimizer)) for part in recipe.learners)]
-        weights = sum(map(weight_bytes, teacher.denoisers)) + own_bytes(recipe.student)  # the moving average
+        averages = (1 + len(training.ema_sigmas)) * own_bytes(recipe.student)
+        weights = sum(map(weight_bytes, teacher.denoisers)) + averages
         owned = [module for objective in recipe.objectives for module in objective.modules().values()]
         moments = sum(moment_bytes(p, c.optimizer) for m, c in trained for p in m.parameters() if p.requires_grad)
         return weights + sum(map(own_bytes, owned)) + sum(2 * own_bytes(module) for module, _ in trained) + moments
@@ -121,7 +122,10 @@ def spread(
         )
     if training.shard_size and strategy.name != "hybrid":
         raise UsageError("--shard-size says how many processes share a network under --parallel hybrid, and no other")
-    return strategy, Networks.spread(recipe, teacher, strategy, offload_teacher=training.offload_teacher)
+    networks = Networks.spread(
+        recipe, teacher, strategy, offload_teacher=training.offload_teacher, ema_sigmas=training.ema_sigmas
+    )
+    return strategy, networks
 
 
 def require_whole(training: TrainingConfig, what: str) -> None:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
+from distillkit.contracts.codec import Codec
 from distillkit.contracts.conditioner import ClassLabels, Conditioner, Unconditional
 from distillkit.contracts.source import Batches, Images, SourceJob
 from distillkit.contracts.student import StudentGenerator
@@ -46,6 +48,7 @@ from distillkit.models.store.resolve import resolve
 from distillkit.pieces import Held
 from distillkit.registry import registry
 from distillkit.runs.folder import RunFolder
+from distillkit.tensors import Stored
 
 
 def new_teacher(
@@ -138,6 +141,22 @@ def _conditioner(files: ImageFiles, config: TeacherRunConfig) -> Conditioner:
 TEACHER = "teacher"
 
 
+def write_trained(
+    folder: Path, weights: Mapping[str, Tensor | Stored], spec: TeacherSpec, codec: Codec,
+    prompts: Sequence[str] | None,
+) -> TeacherSpec:  # fmt: skip
+    """The folder of a teacher that was trained: a pipeline of diffusers where its network is that of one, with its
+    prompts; returns the spec with the weights' hash."""
+    parts = getattr(codec, "parts", None)
+    theirs = any(name.startswith(tuple(map(network_prefix, COMPONENTS))) for name in weights)
+    if not isinstance(parts, PipelineParts) or not theirs:
+        return write_teacher(folder, weights, spec)
+    [found] = write_pipeline(folder, parts.folder, network_of(parts.folder, weights)).values()
+    if prompts is not None:
+        write_prompts(folder, prompts)
+    return spec.model_copy(update={"weights_sha256": found})
+
+
 @dataclass(frozen=True)
 class TrainedTeacher:
     """Where the weights are, how good the teacher's own sampler is with them, and whether it takes prompts and has none
@@ -215,16 +234,9 @@ class TeacherTraining:
         return with_latents(images, context.source_job(folder), draws)
 
     def _written(self, folder: Path, weights: Mapping[str, Held], spec: TeacherSpec) -> TeacherSpec:
-        """The teacher's folder: a pipeline of diffusers where its network is that of one, with its prompts."""
         conditioner = self.teacher.conditioner
-        parts = getattr(self.teacher.codec, "parts", None)
-        theirs = any(name.startswith(tuple(map(network_prefix, COMPONENTS))) for name in weights)
-        if not isinstance(parts, PipelineParts) or not theirs:
-            return write_teacher(folder, weights, spec)
-        [found] = write_pipeline(folder, parts.folder, network_of(parts.folder, weights)).values()
-        if isinstance(conditioner, Prompts):
-            write_prompts(folder, conditioner.texts)
-        return spec.model_copy(update={"weights_sha256": found})
+        texts = conditioner.texts if isinstance(conditioner, Prompts) else None
+        return write_trained(folder, weights, spec, self.teacher.codec, texts)
 
     def _of(self, student: StudentGenerator) -> Teacher:
         """A teacher with the student's denoiser."""
@@ -256,4 +268,5 @@ class TeacherTraining:
             MetricsFile(folder / "metrics.jsonl"),
             context.trackers(folder, config.model_dump(mode="json"), resumed=resumed),
             context.reporter, main=context.main, preview=preview, evaluate=evaluate,
+            described={"teacher": self.teacher.spec.model_dump(mode="json")},
         )  # fmt: skip

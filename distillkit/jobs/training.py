@@ -8,6 +8,7 @@ from distillkit.data.decoding import Damaged, Unfit
 from distillkit.engine.checkpoint import Checkpoints
 from distillkit.engine.config import TrainingConfig
 from distillkit.engine.loop import Loop, Stopped
+from distillkit.engine.networks import own_bytes
 from distillkit.engine.outputs import Evaluation, Outputs
 from distillkit.errors import DistillkitError, UsageError, is_out_of_memory
 from distillkit.evaluation.generator import Generator
@@ -36,7 +37,8 @@ def train(trainer: Loop, outputs: Outputs, folder: RunFolder, context: Context, 
 
     try:
         if context.main:
-            require_checkpoint_space(folder, trainer.config, trainer.networks.checkpoint_bytes(trainer.config))
+            one = trainer.networks.checkpoint_bytes(trainer.config)
+            require_checkpoint_space(folder, trainer.config, one, snapshot_bytes(trainer))
         if resume:
             trainer.resume(outputs)
         trainer.run(outputs, should_stop=asked)
@@ -76,14 +78,23 @@ def weights_at(checkpoints: Checkpoints, step: int) -> dict[str, Held]:
     return held_weights(folder, "average", read_state(folder / STATE))[0]
 
 
-def require_checkpoint_space(folder: RunFolder, training: TrainingConfig, one: int) -> None:
-    """Refuse a training whose checkpoints, of `one` size in bytes, the disk cannot hold.
+def snapshot_bytes(trainer: Loop) -> int:
+    """Of all snapshots of averages that a training keeps."""
+    return trainer.config.snapshots * own_bytes(trainer.ema)
+
+
+def require_checkpoint_space(folder: RunFolder, training: TrainingConfig, one: int, snapshots: int) -> None:
+    """Refuse a training whose checkpoints and snapshots the disk cannot hold.
+
+    Args:
+        one: bytes of a checkpoint. snapshots: bytes of all snapshots of averages.
 
     Raises:
         DistillkitError: naming the needed and the free space.
     """
     copies = training.checkpoint_copies
-    require_space(folder.path, copies * one, f"{copies} checkpoints")
+    what = f"{copies} checkpoints" + (f" and {training.snapshots:,} snapshots of averages" if snapshots else "")
+    require_space(folder.path, copies * one + snapshots, what)
 
 
 def measured(

@@ -22,7 +22,7 @@ from distillkit.engine.config import TrainingConfig
 from distillkit.engine.cost import CostMeter
 from distillkit.engine.learning import LearnerTrainer
 from distillkit.engine.loop import Loop
-from distillkit.engine.networks import Networks
+from distillkit.engine.networks import Networks, own_bytes
 from distillkit.engine.optimizers import require_optimizer
 from distillkit.engine.spreading import PassMeter
 from distillkit.engine.trainer import Trainer
@@ -56,7 +56,7 @@ class Trial:
         activation_bytes_per_image: what is kept for the backward pass.
         working_bytes: what a pass of one sample takes beside: activations that are computed anew on the way back, which
             are those of a few samples in a larger pass too.
-        checkpoint_bytes: of one checkpoint.
+        checkpoint_bytes: of one checkpoint. snapshot_bytes: of all snapshots of averages.
         seconds: that the trial took.
     """
 
@@ -70,6 +70,7 @@ class Trial:
     activation_bytes_per_image: float
     working_bytes: int
     checkpoint_bytes: int
+    snapshot_bytes: int
     seconds: float
 
     def memory(self, samples: int) -> float:
@@ -292,5 +293,6 @@ def _tried(
         activation_bytes_per_image=kept.most / batch,
         working_bytes=working,
         checkpoint_bytes=trainer.networks.checkpoint_bytes(training),
+        snapshot_bytes=training.snapshots * own_bytes(trainer.ema),
         seconds=time.monotonic() - began,
     )

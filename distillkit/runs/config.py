@@ -149,6 +149,7 @@ SAFE_TO_CHANGE = frozenset(
         "training.checkpoint_every",
         "training.keep_checkpoints",
         "training.sample_every",
+        "training.snapshot_every",
         "training.batch_per_device",
         "training.parallel",
         "training.shard_size",

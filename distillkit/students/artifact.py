@@ -234,6 +234,14 @@ def save_student(
         shard_bytes: of the largest file; more is written as several with an index.
     """
     weights = generator.denoiser.state_dict() if weights is None else weights
+    return write_student(folder, description, weights, shard_bytes=shard_bytes)
+
+
+def write_student(
+    folder: Path, description: StudentDescription, weights: Mapping[str, Tensor | Stored], *,
+    shard_bytes: int = SHARD_BYTES,
+) -> StudentDescription:  # fmt: skip
+    """As `save_student`, of a student of which there are a description and weights alone, by the denoiser's names."""
     found = write_weights(folder, stem_of(description), weights, shard_bytes=shard_bytes)
     complete = description.model_copy(update={"weights_sha256": found})
     write_json(folder / DESCRIPTION, complete.model_dump(mode="json"))

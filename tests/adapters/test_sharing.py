@@ -117,8 +117,9 @@ def test_the_average_and_checkpoints_hold_adapters_alone(tmp_path):
     teacher = smallest()
     trainer = trainer_with("dmd", teacher)
     trainer.train_step()
-    assert trainer.average._to and {id(t) for t in trainer.average._to} != {id(t) for t in trainer.average._from}
-    averaged = sum(value.numel() for value in trainer.average._to)
+    [average] = trainer.averages
+    assert average._to and {id(t) for t in average._to} != {id(t) for t in average._from}
+    averaged = sum(value.numel() for value in average._to)
     assert averaged == sum(p.numel() for p in own_parameters(trainer.student))
     outputs = outputs_in(tmp_path, trainer.accelerator)
     trainer.prepare()

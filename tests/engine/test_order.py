@@ -174,4 +174,4 @@ def test_after_step_follows_the_updates_of_steps_in_which_the_student_was_due(be
 @pytest.mark.parametrize("half_life", [50, "50%"])
 def test_an_average_by_images_is_that_by_the_share_of_the_duration(bench, half_life):
     trainer = bench.trainer(bench.toy(), ema_halflife=half_life, duration=100)
-    assert trainer.average.halflife == 50
+    assert trainer.averages[0].halflife == 50

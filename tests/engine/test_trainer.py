@@ -199,7 +199,7 @@ def test_health_is_judged_and_written(bench):
 def test_intervals_are_fractions_of_the_duration_or_what_was_asked_for():
     config = TrainingConfig(duration="160k", batch=10, sample_every="500")
     intervals = {kind: config.interval(kind) for kind in INTERVALS}
-    assert intervals == {"log": 320, "checkpoint": 1000, "sample": 50, "evaluate": 2000}
+    assert intervals == {"log": 320, "checkpoint": 1000, "sample": 50, "evaluate": 2000, "snapshot": 500}
     short = TrainingConfig(duration=20, batch=10, log_every=1)
     assert {short.interval(kind) for kind in INTERVALS} == {1}
 

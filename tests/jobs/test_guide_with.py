@@ -24,6 +24,7 @@ from distillkit.jobs.reading import _Known
 from distillkit.models.guide_cost import guide_cost
 from distillkit.models.store.folder import fresh_teacher, write_teacher
 from distillkit.models.store.resolve import resolve
+from distillkit.progress import Quiet
 from distillkit.registry import registry
 from tests.conftest import HANG, environment, group_of
 from tests.parts.toys import step_of, toy_teacher
@@ -259,16 +260,22 @@ def test_a_process_without_weights_has_the_guide_of_the_first(tiny_teacher, weak
 
 
 def test_two_processes_that_share_both_networks_end_where_one_does(warm, run, tmp_path):
-    asked = [*map(str, run), "--protocol", "none", "--channels-last", "off"]
+    """And keep the same averages of the student, whose snapshots are in pieces."""
+    kept = ["--ema-sigmas", "0.05,0.10", "--snapshot-every", "8"]
+    asked = [*map(str, run), *kept, "--protocol", "none", "--channels-last", "off"]
     spread = [*asked, "--parallel", "shard", "--offload-teacher", "-o", "two"]
     command = [str(Path(sys.executable).parent / "distillkit"), *spread]
     done = warm.run_together(command, tmp_path, [environment(one) for one in group_of(2)], HANG)
     assert [one.returncode for one in done] == [0, 0], done[0].stderr
     alone = warm.run([command[0], *asked, "-o", "one"], tmp_path, environment(), HANG)
     assert alone.returncode == 0, alone
-    first, second = (load_student(tmp_path / name).generator.state_dict() for name in ("one", "two"))
-    for name, value in first.items():
-        torch.testing.assert_close(second[name], value, rtol=1e-3, atol=1e-4)
+    for name in ("one", "two"):
+        distillkit.make_average(tmp_path / name, 0.07, tmp_path / f"{name}-ema", reporter=Quiet())
+    assert len(list((tmp_path / "two" / "snapshots" / "step-000000004").glob("average-0.1-*-of-00002*"))) == 2
+    for suffix in ("", "-ema"):
+        first, second = (load_student(tmp_path / f"{name}{suffix}").generator.state_dict() for name in ("one", "two"))
+        for name, value in first.items():
+            torch.testing.assert_close(second[name], value, rtol=1e-3, atol=1e-4)
 
 
 def test_a_suite_names_the_guide_for_all(weak):
