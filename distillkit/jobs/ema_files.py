@@ -65,7 +65,8 @@ def averages_in_files(
     for one in (one for one in named if one.images <= last):
         say(f"reading {one.path} (nothing in it is executed)")
         folder = place / str(len(found))
-        spec = convert(one.path, folder, name=one.name, like=known)
+        # What is assumed of the first is assumed of all, which must be of the same network.
+        spec = convert(one.path, folder, name=one.name, like=known, say=(lambda text: None) if first else say)
         if first is not None and (spec.network, spec.shape) != (first.network, first.shape):
             raise DistillkitError(f"{one.path} is of another network than {found[0].origin}")
         first = first or spec
