@@ -20,6 +20,8 @@ from distillkit.progress import Quiet
 from distillkit.runs.folder import RunFolder
 from distillkit.students.snapshots import KeptAverage, kept_averages
 from tests.conftest import denoiser_of
+from tests.edm2.pickled import Encoder, write_snapshot
+from tests.edm2.small import small
 from tests.foreign.edm_format import write_network
 
 QUIET = Quiet()
@@ -151,18 +153,32 @@ def test_a_teacher_with_another_average(inside, tmp_path):
     assert inside("teachers", "sample", "out", "--num", "2", "--steps", "2", "--output", "a.png").returncode == 0
 
 
-def test_files_of_other_trainings_are_read_by_their_names(golden, inside, tmp_path):
-    reference = golden("edm_adm_small")
-    denoiser, given = denoiser_of(reference.description["constructor"]), []
+def edm(golden, path, denoiser=None):
+    """A pickle of EDM's training; its network is made where there is none yet."""
+    constructor = golden("edm_adm_small").description["constructor"]
+    denoiser = denoiser or denoiser_of(constructor)
+    write_network(path, denoiser, constructor)
+    return denoiser
+
+
+def edm2(golden, path, denoiser=None):
+    """A snapshot of EDM2's training."""
+    reference = golden("edm2_small")
+    denoiser, kwargs = denoiser or small(reference), reference.description["constructor"]
+    write_snapshot(path, denoiser, kwargs, Encoder("StandardRGBEncoder"), half=False)
+    return denoiser
+
+
+@pytest.mark.parametrize("write", [edm, edm2], ids=lambda write: write.__name__)
+def test_files_of_other_trainings_are_read_by_their_names(write, golden, inside, tmp_path):
+    (tmp_path / "kept").mkdir()
+    denoiser, given = write(golden, tmp_path / "unnamed.pkl"), []
     for thousands in (8, 16, 24):
         for width in ("0.050", "0.100"):
             with torch.no_grad():
                 for parameter in denoiser.parameters():
                     parameter.normal_(generator=torch.Generator().manual_seed(len(given)))
-            write_network(
-                tmp_path / "kept" / f"network-snapshot-{thousands:07d}-{width}.pkl", denoiser,
-                reference.description["constructor"],
-            )  # fmt: skip
+            write(golden, tmp_path / "kept" / f"network-snapshot-{thousands:07d}-{width}.pkl", denoiser)
             given.append((thousands, float(width), {n: v.clone() for n, v in denoiser.state_dict().items()}))
     (tmp_path / "kept" / "network-snapshot-latest.pkl").write_bytes(b"not looked at")
     made = inside("ema", "kept", "--sigma-rel", "0.075", "--at", "16k", "-o", "out", "--name", "mine")
@@ -173,6 +189,7 @@ def test_files_of_other_trainings_are_read_by_their_names(golden, inside, tmp_pa
     assert "at 16,384 images, of 4 that were kept" in " ".join(made.stdout.split())
     found = load_teacher(str(tmp_path / "out"))
     assert found.spec.name == "mine" and "network-snapshot" in found.spec.source
+    assert {name for name, _ in found.denoiser.named_parameters()} == {n for n, _ in denoiser.named_parameters()}
     for name, value in found.denoiser.state_dict().items():
         mixed = sum(c * weights[name].double() for c, (*_, weights) in zip(how.coefficients, given[:4], strict=True))
         torch.testing.assert_close(value, mixed.float(), rtol=1e-5, atol=1e-5)
