@@ -261,14 +261,16 @@ def convert(
     out = console()
     spec = convert_file(
         file, folder, name=name or (card.name if card else file.stem), like=resolve(like).spec if like else None,
-        by_name=card.spec if card else None, licence=licence or (card.spec.licence if card else ""), 
+        by_name=card.spec if card else None, licence=licence or (card.spec.licence if card else ""),
         asked=dict(one.split("=", 1) for one in set_ or ()),
         say=lambda line: out.print(line, highlight=False, soft_wrap=True, markup=False),
     )  # fmt: skip
     shape = " x ".join(map(str, spec.shape))
-    out.print(f"{spec.network['kind']} for samples {shape}\nteacher in {folder}", highlight=False, soft_wrap=True,
+    # A folder that is called like a published teacher is told from it by its path.
+    found = f"./{folder}" if offered(str(folder)) else str(folder)
+    out.print(f"{spec.network['kind']} for samples {shape}\nteacher in {found}", highlight=False, soft_wrap=True,
               markup=False)  # fmt: skip
-    suggest_run(out, str(folder))
+    suggest_run(out, found)
 
 
 @app.command()

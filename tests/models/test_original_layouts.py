@@ -358,10 +358,16 @@ def test_a_published_file_is_fetched_and_converted_by_its_name(name, inside, tmp
     assert facts["codec"] == card.spec.codec and facts["conditioner"] == card.spec.conditioner
 
 
-def test_a_file_by_the_name_of_a_published_one_is_taken_for_it(case, tmp_path, monkeypatch):
+def test_a_file_by_the_name_of_a_published_one_is_taken_for_it(inside, tmp_path, monkeypatch):
     monkeypatch.setenv("DISTILLKIT_CACHE", str(tmp_path / "cache"))
     path = tmp_path / "SiT-XL-2-256x256.pt"
     torch.save({key: torch.zeros(shape) for key, shape in shrunk("sit-xl2-256").items()}, path)
+    done = inside("teachers", "convert", path.name)
+    # Its folder is called like the published teacher too.
+    assert (
+        "--teacher ./SiT-XL-2-256x256" in done.stdout
+        and inside("teachers", "show", "./SiT-XL-2-256x256").returncode == 0
+    )
     teacher = load_teacher(str(path), Quiet())
     assert teacher.spec.network["kind"] == "distillkit:SiT" and teacher.spec.licence.startswith("MIT")
     path = path.rename(tmp_path / "own.pt")
