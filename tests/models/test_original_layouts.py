@@ -243,6 +243,7 @@ def test_damaged_weights_are_refused_with_their_own_names(case, inside, tmp_path
         ("dit_patch2", {"num_heads": None}, ["does not say the number of heads: --set num_heads=..."]),
         ("dit_patch2", {"num_heads": "5"}, ["32 channels do not divide into 5 heads"]),
         ("dit_patch2", {"num_classes": "7"}, ["has 6 labels"]),
+        ("dit_patch2", {"vae": "eight"}, ["eight has latents of 8 channels, and the network takes 4"]),
         ("dit_patch2", {"vae": "nowhere"}, ["--set vae=nowhere: there is no such folder"]),
         ("dit_patch2", {"vae": "hf:nonsense"}, ["write it as hf:ORG/REPO"]),
         ("sit_patch2", {"path_type": "GVP"}, ["path_type: Input should be 'Linear'"]),
@@ -251,6 +252,8 @@ def test_damaged_weights_are_refused_with_their_own_names(case, inside, tmp_path
 def test_settings_that_do_not_fit_are_errors_of_use(case, inside, tmp_path, name, changes, fragments):
     state, asked, _ = case(name)
     torch.save(state, tmp_path / "x.pt")
+    if changes.get("vae") == "eight":
+        pipelines.vae(latent_channels=8).save_pretrained(tmp_path / "eight")
     options = [f"--set={key}={value}" for key, value in {**asked, **changes}.items() if value is not None]
     done = inside("teachers", "convert", "x.pt", *options)
     assert done.returncode == 2 and "Traceback" not in done.stderr
