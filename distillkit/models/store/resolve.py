@@ -14,7 +14,8 @@ from distillkit.models.diffusers.options import PLAIN, PipelineConfig
 from distillkit.models.store.card import Card, TeacherOffer
 from distillkit.models.store.fetch import teachers_folder
 from distillkit.models.store.folder import is_teacher_folder
-from distillkit.models.store.reference import File, Folder, Guided, Offered, Reference, Repository
+from distillkit.models.store.guided import Guided
+from distillkit.models.store.reference import File, Folder, Offered, Reference, Repository
 from distillkit.progress import Reporter, reporter_for
 from distillkit.registry import BUILT_IN, Installed, registry, unknown
 
