@@ -52,7 +52,7 @@ def _operations(description: str, shape: tuple[int, ...], *, labels: bool) -> in
     meta = torch.device("meta")
     try:
         with meta, torch.no_grad(), FlopCounterMode(display=False) as counter:
-            denoiser: Denoiser = build_denoiser(json.loads(description)).eval()
+            denoiser: Denoiser = build_denoiser(json.loads(description)).to(meta).eval()
             condition = Condition(labels=torch.zeros(1, dtype=torch.int64)) if labels else Condition()
             denoiser(torch.zeros(1, *shape), torch.ones(1), condition)
         return int(counter.get_total_flops())

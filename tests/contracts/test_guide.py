@@ -17,9 +17,10 @@ from distillkit import (
 )
 from distillkit.contracts.guide import at_same_noise
 from distillkit.diffusion import EDMSchedule, FlowSchedule, VPSchedule
+from distillkit.engine.cost import flop_counter
 from distillkit.models.counting import count_evaluations
-from distillkit.models.guide_cost import guide_cost
-from distillkit.testing.teachers import conditional, flow, points, smallest, text_to_latent, unconditional
+from distillkit.models.guide_cost import _described, _operations, guide_cost
+from distillkit.testing.teachers import TEACHERS, conditional, flow, points, smallest, text_to_latent, unconditional
 from tests.parts.toys import toy_teacher
 
 SCHEDULES = [EDMSchedule(), VPSchedule(), VPSchedule(zero_terminal_snr=True), FlowSchedule(shift=3.0)]
@@ -201,6 +202,19 @@ def test_what_a_guide_costs_is_its_share_of_the_operations():
     assert guide_cost(normal(EDMSchedule()).guided_by(normal(EDMSchedule()))) == 1
     own, other = text_to_latent(), text_to_latent()
     assert guide_cost(own.guided_by(other)) == 1
+
+
+@pytest.mark.parametrize("name", sorted({*TEACHERS} - {"text-to-latent"}))
+def test_operations_of_every_kind_of_network_are_counted_without_its_weights(name):
+    """The same as those of a pass with weights."""
+    teacher = TEACHERS[name]()
+    condition = teacher.conditioner.encode(teacher.conditioner.in_turn(range(1)))
+    t = teacher.schedule.grid(3)[1:2].float()
+    with torch.no_grad(), flop_counter() as counter:
+        teacher.denoiser(torch.zeros(1, *teacher.spec.shape), t, condition)
+    labels = teacher.conditioner.count > 0
+    found = _operations(_described(teacher.denoiser), tuple(teacher.spec.shape), labels=labels)
+    assert found == counter.get_total_flops() > 0
 
 
 def test_a_guided_teacher_is_another_object_with_the_same_data():
