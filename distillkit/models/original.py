@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +14,6 @@ from torch import Tensor
 from distillkit.contracts.teacher import TeacherSpec
 from distillkit.errors import DistillkitError, UsageError
 from distillkit.reading import first_problem
-from distillkit.text import short
 
 
 @dataclass(frozen=True)
@@ -115,12 +115,13 @@ def settled(kind: type[S], original: Original, known: Iterable[Known]) -> tuple[
         name = str(error.errors()[0]["loc"][0]) if error.errors()[0]["loc"] else ""
         if error.errors()[0]["type"] == "missing":
             told = kind.model_fields[name].description
-            raise UsageError(f"{original.path} does not say the {told}: --set {name}=...") from error
+            how = f"distillkit teachers convert {shlex.quote(str(original.path))} --set {name}=..."
+            raise UsageError(f"{original.path} does not say the {told}: {how}") from error
         asked = "--set " if name in original.asked else ""
         raise UsageError(f"{original.path}: {asked}{first_problem(error)}") from error
-    note = f"not in the weights: {'; '.join(taken)}. --set NAME=VALUE says otherwise" if taken else ""
-    return settings, note
+    told = "`teachers convert --set NAME=VALUE` says otherwise"
+    return settings, f"not in the weights: {'; '.join(taken)}. {told}" if taken else ""
 
 
 def _plain(value: Any) -> str:
-    return str(value).lower() if isinstance(value, bool) else short(value) if not isinstance(value, str) else value
+    return value if isinstance(value, str) else str(value).lower()

@@ -4,6 +4,7 @@ import argparse
 import copy
 import json
 import re
+from fnmatch import fnmatch
 
 import numpy as np
 import pytest
@@ -12,6 +13,8 @@ from torch import nn
 
 from distillkit import Condition, DistillkitError, UsageError, load_student, load_teacher
 from distillkit.engine.preparation import checkpoint_gradients
+from distillkit.evaluation.presets import presets, protocol_for
+from distillkit.evaluation.reference import load_reference
 from distillkit.models.adm import catalog as adm_catalog
 from distillkit.models.adm import layout as adm_layout
 from distillkit.models.adm.names import published_form, published_names
@@ -19,6 +22,7 @@ from distillkit.models.build import build_denoiser
 from distillkit.models.diffusers.parts import PipelineParts
 from distillkit.models.diffusers.vae import AutoencoderKL
 from distillkit.models.dit import catalog as dit_catalog
+from distillkit.models.dit.layout import codec_of
 from distillkit.models.original import Original
 from distillkit.models.store.convert import convert
 from distillkit.progress import Quiet
@@ -152,7 +156,7 @@ def test_a_checkpoint_of_a_training_says_what_it_is_and_its_average_is_read(case
     done = inside("teachers", "convert", "0400000.pt", "--set", "num_heads=4", "--name", "mine")
     assert done.returncode == 0, done.stderr
     assert "read: ema, the average of the weights; left out: 'model', 'opt', 'args'" in done.stdout
-    assert "model SiT, num_classes 5, vae mse, path_type Linear, prediction velocity (its own record" in done.stdout
+    assert "model SiT, num_classes 5, path_type Linear, prediction velocity, vae mse (its own record" in done.stdout
     assert "hf:stabilityai/sd-vae-ft-mse, fetched when it is first needed" in done.stdout
     teacher = load_teacher(str(tmp_path / "0400000"))
     assert teacher.spec.name == "mine" and teacher.codec.parts.source.endswith("sd-vae-ft-mse")
@@ -232,7 +236,11 @@ def test_damaged_weights_are_refused_with_their_own_names(case, inside, tmp_path
 @pytest.mark.parametrize(
     ("name", "changes", "fragments"),
     [
-        ("imagenet", {"image_size": None}, ["does not say the side of its pictures", "--set image_size=..."]),
+        (
+            "imagenet",
+            {"image_size": None},
+            ["does not say the side of its pictures", "teachers convert x.pt --set image_size=..."],
+        ),
         ("imagenet", {"image_size": "9"}, ["9 x 9 cannot be halved 1 times"]),
         ("imagenet", {"image_size": "big"}, ["--set image_size: Input should be a valid integer", "(it is 'big')"]),
         ("imagenet", {"num_head_channels": "48"}, ["attention of 64 channels does not divide into heads of 48"]),
@@ -240,7 +248,7 @@ def test_damaged_weights_are_refused_with_their_own_names(case, inside, tmp_path
         ("imagenet", {"noise_schedule": "sigmoid"}, ["--set noise_schedule: Input should be 'linear' or 'cosine'"]),
         ("imagenet", {"heads": "4"}, ["--set heads", "no such setting; known: image_size, num_heads,"]),
         ("dit_patch2", {"model": None}, ["does not say the model, DiT or SiT", "--set model=..."]),
-        ("dit_patch2", {"num_heads": None}, ["does not say the number of heads: --set num_heads=..."]),
+        ("dit_patch2", {"num_heads": None}, ["does not say the number of heads", "--set num_heads=..."]),
         ("dit_patch2", {"num_heads": "5"}, ["32 channels do not divide into 5 heads"]),
         ("dit_patch2", {"num_classes": "7"}, ["has 6 labels"]),
         ("dit_patch2", {"vae": "eight"}, ["eight has latents of 8 channels, and the network takes 4"]),
@@ -289,6 +297,20 @@ def test_options_that_are_more_than_plain_values_are_refused_and_never_made(case
     assert not (tmp_path / "canary").exists()
 
 
+def test_a_file_does_not_choose_what_else_is_read(case, tmp_path):
+    state, asked, _ = case("sit_patch2")
+    asked.pop("vae"), asked.pop("model")
+    options = argparse.Namespace(path_type="Linear", prediction="velocity", vae="hf:org/another", num_classes="\x1b[2J")
+    torch.save({"ema": state, "args": options}, tmp_path / "x.pt")
+    said = []
+    spec = convert(tmp_path / "x.pt", tmp_path / "out", name="x", asked=asked, say=said.append)
+    assert spec.codec["parts"]["source"] == "hf:stabilityai/sd-vae-ft-ema"
+    asked.pop("num_classes")
+    with pytest.raises(UsageError) as refused:
+        convert(tmp_path / "x.pt", tmp_path / "again", name="x", asked=asked)
+    assert "num_classes" in str(refused.value) and "\x1b" not in str(refused.value)
+
+
 @pytest.mark.parametrize("name", sorted(adm_catalog.CATALOG))
 def test_published_weights_alone_say_what_their_card_says(name, tmp_path):
     """From names and shapes, and what is known of the published networks of such sizes."""
@@ -301,7 +323,9 @@ def test_published_weights_alone_say_what_their_card_says(name, tmp_path):
     sizes = adm_layout._sizes(original)
     settings, note = adm_layout.settled(adm_layout.ADMSettings, original, adm_layout.known(original, sizes))
     assert adm_layout.describe(card.name, sizes, settings).network == card.spec.network
-    assert settings.use_new_attention_order == (name == "adm-imagenet64") and "--set NAME=VALUE" in note
+    assert (
+        settings.use_new_attention_order == (name == "adm-imagenet64") and "`teachers convert --set NAME=VALUE`" in note
+    )
     assert (settings.noise_schedule == "cosine") == (name == "adm-imagenet64")
     assert settings.num_heads == (4 if name == "adm-imagenet128" else None)
 
@@ -314,6 +338,22 @@ def test_heads_that_are_asked_for_are_those_of_the_network_whatever_was_publishe
     settings, note = adm_layout.settled(adm_layout.ADMSettings, original, known)
     assert (settings.num_heads, settings.num_head_channels, settings.noise_schedule) == (6, None, "cosine")
     assert settings.use_new_attention_order and "num_head" not in note
+
+
+def test_published_teachers_are_measured_against_the_statistics_of_their_papers(tmp_path):
+    for card in {**adm_catalog.CATALOG, **dit_catalog.CATALOG}.values():
+        if "imagenet" in card.reference and card.name != "adm-imagenet64":
+            side = card.spec.codec.get("factor", 1) * card.spec.shape[-1]
+            protocol = protocol_for(card.name, (3, side, side), 1000)
+            assert presets()[protocol].reference.url == card.reference
+    # ADM's files hold pictures, and statistics of other features, beside those that are read.
+    moments = {"mu": np.arange(3.0), "sigma": np.eye(3)}
+    np.savez(
+        tmp_path / "adm.npz", arr_0=np.zeros((2, 4, 4, 3), np.uint8), mu_s=np.zeros(5), sigma_s=np.eye(5), **moments
+    )
+    found = load_reference(tmp_path / "adm.npz", name="adm", count=10)
+    assert torch.equal(found.mean, torch.arange(3.0, dtype=torch.float64))
+    assert torch.equal(found.covariance, torch.eye(3, dtype=torch.float64))
 
 
 def test_models_of_improved_diffusion_are_told_from_the_others():
@@ -392,6 +432,26 @@ def test_an_autoencoder_that_was_published_alone_decodes(vae_folder, tmp_path):
     other = AutoencoderKL(parts=made[0].parts.model_copy(update={"source": str(altered)}), factor=2)
     with pytest.raises(DistillkitError, match=r"config\.json is another file"):
         other.decode(latents)
+
+
+def test_of_a_repository_that_is_an_autoencoder_alone_its_files_are_downloaded(vae_folder, monkeypatch):
+    asked = []
+
+    def download(repository, allow_patterns=None, **_):
+        asked.append(allow_patterns)
+        return str(vae_folder)
+
+    files = ["config.json", "diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin", "README.md"]
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    monkeypatch.setattr("huggingface_hub.HfApi.list_repo_files", lambda *_, **__: files)
+    latents = torch.zeros(1, 4, 8, 8)
+    codec = codec_of("ema", 4).model_copy(update={"factor": 2})
+    hashed = codec.hashed()
+    assert torch.equal(codec.decode(latents), hashed.decode(latents)) and len(hashed.parts.sha256) == 2
+    # With and without what was recorded, the same files are wanted.
+    for patterns in filter(None, asked):
+        wanted = [name for name in files if any(fnmatch(name, pattern) for pattern in patterns)]
+        assert wanted == files[:2]
 
 
 @pytest.mark.parametrize("name", ["imagenet", "legacy", "sit_patch2"])

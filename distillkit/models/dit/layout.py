@@ -146,8 +146,14 @@ def _recorded(record: Mapping[str, Any]) -> dict[str, Any]:
     """Settings from the arguments of a training that a checkpoint keeps."""
     name = str(record.get("model", "")).partition("-")[0]
     kind = "SiT" if "path_type" in record else name if name in ("DiT", "SiT") else None
-    others = ("num_classes", "vae", *(("path_type", "prediction") if kind == "SiT" else ()))
-    return {"model": kind, **{other: record.get(other) for other in others}}
+    others = ("num_classes", *(("path_type", "prediction") if kind == "SiT" else ()))
+    # A file does not choose what else is read or fetched.
+    vae = record.get("vae")
+    return {
+        "model": kind,
+        **{other: record.get(other) for other in others},
+        "vae": vae if vae in AUTOENCODERS else None,
+    }
 
 
 def codec_of(vae: str, channels: int) -> AutoencoderKL:
