@@ -188,10 +188,21 @@ def test_its_own_weights_cannot_guide_it_and_a_negative_prompt_has_no_place():
         teacher.guided_by(_classes(10))(torch.zeros(1, 1, 8, 8), torch.ones(1), condition, 2.0, condition)
 
 
-def test_text_means_the_same_to_networks_of_one_encoder():
+def test_text_is_encoded_once_for_networks_of_one_encoder():
+    """And those of another encoder are refused."""
     teacher, guide = text_to_latent(), text_to_latent()
-    guide.conditioner = guide.conditioner.model_copy()
-    assert teacher.guided_by(guide).guide.conditional
+    with torch.no_grad():
+        for parameter in guide.denoiser.parameters():
+            parameter.mul_(0.9)
+    condition = teacher.conditioner.encode(torch.tensor([0, 2]))
+    x, t = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0)), torch.tensor([300.0, 900.0])
+    with torch.no_grad():
+        strong, weak = (one.denoiser(x, t, condition) for one in (teacher, guide))
+        found = teacher.guided_by(guide)(x, t, condition, 2.0)
+    torch.testing.assert_close(found, 2 * strong - weak)
+    guide.conditioner = guide.conditioner.model_copy(update={"prompts": ("another",)})
+    with pytest.raises(UsageError, match="it takes other conditions"):
+        teacher.guided_by(guide)
 
 
 def test_what_a_guide_costs_is_its_share_of_the_operations():
@@ -224,3 +235,4 @@ def test_a_guided_teacher_is_another_object_with_the_same_data():
     assert teacher.guide is None and guided.denoiser is teacher.denoiser and guided.images is teacher_images
     assert [type(one) for one in guided.denoisers] == [type(teacher.denoiser), type(guided.guide.denoiser)]
     assert not any(p.requires_grad for denoiser in guided.denoisers for p in denoiser.parameters())
+    assert {p.device.type for denoiser in guided.to("meta").denoisers for p in denoiser.parameters()} == {"meta"}
