@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import re
+import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,15 +14,18 @@ import torch
 from torch import nn
 
 from distillkit.errors import DistillkitError, UsageError
+from distillkit.files import write_tensors
 from distillkit.models.adapters import require_peft
 from distillkit.models.diffusers import hub
 from distillkit.models.diffusers.weights import chosen, read_state
 from distillkit.models.store.folder import check_fit
 from distillkit.reading import read_mapping
+from distillkit.tensors import read_with_metadata
 from distillkit.text import short
 
 LORA_FILE = "pytorch_lora_weights.safetensors"
 ADAPTER = "published"
+_ADAPTERS_NAME = re.compile(r"\.lora_([AB])\.(?!weight$|bias$)[^.]+\.(weight|bias)$")
 
 
 def lora_file(name: str) -> Path:
@@ -115,35 +120,71 @@ def fuse(pipeline: Any, file: Path, scale: float, component: str) -> None:
     """
     if not hasattr(pipeline, "load_lora_weights"):
         raise UsageError(f"--lora: a {type(pipeline).__name__} of diffusers loads none")
-    safe = file.suffix == ".safetensors"
-    place: Any = str(file.parent) if safe else read_state(file)
-    how = {"weight_name": file.name, "use_safetensors": True, "local_files_only": True} if safe else {}
     network = getattr(pipeline, component)
-    with refused(f"diffusers cannot load the LoRA {file}"), _unlogged():
-        # Which takes its entries out of a mapping that it is given.
-        converted = pipeline.lora_state_dict(place if safe else dict(place), **how)
-        converted = converted[0] if isinstance(converted, tuple) else converted
-        _check_layers(network, component, converted, file)
-        pipeline.load_lora_weights(place, adapter_name=ADAPTER, **how)
+    with tempfile.TemporaryDirectory() as aside, refused(f"diffusers cannot load the LoRA {file}"), _unlogged():
+        place = _for_diffusers(file, Path(aside))
+        how = {"weight_name": place.name, "use_safetensors": True, "local_files_only": True}
+        converted: Any = pipeline.lora_state_dict(str(place.parent), **how)
+        layers = _layers(network, component, converted[0] if isinstance(converted, tuple) else converted, file)
+        pipeline.load_lora_weights(str(place.parent), adapter_name=ADAPTER, **how)
+        loaded = {name for name, module in network.named_modules() if ADAPTER in getattr(module, "lora_A", {})}
+        if left := sorted(layers - loaded):
+            raise DistillkitError(f"--lora {file}: diffusers leaves {len(left)} of its layers out, such as {left[0]}")
         pipeline.fuse_lora(lora_scale=scale, safe_fusing=True)
         pipeline.unload_lora_weights()
 
 
-def _check_layers(network: nn.Module, component: str, state: Mapping[str, Any], file: Path) -> None:
-    """Refuse a LoRA of another network, of which diffusers would leave out what does not fit."""
-    modules = {name for name, _ in network.named_modules()}
-    wanted = {
-        name.partition(".lora")[0].removeprefix(f"{component}.")
-        for name in state
-        if name.startswith(f"{component}.") and ".lora" in name and ".processor." not in name
-    }
-    if not any(name.startswith(f"{component}.") for name in state):
-        raise UsageError(f"--lora {file}: it holds no layers of the pipeline's {component}")
-    if missing := sorted(wanted - modules):
+def _for_diffusers(file: Path, aside: Path) -> Path:
+    """A safetensors file that diffusers takes all of: the LoRA's own where it is one, else one in `aside`. Files that
+    torch has saved are read as data, and names that hold an adapter's name (lora_A.default_0) are freed of it.
+
+    Raises:
+        DistillkitError: when it is damaged, or a tensor holds NaN or infinity; names it.
+    """
+    safe = file.suffix == ".safetensors"
+    tensors, metadata = read_with_metadata(file) if safe else (read_state(file), {})
+    for name, value in tensors.items():
+        if value.is_floating_point() and not bool(value.isfinite().all()):
+            raise DistillkitError(f"--lora {file}: the tensor {short(name)} holds NaN or infinity")
+    named = {_ADAPTERS_NAME.sub(r".lora_\1.\2", name): value for name, value in tensors.items()}
+    if safe and named.keys() == tensors.keys():
+        return file
+    write_tensors(aside / LORA_FILE, {name: value.contiguous() for name, value in named.items()}, metadata)
+    return aside / LORA_FILE
+
+
+def _layers(network: nn.Module, component: str, state: Mapping[str, Any], file: Path) -> set[str]:
+    """The layers of a network that a LoRA has both factors for.
+
+    Raises:
+        UsageError: for a LoRA of another network, of which diffusers would leave out what does not fit.
+        DistillkitError: where one of two factors is missing, which diffusers would fill with anything.
+    """
+    own = {name.removeprefix(f"{component}.") for name in state if name.startswith(f"{component}.")}
+    if not own:
         raise UsageError(
-            f"--lora {file}: it is of another network: {len(missing)} of its {len(wanted)} layers are not in the "
+            f"--lora {file}: it holds no layers of the pipeline's {component} by the names of diffusers or kohya"
+        )
+    factors = {name for name in own if ".lora" in name and ".processor." not in name}
+    for name in sorted(factors):
+        if (other := _other_factor(name)) and other not in factors:
+            raise DistillkitError(f"--lora {file}: it holds {short(name)} and not {short(other)}; fetch it anew")
+    layers = {name.partition(".lora")[0] for name in factors}
+    if missing := sorted(layers - {name for name, _ in network.named_modules()}):
+        raise UsageError(
+            f"--lora {file}: it is of another network: {len(missing)} of its {len(layers)} layers are not in the "
             f"pipeline's {component}, such as {short(missing[0])}"
         )
+    return layers
+
+
+def _other_factor(name: str) -> str:
+    """The name of the factor that goes with one of a LoRA's two; "" for what is none of them."""
+    for one, other in (("lora_A.", "lora_B."), ("lora.down.", "lora.up."), ("lora_down.", "lora_up.")):
+        for first, second in ((one, other), (other, one)):
+            if first in name and name.endswith("weight"):
+                return name.replace(first, second)
+    return ""
 
 
 @contextmanager

@@ -196,7 +196,7 @@ def whole_pipeline(
     sampler |= {"resolution": [size[1], size[0]]} if size else {}
     sampler |= published.recorded
     subject = Subject(
-        kind="pipeline", name=f"{title}, {steps} {scheduler} step{'' if steps == 1 else 's'}",
+        kind="pipeline", name=f"{title}, {steps} {scheduler} step{'' if steps == 1 else 's'}{published.suffix}",
         weights_sha256=assembly.network_sha256, teacher=source_of(folder), sampler=sampler, guidance=guidance,
         precision=precision,
     )  # fmt: skip

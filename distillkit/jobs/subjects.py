@@ -142,6 +142,7 @@ def _students(
     student, found = student.to(context.device), []
     student = student if options.guidance is None else student.with_guidance(options.guidance)
     student = timed(student, options.published, options.steps if options.steps is not None else options.nfe or None)
+    name += options.published.suffix
     # A step of a student is one evaluation.
     for nfe in options.nfe or (options.steps,):
         sampled = student if nfe is None or nfe == student.nfe else student.with_nfe(nfe)

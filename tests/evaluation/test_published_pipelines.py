@@ -15,8 +15,10 @@ from diffusers import (
     UNet2DConditionModel,
 )
 from PIL import Image
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from distillkit import DistillkitError
 from distillkit.evaluation.whole_pipeline import whole_pipeline
 from distillkit.models.diffusers.published import PublishedConfig
 from tests.models.pipelines import saved, sdxl, stable_diffusion
@@ -197,6 +199,45 @@ def test_a_first_step_that_is_not_that_of_pure_noise_is_said(base):
     assert "t = 501, 1" in whole.summary and "timestep_spacing is leading" in whole.summary
     trailing = PublishedConfig(scheduler="DDIMScheduler,timestep_spacing=trailing")
     assert "pure noise" not in whole_pipeline(base / "sd", 2, 1.0, published=trailing).summary
+
+
+def test_a_lora_that_names_its_adapter_is_read(base, tmp_path):
+    """`lora_A.default_0.weight`: diffusers passes over it without a word."""
+    file = base / "sd-lora" / "pytorch_lora_weights.safetensors"
+    with safe_open(file, "pt") as opened:
+        metadata = opened.metadata()
+    named = {name.replace(".weight", ".default_0.weight"): value for name, value in load_file(file).items()}
+    save_file(named, tmp_path / "named.safetensors", metadata)
+    plain = {"scheduler": "LCMScheduler"}
+    _, without = ours(base / "sd", 2, 1.0, **plain)
+    _, wanted = ours(base / "sd", 2, 1.0, lora=str(file), **plain)
+    _, made = ours(base / "sd", 2, 1.0, lora=str(tmp_path / "named.safetensors"), **plain)
+    assert torch.equal(made, wanted) and not torch.equal(made, without)
+
+
+@pytest.mark.parametrize(("change", "named"), [("one factor", "and not .*lora_B"), ("nan", "NaN")])
+def test_a_damaged_lora_is_refused(base, tmp_path, change, named):
+    weights = load_file(base / "sd-lora" / "pytorch_lora_weights.safetensors")
+    name = next(name for name in weights if name.endswith("lora_B.weight"))
+    if change == "nan":
+        weights[name][0] = float("nan")
+    else:
+        del weights[name]
+    save_file(weights, tmp_path / "damaged.safetensors")
+    with pytest.raises(DistillkitError, match=named):
+        ours(base / "sd", 2, 1.0, lora=str(tmp_path / "damaged.safetensors"), scheduler="LCMScheduler")
+
+
+def test_records_of_other_calls_have_other_names(base):
+    given = [
+        {"scheduler": "LCMScheduler"}, {"scheduler": "LCMScheduler", "timesteps": "999,499"},
+        {"scheduler": "EulerDiscreteScheduler"}, {"scheduler": "EulerDiscreteScheduler,timestep_spacing=trailing"},
+        {"scheduler": "TCDScheduler", "eta": 1.0}, {"scheduler": "TCDScheduler"},
+        {"lora": str(base / "sd-lora"), "scheduler": "TCDScheduler"},
+        {"lora": str(base / "sd-lora"), "scheduler": "TCDScheduler", "lora_scale": 0.5},
+    ]  # fmt: skip
+    names = {whole_pipeline(base / "sd", 2, 1.0, published=PublishedConfig.of(**one)).subject.name for one in given}
+    assert len(names) == len(given) and "sd, 2 LCMScheduler steps, at 999,499" in names
 
 
 def test_everything_that_samples_depend_on_is_in_the_identity(base, tmp_path):

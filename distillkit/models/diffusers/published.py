@@ -79,6 +79,17 @@ class PublishedConfig(BaseModel):
         return given
 
     @property
+    def suffix(self) -> str:
+        """What a name has behind it, so that a pipeline that is called in another way is not taken for the same."""
+        options = "" if self.scheduler is None else self.scheduler.partition(",")[2]
+        parts = (
+            f"at {','.join(map(str, self.timesteps))}" if self.timesteps else "", options.replace(",", ", "),
+            f"eta {self.eta:g}" if self.eta is not None else "",
+            f"LoRA times {self.lora_scale:g}" if self.lora_scale != 1 else "",
+        )  # fmt: skip
+        return "".join(f", {part}" for part in parts if part)
+
+    @property
     def options(self) -> tuple[str, ...]:
         """Those that were given, as they are written on the command line."""
         given = self.model_dump(exclude_defaults=True)
