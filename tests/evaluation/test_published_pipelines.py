@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from distillkit import DistillkitError
 from distillkit.evaluation.whole_pipeline import whole_pipeline
 from distillkit.models.diffusers.published import PublishedConfig
-from tests.models.pipelines import saved, sdxl, stable_diffusion
+from tests.models.pipelines import change, saved, sdxl, stable_diffusion
 from tests.published import write_replacements
 
 PROMPTS = ["a cat", "two dogs"]
@@ -168,20 +168,26 @@ def test_hyper_sd_tcd(base, call):
     assert whole.subject.sampler["eta"] == call["eta"]
 
 
-def test_hyper_sd_ddim(base):
-    """Its LoRAs of a fixed number of steps: DDIM from the last step down."""
-    pipeline = loaded(base / "sd")
+@pytest.mark.parametrize("clipped", [False, True])
+def test_hyper_sd_ddim(base, tmp_path, clipped):
+    """Its LoRAs of a fixed number of steps: DDIM from the last step down; what diffusers corrects in the configuration
+    of the pipeline's own scheduler as it loads it, the other scheduler has too."""
+    place = base / "sd"
+    if clipped:
+        place = shutil.copytree(place, tmp_path / "sd")
+        DDIMScheduler.from_config(loaded(base / "sd").scheduler.config, clip_sample=True).save_pretrained(
+            place / "scheduler"
+        )
+        change(place / "model_index.json", scheduler=["diffusers", "DDIMScheduler"])
+    pipeline = loaded(place)
     pipeline.load_lora_weights(base, weight_name="sd-kohya.safetensors")
     pipeline.fuse_lora()
     pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config, timestep_spacing="trailing")
     wanted = theirs(pipeline, num_inference_steps=2, guidance_scale=0.0)
     whole, made = ours(
-        base / "sd",
-        2,
-        0.0,
-        lora=str(base / "sd-kohya.safetensors"),
+        place, 2, 0.0, lora=str(base / "sd-kohya.safetensors"),
         scheduler="DDIMScheduler,timestep_spacing=trailing",
-    )
+    )  # fmt: skip
     check(whole, made, wanted, [999, 499])
 
 
@@ -241,23 +247,28 @@ def test_records_of_other_calls_have_other_names(base):
 
 
 def test_everything_that_samples_depend_on_is_in_the_identity(base, tmp_path):
-    shutil.copy(base / "sd-kohya.safetensors", tmp_path / "other.safetensors")
-    weights = load_file(tmp_path / "other.safetensors")
-    save_file({name: value * 2 for name, value in weights.items()}, tmp_path / "other.safetensors")
+    (tmp_path / "other").mkdir()
+    lora = shutil.copy(base / "sd-kohya.safetensors", tmp_path / "sd-kohya.safetensors")
+    other = tmp_path / "other" / "sd-kohya.safetensors"
+    save_file({name: value * 2 for name, value in load_file(lora).items()}, other)
+    schedulers = [tmp_path / "tcd.json", tmp_path / "other" / "tcd.json"]
+    for path, prediction in zip(schedulers, ("epsilon", "v_prediction"), strict=True):
+        TCDScheduler(prediction_type=prediction).save_config(path.parent)
+        (path.parent / "scheduler_config.json").rename(path)
     plain = {"lora": str(base / "sd-kohya.safetensors"), "scheduler": "TCDScheduler"}
-    seen = [
-        str(whole_pipeline(base / "sd", 2, guidance, published=PublishedConfig.of(**given)).identity())
-        for guidance, given in (
-            (1.0, plain), (2.0, plain), (1.0, {**plain, "lora": str(tmp_path / "other.safetensors")}),
-            (1.0, {**plain, "lora_scale": 0.5}), (1.0, {**plain, "eta": 0.5}), (1.0, {"scheduler": "TCDScheduler"}),
-            (1.0, {**plain, "weights": str(base / "sd_2step_unet.safetensors")}), (1.0, {**plain, "timesteps": (9, 1)}),
-            (1.0, {**plain, "scheduler": "TCDScheduler,prediction_type=v_prediction"}),
-        )
+
+    def seen(guidance, **given):
+        return str(whole_pipeline(base / "sd", 2, guidance, published=PublishedConfig.of(**given)).identity())
+
+    found = [
+        seen(1.0, **plain), seen(2.0, **plain), seen(1.0, **{**plain, "lora": str(other)}),
+        seen(1.0, **plain, lora_scale=0.5), seen(1.0, **plain, eta=0.5), seen(1.0, scheduler="TCDScheduler"),
+        seen(1.0, **plain, weights=str(base / "sd_2step_unet.safetensors")), seen(1.0, **plain, timesteps=(9, 1)),
+        seen(1.0, **{**plain, "scheduler": "TCDScheduler,prediction_type=v_prediction"}),
+        *(seen(1.0, **{**plain, "scheduler": str(path)}) for path in schedulers),
     ]  # fmt: skip
-    assert len(set(seen)) == len(seen)
-    moved = shutil.copy(base / "sd-kohya.safetensors", tmp_path / "sd-kohya.safetensors")
-    again = whole_pipeline(base / "sd", 2, 1.0, published=PublishedConfig.of(**{**plain, "lora": str(moved)}))
-    assert str(again.identity()) == seen[0]
+    assert len(set(found)) == len(found)
+    assert seen(1.0, **{**plain, "lora": str(lora)}) == found[0], "the same wherever the file is"
 
 
 def test_pictures_of_a_published_pipeline(inside, base, tmp_path):
