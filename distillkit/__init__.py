@@ -77,6 +77,7 @@ if TYPE_CHECKING:
     from distillkit.reading import typed_values as typed_values
     from distillkit.registry import offer as offer
     from distillkit.students.artifact import Student as Student
+    from distillkit.students.imported import convert_student as convert_student
     from distillkit.students.load import load_student as load_student
 
 _HOME = {
@@ -137,6 +138,7 @@ _HOME = {
     "changed_network": "models.build",
     "with_guidance_input": "models.build",
     "compare": "jobs.api",
+    "convert_student": "students.imported",
     "distil": "jobs.api",
     "evaluate": "jobs.api",
     "hookimpl": "contracts.hooks",

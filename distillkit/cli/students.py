@@ -50,9 +50,8 @@ def convert(
     from distillkit.cli.closing import console
     from distillkit.errors import UsageError
     from distillkit.files import write_bytes
-    from distillkit.models.store.resolve import resolve
     from distillkit.students.card import CARD, card
-    from distillkit.students.imported import imported_student
+    from distillkit.students.imported import convert_student
 
     try:
         ratios = tuple(float(part) for part in levels.split(","))
@@ -61,13 +60,14 @@ def convert(
     folder = output_dir or Path(Path(file.partition("@")[0]).stem)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UsageError(f"{folder} is there already; choose another --output-dir")
-    known = resolve(teacher).spec if teacher else None
-    if teacher and known is None:
-        raise UsageError(f"--teacher {teacher}: what it is made of is known only when it is loaded; name a folder")
-    student = imported_student(file, ratios, teacher=known, name=name, licence=licence)
+    out = console()
+    student = convert_student(
+        file, ratios, teacher=teacher, name=name, licence=licence,
+        say=lambda line: out.print(line, highlight=False, soft_wrap=True, markup=False),
+    )  # fmt: skip
     student.save(folder)
     write_bytes(folder / CARD, card(student.description).encode())
-    described, out = student.description, console()
+    described = student.description
     shape, where = " x ".join(map(str, described.shape)), shlex.quote(str(folder))
     out.print(
         f"{described.network['kind']} for samples {shape}, {described.nfe:g} network evaluation(s) a sample\n"

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from pathlib import Path
 
@@ -13,11 +14,13 @@ from distillkit.contracts.schedule import Schedule
 from distillkit.contracts.student import StudentGenerator
 from distillkit.contracts.teacher import Teacher, TeacherSpec
 from distillkit.diffusion.samplers import RenoisingSampler
+from distillkit.diffusion.schedules import EDMSchedule
 from distillkit.errors import UsageError
 from distillkit.files import sha256
 from distillkit.models.diffusers import hub
 from distillkit.models.store.convert import read_original
 from distillkit.models.store.folder import denoiser_with, teacher_with
+from distillkit.models.store.resolve import resolve
 from distillkit.names import name_from
 from distillkit.students.artifact import Student
 from distillkit.students.description import Imported, describe_student
@@ -26,35 +29,67 @@ METHOD, UNKNOWN = "published", "not recorded"
 """What stands in the place of a method and of a teacher that nobody has recorded."""
 
 
-def imported_student(
-    source: str | Path, levels: Sequence[float], *, teacher: TeacherSpec | None = None, name: str = "",
-    licence: str = "",
+def convert_student(
+    source: str | Path, levels: Sequence[float], *, teacher: TeacherSpec | str | Path | None = None, name: str = "",
+    licence: str = "", say: Callable[[str], None] | None = None,
 ) -> Student:  # fmt: skip
-    """The student in a file of EDM's network and its weights, or of the weights alone. Nothing in it is executed.
+    """The student in a file of EDM's network and its weights, or of the weights alone; what `distillkit students
+    convert` makes. Nothing in it is executed.
+
+    >>> student = convert_student("network-snapshot.pkl", [2.5], teacher="edm-cifar10-uncond")    # doctest: +SKIP
+    >>> student.save("sid")                                                                       # doctest: +SKIP
 
     Args:
-        source: an EDM network pickle, a `torch.save` file or a safetensors file; or `hf:ORG/REPO/FILE[@REVISION]`.
+        source: a network pickle of EDM's or EDM2's, a `torch.save` file or a safetensors file; or
+            `hf:ORG/REPO/FILE[@REVISION]`.
         levels: noise levels of its evaluations, sigma / alpha, descending; between them its result gets fresh noise.
             A file does not say them: SiD's students take 2.5, DMD2's 80.
-        teacher: that it was distilled from: whose network the weights are for, where the file holds weights alone.
+        teacher: that it was distilled from, by name or by its facts: whose network the weights are for, where the file
+            holds weights alone.
         name: of the student; the file's by default.
         licence: of the weights.
+        say: hears what was read, left out and assumed, line by line; a log warning by default.
 
     Raises:
         UsageError: for levels that its network does not have, or weights alone without a teacher.
         DistillkitError: when the file is refused, or its weights do not fit its network.
     """
+    known = teacher if isinstance(teacher, TeacherSpec) or teacher is None else _facts(str(teacher))
     file = hub.file(str(source)) if hub.is_file(str(source)) else Path(source).expanduser()
-    name = name_from(name or file.stem)
-    spec, state = read_original(file, name=teacher.name if teacher else UNKNOWN, like=teacher, expected=teacher)
+    named, hears = known.name if known else UNKNOWN, say or logging.getLogger("distillkit").warning
+    try:
+        spec, state = read_original(file, name=named, like=known, expected=known, say=hears)
+    except UsageError as error:
+        # What a layout leaves open is what its teacher is.
+        lacks, open_, _ = str(error).partition(": --set ")
+        if not open_ or known:
+            raise
+        raise UsageError(f"{lacks}: name its teacher, by --teacher") from error
     denoiser = denoiser_with(spec, state, str(file))
-    facts = teacher or spec.model_copy(update={"licence": "", "source": ""})
+    if known is None and not isinstance(denoiser.schedule, EDMSchedule):
+        raise UsageError(
+            f"{file} holds weights in the layout of another program than EDM's, which do not say what a student of "
+            "them predicts and under which noise: name its teacher by --teacher, where it is as its teacher's"
+        )
+    facts = known or spec.model_copy(update={"licence": "", "source": ""})
     beside = teacher_with(facts.model_copy(update={"network": spec.network}), denoiser)
     generator = StudentGenerator(denoiser, _sampler(levels, denoiser.schedule), spec.shape)
-    origin = str(source) if hub.is_file(str(source)) else file.name
-    return published_student(
-        generator, beside, Imported(name=name, source=origin, sha256=sha256(file), licence=licence)
-    )
+    imported = Imported(
+        name=name_from(name or file.stem), source=str(source) if hub.is_file(str(source)) else file.name,
+        sha256=sha256(file), licence=licence,
+    )  # fmt: skip
+    return published_student(generator, beside, imported)
+
+
+def _facts(teacher: str) -> TeacherSpec:
+    """What is known of a teacher without its weights.
+
+    Raises:
+        UsageError: for an unknown name, or a teacher that only loading tells of.
+    """
+    if (spec := resolve(teacher).spec) is None:
+        raise UsageError(f"--teacher {teacher}: what it is made of is known only when it is loaded; name a folder")
+    return spec
 
 
 def published_student(generator: StudentGenerator, teacher: Teacher, imported: Imported) -> Student:

@@ -10,15 +10,17 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from distillkit import Condition, UsageError, load_student
+from distillkit import Condition, UsageError, convert_student, load_student
 from distillkit.diffusion import ConsistencySampler, RenoisingSampler
 from distillkit.models.diffusers import hub
 from distillkit.students.card import card
 from distillkit.students.consistency_pipeline import at_timesteps
 from distillkit.students.export import export
-from distillkit.students.imported import imported_student
 from tests.conftest import denoiser_of
+from tests.edm2.pickled import Encoder, write_snapshot
+from tests.edm2.small import small
 from tests.foreign.edm_format import write_network
+from tests.models.original_layouts import weights
 from tests.models.pipelines import change
 from tests.published import consistency_pipeline
 
@@ -193,7 +195,7 @@ def test_one_step_generators_equal_their_own_code(golden, tmp_path, which, level
     wanted = golden("published_students").part(f"{which}.")
     path, denoiser = golden_file(golden, which, tmp_path)
     teacher = facts_of(denoiser) if which == "dmd2" else None
-    student = imported_student(path, [level], teacher=teacher, licence="CC BY 4.0")
+    student = convert_student(path, [level], teacher=teacher, licence="CC BY 4.0")
     made = student.sample(wanted["noise"], Condition(labels=wanted["labels"]))
     torch.testing.assert_close(made, wanted["images"], rtol=1e-4, atol=1e-4)
     student.save(tmp_path / "student")
@@ -208,7 +210,7 @@ def test_one_step_generators_equal_their_own_code(golden, tmp_path, which, level
 
 def test_several_levels_renoise_in_between(golden, tmp_path):
     path, denoiser = golden_file(golden, "sid", tmp_path)
-    student = imported_student(path, [80.0, 0.8])
+    student = convert_student(path, [80.0, 0.8])
     assert student.nfe == 2 and student.generator.sampler == RenoisingSampler(levels=(80.0, 0.8))
     noise, more = torch.randn(2, 1, 3, 16, 16)
     with torch.no_grad():
@@ -268,7 +270,7 @@ def test_files_of_the_hub(golden, tmp_path, monkeypatch):
 
     monkeypatch.setattr("huggingface_hub.hf_hub_download", hf_hub_download)
     name = "hf:UT-Austin-PML/SiD/cifar10-uncond/alpha1.2/network-snapshot-1.200000-403968.pkl"
-    student = imported_student(name, [2.5])
+    student = convert_student(name, [2.5])
     assert asked == [("UT-Austin-PML/SiD", "cifar10-uncond/alpha1.2/network-snapshot-1.200000-403968.pkl", None)]
     assert student.description.imported.source == name
     assert hub.parts_of_file("hf:a/b/c/d.bin@v1") == ("a/b", "c/d.bin", "v1")
@@ -282,3 +284,27 @@ def test_points_are_refused_where_there_are_too_few(tiny_teacher):
     assert sampler.with_nfe(3, tiny_teacher.denoiser).levels == tuple(tiny_teacher.schedule.grid(18).tolist()[::6][:3])
     with pytest.raises(ValueError, match="18 noise levels"):
         sampler.with_nfe(19, tiny_teacher.denoiser)
+
+
+def test_a_student_of_edm2_is_one_too(golden, tmp_path):
+    """SiDA's on EDM2, evaluated as SiD's."""
+    reference = golden("edm2_small")
+    kwargs = {**reference.description["constructor"], "use_fp16": True}
+    path = write_snapshot(tmp_path / "net.pkl", small(reference), kwargs, Encoder("StandardRGBEncoder"))
+    student = convert_student(path, [2.5])
+    noise = torch.randn(2, *student.generator.shape, generator=torch.Generator().manual_seed(0))
+    condition = Condition(labels=torch.tensor([1, 2]))
+    with torch.no_grad():
+        wanted = small(reference)(2.5 * noise, torch.full((2,), 2.5), condition)
+    torch.testing.assert_close(student.sample(noise, condition), wanted, rtol=1e-4, atol=1e-4)
+    student.save(tmp_path / "student")
+    assert torch.equal(load_student(tmp_path / "student")(2, seed=3), student(2, seed=3))
+
+
+@pytest.mark.parametrize("name", ["imagenet", "dit_patch2"])
+def test_another_programs_layout_needs_its_teacher(inside, golden, tmp_path, name):
+    reference = golden("guided_diffusion" if name == "imagenet" else "dit_and_sit")
+    described = reference.description["cases"][name]
+    torch.save(weights(described["shapes"], described["seed"]), tmp_path / "model.pt")
+    failed = inside("students", "convert", "model.pt", "--levels", "80")
+    assert failed.returncode == 2 and "--teacher" in failed.stderr and "--set" not in failed.stderr, failed.stderr
