@@ -16,6 +16,10 @@ from distillkit.errors import DistillkitError, UsageError
 from distillkit.reading import first_problem
 
 
+class Unsettled(UsageError):
+    """Weights that leave a setting of their network open, which nobody says."""
+
+
 @dataclass(frozen=True)
 class Original:
     """A file's weights, and what else is known of them.
@@ -116,7 +120,7 @@ def settled(kind: type[S], original: Original, known: Iterable[Known]) -> tuple[
         if error.errors()[0]["type"] == "missing":
             told = kind.model_fields[name].description
             how = f"distillkit teachers convert {shlex.quote(str(original.path))} --set {name}=..."
-            raise UsageError(f"{original.path} does not say the {told}: {how}") from error
+            raise Unsettled(f"{original.path} does not say the {told}: {how}") from error
         asked = "--set " if name in original.asked else ""
         raise UsageError(f"{original.path}: {asked}{first_problem(error)}") from error
     told = "`teachers convert --set NAME=VALUE` says otherwise"

@@ -18,6 +18,7 @@ from distillkit.diffusion.schedules import EDMSchedule
 from distillkit.errors import UsageError
 from distillkit.files import sha256
 from distillkit.models.diffusers import hub
+from distillkit.models.original import Unsettled
 from distillkit.models.store.convert import read_original
 from distillkit.models.store.folder import denoiser_with, teacher_with
 from distillkit.models.store.resolve import resolve
@@ -27,6 +28,10 @@ from distillkit.students.description import Imported, describe_student
 
 METHOD, UNKNOWN = "published", "not recorded"
 """What stands in the place of a method and of a teacher that nobody has recorded."""
+_LAYOUT = (
+    "{} holds weights in the layout of another program than EDM's, which do not say all of their network, nor what a "
+    "student of them predicts and under which noise: name its teacher by --teacher, where it is as its teacher's"
+)
 
 
 def convert_student(
@@ -59,18 +64,11 @@ def convert_student(
     named, hears = known.name if known else UNKNOWN, say or logging.getLogger("distillkit").warning
     try:
         spec, state = read_original(file, name=named, like=known, expected=known, say=hears)
-    except UsageError as error:
-        # What a layout leaves open is what its teacher is.
-        lacks, open_, _ = str(error).partition(": --set ")
-        if not open_ or known:
-            raise
-        raise UsageError(f"{lacks}: name its teacher, by --teacher") from error
+    except Unsettled as error:
+        raise UsageError(_LAYOUT.format(file)) from error
     denoiser = denoiser_with(spec, state, str(file))
     if known is None and not isinstance(denoiser.schedule, EDMSchedule):
-        raise UsageError(
-            f"{file} holds weights in the layout of another program than EDM's, which do not say what a student of "
-            "them predicts and under which noise: name its teacher by --teacher, where it is as its teacher's"
-        )
+        raise UsageError(_LAYOUT.format(file))
     facts = known or spec.model_copy(update={"licence": "", "source": ""})
     beside = teacher_with(facts.model_copy(update={"network": spec.network}), denoiser)
     generator = StudentGenerator(denoiser, _sampler(levels, denoiser.schedule), spec.shape)
