@@ -174,15 +174,13 @@ class Distillation:
         method, pairs = self.recipe.guidance, self.sources.get(Pairs)
         if (weight := self.recipe.final_sampler.input_guidance) is not None:
             return f"guidance: an input of the student; it is sampled with {weight:g} unless another is asked for"
-        if method is None or pairs is None or method == pairs.guidance:
-            where = " and ".join(["the teacher's"] * (method is not None) + ["the pairs'"] * (pairs is not None))
-            guide = f" with {self.guide.title}" if self.guide else ""
-            return (
-                ""
-                if self.guidance == 1
-                else (f"guidance: {self.guidance:g}{guide} ({where}); the student needs none itself")
-            )
-        return f"note: the guidance of the teacher is {method:g}, and that of the pairs {pairs.guidance:g}"
+        guide = f" with {self.guide.title}" if self.guide else ""
+        if method is not None and pairs is not None and method != pairs.guidance:
+            return f"note: the guidance of the teacher is {method:g}, and that of the pairs {pairs.guidance:g}{guide}"
+        if self.guidance == 1:
+            return ""
+        where = " and ".join(["the teacher's"] * (method is not None) + ["the pairs'"] * (pairs is not None))
+        return f"guidance: {self.guidance:g}{guide} ({where}); the student needs none itself"
 
     def _start_ratio(self) -> float:
         schedule = self.teacher.schedule
