@@ -58,7 +58,7 @@ class EDM2Sizes(UNetSizes):
     attn_balance: float = Field(0.3, ge=0, le=1)
     clip_act: float | None = Field(256, gt=0, le=1e30)
     channels_per_head: int = Field(64, ge=1, le=65_536)
-    logvar_channels: Count = 128
+    logvar_channels: int = Field(128, ge=0, le=65_536)
 
 
 class PointMLPSizes(_Sizes):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import sys
+from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,16 @@ class Encoder:
         return sys.modules["torch_utils.persistence"]._reconstruct_persistent_obj, (meta,)
 
 
+class Bound:
+    """A method of an object, as pickles have it."""
+
+    def __init__(self, owner: Any, name: str) -> None:
+        self.owner, self.name = owner, name
+
+    def __reduce__(self):
+        return getattr, (self.owner, self.name)
+
+
 def latents(**changes: Any) -> Encoder:
     """The encoder of ImageNet-512's latents."""
     scale = np.float32(0.5) / np.float32(STDS)
@@ -41,16 +52,19 @@ def latents(**changes: Any) -> Encoder:
 
 def write_snapshot(
     path: Path, denoiser: EDM2Denoiser, kwargs: Mapping[str, Any], encoder: Encoder | None, *,
-    class_name: str = "Precond", half: bool = True,
+    class_name: str = "Precond", half: bool = True, hook: str = "",
 ) -> Path:  # fmt: skip
-    """{"ema": network, "encoder": ..., "loss_fn": ...} with weights in half precision, as EDM2's training writes it."""
+    """{"ema": network, "encoder": ..., "loss_fn": ...} with weights in half precision, as EDM2's training writes it;
+    with a bound method of that name as a hook of a layer, as SiD's networks have it."""
     network = Persistent(class_name, _init_args=(), _init_kwargs=EasyDict(kwargs), img_resolution=8)
-    parts = {
-        "unet": denoiser.model, "logvar_fourier": denoiser.logvar.fourier, "logvar_linear": denoiser.logvar.linear
-    }  # fmt: skip
+    parts = {"unet": denoiser.model}
+    if denoiser.logvar is not None:
+        parts |= {"logvar_fourier": denoiser.logvar.fourier, "logvar_linear": denoiser.logvar.linear}
     with edm_modules():
         for name, part in parts.items():
             network.add_module(name, persistent(part))
+        if hook:
+            network.unet.out_conv.__dict__["_forward_pre_hooks"] = OrderedDict({0: Bound(Encoder("MPConv"), hook)})
         data = EasyDict(encoder=encoder, dataset_kwargs={"path": "x.zip"}, loss_fn=Encoder("EDM2Loss", P_mean=-0.4))
         data["ema"] = network.to(torch.float16) if half else network
         path.write_bytes(pickle.dumps(data))

@@ -7,7 +7,16 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from distillkit import ClassLabels, DistillkitError, Pixels, Unconditional, UsageError, load_teacher
+from distillkit import (
+    ClassLabels,
+    Condition,
+    DistillkitError,
+    Pixels,
+    Unconditional,
+    UsageError,
+    build_denoiser,
+    load_teacher,
+)
 from distillkit.models.edm2.catalog import CATALOG
 from distillkit.models.edm2.vae import StabilityVAE
 from distillkit.models.foreign.records import Refused
@@ -42,8 +51,6 @@ def snapshot(reference, tmp_path):
 
 def latent_snapshot(reference, tmp_path, **changes):
     """Of a network of four channels."""
-    from distillkit import build_denoiser
-
     kwargs = {**reference.description["constructor"], "img_channels": 4}
     denoiser = build_denoiser(description_of(kwargs))
     return write_snapshot(tmp_path / "net.pkl", denoiser, kwargs, latents(**changes))
@@ -166,6 +173,26 @@ def test_other_encoders_and_another_teacher_are_refused(snapshot, tmp_path):
         convert(snapshot(Encoder("FluxVAEEncoder")), tmp_path / "out", name="x")
     with pytest.raises(DistillkitError, match=r"is not edm2-img64-s: it makes samples \(3, 8, 8\) of 5 classes"):
         convert(snapshot(), tmp_path / "out", name="x", expected=CATALOG["edm2-img64-s"].spec)
+
+
+def test_a_one_step_generator_that_was_published_is_a_student(reference, tmp_path):
+    """SiD's students of EDM2's networks: another class, no uncertainty, no encoder in the file."""
+    kwargs = {**reference.description["constructor"], "img_channels": 4, "force_normalization": True, "use_gan": False}
+    inner = {key: value for key, value in kwargs.items() if key not in ("force_normalization", "use_gan")}
+    denoiser = build_denoiser(description_of({**inner, "logvar_channels": 0}))
+    assert denoiser.log_variance(torch.ones(2)) is None
+    with torch.no_grad():
+        denoiser.model.out_gain.fill_(1)
+    hooked = {"class_name": "EDM_2_Precond_Generator", "half": False, "hook": "_apply_forced_weight_normalization"}
+    path = write_snapshot(tmp_path / "sid.pkl", denoiser, kwargs, None, **hooked)
+    said = []
+    spec = convert(path, tmp_path / "out", name="sid", say=said.append)
+    assert spec.codec["kind"] == "distillkit:StabilityVAE" and "taken for latents, as EDM2's are" in said[0]
+    asked = 2.5 * torch.randn(2, 4, 8, 8), torch.full((2,), 2.5), Condition(labels=torch.tensor([1, 3]))
+    assert torch.equal(load_teacher(str(tmp_path / "out")).denoiser(*asked), denoiser(*asked))
+    write_snapshot(path, denoiser, kwargs, None, **{**hooked, "hook": "load_state_dict"})
+    with pytest.raises(Refused, match=r"builtins\.getattr"):
+        convert(path, tmp_path / "other", name="sid")
 
 
 @pytest.mark.parametrize("kind", ["own", "released", "inner", "training", "safetensors"])

@@ -39,7 +39,8 @@ class EDM2Denoiser(EDMPreconditioning):
 
     Args:
         model, label_dim, sigma_data, schedule: as of `EDMPreconditioning`.
-        logvar_channels: features of the noise level that u is made of.
+        logvar_channels: features of the noise level that u is made of; 0 for a network that has not learnt it, such as
+            a one-step generator.
     """
 
     def __init__(
@@ -52,15 +53,17 @@ class EDM2Denoiser(EDMPreconditioning):
         logvar_channels: int = 128,
     ) -> None:
         super().__init__(model, label_dim=label_dim, sigma_data=sigma_data, schedule=schedule)
-        self.logvar = LogVariance(logvar_channels)
+        self.logvar = LogVariance(logvar_channels) if logvar_channels else None
 
-    def log_variance(self, t: Tensor) -> Tensor:
+    def log_variance(self, t: Tensor) -> Tensor | None:
         """u(sigma) (B,) of Eq. 21, at noise levels t (B,)."""
+        if self.logvar is None:
+            return None
         return self.logvar(t.to(torch.promote_types(t.dtype, torch.float32)).log() / 4)
 
     def units(self) -> Sequence[nn.Module]:
         """The blocks, and u, which is evaluated apart from the network."""
-        return [*super().units(), self.logvar]
+        return [*super().units(), *([self.logvar] if self.logvar is not None else ())]
 
     def after_update(self) -> None:
         """Forced weight normalisation of every layer (Eq. 66)."""

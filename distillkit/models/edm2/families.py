@@ -33,7 +33,7 @@ def describe_network(
 
     Args:
         network: arguments of its constructor; they win over those that all sizes have.
-        logvar_channels: features of the noise level that its uncertainty is made of.
+        logvar_channels: features of the noise level that its uncertainty is made of; 0 for none.
         schedule: smallest and largest noise level and the grid; the paper's by default.
     """
     shape = {"img_resolution": resolution, "in_channels": channels, "out_channels": channels, "label_dim": label_dim}

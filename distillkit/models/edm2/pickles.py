@@ -25,8 +25,15 @@ from distillkit.models.foreign.records import Array, Instance, Refused
 from distillkit.reading import first_problem
 from distillkit.text import short
 
-PRECONDITIONING = "Precond"
-CONSTRUCTOR = ("img_resolution", "img_channels", "label_dim", "use_fp16", "sigma_data", "logvar_channels")
+SHAPE, REST = ("img_resolution", "img_channels", "label_dim"), ("use_fp16", "sigma_data", "logvar_channels")
+OF_TRAINING = ("force_normalization", "use_gan")
+"""Arguments of SiD's networks that concern their training alone."""
+PRECONDITIONINGS: Mapping[str, tuple[str, ...]] = {
+    "Precond": (*SHAPE, *REST),
+    "EDM_2_Precond_Generator": (*SHAPE, *OF_TRAINING, *REST),
+}
+"""Class of the network, EDM2's and that of SiD's one-step generators, which learn no uncertainty -> the names of its
+arguments."""
 VAE = "vae"
 """The one setting that a person may give: where the autoencoder is."""
 PIXELS, LATENTS = "StandardRGBEncoder", "StabilityVAEEncoder"
@@ -53,15 +60,17 @@ def describe(
         UsageError: for an autoencoder that is not there, of other latents, or where samples are pixels.
         Refused: when they are missing, not plain values, or of an encoder that is not known.
     """
-    arguments = arguments_of(network, CONSTRUCTOR)
-    outer = {key: arguments.pop(key) for key in CONSTRUCTOR if key in arguments}
+    constructor = PRECONDITIONINGS[network.class_name]
+    arguments = arguments_of(network, constructor)
+    outer = {key: arguments.pop(key) for key in constructor if key in arguments}
     try:
-        resolution, channels, classes = (int(outer[key]) for key in CONSTRUCTOR[:3])
+        resolution, channels, classes = (int(outer[key]) for key in SHAPE)
         sigma_data, logvar = float(outer.get("sigma_data", 0.5)), int(outer.get("logvar_channels", 128))
+        logvar = 0 if OF_TRAINING[0] in constructor else logvar
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise Refused(f"its network's arguments are incomplete ({error})") from error
     sizes = 0 < resolution <= 4096 and 0 < channels <= 64 and 0 <= classes <= 10**6 and 0 < sigma_data < 10**6
-    if not sizes or not 0 < logvar <= 65_536:
+    if not sizes or not 0 <= logvar <= 65_536:
         raise Refused(f"its network, {channels} x {resolution} x {resolution}, cannot be built")
     codec, notes = _codec(encoder, channels, vae)
     spec = TeacherSpec(

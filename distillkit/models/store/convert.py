@@ -135,9 +135,9 @@ def _read(
     Args:
         known: the published teacher whose file it is.
     """
-    network = pickles.find_network(foreign.value, (pickles.PRECONDITIONING, edm2.PRECONDITIONING))
+    network = pickles.find_network(foreign.value, (pickles.PRECONDITIONING, *edm2.PRECONDITIONINGS))
     if network is not None:
-        is_edm2 = network.class_name == edm2.PRECONDITIONING
+        is_edm2 = network.class_name in edm2.PRECONDITIONINGS
         _nothing_asked(path, {key: value for key, value in asked.items() if not (is_edm2 and key == edm2.VAE)})
         state = load_tensors(pickles.weights(network), 2 * foreign.size)
         if not is_edm2:
