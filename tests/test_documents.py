@@ -71,8 +71,11 @@ OTHERS = {
     "--peak-tflops",
     "--sort",
     "--trajectories-steps",
+    "--source",
+    "--dest",
+    "--transform",
 }
-"""Options of torchrun, Slurm, tar, scripts, and of the guide's own plugin."""
+"""Options of torchrun, Slurm, tar, scripts, EDM's dataset_tool.py, and of the guide's own plugin."""
 
 
 def test_every_option_in_the_documents_exists(inside, monkeypatch):

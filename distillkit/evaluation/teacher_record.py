@@ -28,7 +28,8 @@ from distillkit.progress import Quiet, Reporter
 log = logging.getLogger(__name__)
 
 TIMED = 256
-"""Samples whose generation is timed where a figure is not measured anew."""
+"""Samples whose generation is timed where a figure is not measured anew, if that takes no longer than this."""
+TIMED_SECONDS, WARM_UP = 20.0, 8
 _SPEEDS: dict[tuple[str, torch.device], float] = {}
 """Of teachers that this process has timed, by the key of their record: a bench asks for the same one in every run."""
 
@@ -112,14 +113,20 @@ def _kept(key: str, shipped: Mapping[str, Any]) -> Record | None:
 
 
 @torch.inference_mode()
-def samples_per_second(generator: Generator, protocol: Measure, device: torch.device, count: int = TIMED) -> float:
-    """Speed of generation, after a short warm-up."""
+def samples_per_second(generator: Generator, protocol: Measure, device: torch.device, most: int = TIMED) -> float:
+    """Speed of generation, after a short warm-up; by fewer samples where the protocol has fewer, or these take long."""
     samples = fitted(generator, protocol).protocol.samples
-    noise, keys, seeds = inputs(samples, range(count), generator.shape, generator.conditioner)
-    noise, condition, few = noise.to(device), generator.conditioner.encode(keys).to(device), slice(0, 8)
-    generator.generate(noise[few], condition.select(few), seeds[few])
-    began = time.perf_counter()
-    generator.generate(noise, condition, seeds)
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return count / (time.perf_counter() - began)
+    most = min(most, samples.count)
+    noise, keys, seeds = inputs(samples, range(most), generator.shape, generator.conditioner)
+    noise, condition = noise.to(device), generator.conditioner.encode(keys).to(device)
+
+    def seconds(count: int) -> float:
+        began, chosen = time.perf_counter(), slice(0, count)
+        generator.generate(noise[chosen], condition.select(chosen), seeds[chosen])
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        return time.perf_counter() - began
+
+    warm_up = seconds(WARM_UP)
+    count = min(most, max(WARM_UP, round(WARM_UP * TIMED_SECONDS / warm_up)))
+    return count / seconds(count)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +12,7 @@ from typing import Any
 
 from distillkit.contracts.source import Pairs
 from distillkit.contracts.teacher import Teacher
+from distillkit.counts import scaled
 from distillkit.data.pair_notes import describe
 from distillkit.data.pairs import PairsConfig, PairSource, PairStore
 from distillkit.data.prompts import PromptsConfig
@@ -24,11 +25,13 @@ from distillkit.jobs.step_costs import evaluation_seconds
 from distillkit.models.diffusers.options import PipelineConfig
 from distillkit.models.store.resolve import default_teacher
 from distillkit.models.store.resolve import resolve as resolve_teacher
-from distillkit.progress import clock
+from distillkit.progress import Quiet, clock
 from distillkit.runs.validation import validated
 
 TIMED_AT_ONCE = 16
 PART = re.compile(r"([1-9]\d{0,5})/([1-9]\d{0,5})")
+
+PIPELINE = ("resolution", "embedded_guidance", "guide_with")
 
 Rows = list[tuple[str, str]]
 
@@ -73,14 +76,11 @@ def pair_source(
     prompts = {k.removeprefix("prompts_"): v for k, v in settings.items() if k.startswith("prompts") and v is not None}
     if "prompts" in prompts:
         prompts["path"] = prompts.pop("prompts")
-    pipeline = {
-        k: settings[k] for k in ("resolution", "embedded_guidance", "guide_with") if settings.get(k) is not None
-    }
     texts = validated(PromptsConfig, prompts, None, {"prompts": prompts}, ("prompts",))
     with job_context(device=device, quiet=quiet, timeout=timeout) as context:
         loaded = teacher
         if not isinstance(loaded, Teacher):
-            asked_pipeline = validated(PipelineConfig, pipeline, None, {"pipeline": pipeline}, ("pipeline",))
+            asked_pipeline = _pipeline(settings)
             asked_pipeline.require_guidance(1.0 if config.guidance is None else config.guidance)
             loaded = resolve_teacher(str(teacher or default_teacher()), asked_pipeline).load(
                 context.reporter, context.stopped
@@ -93,6 +93,11 @@ def pair_source(
             if warning := cut(own.conditioner, found_prompts.prompts):
                 context.reporter.say(warning)
         yield PairSource(own, config), context
+
+
+def _pipeline(settings: Mapping[str, Any]) -> PipelineConfig:
+    asked = {k: settings[k] for k in PIPELINE if settings.get(k) is not None}
+    return validated(PipelineConfig, asked, None, {"pipeline": asked}, ("pipeline",))
 
 
 def parse_part(text: str | None) -> tuple[int, int]:
@@ -188,12 +193,21 @@ def plan_pairs(
     teacher: str | Path | Teacher | None = None, *, method: AnyMethod | None = None, part: str | None = None,
     device: str = "auto", quiet: bool = False, timeout: float = TIMEOUT, **settings: Any,
 ) -> Rows:  # fmt: skip
-    """What `make_pairs` would do with the same arguments; nothing is made.
+    """What `make_pairs` would do with the same arguments; nothing is made. A teacher that would have to be downloaded
+    is replaced by one with random weights.
 
     Raises:
         UsageError, DistillkitError: as `make_pairs`.
     """
-    chosen = parse_part(part)
+    chosen, absent = parse_part(part), ""
+    if not isinstance(teacher, Teacher):
+        reference = resolve_teacher(str(teacher or default_teacher()), _pipeline(settings))
+        if not reference.available:
+            reference.check()
+            teacher = reference.skeleton(Quiet())
+            size = "" if reference.download_bytes is None else f", {scaled(reference.download_bytes, 'B')}"
+            absent = f"to be downloaded: {' and '.join(reference.absent)}{size}"
+            settings = {name: value for name, value in settings.items() if name not in PIPELINE}
     with pair_source(teacher, method, device, timeout, settings, quiet=quiet) as (source, context):
         source.check()
         store, plan = source.store, source.plan()
@@ -205,7 +219,8 @@ def plan_pairs(
         whose = f" of part {chosen[0]}/{chosen[1]}" if chosen[1] > 1 else ""
         rows = [
             ("teacher", f"{store.teacher.spec.name}, conditions: {store.teacher.conditioner.summary()}"),
-            ("pairs", plan.summary),
+            *([("", absent)] if absent else []),
+            ("pairs", f"{store.solver}, {store.steps} steps" if absent else plan.summary),
             ("to make" + whose, f"{missing * store.shard:,} pairs in {missing:,} shards of {store.shard}; "
              f"{evaluations:,} teacher evaluations"),
             ("disk", f"about {missing * store.shard_bytes / 1e6:,.1f} MB ({free / 1e9:,.1f} GB free)"),
@@ -215,4 +230,5 @@ def plan_pairs(
                 ("time", f"about {clock(evaluations * each)} for one writer on {context.device} "
                  f"(measured, {batch} samples a pass); N writers take an N-th")
             )  # fmt: skip
-        return [*rows, ("folder", f"{store.folder} (nothing was written)")]
+        where = f"{store.folder.parent}, by the hash of the teacher" if absent else store.folder
+        return [*rows, ("folder", f"{where} (nothing was written)")]

@@ -109,6 +109,20 @@ def test_a_method_and_guided_prompts_lead_where_its_run_looks(tmp_path, monkeypa
         assert source.store.folder == found.folder and source.plan().evaluations == 0
 
 
+def test_the_plan_for_a_teacher_that_is_not_here_downloads_nothing(inside, tmp_path, monkeypatch):
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    monkeypatch.setenv("DISTILLKIT_CACHE", str(tmp_path / "cache"))
+    # With 56 million parameters it takes long; that it is asked for is enough here.
+    monkeypatch.setattr("distillkit.jobs.pairs.evaluation_seconds", lambda teacher, batch, device: 0.001)
+    done = inside("pairs", "make", "--teacher", "edm-cifar10", "--method", "dmd", "--dry-run")
+    assert done.returncode == 0, done.stderr
+    said = " ".join(done.stdout.replace("│", " ").split())
+    for fragment in ("to be downloaded: edm-cifar10-cond, 223 MB", "heun, 18 steps", "3,503,360 teacher evaluations",
+                     "by the hash of the teacher"):  # fmt: skip
+        assert fragment in said
+    assert not (tmp_path / "cache").exists()
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
