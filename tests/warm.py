@@ -32,7 +32,8 @@ MODULES = (
     "distillkit.embedded.digits.teacher", "distillkit.embedded.rgb32.offers", "distillkit.jobs.train_teacher",
     "distillkit.models.diffusers.unet2d", "distillkit.models.edm.song_unet", "distillkit.parts",
     "distillkit.students.export", "distillkit.testing", "distillkit_dmd", "PIL.PngImagePlugin", "platformdirs",
-    "torch._dynamo", "torch.utils.flop_counter",
+    "diffusers.models.autoencoders.autoencoder_kl", "diffusers.models.unets.unet_2d_condition", "torch._dynamo",
+    "torch.utils.flop_counter", "transformers.models.clip.modeling_clip",
 )  # fmt: skip
 """What the processes would import one after the other. The registry of plugins stays unread: each reads its own."""
 
