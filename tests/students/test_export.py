@@ -23,6 +23,7 @@ from distillkit import (
 from distillkit.diffusion import ConsistencySampler, EulerSampler, RenoisingSampler, boundary_for
 from distillkit.students.export import export
 from distillkit.students.push import push
+from distillkit.testing import TEACHERS
 from tests.students.parts import PACKAGE, Backwards, Halves, Inverted, TinyAutoencoder, Twice
 
 UNET = {
@@ -132,6 +133,14 @@ def test_an_edm_network_brings_the_file_that_builds_it(student_of, tmp_path, cla
     student = student_of(Teacher(denoiser, TeacherSpec(name="edm", shape=(1, 4, 4)), conditioner))
     export(student, "diffusers", tmp_path / "out")
     assert_same(*both(student, tmp_path / "out")[:2])
+
+
+def test_a_network_of_edm2_samples_the_same_in_diffusers(student_of, tmp_path):
+    student = student_of(TEACHERS["magnitude-preserving"](), OneStep(t=2.5))
+    export(student, "diffusers", tmp_path / "out")
+    ours, theirs, _ = both(student, tmp_path / "out")
+    assert_same(theirs, ours)
+    assert ours.std() > 0.01
 
 
 def test_the_card_of_an_export_says_how_it_is_used_there(student_of, tmp_path, teacher_of):
