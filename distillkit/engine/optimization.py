@@ -40,7 +40,7 @@ def merged(run: OptimizerConfig, own: OptimizerConfig | None) -> OptimizerConfig
 
 def learning_rate_factor(config: TrainingConfig, images: float, duration: float) -> float:
     """Warm-up from zero, then the schedule's course; 1 is the full learning rate. `inverse-sqrt` is 1 / sqrt(max(t /
-    t_ref, 1)) with t the images and t_ref where it begins to fall (Karras et al. 2024, arXiv 2312.02696, Eq. 67)."""
+    t_ref, 1)) with t the images and t_ref where it begins to fall (Karras et al. 2024, arXiv 2312.02696)."""
     warmup = images_of(config.warmup, duration)
     rise = min(1.0, images / warmup) if warmup else 1.0
     left, begun = max(0.0, 1 - images / duration), images_of(config.lr_decay_from, duration)

@@ -57,8 +57,8 @@ EDM2_TRAINING: Mapping[str, Any] = {
     "ema_halflife": "8%",
     "ema_rampup": 0.09,
 }
-"""EDM2's training of ImageNet-512, size S (Karras et al. 2024, arXiv 2312.02696, Table 6), with an exponential average
-about as long as its best."""
+"""EDM2's training of ImageNet-512, size S (Karras et al. 2024, arXiv 2312.02696), with an exponential average about as
+long as its best."""
 EDM2_LOSS: Mapping[str, Any] = {"noise_mean": -0.4, "noise_std": 1.0, "label_dropout": 0.0}
 """Its noise levels; labels are not dropped, as other networks guide it."""
 EDM2_PIXELS: Mapping[str, Any] = {**EDM2_LOSS, "noise_mean": -0.8, "noise_std": 1.6}

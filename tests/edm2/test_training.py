@@ -76,7 +76,7 @@ def test_a_teacher_of_latents_is_trained_from_pictures_with_the_paper_s_settings
 
 
 def test_the_uncertainty_comes_to_be_the_logarithm_of_the_loss():
-    """Trained alone on a loss that depends on the level, u is its logarithm (Eq. 22)."""
+    """Trained alone on a loss that depends on the level, u is its logarithm."""
     torch.manual_seed(0)
     denoiser = TEACHERS["magnitude-preserving"]().denoiser
     denoiser.requires_grad_(False).logvar = LogVariance(32).requires_grad_(True)

@@ -1,4 +1,4 @@
-"""EDM2's networks by their sizes (Karras et al. 2024, arXiv 2312.02696, Table 6; 2406.02507 for XXS)."""
+"""EDM2's networks by their sizes (Karras et al. 2024, arXiv 2312.02696 and 2406.02507)."""
 
 from __future__ import annotations
 
