@@ -27,8 +27,9 @@ from distillkit.registry import registry
 from distillkit.students.artifact import Student
 from distillkit.students.description import Imported
 from distillkit.students.imported import UNKNOWN, published_student
+from distillkit.text import short
 
-PIPELINE, SCHEDULER = "ConsistencyModelPipeline", "CMStochasticIterativeScheduler"
+PIPELINE, SCHEDULER, NETWORK = "ConsistencyModelPipeline", "CMStochasticIterativeScheduler", "UNet2DModel"
 TIMES = 1000.0
 """Its network takes EDM's ln(sigma) / 4 in thousandths."""
 
@@ -75,11 +76,13 @@ def read_consistency_pipeline(name: str | Path) -> Student:
         name: its folder, or `hf:ORG/REPO[@REVISION]`.
 
     Raises:
-        UsageError: for another scheduler, or an option that is not followed.
+        UsageError: for a network or a scheduler of another class, or an option that is not followed.
         DistillkitError: when its files are damaged or do not fit, or cannot be had.
     """
     folder = hub.snapshot(str(name)) if str(name).startswith(hub.PREFIX) else Path(name).expanduser()
     pipeline = pipeline_at(folder)
+    if (kinds := {pipeline.class_of("unet"), pipeline.config.get("_class_name")}) != {NETWORK}:
+        raise UsageError(f"{folder}: its network is a {short(sorted(map(str, kinds - {NETWORK}))[0])}, not a {NETWORK}")
     config, schedule = _noise(pipeline)
     found = described_as(
         pipeline, schedule=schedule.model_dump(mode="json"), prediction="epsilon", sigma_data=config.sigma_data,

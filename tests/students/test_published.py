@@ -144,6 +144,19 @@ def test_a_scheduler_that_is_not_followed_is_refused(inside, consistency, tmp_pa
     assert failed.returncode == 2 and named in failed.stderr and len(failed.stderr.splitlines()) == 1, failed.stderr
 
 
+@pytest.mark.parametrize(
+    ("place", "values"),
+    [("unet/config.json", {"_class_name": "UNet2DConditionModel"}), ("model_index.json", {"unet": ["own", "Own"]})],
+)
+def test_a_network_of_another_class_is_refused(consistency, tmp_path, place, values):
+    folder = copied(consistency, tmp_path / "own")
+    (folder / "own.py").write_text(f"open({str(tmp_path / 'executed')!r}, 'w')\n")
+    change(folder / place, **values)
+    with pytest.raises(UsageError, match="not a UNet2DModel"):
+        load_student(folder)
+    assert not (tmp_path / "executed").exists()
+
+
 @pytest.mark.parametrize("where", ["folder", "hub"])
 def test_repositories_of_the_hub(consistency, where, tmp_path, monkeypatch):
     snapshots = tmp_path / "models--openai--cd_tiny" / "snapshots" / ("0" * 40)
