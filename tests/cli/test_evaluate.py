@@ -245,7 +245,7 @@ def test_protocol_files_are_fetched_and_verified(inside, external, tmp_path, mon
         (["protocols", "pin", "digits8", "--sha256", "0" * 64], 2, ["digits8", "no files"]),
         (["reference", "make", "--data", "empty", "--protocol", "digits8", "-o", "r.safetensors"], 2, ["no images in"]),
         (["reference", "make", "--data", "coloured", "-o", "r.safetensors"], 2, ["either --protocol or --extractor"]),
-        (["reference", "make", "--data", "x", "--protocol", "digits8", "-o", "r.npz"], 2, [".safetensors"]),
+        (["reference", "make", "--data", "x", "--protocol", "digits8", "-o", "r.json"], 2, [".safetensors"]),
         (["compare", "absent.json"], 2, ["no such record"]),
         (["compare", "empty"], 2, ["holds no records"]),
         (["compare", "text.json"], 1, ["text.json", "JSON"]),
