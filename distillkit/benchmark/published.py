@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from distillkit.benchmark.suite import Published
-from distillkit.errors import DistillkitError
+from distillkit.errors import DistillkitError, UsageError
 from distillkit.evaluation.generator import Generator
 from distillkit.evaluation.measure import Measure
 from distillkit.evaluation.pipeline import fitted
@@ -15,6 +17,8 @@ from distillkit.jobs.options import EvaluationOptions
 from distillkit.jobs.published import downloaded
 from distillkit.jobs.subjects import found_subjects
 from distillkit.models.diffusers import hub
+from distillkit.models.store.resolve import offered
+from distillkit.students.checkpoints import split_selector
 
 
 def published_candidate(entry: Published, context: Context) -> Generator | WholePipeline:
@@ -24,6 +28,11 @@ def published_candidate(entry: Published, context: Context) -> Generator | Whole
         UsageError: for what is not there, or options that do not fit it.
         DistillkitError: for a teacher, given images, or files that are damaged or cannot be had.
     """
+    is_path = not entry.subject.startswith(hub.PREFIX) and offered(entry.subject) is None
+    if is_path and not Path(split_selector(entry.subject)[0]).exists():
+        raise UsageError(
+            f"subject {entry.subject}: there is no such folder; name a student's, a pipeline's, or hf:ORG/REPO"
+        )
     given = entry.assembly.model_dump(exclude_defaults=True)
     options = EvaluationOptions(steps=entry.steps, guidance=entry.guidance, **given)
     candidate = found_subjects(entry.subject, options, context)[0].candidate

@@ -32,6 +32,7 @@ SOLVERS = ("heun", "euler", "ddim")
 
 
 def sample(
+    ctx: typer.Context,
     subject: Annotated[
         str,
         typer.Argument(
@@ -91,7 +92,11 @@ def sample(
     batch: Annotated[int | None, typer.Option(min=1, help="Samples in one pass.  [default: by their size]")] = None,
     device: DeviceOption = "auto",
 ) -> None:
-    """Generate samples with a student or a teacher. A teacher is sampled by its own solver."""
+    """Generate samples with a student or a teacher.
+
+    A teacher is sampled by its own solver; a pipeline of diffusers with --steps and no --solver by its own scheduler,
+    except by `teachers sample`.
+    """
     from distillkit.errors import UsageError
     from distillkit.jobs.context import job_context
     from distillkit.jobs.prompts import typed_prompts
@@ -101,6 +106,11 @@ def sample(
 
     if output.suffix.lower() in OTHER_FILES:
         raise UsageError(f"--output {output}: a .png or .npz file is written, or a folder of PNG files")
+    published = PublishedConfig.of(
+        lora=lora, lora_scale=lora_scale, weights=weights, scheduler=scheduler, timesteps=timesteps, eta=eta
+    )
+    if as_teacher := ctx.parent is not None and ctx.parent.info_name == "teachers":
+        published.refuse_for("teachers are sampled by their solvers here: distillkit sample takes it")
     classes = None if labels is None else labels.split(",")
     texts = typed_prompts(prompt, prompts, num)
     with job_context(device=device) as context:
@@ -108,9 +118,7 @@ def sample(
             subject, num, context, seed=seed, classes=classes, prompts=texts, nfe=nfe,
             steps=steps, solver=solver, guidance=guidance, negative=negative, batch=batch,
             pipeline=PipelineConfig.of(resolution, embedded_guidance, guide_with),
-            published=PublishedConfig.of(
-                lora=lora, lora_scale=lora_scale, weights=weights, scheduler=scheduler, timesteps=timesteps, eta=eta
-            ),
+            published=None if as_teacher else published,
         )  # fmt: skip
     write_samples(output, made)
     typer.echo(f"wrote {output}: {len(made.decoded)} samples, {made.nfe:g} network evaluation(s) each")

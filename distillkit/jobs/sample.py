@@ -58,7 +58,7 @@ def make_samples(
     negative: str | None = None,
     batch: int | None = None,
     pipeline: PipelineConfig = PLAIN,
-    published: PublishedConfig = PLAIN_SAMPLING,
+    published: PublishedConfig | None = PLAIN_SAMPLING,
 ) -> Made:
     """Samples of what `name` stands for; sample i depends on (seed, i) and its condition alone, and a student and its
     teacher start from the same noise.
@@ -76,7 +76,8 @@ def make_samples(
         negative: text that a teacher is guided away from instead of nothing.
         batch: samples in one pass; by their size by default.
         pipeline: what is asked of a teacher's pipeline.
-        published: how a pipeline that is sampled by a scheduler is put together and called.
+        published: how a pipeline that is sampled by a scheduler is put together and called; None where pipelines are
+            sampled as teachers, whatever is asked for.
 
     Raises:
         UsageError: for a name that stands for neither, or options that do not fit it.
@@ -97,8 +98,11 @@ def make_samples(
         if (place := Path(name).expanduser()).is_dir() and not (is_teacher_folder(place) or is_diffusers_folder(place)):
             raise UsageError(f"no student in {name}, and no teacher either; name a run, a student or a teacher")
         pipeline.require_guidance(asked.weight)
-        reference, called = resolve(name, pipeline), Called(steps, asked.weight, solver, "fp32", pipeline, published)
-        if whole := whole_pipeline_of(reference, called, context):
+        reference, called = (
+            resolve(name, pipeline),
+            Called(steps, asked.weight, solver, "fp32", pipeline, published or PLAIN_SAMPLING),
+        )
+        if published is not None and (whole := whole_pipeline_of(reference, called, context)):
             return _of_pipeline(whole, asked, context)
         return _of_teacher(reference.load(context.reporter, context.stopped).to(context.device), asked, context)
     pipeline.refuse_for(f"{name} is a student, which keeps what it was trained with")
@@ -109,7 +113,7 @@ def make_samples(
         raise UsageError("--steps and --nfe say the same of a student twice: leave one out")
     student = load_student(name, say=context.reporter.say).to(context.device)
     student = student if guidance is None else student.with_guidance(guidance)
-    student = timed(student, published, steps if nfe is None else nfe)
+    student = timed(student, published or PLAIN_SAMPLING, steps if nfe is None else nfe)
     evaluations = steps if nfe is None else nfe
     student = student if evaluations in (None, student.nfe) else student.with_nfe(evaluations)
     keys = asked.keys(student.conditioner, student.codec.content)

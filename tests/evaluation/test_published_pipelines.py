@@ -327,6 +327,17 @@ def test_what_does_not_fit_is_refused(inside, base, tmp_path, given, code, named
     assert not (tmp_path / "canary").exists()
 
 
+def test_a_teacher_stays_one(inside, base, tmp_path):
+    """`teachers sample` and `--solver` sample a pipeline by a solver, however many steps are asked for."""
+    given = (base / "sd", "--prompt", "a cat", "--steps", "2", "--num", "1", "--output", "one.png")
+    for words in (("teachers", "sample", *given), ("sample", *given, "--solver", "ddim")):
+        done = inside(*words)
+        assert done.returncode == 0 and "own pipeline" not in done.stdout, done.stderr
+    assert "own pipeline, PNDMScheduler" in inside("sample", *given).stdout
+    failed = inside("teachers", "sample", *given, "--eta", "0.5")
+    assert failed.returncode == 2 and "--eta 0.5" in failed.stderr
+
+
 def test_options_of_pipelines_are_for_pipelines(inside, tiny_teacher_folder):
     failed = inside("sample", tiny_teacher_folder, "--scheduler", "LCMScheduler", "--steps", "2")
     assert failed.returncode == 2 and "--scheduler LCMScheduler is for pipelines" in failed.stderr
