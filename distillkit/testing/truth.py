@@ -6,6 +6,7 @@ import contextlib
 import os
 import tempfile
 from collections.abc import Iterator, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from distillkit.contracts.condition import Condition
 from distillkit.contracts.method import Method
 from distillkit.contracts.random import SampleRNG
 from distillkit.contracts.recipe import Recipe
+from distillkit.contracts.sampler import Sampler
 from distillkit.contracts.source import Batches, Images, SourceJob
 from distillkit.contracts.student import StudentGenerator
 from distillkit.contracts.teacher import Teacher
@@ -52,8 +54,7 @@ def moves_to_the_teachers_distribution(method: type[Method], settings: Settings)
     samples = max(UPDATES_OF, UPDATES * config.training.batch)
     duration = min(config.training.duration, samples * recipe.student_every)
     training = config.training.model_copy(update={"duration": duration, "channels_last": "off"})
-    before = _divergence(StudentGenerator(teacher.copy_denoiser(), recipe.final_sampler, teacher.spec.shape), teacher)
-    gaussian = _gaussian_divergence(teacher)
+    before, gaussian = _untrained_divergence(recipe.final_sampler), _gaussian_divergence()
     with tempfile.TemporaryDirectory() as folder, own_cache(Path(folder)):
         trainer = Trainer(
             recipe, teacher, TrainingConfig.model_validate(training.model_dump()), accelerator=Accelerator(cpu=True),
@@ -108,8 +109,24 @@ def _divergence(student: StudentGenerator, teacher: Teacher) -> float:
     return _figure(student_generator(student.eval(), teacher.conditioner, teacher.codec, subject), teacher)
 
 
-def _gaussian_divergence(teacher: Teacher) -> float:
+_UNTRAINED: dict[str, float] = {}
+"""By sampler: it is the same for all methods that have the same."""
+
+
+def _untrained_divergence(sampler: Sampler) -> float:
+    """Of the teacher's network, sampled as the student will be."""
+    key = f"{type(sampler).__qualname__} {sampler.model_dump_json()}"
+    if key not in _UNTRAINED:
+        teacher = _known_exactly()
+        student = StudentGenerator(teacher.copy_denoiser(), sampler, teacher.spec.shape)
+        _UNTRAINED[key] = _divergence(student, teacher)
+    return _UNTRAINED[key]
+
+
+@cache
+def _gaussian_divergence() -> float:
     """Of one Gaussian with the data's mean and covariance."""
+    teacher = _known_exactly()
     assert teacher.images is not None
     data: Images = teacher.images(CPU).batch(SampleRNG(0), 0, range(DATA))
     mean, root = data.sample.mean(0), torch.linalg.cholesky(data.sample.T.cov())

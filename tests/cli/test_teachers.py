@@ -16,9 +16,9 @@ from safetensors.torch import load_file
 from distillkit import Condition, load_teacher
 from tests.conftest import HANG
 
-SHORT = ["--set", "training.duration=2560", "--set", "training.batch=64", "--set", "training.log_every=64",
-         "--set", "training.checkpoint_every=320", "--set", "training.sample_every=1280",
-         "--set", "training.evaluate_every=1280", "--evaluation-samples", "20", "--evaluate-samples", "20",
+SHORT = ["--set", "training.duration=1280", "--set", "training.batch=32", "--set", "training.log_every=32",
+         "--set", "training.checkpoint_every=160", "--set", "training.sample_every=640",
+         "--set", "training.evaluate_every=640", "--evaluation-samples", "20", "--evaluate-samples", "20",
          "--channels-last", "off"]  # fmt: skip
 
 

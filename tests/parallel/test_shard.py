@@ -17,7 +17,7 @@ def ended_well(done):
 
 
 @pytest.mark.parametrize(
-    ("processes", "parallels", "steps"), [(3, "shard,replicate", 10), (4, "hybrid", 8)], ids=["shard", "hybrid"]
+    ("processes", "parallels", "steps"), [(3, "shard,replicate", 5), (4, "hybrid", 4)], ids=["shard", "hybrid"]
 )
 def test_several_processes_end_where_one_does(together, processes, parallels, steps):
     """On three a layer of five rows is shared unevenly, and a scalar not at all."""
