@@ -271,7 +271,7 @@ def _needed(path: Path) -> Entry | None:
 
 
 def _part(kind: str, path: Path) -> Entry | None:
-    """What has arrived of a download, which is goes on from there."""
+    """What has arrived of a download, which goes on from there."""
     if path.name.endswith(f"{PART}.json"):
         part = path.with_name(path.name.removesuffix(".json"))
         return None if part.exists() else replace(_file(kind, path), spare="notes on a download that is not there")
