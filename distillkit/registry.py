@@ -212,10 +212,17 @@ def _said(error: Exception) -> str:
     return f"{type(error).__name__}: {str(error)[:2000]}"
 
 
-def unknown(kind: str, name: str, known: object, command: str) -> str:
-    """The message for a name that is not known: the nearest ones first, and the command that lists all."""
-    names = sorted(map(str, known))  # type: ignore[call-overload]
-    near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+def unknown(
+    kind: str, name: str, known: Iterable[object], command: str, understood: Iterable[object] | None = None
+) -> str:
+    """The message for a name that is not known: the nearest one first, and the command that lists all.
+
+    Args:
+        known: names that are listed.
+        understood: names among which the nearest one is; those that are listed by default.
+    """
+    names = sorted(map(str, known))
+    near = difflib.get_close_matches(name, names if understood is None else map(str, understood), n=1, cutoff=0.5)
     hint = f" Did you mean {near[0]!r}?" if near else ""
     return f"unknown {kind} {name!r}.{hint} Available: {', '.join(names) or 'none'} (see `{command}`)."
 

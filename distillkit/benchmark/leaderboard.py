@@ -205,7 +205,7 @@ def leaderboard(folder: Path, results: Results) -> Leaderboard:
     """
     done = [run for run in results.runs if run.state == "done"]
     if not done:
-        reasons = "".join(f"\n  {run.entry}, seed {run.seed}: {run.reason}" for run in results.failed)
+        reasons = "".join(f"\n  {run.title}: {run.reason}" for run in results.failed)
         raise DistillkitError(f"no entry in {folder} succeeded, so there is nothing to compare{reasons}")
     records = {name: _measured(inside(folder, name)) for name in _names(results, done)}
     protocols = {record.protocol_id for record in records.values()}

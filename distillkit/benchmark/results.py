@@ -61,6 +61,11 @@ class Run(_Part):
     curve: tuple[Point, ...] = ()
     records: tuple[Inside, ...] = Field((), description="files of its records, relative to the benchmark's folder")
 
+    @property
+    def title(self) -> str:
+        """For people."""
+        return f"{self.entry}, published" if self.kind == "published" else f"{self.entry}, seed {self.seed}"
+
 
 class Results(_Part):
     """A benchmark."""

@@ -53,6 +53,13 @@ class Published(PublishedConfig):
     guidance: float | None = Field(None, ge=0, le=1e6, description="of a pipeline, 1 if none; of a student, its own")
     note: str = Field("", description="what is special about it, for the report")
 
+    @model_validator(mode="before")
+    @classmethod
+    def _named(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            raise ValueError("write what it is as {subject: " + value + "}")
+        return value
+
     @property
     def assembly(self) -> PublishedConfig:
         """What a pipeline gets in the place of its own parts."""

@@ -68,8 +68,7 @@ def beside(results: Results, board: Leaderboard) -> Iterator[str]:
     for row in board.published:
         yield _against(row, board)
     for run in board.failed:
-        name = f"{run.entry}, published," if run.kind == "published" else f"{run.entry}, seed {run.seed},"
-        yield f"{name} failed: {run.reason.splitlines()[0]}"
+        yield f"{run.title}, failed: {run.reason.splitlines()[0]}"
 
 
 def _against(row: Standing, board: Leaderboard) -> str:

@@ -90,10 +90,13 @@ def show_bench_plan(plan: BenchPlan) -> None:
     out.print(table)
     for name in plan.downloads:
         out.print(f"to be downloaded: {name}", highlight=False, markup=False)
-    out.print(
+    trained = any(planned.job.published is None for planned in plan.jobs)
+    needed = (
         f"about {clock(plan.seconds)} for the trainings that are to do, on {plan.device}{_side_by_side(plan)}; "
         "evaluations come on top\n"
-        f"nothing was written to {plan.folder}",
+    )
+    out.print(
+        f"{needed if trained else ''}nothing was written to {plan.folder}",
         highlight=False,
         markup=False,
     )

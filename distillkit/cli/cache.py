@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from distillkit.jobs.cache import Contents, Entry
+    from collections.abc import Iterable
+
+    from distillkit.jobs.cache import Contents, Entry, Foreign
 
 UNITS = {"h": 3600.0, "d": 86_400.0, "w": 7 * 86_400.0}
 
@@ -53,9 +55,11 @@ def cache(
     found = contents()
     if kind is None:
         _show_kinds(found)
+        _show_foreign(found.foreign)
     else:
         _show_entries(found, kind)
-    _show_foreign(found)
+        folder = found.root / kind
+        _show_foreign(strange for strange in found.foreign if folder in (strange.path, *strange.path.parents))
 
 
 def _seconds(text: str | None) -> float | None:
@@ -82,7 +86,8 @@ def _show_kinds(found: Contents) -> None:
 
     out = console()
     if not found.entries:
-        out.print(f"the cache is empty: {found.root}", highlight=False, soft_wrap=True, markup=False)
+        empty = "nothing of distillkit's is in" if found.foreign else "the cache is empty:"
+        out.print(f"{empty} {found.root}", highlight=False, soft_wrap=True, markup=False)
         return
     table = Table()
     for title, right in (("kind", False), ("what", False), ("number", True), ("size", True), ("last use", False)):
@@ -143,7 +148,7 @@ def _prune(older_than: float | None, *, dry_run: bool) -> None:
         say(f"{verb} {entry.path.relative_to(root)} ({size_text(entry.bytes)}): {reason}")
     for entry, reason in done.kept:
         say(f"left {entry.path.relative_to(root)} ({entry.spare or 'old'}): {reason}")
-    _show_foreign(done.contents)
+    _show_foreign(done.contents.foreign)
     if stop:
         raise Interrupted("stopped; the same command goes on with the rest", stop.signum or 2)
     if done.removed:
@@ -152,10 +157,10 @@ def _prune(older_than: float | None, *, dry_run: bool) -> None:
         say(f"nothing to remove in {root}")
 
 
-def _show_foreign(found: Contents) -> None:
+def _show_foreign(found: Iterable[Foreign]) -> None:
     from distillkit.cli.closing import console
 
-    for strange in found.foreign:
+    for strange in found:
         console().print(f"left alone: {strange.path}: {strange.reason}", highlight=False,
                         soft_wrap=True, markup=False)  # fmt: skip
 

@@ -120,6 +120,11 @@ def make(
         out.print(f"next: distillkit protocols pin {chosen.name} --sha256 {reference.spec.sha256}", highlight=False)
     elif target.suffix == SUFFIX:
         _say_protocol(target)
+    else:
+        out.print(
+            f"for other programs; next: distillkit reference convert {shlex.quote(str(target))} --extractor NAME "
+            f"--output FILE{SUFFIX} makes it a protocol", highlight=False, soft_wrap=True, markup=False,
+        )  # fmt: skip
 
 
 @app.command()

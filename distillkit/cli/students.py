@@ -49,6 +49,7 @@ def convert(
 
     from distillkit.cli.closing import console
     from distillkit.errors import UsageError
+    from distillkit.evaluation.presets import protocol_for
     from distillkit.files import write_bytes
     from distillkit.students.card import CARD, card
     from distillkit.students.imported import convert_student
@@ -69,8 +70,12 @@ def convert(
     write_bytes(folder / CARD, card(student.description).encode())
     described = student.description
     shape, where = " x ".join(map(str, described.shape)), shlex.quote(str(folder))
+    decoded = student.codec.decoded_shape(described.shape)
+    known = protocol_for(described.teacher.name, decoded, student.conditioner.count)
+    measure = f"distillkit evaluate {where}{'' if known else ' --protocol NAME (see distillkit protocols)'}"
     out.print(
-        f"{described.network['kind']} for samples {shape}, {described.nfe:g} network evaluation(s) a sample\n"
-        f"student in {folder}\nnext: distillkit sample {where} --output grid.png; distillkit evaluate {where}",
+        f"{described.network['kind']} for samples {shape}, {described.nfe:g} network evaluation(s) a sample, at "
+        f"sigma / alpha {levels}\n"
+        f"student in {folder}\nnext: distillkit sample {where} --output grid.png; {measure}",
         highlight=False, soft_wrap=True, markup=False,
     )  # fmt: skip

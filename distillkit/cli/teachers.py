@@ -57,14 +57,14 @@ def teachers(ctx: typer.Context) -> None:
     table = Table()
     for title in ("teacher", "what it makes", "published", "licence", "where"):
         table.add_column(title, no_wrap=title == "teacher")
-    variants = 0
+    variants: list[str] = []
     for name, offer in registry().named("teachers").items():
         card = card_of(offer)
         if card is None:
             table.add_row(name, "", "-", "-", offer.origin)
             continue
         if card.variant_of:
-            variants += 1
+            variants.append(card.variant_of)
             continue
         licence = card.spec.licence.partition(" (")[0]
         published = card.published.partition(" at")[0] or "-"
@@ -72,9 +72,10 @@ def teachers(ctx: typer.Context) -> None:
     out.print(table)
     if variants:
         out.print(
-            f"and {variants} other averages of EDM2's trainings, which `distillkit teachers show edm2-img512-s` and "
-            "the like name",
+            f"and {len(variants)} other averages of the same trainings, such as those that distillkit teachers show "
+            f"{variants[0]} lists",
             highlight=False,
+            soft_wrap=True,
         )
     for (kind, _), reason in registry().refused.items():
         if kind == "teachers":
@@ -157,9 +158,7 @@ def show(
         "samples": f"{' x '.join(map(str, spec.shape))}, decoded to {teacher.codec.content} {decoded}",
         "autoencoder": ", ".join(parts.source for parts in parts_in(spec.codec)),
         "conditions": teacher.conditioner.summary(),
-        "guidance": "yes"
-        if teacher.guidable
-        else "with another network alone (--guide-with NAME): it has no unconditional prediction",
+        "guidance": "yes" if teacher.guidable else "with another network alone (--guide-with NAME)",
         "network": f"{type(teacher.denoiser).__name__}, {parameters:,} parameters",
         "schedule": f"{type(schedule).__name__}, t {schedule.t_min:g} to {schedule.t_max:g} "
         f"(sigma / alpha {low:.3g} to {high:.3g})",

@@ -55,7 +55,7 @@ class Conditioner(BaseModel, ABC):
         """
         raise UsageError(
             "this teacher was trained with conditions only, so it has no unconditional prediction to guide against; "
-            "use guidance 1"
+            "use guidance 1, or name another network that guides it (--guide-with NAME)"
         )
 
     def agrees_with(self, other: Conditioner) -> bool:

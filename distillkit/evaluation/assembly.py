@@ -50,8 +50,13 @@ class Assembly:
     @property
     def title(self) -> str:
         """What it is put together from."""
-        parts = [folder_name(place) if place.is_dir() else place.stem for place in (self.weights, self.lora) if place]
+        parts = [self._part(place) for place in (self.weights, self.lora) if place]
         return "".join(f" + {part}" for part in parts)
+
+    def _part(self, place: Path) -> str:
+        if place.is_dir():
+            return folder_name(place.parent if place.name == self.component else place)
+        return place.stem
 
     @property
     def network_sha256(self) -> str:

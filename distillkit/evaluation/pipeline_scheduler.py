@@ -40,8 +40,28 @@ def other_scheduler(asked: str, own: Any) -> Any:
         own: the pipeline's; None where it has none.
 
     Raises:
-        UsageError: for a class that diffusers does not have, or an option that it does not take.
+        UsageError: for a class that diffusers does not have, an option that it does not take, or a scheduler of flow
+            models in the place of one that is none, or the other way round.
     """
+    found = _other(asked, own)
+    if own is not None and is_of_flow(found) != is_of_flow(own):
+        kinds = ("noise or its like", "flow models, which predict a velocity")
+        raise UsageError(
+            f"--scheduler {asked}: {type(found).__name__} is for {kinds[is_of_flow(found)]}, and the pipeline's own, "
+            f"{type(own).__name__}, for {kinds[is_of_flow(own)]}"
+        )
+    return found
+
+
+def is_of_flow(scheduler: Any) -> bool:
+    """Whether a scheduler of diffusers steps through flow models. Those of diffusion models tell pipelines by how much
+    to multiply the noise; of these, some take flow models where their options say so."""
+    config = scheduler.config
+    of_diffusion = hasattr(scheduler, "init_noise_sigma")
+    return not of_diffusion or config.get("prediction_type") == "flow_prediction" or bool(config.get("use_flow_sigmas"))
+
+
+def _other(asked: str, own: Any) -> Any:
     place, where = Path(asked).expanduser(), f"--scheduler {asked}"
     if place.suffix == ".json" or place.is_dir():
         place = place / "scheduler_config.json" if place.is_dir() else place

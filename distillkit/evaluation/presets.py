@@ -20,7 +20,7 @@ from distillkit.evaluation.clip import Clip
 from distillkit.evaluation.extractor import FeatureExtractor, torchscript_extractor
 from distillkit.evaluation.measure import ClipMeasure, FrechetMeasure, Measure
 from distillkit.evaluation.protocol import ImagePreparation, Protocol, SampleSpec
-from distillkit.evaluation.reference import SUFFIX, Making, Reference, load_reference
+from distillkit.evaluation.reference import NPZ, SUFFIX, Making, Reference, load_reference
 from distillkit.evaluation.reference_files import prompts_of, reference_of
 from distillkit.files import slug
 from distillkit.reading import first_problem
@@ -123,6 +123,11 @@ def preset(name: str) -> ProtocolPreset | OwnMeasure:
         raise UsageError(
             f"{name} is a file of reference statistics and needs nothing else; here a protocol's name is needed (see "
             "`distillkit protocols`)"
+        )
+    if Path(name).suffix == NPZ:
+        raise UsageError(
+            f"--protocol {name}: {NPZ} files do not say which extractor made them; give --reference {name} and "
+            "--extractor NAME, or make a protocol of it by `distillkit reference convert`"
         )
     offer = registry().find("protocols", name, COMMAND)
     return _preset(name, offer)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import re
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -13,18 +12,26 @@ from typing import Any
 import torch
 from torch import nn
 
-from distillkit.errors import DistillkitError, UsageError
+from distillkit.errors import DistillkitError, UsageError, is_out_of_memory
 from distillkit.files import write_tensors
 from distillkit.models.adapters import require_peft
 from distillkit.models.diffusers import hub
 from distillkit.models.diffusers.weights import chosen, read_state
+from distillkit.models.store.bare import LORA, kind_of
 from distillkit.models.store.folder import check_fit
+from distillkit.models.text.load import quietly
 from distillkit.reading import read_mapping
 from distillkit.tensors import read_with_metadata
 from distillkit.text import short
 
 LORA_FILE = "pytorch_lora_weights.safetensors"
 ADAPTER = "published"
+CALLED_WITH = (
+    "in_channels", "out_channels", "cross_attention_dim", "addition_embed_type", "encoder_hid_dim_type",
+    "class_embed_type", "num_class_embeds", "num_embeds_ada_norm", "joint_attention_dim", "pooled_projection_dim",
+    "caption_channels",
+)  # fmt: skip
+"""Settings of a network that say what a pipeline has to give it; a guidance that is an input is not among them."""
 _ADAPTERS_NAME = re.compile(r"\.lora_([AB])\.(?!weight$|bias$)[^.]+\.(weight|bias)$")
 
 
@@ -41,7 +48,7 @@ def lora_file(name: str) -> Path:
     place = Path(name).expanduser()
     place = place / LORA_FILE if place.is_dir() else place
     if not place.is_file():
-        raise UsageError(f"--lora {name}: there is no {place}; name a file, a folder with {LORA_FILE}, or hf:ORG/REPO")
+        raise UsageError(f"--lora {name}: {place} is not there; name a file, a folder with {LORA_FILE}, or hf:ORG/REPO")
     return place
 
 
@@ -83,7 +90,7 @@ def network_with(folder: Path, component: str, name: str, place: Path) -> nn.Mod
         place: a file of weights for its own configuration, or a folder of weights with a configuration of theirs.
 
     Raises:
-        UsageError: for a network of another class.
+        UsageError: for a network of another class or of another pipeline, or a LoRA.
         DistillkitError: when they are damaged, or do not fit.
     """
     import diffusers
@@ -92,18 +99,27 @@ def network_with(folder: Path, component: str, name: str, place: Path) -> nn.Mod
     config = read_mapping(described / "config.json")
     if (theirs := config.get("_class_name")) != name:
         raise UsageError(f"{described} holds a {short(theirs)}, and {folder} has a {name}")
+    own = read_mapping(folder / component / "config.json")
+    for setting in CALLED_WITH:
+        if (asked := config.get(setting)) != (given := own.get(setting)):
+            raise UsageError(
+                f"--weights {place}: it is of another pipeline: its {setting} is {short(asked)}, and in {folder} "
+                f"{short(given)}"
+            )
     kind: Any = getattr(diffusers, name, None)
     with refused(f"diffusers cannot load {place}"):
         if place.is_dir():
             variant = found.variant if (found := chosen([path.name for path in place.iterdir()])) else ""
-            own: nn.Module = kind.from_pretrained(
+            loaded: nn.Module = kind.from_pretrained(
                 str(place), use_safetensors=True, local_files_only=True, variant=variant or None
             )
-            return own
+            return loaded
         with torch.device("meta"):
             network: nn.Module = kind.from_config(config)
     state = read_state(place)
-    check_fit(network.state_dict(), state, str(place))
+    if kind_of(state) == LORA:
+        raise UsageError(f"--weights {place}: it holds a LoRA and no whole network: give it as --lora")
+    check_fit(network.state_dict(), state, str(place), f"the {component} of {folder}")
     network.load_state_dict(state, assign=True)
     if any(buffer.is_meta for buffer in network.buffers()):  # those that are in no file
         network = kind.from_config(config)
@@ -121,7 +137,7 @@ def fuse(pipeline: Any, file: Path, scale: float, component: str) -> None:
     if not hasattr(pipeline, "load_lora_weights"):
         raise UsageError(f"--lora: a {type(pipeline).__name__} of diffusers loads none")
     network = getattr(pipeline, component)
-    with tempfile.TemporaryDirectory() as aside, refused(f"diffusers cannot load the LoRA {file}"), _unlogged():
+    with tempfile.TemporaryDirectory() as aside, refused(f"diffusers cannot load the LoRA {file}"):
         place = _for_diffusers(file, Path(aside))
         how = {"weight_name": place.name, "use_safetensors": True, "local_files_only": True}
         converted: Any = pipeline.lora_state_dict(str(place.parent), **how)
@@ -188,25 +204,16 @@ def _other_factor(name: str) -> str:
 
 
 @contextmanager
-def _unlogged() -> Iterator[None]:
-    """Without diffusers' remarks on text encoders that a LoRA leaves alone."""
-    log = logging.getLogger("diffusers")
-    before = log.level
-    log.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        log.setLevel(before)
-
-
-@contextmanager
 def refused(what: str) -> Iterator[None]:
-    """Whatever diffusers raises as one message."""
+    """Whatever diffusers and transformers raise as one message, without what else they say."""
     try:
-        yield
+        with quietly("diffusers", "transformers"):
+            yield
     except DistillkitError:
         raise
     except Exception as error:  # diffusers and transformers raise many kinds
+        if is_out_of_memory(error):
+            raise
         raise DistillkitError(f"{what} ({_reason(error)})") from error
 
 

@@ -22,6 +22,7 @@ from distillkit.evaluation.measure import Measure
 from distillkit.evaluation.pipeline_scheduler import evaluated_steps
 from distillkit.evaluation.protocol import SampleSpec
 from distillkit.evaluation.record import Subject
+from distillkit.evaluation.replacements import refused
 from distillkit.evaluation.sampling import Tally, require_content, seeded_noise
 from distillkit.models.diffusers.folder import COMPONENTS, folder_name, source_of
 from distillkit.models.diffusers.published import PLAIN_SAMPLING, PublishedConfig
@@ -142,12 +143,9 @@ class WholePipeline:
             packed = getattr(pipeline, "_pack_latents", None)
             latents = packed(noise, len(noise), *noise.shape[1:]) if packed else noise
             call["latents"] = latents.to(pipeline.device, next(network_of(pipeline).parameters()).dtype)
-        with _drawing_from(pipeline.scheduler, generators):
-            try:
-                made = torch.from_numpy(pipeline(generator=generators, **call).images)
-            except (ValueError, TypeError) as error:
-                reason = str(error).strip().partition("\n")[0]
-                raise DistillkitError(f"{self.subject.name}: diffusers refuses the call ({reason})") from error
+        refuses = f"{self.subject.name}: diffusers refuses the call"
+        with _drawing_from(pipeline.scheduler, generators), refused(refuses):
+            made = torch.from_numpy(pipeline(generator=generators, **call).images)
         if not torch.isfinite(made).all():
             raise DistillkitError(f"{self.subject.name} gives NaN or infinity instead of images")
         # As `Pixels.decode`: rounded half up in float32.
@@ -162,7 +160,8 @@ class WholePipeline:
                     f"{self.assembly.folder}: diffusers corrects the scheduler's configuration as it loads it, after "
                     f"which the steps are {found} and not {self.evaluated}: correct scheduler_config.json, as it asks"
                 )
-            self._loaded["pipeline"] = pipeline.to(device, DTYPES[self.subject.precision])
+            with refused(f"{self.assembly.folder} cannot be moved to {device}"):
+                self._loaded["pipeline"] = pipeline.to(device, DTYPES[self.subject.precision])
         return self._loaded["pipeline"]
 
 

@@ -18,7 +18,7 @@ from distillkit.evaluation.presets import ProtocolPreset, presets
 from distillkit.evaluation.record import Record
 from distillkit.files import LEFTOVER, cache_folder, is_leftover
 from distillkit.models.store import fetch
-from distillkit.models.store.folder import SPEC, is_teacher_folder, read_spec
+from distillkit.models.store.folder import SPEC, WEIGHTS, is_teacher_folder, read_spec
 from distillkit.models.store.resolve import cards
 from distillkit.reading import Unreadable, read_mapping
 from distillkit.text import printable
@@ -305,7 +305,7 @@ def _teacher(path: Path) -> Entry:
             raise NotOurs(f"damaged: {error}") from error
         return replace(entry, about=f"{spec.name}, {' x '.join(map(str, spec.shape))}")
     if not re.fullmatch(r".+-[0-9a-f]{16}", path.name) and path.name not in cards():
-        raise NotOurs("no teacher folder: its files are not there")
+        raise NotOurs(f"no teacher folder: it has no {SPEC} with {WEIGHTS}")
     return replace(entry, spare="what an interrupted conversion has left")
 
 

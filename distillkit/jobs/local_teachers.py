@@ -61,7 +61,7 @@ def _of(entry: Entry, recorded: dict[str, dict[str, object]]) -> LocalTeacher:
         origin += f", fetched {known['date']}"
     what = " x ".join(map(str, spec.shape))
     if entry.path.name != spec.name:
-        what += f", converted from {origin}"
+        what += f", {spec.name}, converted"
     return LocalTeacher(entry.path.name, what, entry.bytes, spec.licence, origin, entry.path, entry)
 
 
@@ -81,7 +81,9 @@ def removable(name: str) -> tuple[list[Entry], Contents]:
     if card := next((offer.card for offer in [_offered(name)] if offer), None):
         entries += [entry for entry in found.of("downloads") if entry.path == part_of(fetch.original_of(card))]
     if strange := next((strange for strange in found.foreign if strange.path == path), None):
-        raise DistillkitError(f"{strange.path} stays: {strange.reason}. See to it, and remove the folder yourself")
+        raise DistillkitError(
+            f"{strange.path} stays: {strange.reason.rstrip('.')}. See to it, or remove the folder yourself"
+        )
     if not entries:
         raise UsageError(f"{name} is not in the cache ({fetch.teachers_folder()}): there is nothing to remove")
     return entries, found

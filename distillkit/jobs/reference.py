@@ -48,7 +48,7 @@ def make_reference(
         prompts: of which the samples are made that are compared with it; part of that protocol.
 
     Raises:
-        UsageError: without images, or for too many to keep.
+        UsageError: without images, for a single one, or for too many to keep.
         DistillkitError: when an image cannot be read, or they are of several sizes.
         Interrupted: after a signal; features so far are kept.
     """
@@ -57,6 +57,8 @@ def make_reference(
     reader = ImageReader(data, open_files(data, SourceJob(device, say=reporter.say, task=reporter.task)))
     files = reader.files
     reporter.say(f"data: {reader.summary}")
+    if len(files) < 2:
+        raise UsageError(f"--data {data.path}: a covariance is of two images or more, and this is 1")
     if keep_features and len(files) > MOST_KEPT:
         raise UsageError(f"--keep-features is for at most {MOST_KEPT:,} images, and these are {len(files):,}")
     making, prepared = None, None

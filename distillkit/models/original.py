@@ -20,6 +20,10 @@ class Unsettled(UsageError):
     """Weights that leave a setting of their network open, which nobody says."""
 
 
+class WithoutNetwork(UsageError):
+    """Weights that do not say which network they are for."""
+
+
 @dataclass(frozen=True)
 class Original:
     """A file's weights, and what else is known of them.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shlex
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -18,9 +19,9 @@ from distillkit.diffusion.schedules import EDMSchedule
 from distillkit.errors import UsageError
 from distillkit.files import sha256
 from distillkit.models.diffusers import hub
-from distillkit.models.original import Unsettled
+from distillkit.models.original import Unsettled, WithoutNetwork
 from distillkit.models.store.convert import read_original
-from distillkit.models.store.folder import denoiser_with, teacher_with
+from distillkit.models.store.folder import SPEC, denoiser_with, teacher_with
 from distillkit.models.store.resolve import resolve
 from distillkit.names import name_from
 from distillkit.students.artifact import Student
@@ -61,11 +62,18 @@ def convert_student(
     """
     known = teacher if isinstance(teacher, TeacherSpec) or teacher is None else _facts(str(teacher))
     file = hub.file(str(source)) if hub.is_file(str(source)) else Path(source).expanduser()
+    if file.is_dir():
+        raise UsageError(
+            f"{file} is a folder: name the file of weights in it. Students and pipelines of diffusers are sampled and "
+            "measured as they are, without a conversion"
+        )
     named, hears = known.name if known else UNKNOWN, say or logging.getLogger("distillkit").warning
     try:
         spec, state = read_original(file, name=named, like=known, expected=known, say=hears)
     except Unsettled as error:
         raise UsageError(_LAYOUT.format(file)) from error
+    except WithoutNetwork as error:
+        raise UsageError(_weights_alone(file)) from error
     denoiser = denoiser_with(spec, state, str(file))
     if known is None and not isinstance(denoiser.schedule, EDMSchedule):
         raise UsageError(_LAYOUT.format(file))
@@ -77,6 +85,16 @@ def convert_student(
         sha256=sha256(file), licence=licence,
     )  # fmt: skip
     return published_student(generator, beside, imported)
+
+
+def _weights_alone(file: Path) -> str:
+    """What to do with a student's weights without their network."""
+    is_teachers = (file.parent / SPEC).is_file()
+    whose = shlex.quote(str(file.parent)) if is_teachers else "edm-cifar10-cond, or a teacher folder"
+    return (
+        f"{file} holds weights but not the arguments of their network: name the teacher that the student was distilled "
+        f"from, whose network they are for: --teacher {whose}"
+    )
 
 
 def _facts(teacher: str) -> TeacherSpec:

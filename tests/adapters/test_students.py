@@ -122,7 +122,7 @@ def test_an_adapter_that_does_not_fit_is_refused(tmp_path, tiny_teacher_folder):
     student = saved_student(tmp_path / "student", tiny_teacher_folder)
     path = tmp_path / "student" / "student.json"
     path.write_text(path.read_text().replace('"rank": 4', '"rank": 3'))
-    with pytest.raises(DistillkitError, match=r"do not fit its description \(20 differences\)"):
+    with pytest.raises(DistillkitError, match=r"do not fit their network \(20 differences\)"):
         load_student(tmp_path / "student")
     assert student.description.adapter.layers.rank == 4
 

@@ -154,7 +154,7 @@ def test_a_suite_of_published_generators_alone(folder, inside):
     assert "nothing trained" in text and "Where the budget went" not in text and "nearer" in text
     assert read_results(folder / "alone").suite.budget is None
     shown = inside("bench", "--suite", folder / "alone.yaml", "--dry-run")
-    assert shown.returncode == 0 and "nothing to train" in shown.stdout
+    assert shown.returncode == 0 and "nothing to train" in shown.stdout and "trainings" not in shown.stdout
 
 
 @pytest.mark.parametrize(
@@ -162,6 +162,7 @@ def test_a_suite_of_published_generators_alone(folder, inside):
     [
         (("note: of", "nite: of"), ["small.yaml:11", "'note'"]),
         (("{subject: ./not-there}", "{steps: 4}"), ["small.yaml:12", "subject"]),
+        (("{subject: ./not-there}", "./not-there"), ["small.yaml:12", "write what it is as {subject: ./not-there}"]),
         (("{subject: ./not-there}", "{subject: x, steps: 0}"), ["small.yaml:12", "steps"]),
         (("{subject: ./not-there}", "{subject: x, timesteps: [1, 2]}"), ["small.yaml:12", "descending"]),
         (("{subject: ./not-there}", "{subject: x, eta: 2}"), ["small.yaml:12", "eta"]),
@@ -182,6 +183,13 @@ def test_an_empty_suite_is_refused(tmp_path):
     (tmp_path / "none.yaml").write_text("name: none\nteacher: mixture\n")
     with pytest.raises(UsageError, match="methods, or published generators"):
         load_suite(tmp_path / "none.yaml")
+
+
+def test_a_suite_of_which_nothing_could_be_measured_says_why(folder, inside):
+    (folder / "failing.yaml").write_text(ALONE.replace("./theirs", "./theirs, steps: 4").replace("./nearer", "./gone"))
+    failed = inside("bench", "--suite", folder / "failing.yaml", "--output-dir", folder / "failing")
+    assert failed.returncode == 1 and "seed" not in failed.stderr, failed.stderr
+    assert "  theirs, published: 4 evaluations" in failed.stderr and "  nearer, published: subject" in failed.stderr
 
 
 def test_files_are_found_beside_the_suite(tmp_path):

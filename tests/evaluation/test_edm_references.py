@@ -113,6 +113,7 @@ def test_what_cannot_be_converted_is_one_message(evaluation, inside, tmp_path):
 
 def test_what_cannot_be_written_is_said_before_anything_is_extracted(evaluation, inside, tmp_path):
     write_zip(tmp_path / "data.zip", pictures(4))
+    write_zip(tmp_path / "one.zip", pictures(1))
     make = ("reference", "make", "--data", "data.zip")
     place = evaluation / "edm-cifar10-32x32.npz"
     place.write_bytes(b"another's")
@@ -121,7 +122,11 @@ def test_what_cannot_be_written_is_said_before_anything_is_extracted(evaluation,
         (["--extractor", "inception"], "name the file to write: --output"),
         (["--extractor", "inception", "-o", "r.txt"], "written as .safetensors or .npz"),
         (["--extractor", "inception", "-o", "r.npz", "--keep-features"], ".npz files hold no features"),
+        (["--extractor", "rgb32cnn", "-o", "r.npz", "--data", "one.zip"], "--data one.zip: a covariance is of two"),
     ):
         done = inside(*make, *arguments)
         assert done.returncode == 2 and said in done.stderr, (arguments, done.stderr)
+    assert not (tmp_path / "r.npz").exists()
+    failed = inside("evaluate", "digits", "--protocol", "r.npz")
+    assert failed.returncode == 2 and "give --reference r.npz and --extractor NAME" in failed.stderr
     assert place.read_bytes() == b"another's" and not (tmp_path / "cache" / "evaluations").exists()

@@ -9,6 +9,7 @@ from diffusers import (
     DDIMScheduler,
     DiffusionPipeline,
     EulerDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
     LatentConsistencyModelPipeline,
     LCMScheduler,
     TCDScheduler,
@@ -18,7 +19,8 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from distillkit import DistillkitError
+from distillkit import DistillkitError, UsageError
+from distillkit.evaluation.pipeline_scheduler import other_scheduler
 from distillkit.evaluation.whole_pipeline import whole_pipeline
 from distillkit.models.diffusers.published import PublishedConfig
 from tests.models.pipelines import change, saved, sdxl, stable_diffusion
@@ -279,6 +281,7 @@ def test_pictures_of_a_published_pipeline(inside, base, tmp_path):
     for batch in (3, 1):
         done = inside("sample", base / "sd", *given, "--batch", batch, "--output", f"of-{batch}")
         assert done.returncode == 0 and "2 network evaluation(s) each" in done.stdout, done.stderr
+        assert done.stderr == "", "diffusers' and transformers' bars and remarks"
         paths = sorted((tmp_path / f"of-{batch}").glob("*.png"))
         made.append(np.stack([np.asarray(Image.open(path)).astype(int) for path in paths]))
     assert abs(made[0] - made[1]).max() <= 1 and abs(made[0][0] - made[0][2]).max() > 10
@@ -292,8 +295,11 @@ def test_pictures_of_a_published_pipeline(inside, base, tmp_path):
         (("--lora", "{base}/sd_2step_unet.safetensors", "--steps", "2"), 2, "holds no layers"),
         (("--lora", "none.safetensors", "--steps", "2"), 2, "--lora none.safetensors"),
         (("--lora", "{base}/sd-lora"), 2, "--steps N"),
-        (("--lora-scale", "0.5", "--steps", "2"), 2, "lora_scale"),
-        (("--weights", "{base}/sdxl_2step_unet.safetensors", "--steps", "2"), 1, "do not fit"),
+        (("--lora-scale", "0.5", "--steps", "2"), 2, "lora_scale goes with lora"),
+        (("--weights", "{base}/sd-kohya.safetensors", "--steps", "2"), 2, "give it as --lora"),
+        (("--weights", "{base}/sdxl", "--steps", "2"), 2, "cross_attention_dim"),
+        (("--scheduler", "FlowMatchEulerDiscreteScheduler", "--steps", "2"), 2, "flow models"),
+        (("--weights", "{base}/sdxl_2step_unet.safetensors", "--steps", "2"), 1, "do not fit the unet of"),
         (("--weights", "{base}/sdxl/vae", "--steps", "2"), 2, "AutoencoderKL"),
         (("--weights", "none", "--steps", "2"), 2, "--weights none"),
         (("--weights", "{base}/evil.bin", "--steps", "2"), 1, "system"),
@@ -303,7 +309,7 @@ def test_pictures_of_a_published_pipeline(inside, base, tmp_path):
         (("--scheduler", "LCMScheduler,trailing", "--steps", "2"), 2, "OPTION=VALUE"),
         (("--scheduler", "none.json", "--steps", "2"), 2, "none.json"),
         (("--scheduler", "DDIMScheduler", "--timesteps", "999,499"), 2, "--timesteps"),
-        (("--scheduler", "LCMScheduler", "--timesteps", "499,999"), 2, "descending"),
+        (("--scheduler", "LCMScheduler", "--timesteps", "499,999"), 2, "timesteps 499,999: must be descending"),
         (("--scheduler", "LCMScheduler", "--timesteps", "1999,999"), 2, "--timesteps"),
         (("--timesteps", "999,499", "--scheduler", "LCMScheduler", "--steps", "3"), 2, "--steps 3"),
         (("--scheduler", "LCMScheduler", "--steps", "2", "--eta", "1"), 2, "--eta"),
@@ -325,6 +331,16 @@ def test_what_does_not_fit_is_refused(inside, base, tmp_path, given, code, named
     assert failed.returncode == code and named in failed.stderr, failed.stderr
     assert "Traceback" not in failed.stderr and "fault of distillkit" not in failed.stderr, failed.stderr
     assert not (tmp_path / "canary").exists()
+
+
+def test_schedulers_of_flow_models_are_for_flow_models():
+    flow = FlowMatchEulerDiscreteScheduler()
+    with pytest.raises(UsageError, match=r"DDIMScheduler is for noise.*FlowMatchEulerDiscreteScheduler, for flow"):
+        other_scheduler("DDIMScheduler", flow)
+    asked = "DPMSolverMultistepScheduler,use_flow_sigmas=true,prediction_type=flow_prediction"
+    assert other_scheduler(asked, flow).config.use_flow_sigmas
+    with pytest.raises(UsageError, match="for flow models"):
+        other_scheduler(asked, DDIMScheduler())
 
 
 def test_a_teacher_stays_one(inside, base, tmp_path):

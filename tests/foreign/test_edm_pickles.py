@@ -136,7 +136,9 @@ def test_state_dicts_need_to_be_told_whose_network_they_are_for(network, kind, t
 def test_weights_of_another_network_are_refused_with_the_likely_one(tmp_path):
     digits = load_teacher("digits")
     torch.save(digits.denoiser.state_dict(), tmp_path / "weights.pt")
-    with pytest.raises(DistillkitError, match="try --like digits"):
+    with pytest.raises(
+        DistillkitError, match=r"do not fit the network of edm-cifar10-cond .*\n(.*\n)*They fit the network of digits"
+    ):
         convert(tmp_path / "weights.pt", tmp_path / "out", name="x", like=CATALOG["edm-cifar10-cond"].spec)
 
 

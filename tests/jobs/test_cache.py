@@ -175,6 +175,9 @@ def test_nothing_outside_and_nothing_foreign_is_touched(cache, pairs, inside, tm
         (cache / "downloads" / "unknown.pkl", "no file of a teacher"),
     ):  # fmt: skip
         assert f"left alone: {path}: {why}" in done.stdout, done.stdout
+    held = inside("cache", "pairs").stdout
+    assert f"left alone: {pairs}" in held and "thesis.tex" not in held, "what is in that kind's folder alone"
+    assert "nothing of distillkit's is in" in inside("cache").stdout
     notes.unlink()
     link = pairs / "shard-000007.safetensors"
     link.symlink_to(outside)

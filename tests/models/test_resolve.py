@@ -88,6 +88,13 @@ def test_an_unknown_name_is_answered_with_the_nearest():
     assert preset_name("edm-cifar100") == "edm-cifar100"
 
 
+def test_averages_of_one_training_are_understood_and_not_all_listed():
+    with pytest.raises(UsageError, match="Did you mean 'edm2-img512-xs-guid-fid'") as caught:
+        resolve("edm2-img512-xs-guid-fidd")
+    listed = str(caught.value).partition("Available: ")[2]
+    assert "edm2-img512-xs," in listed and "-guid" not in listed
+
+
 def test_what_is_not_downloaded_can_be_planned_with(tmp_path, monkeypatch):
     monkeypatch.setenv("DISTILLKIT_CACHE", str(tmp_path))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")

@@ -238,6 +238,9 @@ def test_a_converted_student_is_one_for_every_command(inside, golden, tmp_path):
     file = "network-snapshot-1.200000-403968.pkl"
     done = inside("students", "convert", file, "--levels", "2.5", "--output-dir", "sid", "--name", "SiD small")
     assert done.returncode == 0 and "student in sid" in done.stdout, done.stderr
+    assert "at sigma / alpha 2.5" in done.stdout
+    # No protocol is for 16 x 16 pixels: the command without one would be refused.
+    assert "distillkit evaluate sid --protocol NAME" in done.stdout
     assert not (tmp_path / "canary").exists()
     assert (tmp_path / "sid" / "README.md").read_text().count("# SiD small, published\n") == 1
     assert inside("sample", "sid", "--num", "4", "--output", "grid.png").returncode == 0
@@ -255,7 +258,10 @@ def test_a_converted_student_is_one_for_every_command(inside, golden, tmp_path):
       "from 0.002 to 80"), (("net.pkl", "--levels", "x"), 2, "--levels x"), (("none.pkl", "--levels", "2.5"), 2,
       "none.pkl"), (("evil.pkl", "--levels", "2.5"), 1, "posix.system"), (("hf:a", "--levels", "2.5"), 2, "hf:a"),
      (("net.pkl", "--levels", "nan"), 2, "--levels nan"), (("net.pkl", "--levels", "2.5", "--teacher",
-      "edm-imagenet64"), 1, "is not edm-imagenet64")],
+      "edm-imagenet64"), 1, "is not edm-imagenet64"), (("folder", "--levels", "2.5"), 2, "folder is a folder: name"),
+     (("folder/model.safetensors", "--levels", "2.5"), 2, "for: --teacher folder"),
+     (("lora.bin", "--levels", "2.5", "--teacher", "digits"), 2, "holds a LoRA"),
+     (("weights.bin", "--levels", "2.5", "--teacher", "digits"), 1, "do not fit the network of digits")],
 )  # fmt: skip
 def test_what_cannot_be_converted_is_refused(inside, golden, tmp_path, arguments, code, named):
     import pickle
@@ -268,6 +274,10 @@ def test_what_cannot_be_converted_is_refused(inside, golden, tmp_path, arguments
     path.rename(tmp_path / "net.pkl")
     torch.save(dict(denoiser.state_dict()), tmp_path / "weights.bin")
     (tmp_path / "evil.pkl").write_bytes(pickle.dumps({"ema": Evil()}))
+    torch.save({"a.lora_up.weight": torch.ones(2, 2), "a.lora_down.weight": torch.ones(2, 2)}, tmp_path / "lora.bin")
+    (tmp_path / "folder").mkdir()
+    save_file({"a": torch.ones(2)}, tmp_path / "folder" / "model.safetensors")
+    (tmp_path / "folder" / "teacher.json").write_text("{}")
     failed = inside("students", "convert", *arguments, "--output-dir", "made")
     assert failed.returncode == code and named in failed.stderr, failed.stderr
     assert "Traceback" not in failed.stderr and not (tmp_path / "made").exists() and not (tmp_path / "canary").exists()

@@ -50,9 +50,9 @@ class PublishedConfig(BaseModel):
     @model_validator(mode="after")
     def _fitting(self) -> Self:
         if any(a <= b for a, b in pairwise(self.timesteps)):
-            raise ValueError("timesteps must be descending")
+            raise ValueError(f"timesteps {_written(self.timesteps)}: must be descending")
         if self.lora is None and self.lora_scale != 1.0:
-            raise ValueError("lora_scale is of a lora, and there is none")
+            raise ValueError("lora_scale goes with lora, and none is given")
         return self
 
     @classmethod

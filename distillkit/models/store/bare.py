@@ -6,8 +6,12 @@ import shlex
 from collections.abc import Collection
 from pathlib import Path
 
+from distillkit.errors import UsageError
+from distillkit.models.original import WithoutNetwork
+
+LORA = "LoRA"
 KINDS: tuple[tuple[str, tuple[str, ...]], ...] = (
-    ("LoRA", ("lora_A.", "lora_B.", "lora_up.", "lora_down.", "lora.up", "lora.down")),
+    (LORA, ("lora_A.", "lora_B.", "lora_up.", "lora_down.", "lora.up", "lora.down")),
     ("Stable Diffusion", ("model.diffusion_model.",)),
     ("diffusers", ("conv_in.weight", "time_embedding.linear_1.weight")),
 )
@@ -23,15 +27,20 @@ def kind_of(names: Collection[str]) -> str:
     return ""
 
 
-def without_network(path: Path, names: Collection[str]) -> str:
-    """What to do with a file of weights that does not say which network they are for."""
+def without_network(path: Path, names: Collection[str]) -> UsageError:
+    """Says what to do with a file of weights that does not say which network they are for; `WithoutNetwork` where it
+    is enough to say whose it is."""
     kind, folder = kind_of(names), path.absolute().parent
+    if kind == LORA:
+        return UsageError(
+            f"{path} holds a LoRA and no whole network: fuse it into its model (fuse_lora), and save that"
+        )
     if (folder / "teacher.json").is_file():
-        return f"{path} holds the weights of a teacher folder: name the folder, {shlex.quote(str(folder))}"
-    if kind == "LoRA":
-        return f"{path} holds a LoRA and no whole network: fuse it into its model (fuse_lora), and save that"
+        return WithoutNetwork(
+            f"{path} holds the weights of a teacher folder: name the folder, {shlex.quote(str(folder))}"
+        )
     if kind == "Stable Diffusion":
-        return (
+        return UsageError(
             f"{path} holds a whole Stable Diffusion checkpoint, a latent text model; pixel models of class UNet2DModel "
             "and EDM's networks are read"
         )
@@ -42,9 +51,9 @@ def without_network(path: Path, names: Collection[str]) -> str:
             if where
             else ("its config.json is needed too: name a folder that has both")
         )
-        return f"{path} holds the weights of a diffusers model: {name}"
-    return (
+        return UsageError(f"{path} holds the weights of a diffusers model: {name}")
+    return WithoutNetwork(
         f"{path} holds weights but not the arguments of their network. Say whose network they are for: "
-        f"distillkit teachers convert {shlex.quote(str(path))} --like edm-cifar10-cond (or a teacher folder); of a "
-        "student, distillkit students convert FILE --teacher edm-cifar10-cond"
+        f"distillkit teachers convert {shlex.quote(str(path))} --like edm-cifar10-cond (or a teacher folder); a "
+        "student's are for distillkit students convert"
     )

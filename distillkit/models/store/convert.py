@@ -23,7 +23,7 @@ from distillkit.models.edm2.names import ours
 from distillkit.models.foreign.read import Foreign, read_foreign
 from distillkit.models.foreign.records import Instance, Refused, is_state_dict, load_tensors
 from distillkit.models.original import Layout, Original, Read
-from distillkit.models.store.bare import without_network
+from distillkit.models.store.bare import LORA, kind_of, without_network
 from distillkit.models.store.card import TeacherOffer
 from distillkit.models.store.folder import check_fit, write_teacher
 from distillkit.names import name_from
@@ -98,8 +98,8 @@ def read_original(
         say: hears what was read, left out and assumed, line by line.
 
     Raises:
-        UsageError: when the file holds weights alone and `like` is not given, or for a setting that is missing or
-            unknown.
+        UsageError: when the file holds weights alone and `like` is not given, or a LoRA, or for a setting that is
+            missing or unknown.
         DistillkitError: when it is refused, or its weights do not fit its network.
     """
     foreign = read_foreign(path)
@@ -117,7 +117,7 @@ def read_original(
         for key, value in _renamed(read.state, wanted).items()
     }
     try:
-        check_fit(wanted, state, str(path))
+        check_fit(wanted, state, str(path), f"the network of {like.name}" if like else "their network")
     except DistillkitError as error:
         raise DistillkitError(f"{error}{_likely(state)}") from error
     for note in read.notes:
@@ -150,8 +150,8 @@ def _read(
             read = layout.read(Original(path, name, state, _record(foreign.value), like or known, asked))
             return Read(read.spec, read.state, (*read.notes[:1], *notes, *read.notes[1:]))
     _nothing_asked(path, asked)
-    if like is None:
-        raise UsageError(without_network(path, state))
+    if like is None or kind_of(state) == LORA:
+        raise without_network(path, state)
     return Read(like.model_copy(update={"name": name, "weights_sha256": ""}), state, notes)
 
 
@@ -242,5 +242,5 @@ def _likely(state: Mapping[str, Tensor]) -> str:
             with torch.device("meta"):
                 wanted = build_denoiser(offer.value.card.spec.network).state_dict()
             if {key: value.shape for key, value in wanted.items()} == shapes:
-                return f"\nThey fit {name}: try --like {name}"
+                return f"\nThey fit the network of {name}"
     return ""

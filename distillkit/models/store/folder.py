@@ -124,8 +124,14 @@ def denoiser_with(
     return denoiser
 
 
-def check_fit(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], origin: str) -> None:
+def check_fit(
+    expected: Mapping[str, Tensor], found: Mapping[str, Tensor], origin: str, network: str = "their network"
+) -> None:
     """Refuse weights that are not exactly the network's: names, shapes, finite numbers.
+
+    Args:
+        origin: of the weights, for the message.
+        network: whose it is, for the message.
 
     Raises:
         DistillkitError: with the first differences.
@@ -140,7 +146,7 @@ def check_fit(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], origi
     if differences:
         shown = "\n  ".join(sorted(differences)[:6])
         raise DistillkitError(
-            f"the weights in {origin} do not fit its description ({len(differences)} differences):\n  {shown}"
+            f"the weights in {origin} do not fit {network} ({len(differences)} differences):\n  {shown}"
         )
     for name, value in found.items():
         if value.is_floating_point() and not bool(value.isfinite().all()):

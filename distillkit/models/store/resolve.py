@@ -60,9 +60,15 @@ def _resolved(name: str) -> Reference:
     if path.is_absolute() or name.startswith((".", "~")):
         raise UsageError(f"no teacher at {name}: there is no such file or folder")
     raise UsageError(
-        unknown("teacher", name, registry().named("teachers"), "distillkit teachers")
+        unknown("teacher", name, _listed(), "distillkit teachers", registry().named("teachers"))
         + " A folder, a file or hf:ORG/REPO works too."
     )
+
+
+def _listed() -> list[str]:
+    """The teachers that are listed by name: without other averages of their trainings."""
+    named = registry().named("teachers").items()
+    return [name for name, offer in named if not ((card := card_of(offer)) and card.variant_of)]
 
 
 def in_cache(name: str) -> Path | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -148,18 +149,18 @@ def _name(dtype: torch.dtype) -> str:
 
 
 @contextlib.contextmanager
-def quietly() -> Iterator[None]:
-    """Without transformers' progress bars, reports and advice, of which nothing is ours to show."""
-    from transformers.utils import logging as untyped
+def quietly(*libraries: str) -> Iterator[None]:
+    """Without the progress bars, reports and advice of these libraries, of which nothing is ours to show.
 
-    logging: Any = untyped
-
-    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
+    Args:
+        libraries: "transformers", which it is by default, and "diffusers".
+    """
+    with contextlib.ExitStack() as stack:
+        for library in libraries or ("transformers",):
+            logging = importlib.import_module(f"{library}.utils.logging")
+            stack.callback(logging.set_verbosity, logging.get_verbosity())
+            if logging.is_progress_bar_enabled():
+                stack.callback(logging.enable_progress_bar)
+            logging.set_verbosity_error()
+            logging.disable_progress_bar()
         yield
-    finally:
-        logging.set_verbosity(verbosity)
-        if bars:
-            logging.enable_progress_bar()
