@@ -212,7 +212,7 @@ MUTATIONS = {
     ),
     # Targets and signs, which the known distribution shows.
     "fake score: drawn to the noise": Mutation(
-        "dmd", FOLLOW, SCORES, "return weighted_error(denoised, x0,", "return weighted_error(denoised, noise,",
+        "dmd", FOLLOW, SCORES, "(denoised, x0, denoiser.loss_weight(t))", "(denoised, noise, denoiser.loss_weight(t))",
         "fake_score",
     ),
     "kd: noise for a target": Mutation(
