@@ -17,7 +17,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from distillkit.errors import DistillkitError
+from distillkit.errors import DistillkitError, UsageError
 from distillkit.reading import Missing, Unreadable, read_mapping
 from distillkit.text import short
 
@@ -178,6 +178,21 @@ def require_space(folder: Path, needed: int, what: str) -> None:
             f"{what} in {folder} need about {needed / 2**20:,.0f} MiB and {free / 2**20:,.0f} MiB are free; "
             "make room or choose another --output-dir"
         )
+
+
+def is_occupied(folder: Path) -> bool:
+    """Whether something is at a path that is no empty folder."""
+    return folder.exists() and (not folder.is_dir() or any(folder.iterdir()))
+
+
+def require_new(folder: Path) -> None:
+    """Refuse a place where something is already.
+
+    Raises:
+        UsageError: naming it.
+    """
+    if is_occupied(folder):
+        raise UsageError(f"{folder} is there already; choose another --output-dir")
 
 
 def existing_parent(path: Path) -> Path:

@@ -50,7 +50,7 @@ def convert(
     from distillkit.cli.closing import console
     from distillkit.errors import UsageError
     from distillkit.evaluation.presets import protocol_for
-    from distillkit.files import write_bytes
+    from distillkit.files import require_new, write_bytes
     from distillkit.students.card import CARD, card
     from distillkit.students.imported import convert_student
 
@@ -59,8 +59,7 @@ def convert(
     except ValueError as error:
         raise UsageError(f"--levels {levels}: write numbers such as 2.5 or 80,0.8") from error
     folder = output_dir or Path(Path(file.partition("@")[0]).stem)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UsageError(f"{folder} is there already; choose another --output-dir")
+    require_new(folder)
     out = console()
     student = convert_student(
         file, ratios, teacher=teacher, name=name, licence=licence,

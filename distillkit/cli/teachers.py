@@ -246,12 +246,12 @@ def convert(
     """Turn a file of weights into a teacher folder (safetensors and JSON). Nothing in the file is executed."""
     from distillkit.cli.closing import console, suggest_run
     from distillkit.errors import UsageError
+    from distillkit.files import require_new
     from distillkit.models.store.convert import convert as convert_file
     from distillkit.models.store.resolve import card_of, offered, resolve
 
     folder = output_dir or Path(file.stem)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UsageError(f"{folder} is there already; choose another --output-dir")
+    require_new(folder)
     known = offered(file.stem)
     card = card_of(known) if known else None
     for one in set_ or ():

@@ -14,7 +14,7 @@ from torch import Tensor
 from distillkit.contracts.codec import Pixels
 from distillkit.contracts.teacher import TeacherSpec
 from distillkit.errors import DistillkitError, UsageError
-from distillkit.files import write_bytes
+from distillkit.files import require_new, write_bytes
 from distillkit.jobs.ema_files import averages_in_files, is_average
 from distillkit.jobs.train_teacher import TEACHER, write_trained
 from distillkit.models.store.prompts import own_prompts
@@ -85,8 +85,7 @@ def make_average(
     reporter = reporter or reporter_for()
     paths = [Path(source).expanduser() for source in ([sources] if isinstance(sources, str | Path) else sources)]
     folder = Path(output_dir).expanduser() if output_dir else _beside(paths, sigma_rel)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UsageError(f"{folder} is there already; choose another --output-dir")
+    require_new(folder)
     run = paths[0] if len(paths) == 1 and (paths[0] / FOLDER).is_dir() else None
     if run is None and len(paths) == 1 and paths[0].is_dir() and (paths[0] / "checkpoints").is_dir():
         raise UsageError(

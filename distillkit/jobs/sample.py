@@ -16,7 +16,8 @@ from distillkit.contracts.random import SampleRNG
 from distillkit.contracts.teacher import Teacher
 from distillkit.diffusion.solvers import SOLVERS, SolverName
 from distillkit.errors import UsageError
-from distillkit.evaluation.whole_pipeline import Conditions, WholePipeline, counted, latent_shape, network_of
+from distillkit.evaluation.pipeline_calls import Conditions, counted, latent_shape, network_of
+from distillkit.evaluation.whole_pipeline import WholePipeline
 from distillkit.jobs.context import Context
 from distillkit.jobs.options import solver_steps, within_bounds
 from distillkit.jobs.previews import POINTS

@@ -16,7 +16,7 @@ from distillkit.contracts.random import SampleRNG
 from distillkit.contracts.sampler import Sampler
 from distillkit.contracts.student import StudentGenerator
 from distillkit.errors import UsageError
-from distillkit.files import write_json
+from distillkit.files import is_occupied, write_json
 from distillkit.models.build import merged
 from distillkit.students.description import (
     StudentDescription,
@@ -203,7 +203,7 @@ class Student:
             UsageError: when the folder is not empty.
         """
         place = Path(folder).expanduser()
-        if place.exists() and (not place.is_dir() or any(place.iterdir())):
+        if is_occupied(place):
             raise UsageError(f"{place} is not an empty folder; choose another to save the student in")
         self.description = save_student(place, self.generator, self.description)
         return place

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from distillkit.errors import UsageError
-from distillkit.files import sha256, write_bytes, write_json
+from distillkit.files import is_occupied, sha256, write_bytes, write_json
 from distillkit.reading import Unreadable, read_json, read_text
 from distillkit.registry import blaming, registry
 from distillkit.students.artifact import DESCRIPTION, Student
@@ -99,7 +99,7 @@ def export(student: Student, name: str, folder: Path, *, self_contained: bool = 
         raise UsageError(
             f"the format {name} ({offer.origin}) leaves no choice of what is copied: drop --self-contained"
         )
-    occupied = folder.exists() and (not folder.is_dir() or any(folder.iterdir()))
+    occupied = is_occupied(folder)
     if occupied and not _may_be(folder, student):
         raise UsageError(f"{folder} is not an empty folder; choose another --output-dir")
     folder.parent.mkdir(parents=True, exist_ok=True)

@@ -88,6 +88,14 @@ def test_an_unknown_name_is_answered_with_the_nearest():
     assert preset_name("edm-cifar100") == "edm-cifar100"
 
 
+@pytest.mark.parametrize(
+    ("name", "hint"), [("runs/none/teacher", "file or folder"), ("org/model", "folder; .* is called hf:org/model")]
+)
+def test_a_path_without_anything_is_answered_as_one(name, hint):
+    with pytest.raises(UsageError, match=rf"no teacher at {name}: there is no such .*{hint}$"):
+        resolve(name)
+
+
 def test_averages_of_one_training_are_understood_and_not_all_listed():
     with pytest.raises(UsageError, match="Did you mean 'edm2-img512-xs-guid-fid'") as caught:
         resolve("edm2-img512-xs-guid-fidd")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -57,8 +58,10 @@ def _resolved(name: str) -> Reference:
         return Folder(name, kept)
     if reason := registry().refused.get(("teachers", name)):
         raise UsageError(reason)
-    if path.is_absolute() or name.startswith((".", "~")):
-        raise UsageError(f"no teacher at {name}: there is no such file or folder")
+    if path.is_absolute() or "/" in name or name.startswith((".", "~")):
+        is_repository = re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name)
+        on_hub = f"; a repository of the hub is called {hub.PREFIX}{name}" if is_repository else ""
+        raise UsageError(f"no teacher at {name}: there is no such file or folder{on_hub}")
     raise UsageError(
         unknown("teacher", name, _listed(), "distillkit teachers", registry().named("teachers"))
         + " A folder, a file or hf:ORG/REPO works too."
