@@ -56,9 +56,8 @@ def other_scheduler(asked: str, own: Any) -> Any:
 def is_of_flow(scheduler: Any) -> bool:
     """Whether a scheduler of diffusers steps through flow models. Those of diffusion models tell pipelines by how much
     to multiply the noise; of these, some take flow models where their options say so."""
-    config = scheduler.config
     of_diffusion = hasattr(scheduler, "init_noise_sigma")
-    return not of_diffusion or config.get("prediction_type") == "flow_prediction" or bool(config.get("use_flow_sigmas"))
+    return not of_diffusion or scheduler.config.get("prediction_type") == "flow_prediction"
 
 
 def _other(asked: str, own: Any) -> Any:
