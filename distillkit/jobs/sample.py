@@ -99,10 +99,8 @@ def make_samples(
         if (place := Path(name).expanduser()).is_dir() and not (is_teacher_folder(place) or is_diffusers_folder(place)):
             raise UsageError(f"no student in {name}, and no teacher either; name a run, a student or a teacher")
         pipeline.require_guidance(asked.weight)
-        reference, called = (
-            resolve(name, pipeline),
-            Called(steps, asked.weight, solver, "fp32", pipeline, published or PLAIN_SAMPLING),
-        )
+        reference = resolve(name, pipeline)
+        called = Called(steps, asked.weight, solver, "fp32", pipeline, published or PLAIN_SAMPLING)
         if published is not None and (whole := whole_pipeline_of(reference, called, context)):
             return _of_pipeline(whole, asked, context)
         return _of_teacher(reference.load(context.reporter, context.stopped).to(context.device), asked, context)
