@@ -12,7 +12,7 @@ from typing import Any
 from distillkit.dtypes import DTYPES
 from distillkit.errors import UsageError
 from distillkit.evaluation.pipeline_scheduler import evaluated_steps, other_scheduler, own_scheduler
-from distillkit.evaluation.replacements import fuse, lora_file, network_with, refused, weights_place
+from distillkit.evaluation.replacements import LORA_FILE, fuse, lora_file, network_with, refused, weights_place
 from distillkit.files import canonical_json, sha256
 from distillkit.models.diffusers.folder import COMPONENTS, folder_name
 from distillkit.models.diffusers.parts import PipelineParts
@@ -56,7 +56,7 @@ class Assembly:
     def _part(self, place: Path) -> str:
         if place.is_dir():
             return folder_name(place.parent if place.name == self.component else place)
-        return place.stem
+        return folder_name(place.parent) if place.name == LORA_FILE else place.stem
 
     @property
     def network_sha256(self) -> str:

@@ -61,7 +61,9 @@ class Conditions:
         known = inspect.signature(pipeline.__call__).parameters
         if "prompt" in known:
             if not prompts:
-                raise UsageError(f"{name} makes pictures of text: --prompts FILE, or a protocol with prompts")
+                raise UsageError(
+                    f"{name}: it makes pictures of text, and no prompts are given (--prompts FILE; of `sample`, --prompt)"
+                )
             return cls(prompts=prompts)
         if prompts:
             raise UsageError(f"{name} takes no prompts, and some are given")

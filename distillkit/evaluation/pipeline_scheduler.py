@@ -121,13 +121,13 @@ def _configuration(path: Path) -> dict[str, Any]:
         config = read_mapping(path)
     except Missing as error:
         raise UsageError(f"{path} is missing") from error
-    steps = config.get("num_train_timesteps", 1000)
-    if not isinstance(steps, int) or not 1 <= steps <= MOST_STEPS:
-        raise UsageError(f"{path}: num_train_timesteps {short(steps)}; from 1 to {MOST_STEPS:,}")
     return config
 
 
 def _made(kind: Any, config: Mapping[str, Any], options: Mapping[str, Any], where: str) -> Any:
+    steps = {**config, **options}.get("num_train_timesteps", 1000)
+    if not isinstance(steps, int) or not 1 <= steps <= MOST_STEPS:
+        raise UsageError(f"{where}: num_train_timesteps {short(steps)}; from 1 to {MOST_STEPS:,}")
     try:
         return kind.from_config(config, **options)
     except Exception as error:  # diffusers raises many kinds

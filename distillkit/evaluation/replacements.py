@@ -32,6 +32,8 @@ CALLED_WITH = (
     "caption_channels",
 )  # fmt: skip
 """Settings of a network that say what a pipeline has to give it; a guidance that is an input is not among them."""
+FIRST, SECOND = ("lora_A.", "lora.down.", "lora_down."), ("lora_B.", "lora.up.", "lora_up.")
+"""In the names of a LoRA's two factors: from a layer's inputs, and to its outputs."""
 _ADAPTERS_NAME = re.compile(r"\.lora_([AB])\.(?!weight$|bias$)[^.]+\.(weight|bias)$")
 
 
@@ -186,17 +188,34 @@ def _layers(network: nn.Module, component: str, state: Mapping[str, Any], file: 
         if (other := _other_factor(name)) and other not in factors:
             raise DistillkitError(f"--lora {file}: it holds {short(name)} and not {short(other)}; fetch it anew")
     layers = {name.partition(".lora")[0] for name in factors}
-    if missing := sorted(layers - {name for name, _ in network.named_modules()}):
+    modules = dict(network.named_modules())
+    if missing := sorted(layers - modules.keys()):
         raise UsageError(
             f"--lora {file}: it is of another network: {len(missing)} of its {len(layers)} layers are not in the "
             f"pipeline's {component}, such as {short(missing[0])}"
         )
+    for name in sorted(factors):
+        factor, weight = state[f"{component}.{name}"], getattr(modules[name.partition(".lora")[0]], "weight", None)
+        if weight is not None and not _fits(name, tuple(factor.shape), tuple(weight.shape)):
+            raise UsageError(
+                f"--lora {file}: it is of another network: its {short(name)} is {tuple(factor.shape)}, and the layer's "
+                f"weight in the pipeline's {component} {tuple(weight.shape)}"
+            )
     return layers
+
+
+def _fits(name: str, factor: tuple[int, ...], weight: tuple[int, ...]) -> bool:
+    """Whether a factor has the inputs, or the outputs, of a layer's weight (out, in, ...)."""
+    if not _other_factor(name):
+        return True
+    if any(first in name for first in FIRST):
+        return factor[1:] == weight[1:]
+    return (factor[:1], len(factor)) == (weight[:1], len(weight))
 
 
 def _other_factor(name: str) -> str:
     """The name of the factor that goes with one of a LoRA's two; "" for what is none of them."""
-    for one, other in (("lora_A.", "lora_B."), ("lora.down.", "lora.up."), ("lora_down.", "lora_up.")):
+    for one, other in zip(FIRST, SECOND, strict=True):
         for first, second in ((one, other), (other, one)):
             if first in name and name.endswith("weight"):
                 return name.replace(first, second)

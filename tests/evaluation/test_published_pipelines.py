@@ -43,6 +43,11 @@ def base(tmp_path_factory):
     }
     for name, place in places.items():
         write_replacements(folder, name, place)
+    layer = "unet.mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
+    shapes = {"wide": ((4, 9), (32, 4)), "narrow": ((4, 32), (9, 4))}
+    for name, (first, second) in shapes.items():
+        factors = {f"{layer}.lora_A.weight": torch.ones(first), f"{layer}.lora_B.weight": torch.ones(second)}
+        save_file(factors, folder / f"{name}.safetensors")
     own = UNet2DConditionModel(**{**UNet2DConditionModel.load_config(places["sd"] / "unet"), "time_cond_proj_dim": 8})
     own.save_pretrained(folder / "lcm-unet")
     return folder
@@ -108,7 +113,7 @@ def test_lcm_lora(base, file):
     whole, made = ours(base / "sd", 2, 1.0, **given)
     check(whole, made, wanted, [999, 499])
     assert whole.subject.sampler["lora"] == file
-    assert whole.subject.name.startswith(("sd + sd-kohya, 2 LCM", "sd + pytorch_lora_weights, 2 LCM"))
+    assert whole.subject.name.startswith(("sd + sd-kohya, 2 LCM", "sd + sd-lora, 2 LCM"))
     if not where:
         _, whole_lora = ours(base / "sd", 2, 1.0, **{**given, "lora_scale": 1.0})
         assert abs(whole_lora.float() - 255 * wanted).max() > 5, "half a LoRA is another"
@@ -300,6 +305,9 @@ def test_pictures_of_a_published_pipeline(inside, base, tmp_path):
         (("--lora", "{base}/sd-lora"), 2, "--steps N"),
         (("--lora-scale", "0.5", "--steps", "2"), 2, "lora_scale goes with lora"),
         (("--weights", "{base}/sd-kohya.safetensors", "--steps", "2"), 2, "give it as --lora"),
+        (("--lora", "{base}/wide.safetensors", "--steps", "2"), 2, "lora_A.weight' is (4, 9), and the layer's"),
+        (("--lora", "{base}/narrow.safetensors", "--steps", "2"), 2, "lora_B.weight' is (9, 4), and the layer's"),
+        (("--scheduler", "LCMScheduler,num_train_timesteps=10000000", "--steps", "2"), 2, "from 1 to 1,000,000"),
         (("--weights", "{base}/sdxl", "--steps", "2"), 2, "cross_attention_dim"),
         (("--scheduler", "FlowMatchEulerDiscreteScheduler", "--steps", "2"), 2, "flow models"),
         (("--weights", "{base}/sdxl_2step_unet.safetensors", "--steps", "2"), 1, "do not fit the unet of"),
