@@ -62,7 +62,8 @@ class Conditions:
         if "prompt" in known:
             if not prompts:
                 raise UsageError(
-                    f"{name}: it makes pictures of text, and no prompts are given (--prompts FILE; of `sample`, --prompt)"
+                    f"{name}: it makes pictures of text, and no prompts are given (--prompts FILE; of `sample`, "
+                    "--prompt)"
                 )
             return cls(prompts=prompts)
         if prompts:
