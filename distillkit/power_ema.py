@@ -16,6 +16,9 @@ from numpy.typing import NDArray
 
 LARGEST = 12**-0.5
 """sigma_rel of gamma = 0, which weighs all times alike; that of every other profile is smaller."""
+ROUNDING = 1e-12
+"""Added to the squared norm of each profile, which is 1. Averages are kept in float32: coefficients of averages that
+are almost alike, or very many, would else be large, cancel, and leave the sum of their rounding errors."""
 
 
 def gamma_of(sigma_rel: float) -> float:
@@ -71,7 +74,7 @@ class Mixture:
 
 def mixture(kept: Sequence[Profile], wanted: Profile) -> Mixture:
     """The combination of kept averages whose profile is closest to a wanted one: least squares over time, scaled to the
-    sum 1 (Algorithm 3).
+    sum 1 (Algorithm 3), with coefficients that are kept small where that costs nothing (`ROUNDING`).
 
     Args:
         kept: no two alike.
@@ -80,7 +83,7 @@ def mixture(kept: Sequence[Profile], wanted: Profile) -> Mixture:
     toward = _products(kept, [wanted])[:, 0]
     # Profiles of unit norm: the same solution, of a matrix that is less out of balance.
     scale = 1 / np.sqrt(np.diag(gram))
-    found = scale * np.linalg.solve(gram * np.outer(scale, scale), scale * toward)
+    found = scale * np.linalg.solve(gram * np.outer(scale, scale) + ROUNDING * np.eye(len(kept)), scale * toward)
     found = found / found.sum()
     norm = _products([wanted], [wanted])[0, 0]
     off = found @ gram @ found - 2 * found @ toward + norm

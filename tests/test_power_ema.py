@@ -77,3 +77,16 @@ def test_more_snapshots_come_closer():
         kept = [Profile((k + 1) / count, width) for k in range(count) for width in (0.05, 0.1)]
         errors.append(mixture(kept, Profile(1.0, 0.13)).error)
     assert errors[0] > 2 * errors[1] > 4 * errors[2] and errors[2] < 0.002
+
+
+@pytest.mark.parametrize(
+    ("count", "widths"),
+    [(32, (0.05, 0.06, 0.07, 0.08, 0.1, 0.12, 0.15)), (64, (0.1, 0.1000001)), (4, (0.1, 0.1 + 1e-12))],
+)
+def test_averages_that_are_almost_alike_add_up_no_rounding_errors(count, widths):
+    """They are kept in float32, whose rounding errors grow with the coefficients."""
+    kept = [Profile((k + 1) / count, width) for k in range(count) for width in widths]
+    found = mixture(kept, Profile(1.0, 0.13))
+    assert math.hypot(*found.coefficients) < 2e4 and found.error < 0.2
+    if len(widths) > 2:
+        assert math.hypot(*found.coefficients) < 1 and found.error < 1e-6

@@ -248,20 +248,25 @@ def convert(
     from distillkit.errors import UsageError
     from distillkit.files import require_new
     from distillkit.models.store.convert import convert as convert_file
-    from distillkit.models.store.resolve import card_of, offered, resolve
+    from distillkit.models.store.resolve import card_of, known_spec, offered
 
     folder = output_dir or Path(file.stem)
     require_new(folder)
     known = offered(file.stem)
     card = card_of(known) if known else None
+    asked: dict[str, str] = {}
     for one in set_ or ():
         if not re.fullmatch(r"\w+=.+", one):
             raise UsageError(f"--set {one}: write it as NAME=VALUE, such as num_heads=4")
+        setting, value = one.split("=", 1)
+        if asked.setdefault(setting, value) != value:
+            raise UsageError(f"--set {setting} is given as {asked[setting]} and as {value}: leave one of them out")
     out = console()
     spec = convert_file(
-        file, folder, name=name or (card.name if card else file.stem), like=resolve(like).spec if like else None,
-        by_name=card.spec if card else None, licence=licence or (card.spec.licence if card else ""),
-        asked=dict(one.split("=", 1) for one in set_ or ()),
+        file, folder, name=name or (card.name if card else file.stem),
+        like=known_spec(like, "--like") if like else None, by_name=card.spec if card else None,
+        licence=licence or (card.spec.licence if card else ""),
+        asked=asked,
         say=lambda line: out.print(line, highlight=False, soft_wrap=True, markup=False),
     )  # fmt: skip
     shape = " x ".join(map(str, spec.shape))

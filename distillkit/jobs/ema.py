@@ -94,8 +94,11 @@ def make_average(
         )
     if run is not None and like:
         raise UsageError(f"--like {like} is for files of weights, and {run} says what its networks are")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(prefix=".ema-", dir=folder.parent) as aside:
+    # On the same disk as the folder, whose parents are made with it.
+    place = next(parent for parent in folder.absolute().parents if parent.exists())
+    if not place.is_dir():
+        raise UsageError(f"--output-dir {folder}: {place} is a file, and a folder is due there")
+    with TemporaryDirectory(prefix=".ema-", dir=place) as aside:
         if run is not None:
             found = kept_averages(run / FOLDER, at)
         else:
@@ -107,6 +110,7 @@ def make_average(
         how = mixture([one.profile for one in kept], wanted)
         what = _said(kept, wanted, how, reporter.say)
         _write(made, found, _mixed(kept, how), kept[-1].images, what, run=run, name=name, licence=licence)
+        folder.parent.mkdir(parents=True, exist_ok=True)
         if folder.exists():
             folder.rmdir()
         made.rename(folder)

@@ -9,9 +9,10 @@ from pathlib import Path
 
 from distillkit.contracts.teacher import TeacherSpec
 from distillkit.errors import DistillkitError, UsageError
+from distillkit.models.original import Unsettled
 from distillkit.models.store.convert import convert
 from distillkit.models.store.folder import WEIGHTS
-from distillkit.models.store.resolve import resolve
+from distillkit.models.store.resolve import known_spec
 from distillkit.pieces import held_in
 from distillkit.power_ema import LARGEST, Profile
 from distillkit.students.snapshots import KeptAverage, KeptAverages, time_of
@@ -59,14 +60,17 @@ def averages_in_files(
     times = {one.images for one in named}
     thousands = {images // 1000: images for images in times}
     last = time_of(times, thousands.get(at // 1000, at) if at is not None else None, str(paths[0]))
-    known = resolve(like).spec if like else None
+    known = known_spec(like, "--like") if like else None
     first: TeacherSpec | None = None
     found: list[KeptAverage] = []
     for one in (one for one in named if one.images <= last):
         say(f"reading {one.path} (nothing in it is executed)")
         folder = place / str(len(found))
         # What is assumed of the first is assumed of all, which must be of the same network.
-        spec = convert(one.path, folder, name=one.name, like=known, say=(lambda text: None) if first else say)
+        try:
+            spec = convert(one.path, folder, name=one.name, like=known, say=(lambda text: None) if first else say)
+        except Unsettled as error:
+            raise Unsettled(f"{error}; then name the folder that it makes by --like") from error
         if first is not None and (spec.network, spec.shape) != (first.network, first.shape):
             raise DistillkitError(f"{one.path} is of another network than {found[0].origin}")
         first = first or spec

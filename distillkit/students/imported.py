@@ -22,7 +22,7 @@ from distillkit.models.diffusers import hub
 from distillkit.models.original import Unsettled, WithoutNetwork
 from distillkit.models.store.convert import read_original
 from distillkit.models.store.folder import SPEC, denoiser_with, teacher_with
-from distillkit.models.store.resolve import resolve
+from distillkit.models.store.resolve import known_spec
 from distillkit.names import name_from
 from distillkit.students.artifact import Student
 from distillkit.students.description import Imported, describe_student
@@ -60,7 +60,7 @@ def convert_student(
         UsageError: for levels that its network does not have, or weights alone without a teacher.
         DistillkitError: when the file is refused, or its weights do not fit its network.
     """
-    known = teacher if isinstance(teacher, TeacherSpec) or teacher is None else _facts(str(teacher))
+    known = teacher if isinstance(teacher, TeacherSpec) or teacher is None else known_spec(str(teacher), "--teacher")
     file = hub.file(str(source)) if hub.is_file(str(source)) else Path(source).expanduser()
     if file.is_dir():
         raise UsageError(
@@ -95,17 +95,6 @@ def _weights_alone(file: Path) -> str:
         f"{file} holds weights but not the arguments of their network: name the teacher that the student was distilled "
         f"from, whose network they are for: --teacher {whose}"
     )
-
-
-def _facts(teacher: str) -> TeacherSpec:
-    """What is known of a teacher without its weights.
-
-    Raises:
-        UsageError: for an unknown name, or a teacher that only loading tells of.
-    """
-    if (spec := resolve(teacher).spec) is None:
-        raise UsageError(f"--teacher {teacher}: what it is made of is known only when it is loaded; name a folder")
-    return spec
 
 
 def published_student(generator: StudentGenerator, teacher: Teacher, imported: Imported) -> Student:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from distillkit.errors import UsageError
+from distillkit.errors import DistillkitError, UsageError
 from distillkit.power_ema import LARGEST, Profile
 from distillkit.reading import Unreadable, validated
 from distillkit.students.checkpoints import STATE, held_weights, read_state
@@ -68,7 +69,7 @@ def time_of(images: Collection[int], at: int | None, where: str) -> int:
         UsageError: where none was kept then; names the nearest.
     """
     if not images:
-        raise UsageError(f"{where} holds no averages")
+        raise UsageError(f"{where} holds no averages: a training keeps them with --ema-sigmas 0.05,0.10")
     if at is None or at in images:
         return max(images) if at is None else at
     near = sorted(sorted(set(images), key=lambda kept: abs(kept - at))[:5])
@@ -90,19 +91,30 @@ def kept_averages(folder: Path, at: int | None = None) -> KeptAverages:
     """
     read = []
     for path in sorted(path for path in folder.iterdir() if step_of(path) is not None):
-        state = read_state(path / STATE)
-        if state.seal is None:
-            raise Unreadable(f"{path / STATE} has no recorded hash of itself")
-        read.append((path, state, validated(_Values, state.values, f"values in {path / STATE}")))
+        with _named(path):
+            state = read_state(path / STATE)
+            if state.seal is None:
+                raise Unreadable(f"{path / STATE} has no recorded hash of itself")
+            read.append((path, state, validated(_Values, state.values, f"values in {path / STATE}")))
     last = time_of([values.images for *_, values in read], at, str(folder))
     found: list[KeptAverage] = []
     student = teacher = None
     for path, state, values in (one for one in read if one[2].images <= last):
         student, teacher = values.student, values.teacher
         for name, sigma in sorted(values.averages.items()):
-            if not 0 < sigma <= LARGEST:
-                raise Unreadable(f"cannot read {path / STATE}: values.averages.{name}: {sigma:g} is no width")
-            weights, _ = held_weights(path, name, state)
+            with _named(path):
+                if not 0 < sigma <= LARGEST:
+                    raise Unreadable(f"cannot read {path / STATE}: values.averages.{name}: {sigma:g} is no width")
+                weights, _ = held_weights(path, name, state)
             profile = Profile(values.seen, sigma)
             found.append(KeptAverage(values.images, profile, values.since, weights, str(path)))
     return KeptAverages(tuple(found), student, teacher)
+
+
+@contextmanager
+def _named(snapshot: Path) -> Iterator[None]:
+    """What is wrong with a snapshot is said with the way to do without it."""
+    try:
+        yield
+    except DistillkitError as error:
+        raise type(error)(f"{error}. Move {snapshot} away to use the other snapshots without it") from error

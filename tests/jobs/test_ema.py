@@ -231,11 +231,14 @@ def test_what_cannot_be_is_said_in_one_message(student, tiny_teacher_folder, ins
         ("c-1-0.29.pt", *at): "sigma_rel 0.29 at 1 thousand images cannot be",
         ("d.pt", *at): "its name does not say",
         (student, "--sigma-rel", "0.1", "-o", "full"): "is there already",
+        (student, "--sigma-rel", "0.1", "-o", "d.pt/x"): "d.pt is a file, and a folder is due there",
+        (student, "--sigma-rel", "0.1", "-o", "new/a", "--at", "20"): "the nearest: 8, 16, 24",
+        ("a-1-0.05.pt", *at, "--like", "d.pt"): "--like d.pt: what it is made of is known only when",
     }
     for arguments, said in cases.items():
         done = inside("ema", *arguments)
         assert done.returncode == 2 and said in " ".join(done.stderr.split()), (arguments, done)
-        assert not (tmp_path / "out").exists()
+        assert not (tmp_path / "out").exists() and not (tmp_path / "new").exists()
     assert inside("ema", "a-1-0.05.pt", *at).returncode == 1
 
 
@@ -253,8 +256,10 @@ def test_damaged_snapshots_are_refused_and_networks_that_differ(student, tmp_pat
     with pytest.raises(DistillkitError, match=r"average-0\.1\.safetensors does not match its recorded sha256"):
         make_average(run, 0.1, tmp_path / "out", reporter=QUIET)
     file.unlink()
-    with pytest.raises(DistillkitError, match=r"average-0\.1\.safetensors"):
+    with pytest.raises(DistillkitError, match=r"average-0\.1\.safetensors.* Move .*step-000000003 away"):
         make_average(run, 0.1, tmp_path / "out", reporter=QUIET)
+    shutil.rmtree(place)
+    assert make_average(run, 0.1, tmp_path / "without", reporter=QUIET).folder.is_dir()
     assert not (tmp_path / "out").exists()
     other = {"a": torch.zeros(2)}
     save_file(other, tmp_path / "net-1-0.05.safetensors")

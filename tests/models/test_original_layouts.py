@@ -214,6 +214,12 @@ def changed(state, **values):
         ("imagenet", lambda s: changed(s, out__2__bias=torch.zeros(5)), ["out.2.bias: (5,) in the file, (6,)"]),
         ("imagenet", lambda s: changed(s, extra__weight=torch.zeros(5)), ["not in the network: extra.weight (5,)"]),
         ("imagenet", lambda s: changed(s, out__2__bias=torch.full((6,), torch.nan)), ["out.2.bias holds NaN"]),
+        (
+            "imagenet",
+            lambda s: changed(s, out__2__bias=torch.ones(6).int()),
+            ["out.2.bias is of int32, and float32 is"],
+        ),
+        ("imagenet", lambda s: {**s, "module.out.2.bias": torch.ones(6)}, ["holds 'out.2.bias' more than once"]),
         ("imagenet", lambda s: changed(s, input_blocks__0__0__weight=torch.zeros(32, 6, 3, 3)), ["upsamplers"]),
         ("imagenet", lambda s: changed(s, time_embed__0__weight=torch.zeros(0, 32)), ["of shape (0, 32)"]),
         ("dit_patch2", lambda s: without(s, "pos_embed"), ["lacks pos_embed"]),
@@ -242,6 +248,7 @@ def test_damaged_weights_are_refused_with_their_own_names(case, inside, tmp_path
             ["does not say the side of its pictures", "teachers convert x.pt --set image_size=..."],
         ),
         ("imagenet", {"image_size": "9"}, ["9 x 9 cannot be halved 1 times"]),
+        ("imagenet", {"image_size": "9" * 5000}, ["--set image_size: "]),
         ("imagenet", {"image_size": "big"}, ["--set image_size: Input should be a valid integer", "(it is 'big')"]),
         ("imagenet", {"num_head_channels": "48"}, ["attention of 64 channels does not divide into heads of 48"]),
         ("imagenet", {"num_head_channels": None, "num_heads": "5"}, ["does not divide into 5 heads"]),
@@ -266,6 +273,58 @@ def test_settings_that_do_not_fit_are_errors_of_use(case, inside, tmp_path, name
     done = inside("teachers", "convert", "x.pt", *options)
     assert done.returncode == 2 and "Traceback" not in done.stderr
     assert all(fragment in " ".join(done.stderr.split()) for fragment in fragments), done.stderr
+
+
+def test_what_is_asked_twice_or_of_a_file_that_says_nothing_is_refused(case, inside, tmp_path):
+    state, asked, _ = case("imagenet")
+    torch.save(state, tmp_path / "x.pt")
+    options = [f"--set={key}={value}" for key, value in asked.items()]
+    done = inside("teachers", "convert", "x.pt", *options, "--set", "image_size=16")
+    assert done.returncode == 2 and "--set image_size is given as 8 and as 16" in done.stderr
+    done = inside("teachers", "convert", "x.pt", "-o", "out", *options, "--like", "x.pt")
+    assert done.returncode == 2 and "--like x.pt: what it is made of is known only when" in done.stderr
+    (tmp_path / "x.pt").rename(tmp_path / "x-1-0.05.pt")
+    done = inside("ema", "x-1-0.05.pt", "--sigma-rel", "0.1", "-o", "out")
+    assert done.returncode == 2 and "image_size=...; then name the folder that it makes by --like" in done.stderr
+    assert not (tmp_path / "x").exists() and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "where"),
+    [
+        ("cd_imagenet64_l2.pt", "hf:openai/diffusers-cd_imagenet64_l2,"),
+        ("ct_bedroom256.pt", "hf:openai/diffusers-ct_bedroom256,"),
+        ("edm_cat256_ema.pt", "rename it"),
+    ],
+)
+def test_consistency_models_of_the_same_layout_are_told_by_their_names(case, inside, tmp_path, name, where):
+    state, asked, _ = case("imagenet")
+    torch.save(state, tmp_path / name)
+    options = [f"--set={key}={value}" for key, value in asked.items()]
+    done = inside("teachers", "convert", name, "-o", "out", *options)
+    assert done.returncode == 1 and where in done.stderr and "consistency_models" in done.stderr
+    assert ("diffusers-" in done.stderr) == ("edm" not in name) and not (tmp_path / "out").exists()
+    done = inside("students", "convert", name, "--levels", "1", "--teacher", "adm-imagenet64", "-o", "out")
+    assert done.returncode == 1 and where in done.stderr
+
+
+def test_networks_without_a_variance_are_none_of_the_published(case, tmp_path):
+    state, asked, _ = case("imagenet")
+    for key in ("out.2.weight", "out.2.bias"):
+        state[key] = state[key][:3]
+    torch.save(state, tmp_path / "x.pt")
+    said = []
+    convert(tmp_path / "x.pt", tmp_path / "out", name="x", asked=asked, say=said.append)
+    assert "predicts no variance, as guided-diffusion's published models do" in said[-1]
+    sizes = adm_layout.Sizes(3, 192, (1, 2, 3, 4), 3, learned=False)
+    assert adm_catalog.published(64, sizes)["noise_schedule"] == "linear"
+
+
+def test_a_size_counts_however_it_is_written(tmp_path):
+    original = Original(tmp_path / "x.pt", "x", {}, asked={"image_size": "64.0"})
+    known = adm_layout.known(original, adm_layout.Sizes(3, 128, (1, 2, 2), 3))
+    settings, _ = adm_layout.settled(adm_layout.ADMSettings, original, known)
+    assert (settings.image_size, settings.noise_schedule, settings.num_head_channels) == (64, "cosine", 64)
 
 
 def test_settings_are_asked_of_nothing_else(golden, tmp_path, inside, tiny_teacher_folder):

@@ -6,7 +6,9 @@ the order of queries, keys and values, the betas and the size of pictures leave 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,6 +22,8 @@ from distillkit.models.store.folder import check_fit
 
 SIGNS = ("time_embed.0.weight", "input_blocks.0.0.weight")
 """Names that all such weights have."""
+CONSISTENCY = re.compile(r"(?P<kind>cd|ct|edm)_(?:imagenet64|bedroom256|cat256)(?:_l2|_lpips|_ema)?")
+"""Files of openai/consistency_models, whose U-Nets have the same names and shapes under EDM's preconditioning."""
 UPS = ("conv.weight", "in_layers.2.weight")
 """What layers that double the resolution have, behind a block and its attention."""
 
@@ -29,8 +33,9 @@ def read_adm(original: Original) -> Read:
 
     Raises:
         UsageError: for a setting that has to be said, is unknown, or does not fit the weights.
-        DistillkitError: for weights that are damaged, or of a classifier or an upsampler.
+        DistillkitError: for weights that are damaged, or of a classifier, an upsampler or a consistency model.
     """
+    _check_program(original.path)
     sizes = _sizes(original)
     settings, note = settled(ADMSettings, original, known(original, sizes))
     _check_divided(original, sizes, settings)
@@ -52,6 +57,25 @@ def read_adm(original: Original) -> Read:
     state |= {f"model.{name}": torch.full_like(taps, 0.25, device="cpu") for name, taps in network.named_buffers()}
     count = sum(weight.numel() for weight in weights.values())
     return Read(spec, state, tuple(_notes(sizes, settings, count, note)))
+
+
+def _check_program(path: Path) -> None:
+    """Refuse what predicts under another preconditioning, which its name alone says.
+
+    Raises:
+        DistillkitError: naming where the same weights can be read.
+    """
+    if found := CONSISTENCY.fullmatch(path.stem):
+        where = (
+            ""
+            if found["kind"] == "edm"
+            else f" Its weights are read from hf:openai/diffusers-{path.stem}, as a student."
+        )
+        raise DistillkitError(
+            f"{path} is named like a file of openai/consistency_models, whose networks have guided-diffusion's names "
+            f"and shapes but EDM's preconditioning: they would be taken for networks that predict noise.{where} Where "
+            "it is guided-diffusion's, rename it"
+        )
 
 
 def _sizes(original: Original) -> Sizes:
@@ -128,5 +152,10 @@ def _notes(sizes: Sizes, settings: ADMSettings, count: int, note: str) -> Iterat
     )
     if note:
         yield note
+    if not sizes.learned and sizes.resample_blocks:
+        yield (
+            "note: it predicts no variance, as guided-diffusion's published models do; networks under EDM's "
+            "preconditioning, as openai/consistency_models has them, look like it and are not such a teacher"
+        )
     if sizes.learned:
         yield "left out: the variance that it predicts beside the noise"

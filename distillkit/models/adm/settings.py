@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, TypeAdapter, ValidationError
 
 from distillkit.contracts.codec import Pixels
 from distillkit.contracts.conditioner import ClassLabels, Unconditional
@@ -36,7 +36,7 @@ PUBLISHED: Mapping[tuple[int, int, bool], Mapping[str, Any]] = {
     (256, 2, False): {"num_heads": 1, "noise_schedule": "linear"},
 }
 """(side, blocks a level, whether blocks change the resolution) -> settings of the published models of that kind: those
-whose blocks do are guided-diffusion's, the others improved-diffusion's."""
+whose blocks do are guided-diffusion's, the others improved-diffusion's. All predict a variance."""
 DEFAULTS: Mapping[str, Any] = {
     "num_heads": 4, "use_new_attention_order": False, "noise_schedule": "linear", "diffusion_steps": 1000,
     "rescale_timesteps": False, "predict_xstart": False,
@@ -81,7 +81,7 @@ class Sizes:
 
 def known(original: Original, sizes: Sizes) -> Iterator[Known]:
     """Settings from those that know them, the surest first."""
-    said, size = original.asked.keys() & HEADS, original.asked.get("image_size", "")
+    said, size = original.asked.keys() & HEADS, _side(original.asked.get("image_size"))
     if (like := original.like) is not None:
         if like.network.get("kind") != KIND:
             raise UsageError(
@@ -89,13 +89,13 @@ def known(original: Original, sizes: Sizes) -> Iterator[Known]:
                 "network: name a teacher that was made of such weights, or leave --like out"
             )
         theirs = _settings_of(like)
-        size = size or str(theirs["image_size"])
+        size = size or theirs["image_size"]
         yield f"as {like.name}", _without_heads(theirs, said)
         said = said | HEADS
-    elif not size and (side := SIDES.get(sizes.channel_mult)):
-        size = str(side)
+    elif "image_size" not in original.asked and (side := SIDES.get(sizes.channel_mult)):
+        size = side
         yield "as both programs have it with these widths", {"image_size": side}
-    found = published(int(size), sizes) if size.isdecimal() else DEFAULTS
+    found = published(size, sizes) if size else DEFAULTS
     if found is not DEFAULTS:
         others = {name: value for name, value in found.items() if DEFAULTS.get(name) != value or name in HEADS}
         yield f"as published at {size} x {size}", _without_heads(others, said)
@@ -103,9 +103,17 @@ def known(original: Original, sizes: Sizes) -> Iterator[Known]:
     yield "the program's defaults", _without_heads(DEFAULTS, said)
 
 
+def _side(asked: str | None) -> int | None:
+    """The size of pictures that was asked for; None for what is no number, which is refused with the other settings."""
+    try:
+        return TypeAdapter(int).validate_python(asked)
+    except ValidationError:
+        return None
+
+
 def published(side: int, sizes: Sizes) -> Mapping[str, Any]:
     """Settings of the published models of a size, or the program's defaults."""
-    found = PUBLISHED.get((side, sizes.num_blocks, sizes.resample_blocks))
+    found = PUBLISHED.get((side, sizes.num_blocks, sizes.resample_blocks)) if sizes.learned else None
     if found is None:
         return DEFAULTS
     # The one with classes was trained without.

@@ -27,7 +27,7 @@ class PipelineConfig(BaseModel):
     guide_with: str | None = Field(
         None, min_length=1, max_length=4096,
         description="a smaller, less trained or unconditional teacher, by name, folder or file, that guidance leads "
-        "away from (autoguidance); none for the teacher's own prediction without a condition",
+        "away from (autoguidance); the teacher's own prediction without a condition if none",
     )  # fmt: skip
 
     @classmethod

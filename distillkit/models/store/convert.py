@@ -168,6 +168,9 @@ def _state_dict(foreign: Foreign) -> tuple[dict[str, Tensor], tuple[str, ...]]:
     for key in (None, *STATE_DICTS):
         candidate = value if key is None else value.get(key) if isinstance(value, Mapping) else None
         if is_state_dict(candidate) and candidate:
+            bare = Counter(_bare(str(name)) for name in candidate)
+            if twice := [name for name, count in bare.items() if count > 1]:
+                raise Refused(f"it holds {short(twice[0])} more than once, with and without {' or '.join(WRAPPERS)}")
             state = load_tensors({_bare(str(name)): tensor for name, tensor in candidate.items()}, 2 * foreign.size)
             return state, tuple(filter(None, (_whence(value, key), _types(state))))
     raise Refused("it holds neither an EDM network nor a state dict")

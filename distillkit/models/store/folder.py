@@ -127,7 +127,7 @@ def denoiser_with(
 def check_fit(
     expected: Mapping[str, Tensor], found: Mapping[str, Tensor], origin: str, network: str = "their network"
 ) -> None:
-    """Refuse weights that are not exactly the network's: names, shapes, finite numbers.
+    """Refuse weights that are not exactly the network's: names, shapes, kinds of numbers, finite numbers.
 
     Args:
         origin: of the weights, for the message.
@@ -149,5 +149,8 @@ def check_fit(
             f"the weights in {origin} do not fit {network} ({len(differences)} differences):\n  {shown}"
         )
     for name, value in found.items():
+        if value.is_floating_point() != expected[name].is_floating_point():
+            kinds = [str(tensor.dtype).removeprefix("torch.") for tensor in (value, expected[name])]
+            raise DistillkitError(f"{origin}: the tensor {name} is of {kinds[0]}, and {kinds[1]} is due")
         if value.is_floating_point() and not bool(value.isfinite().all()):
             raise DistillkitError(f"{origin}: the tensor {name} holds NaN or infinity")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from distillkit.contracts.teacher import Teacher
+from distillkit.contracts.teacher import Teacher, TeacherSpec
 from distillkit.errors import UsageError
 from distillkit.models.diffusers import hub
 from distillkit.models.diffusers.options import PLAIN, PipelineConfig
@@ -40,6 +40,23 @@ def resolve(name: str, asked: PipelineConfig = PLAIN) -> Reference:
         return Guided(reference, _resolved(asked.guide_with).with_options(asked.unguided))
     except UsageError as error:
         raise UsageError(f"--guide-with {asked.guide_with}: {error}") from error
+
+
+def known_spec(name: str, option: str) -> TeacherSpec:
+    """The facts of a teacher that are known without its weights.
+
+    Args:
+        option: that names it, for messages.
+
+    Raises:
+        UsageError: for an unknown name, or a file, whose network is known only when it is read.
+    """
+    if (spec := resolve(name).spec) is None:
+        raise UsageError(
+            f"{option} {name}: what it is made of is known only when it is loaded; name a teacher folder, which "
+            "`distillkit teachers convert` makes of a file"
+        )
+    return spec
 
 
 def _resolved(name: str) -> Reference:
