@@ -115,8 +115,14 @@ def make(
         )
         return
     chosen, whose = method or "dmd", shlex.quote(teacher or default_teacher())
-    given = {"--prompts": prompts, "--guide-with": guide_with}
-    options = "".join(f" {option} {shlex.quote(value)}" for option, value in given.items() if value)
+    # The weight of DMD's teacher is that of its pairs too.
+    given = {
+        "--prompts": prompts, "--guide-with": guide_with, "--pairs-guidance" if method else "--guidance": guidance,
+        "--pairs-steps": steps, "--pairs-solver": solver, "--resolution": resolution,
+        "--embedded-guidance": embedded_guidance,
+    }  # fmt: skip
+    texts = {option: f"{value:g}" if isinstance(value, float) else str(value) for option, value in given.items()}
+    options = "".join(f" {option} {shlex.quote(texts[option])}" for option, value in given.items() if value is not None)
     out.print(
         f"next: distillkit run {chosen} --teacher {whose}{options}   "
         "(runs with the same solver, steps and guidance find them)", highlight=False, soft_wrap=True, markup=False,

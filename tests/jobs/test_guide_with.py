@@ -1,6 +1,7 @@
 """`--guide-with`: runs, pairs, samples and figures of a teacher that another network guides, and what is said of it."""
 
 import json
+import shlex
 import shutil
 import sys
 from pathlib import Path
@@ -127,7 +128,12 @@ def test_pairs_of_a_guided_teacher_are_others_unless_they_are_not_guided(
     refused = inside("pairs", "make", *asked)
     assert refused.returncode == 2 and "give --guidance, such as 2, as well" in refused.stderr
     made = inside("pairs", "make", *asked, "--guidance", "2")
-    assert made.returncode == 0 and "--guide-with" in made.stdout.partition("next:")[2]
+    _, _, following = made.stdout.partition("next: distillkit ")
+    assert made.returncode == 0 and "--guide-with" in following and "--guidance 2 --pairs-steps 2 " in following
+    # It is a command as it stands, which finds these pairs.
+    small = ("--pairs-count", "4", "--protocol", "none", "--distance", "l2", "--dry-run")
+    planned = inside(*shlex.split(following.partition("   ")[0]), *small)
+    assert planned.returncode == 0, planned.stderr
     assert stores[2.0][1].is_dir() and not stores[2.0][0].exists()
     sample, _ = PairStore(guided, steps=2, guidance=2.0).solved(range(2), torch.device("cpu"))
     opened = PairStore(guided, steps=2, guidance=2.0).open(4, torch.device("cpu")).select([0, 1])
