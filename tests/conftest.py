@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from distillkit import Teacher
+from distillkit import registry as registries
 from distillkit.diffusion import EDMSchedule
 from distillkit.models.build import build_denoiser
 from distillkit.models.edm.families import described
@@ -74,6 +75,16 @@ def _no_state_left_behind() -> Iterator[None]:
     before = global_state()
     yield
     assert global_state() == before, "the test left torch's global state changed"
+
+
+@pytest.fixture(autouse=True)
+def _no_plugin_files_left_behind() -> Iterator[None]:
+    """A file that a test took as a plugin is none to the tests after it."""
+    before = list(registries._FILES)
+    yield
+    if before != registries._FILES:
+        registries._FILES[:] = before
+        registries.registry.cache_clear()
 
 
 @dataclass(frozen=True)
