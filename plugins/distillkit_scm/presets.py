@@ -62,7 +62,7 @@ PRESETS = (
     Preset(
         name="edm2-img64",
         teachers=("edm2-img64-*",),
-        settings={"level_mean": -1.0, "level_std": 1.6, "tangent_warmup": 0.017},
+        settings={"level_std": 1.6, "tangent_warmup": 0.017},
         training={
             "batch": 1024, "lr": 7e-5, "optimizer": "adam", "beta2": 0.99, "eps": 1e-11, "weight_decay": 0.0,
             "lr_schedule": "inverse-sqrt", "lr_decay_from": "35.84M", "duration": "614.4M", "ema_halflife": "7M",
