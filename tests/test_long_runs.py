@@ -4,7 +4,6 @@ import os
 import re
 import signal
 import subprocess
-import sys
 import time
 
 import pytest
@@ -30,12 +29,6 @@ SCONTROL = """#!/bin/bash
 if [ "$1" = show ]; then echo node0; else echo "$@" >> {place}/requeued; fi
 """
 
-LISTENING = """
-import os, signal, sys
-signal.signal(signal.SIGTERM, signal.SIG_DFL)
-os.execvp(sys.argv[1], sys.argv[1:])
-"""
-
 
 @pytest.mark.skipif(os.name != "posix", reason="a shell script")
 def test_the_script_goes_on_in_another_job_once_its_time_is_over(tmp_path):
@@ -48,8 +41,7 @@ def test_the_script_goes_on_in_another_job_once_its_time_is_over(tmp_path):
     environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_NNODES": "4", "SLURM_JOB_ID": "7",
                    "SLURM_JOB_NODELIST": "node[0-3]"}  # fmt: skip
     command = ["bash", str(tmp_path / "long.sbatch")]
-    # A shell can't trap what it was started to ignore, and the tests may run in surroundings that ignore SIGTERM.
-    first = subprocess.Popen([sys.executable, "-c", LISTENING, *command], env=environment)
+    first = subprocess.Popen(command, env=environment)
     deadline = time.monotonic() + HANG
     while not (tmp_path / "at-work").exists():
         assert time.monotonic() < deadline
