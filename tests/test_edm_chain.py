@@ -14,7 +14,8 @@ from distillkit.evaluation.record import read_record
 from tests.conftest import denoiser_of
 from tests.evaluation.edm_zips import pictures, write_zip
 from tests.foreign.edm_format import network_bytes
-from tools.edm_chain_table import BEGIN, END, PAGE, text
+from tools.edm_chain_table import PAGE, TOOL, text
+from tools.pages import between
 
 TEXT = PAGE.read_text(encoding="utf-8")
 COMMANDS = [
@@ -104,7 +105,7 @@ def test_the_page_runs(published, inside, tmp_path):
 
 
 def test_the_page_is_whole_and_its_table_is_the_formulas():
-    assert TEXT.partition(BEGIN)[2].partition(END)[0] == text(), "run `python -m tools.edm_chain_table`"
+    assert between(PAGE, TOOL) == text(), "run `python -m tools.edm_chain_table`"
     starts = ("teachers fetch", "protocols fetch", "pairs make", "run dmd", "evaluate", "reference make")
     for start in starts:
         assert sum(command.startswith(start) for command in COMMANDS) >= 2, start

@@ -9,13 +9,24 @@ import time
 import pytest
 
 from tests.conftest import HANG
-from tools.long_run_tables import BEGIN, END, PAGE, tables
+from tools.long_run_tables import PAGE, TOOL, tables
+from tools.pages import between, rewrite
 
 
 def test_the_tables_are_those_of_the_formulas():
-    written = PAGE.read_text().partition(BEGIN)[2].partition(END)[0]
+    written = between(PAGE, TOOL)
     assert written == tables(), "run `python -m tools.long_run_tables`"
     assert written.count("| hybrid |") == 3
+
+
+def test_a_table_is_written_into_its_place_alone(tmp_path, capsys):
+    page = tmp_path / "page.md"
+    page.write_text("before\n<!-- begin: tools/x.py -->\nold\n<!-- end -->\nafter\n")
+    rewrite(page, "x", "new\n")
+    assert page.read_text() == "before\n<!-- begin: tools/x.py -->\nnew\n<!-- end -->\nafter\n"
+    assert between(page, "x") == "new\n"
+    with pytest.raises(ValueError, match=r"page\.md has no place for what tools/y\.py writes"):
+        rewrite(page, "y", "new\n")
 
 
 SRUN = """#!/bin/bash

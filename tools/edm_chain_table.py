@@ -22,9 +22,10 @@ from distillkit.engine.cost import flop_counter
 from distillkit.models.build import build_denoiser
 from distillkit.models.store.resolve import cards
 from distillkit.registry import registry
+from tools.pages import rewrite
 
 PAGE = Path(__file__).parents[1] / "docs" / "cifar10-imagenet64.md"
-BEGIN, END = "<!-- begin: tools/edm_chain_table.py -->\n", "<!-- end -->\n"
+TOOL = "edm_chain_table"
 TEACHERS = {"edm-cifar10-cond": "cifar10 conditional", "edm-imagenet64": "imagenet64"}
 """Presets of DMD by teacher."""
 EQUIVALENTS = 11.0
@@ -85,12 +86,5 @@ def text() -> str:
     return "\n".join(table())
 
 
-def main() -> None:
-    page = PAGE.read_text(encoding="utf-8")
-    before, after = page.split(BEGIN)[0], page.split(END)[1]
-    PAGE.write_text(f"{before}{BEGIN}{text()}{END}{after}", encoding="utf-8")
-    print(f"written: {PAGE}")
-
-
 if __name__ == "__main__":
-    main()
+    rewrite(PAGE, TOOL, text())

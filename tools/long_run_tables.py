@@ -19,9 +19,10 @@ from distillkit import Denoiser
 from distillkit.counts import scaled
 from distillkit.engine.spreading import activation_bytes, network_of
 from distillkit.parallel.expected import Network, Passes, Spread, StrategyName, expected
+from tools.pages import rewrite
 
 PAGE = Path(__file__).parents[1] / "docs" / "long-runs.md"
-BEGIN, END = "<!-- begin: tools/long_run_tables.py -->\n", "<!-- end -->\n"
+TOOL = "long_run_tables"
 MACHINE = 8
 LAYOUTS: tuple[tuple[StrategyName, int], ...] = (("replicate", 8), ("shard", 8), ("hybrid", 64), ("shard", 64))
 PASSES = {"student": Passes(1, 1), "average": Passes(), "fake_score": Passes(2, 1), "teacher": Passes(1, 0)}
@@ -124,12 +125,5 @@ def _networks(denoiser: Denoiser) -> Iterator[Network]:
         yield network_of(name, denoiser, passes, float(trained), optimizer="adamw", half=half)
 
 
-def main() -> None:
-    page = PAGE.read_text(encoding="utf-8")
-    before, after = page.split(BEGIN)[0], page.split(END)[1]
-    PAGE.write_text(f"{before}{BEGIN}{tables()}{END}{after}", encoding="utf-8")
-    print(f"written: {PAGE}")
-
-
 if __name__ == "__main__":
-    main()
+    rewrite(PAGE, TOOL, tables())

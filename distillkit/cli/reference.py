@@ -12,6 +12,7 @@ from distillkit.cli.choices import DeviceOption
 
 if TYPE_CHECKING:
     from distillkit.evaluation.presets import ProtocolPreset
+    from distillkit.evaluation.reference import Reference
 
 app = typer.Typer(
     rich_markup_mode=None,
@@ -108,11 +109,7 @@ def make(
             prompts=tuple(open_prompts(PromptsConfig(path=prompts)).prompts.texts) if prompts else (),
         )  # fmt: skip
     out = console()
-    out.print(
-        f"{reference.count:,} images, {len(reference.mean):,} features, in {target}", highlight=False, soft_wrap=True,
-        markup=False,
-    )  # fmt: skip
-    out.print(f"sha256 of the numbers {reference.spec.sha256}", highlight=False)
+    _say_written(reference, target)
     if chosen and reference.count != chosen.reference.count:
         whole = f"{chosen.name} is of {chosen.reference.count:,} images ({chosen.reference.id})"
         out.print(f"note: {whole}, and these are {reference.count:,}", highlight=False)
@@ -138,7 +135,6 @@ def convert(
     name: Annotated[str, typer.Option(help="Name of the data set.  [default: the file's]")] = "",
 ) -> None:
     """Make statistics of another program a protocol. Nothing in the file is executed."""
-    from distillkit.cli.closing import console
     from distillkit.errors import UsageError
     from distillkit.evaluation.reference import SUFFIX
     from distillkit.jobs.reference import convert_reference
@@ -146,13 +142,19 @@ def convert(
     if output.suffix != SUFFIX:
         raise UsageError(f"--output {output}: a protocol is a {SUFFIX} file")
     reference = convert_reference(file, extractor, output, count=count, name=name)
+    _say_written(reference, output)
+    _say_protocol(output)
+
+
+def _say_written(reference: Reference, file: Path) -> None:
+    from distillkit.cli.closing import console
+
     out = console()
     out.print(
-        f"{reference.count:,} images, {len(reference.mean):,} features, in {output}", highlight=False, soft_wrap=True,
+        f"{reference.count:,} images, {len(reference.mean):,} features, in {file}", highlight=False, soft_wrap=True,
         markup=False,
     )  # fmt: skip
     out.print(f"sha256 of the numbers {reference.spec.sha256}", highlight=False)
-    _say_protocol(output)
 
 
 def _target(output: Path | None, chosen: ProtocolPreset | None) -> Path:
