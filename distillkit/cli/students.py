@@ -71,7 +71,7 @@ def convert(
     shape, where = " x ".join(map(str, described.shape)), shlex.quote(str(folder))
     decoded = student.codec.decoded_shape(described.shape)
     known = protocol_for(described.teacher.name, decoded, student.conditioner.count)
-    measure = f"distillkit evaluate {where}{'' if known else ' --protocol NAME (see distillkit protocols)'}"
+    measure = f"distillkit evaluate {where}{'' if known else ' --protocol NAME, one of `distillkit protocols`'}"
     out.print(
         f"{described.network['kind']} for samples {shape}, {described.nfe:g} network evaluation(s) a sample, at "
         f"sigma / alpha {levels}\n"
