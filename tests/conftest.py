@@ -22,6 +22,7 @@ from torch import Tensor
 from distillkit import Teacher
 from distillkit import registry as registries
 from distillkit.diffusion import EDMSchedule
+from distillkit.engine.interrupt import SIGNALS
 from distillkit.models.build import build_denoiser
 from distillkit.models.edm.families import described
 from distillkit.models.store.folder import fresh_teacher, write_teacher
@@ -70,8 +71,9 @@ def _no_signal_is_ignored() -> None:
 
 
 def global_state() -> tuple[Any, ...]:
-    """What torch keeps for the whole process and a context may leave changed behind."""
+    """What Python and torch keep for the whole process and a context may leave changed behind."""
     return (
+        *map(signal.getsignal, SIGNALS),
         torch.is_autocast_enabled("cpu"), torch.get_autocast_dtype("cpu"), torch.is_autocast_cache_enabled(),
         torch.is_grad_enabled(), torch.is_inference_mode_enabled(), torch.get_default_dtype(),
         torch._C._len_torch_dispatch_stack(), torch._C._len_torch_function_stack(),
@@ -81,10 +83,11 @@ def global_state() -> tuple[Any, ...]:
 
 @pytest.fixture(autouse=True)
 def _no_state_left_behind() -> Iterator[None]:
-    """Half precision that stays on after a test would change what every later one computes."""
+    """Half precision that stays on after a test would change what every later one computes, and a signal that stays
+    ignored is ignored by every process that a later one starts."""
     before = global_state()
     yield
-    assert global_state() == before, "the test left torch's global state changed"
+    assert global_state() == before, "the test left the state of the process changed"
 
 
 @pytest.fixture(autouse=True)
@@ -228,8 +231,14 @@ def inside(
     def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
         monkeypatch.chdir(tmp_path)
         monkeypatch.setattr(sys, "argv", ["distillkit", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            main()
+        handlers = {number: signal.getsignal(number) for number in SIGNALS}
+        try:
+            with pytest.raises(SystemExit) as ended:
+                main()
+        finally:
+            # An interrupted command ignores further signals while its process ends; this process goes on.
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
         out, err = capsys.readouterr()
         return subprocess.CompletedProcess([*map(str, arguments)], int(ended.value.code or 0), out, err)
 
