@@ -57,4 +57,4 @@ def ema(
     made = make_average(sources, sigma_rel, output_dir, at=images, like=like, name=name, licence=licence)
     out, place = console(), shlex.quote(str(made.folder))
     out.print(f"written to {made.folder}", highlight=False, soft_wrap=True, markup=False)
-    out.print(f"next: distillkit evaluate {place}", highlight=False, soft_wrap=True, markup=False)
+    out.print(f"next: distillkit sample {place} --output grid.png", highlight=False, soft_wrap=True, markup=False)

@@ -54,7 +54,7 @@ def test_a_student_with_another_average(student, inside, tmp_path):
     said = " ".join(made.stdout.split())
     assert "sigma_rel 0.08 at 64 images, of 16 that were kept with sigma_rel 0.05, 0.1" in said
     expected, how = by_hand(student, 0.08)
-    assert f"met to {how.error:.2%}" in said and "next: distillkit evaluate" in said
+    assert f"met to {how.error:.2%}" in said and "next: distillkit sample" in said
     found = load_student(tmp_path / "mine")
     raw, average = load_student(f"{student}@student"), load_student(student)
     state = found.generator.denoiser.state_dict()
