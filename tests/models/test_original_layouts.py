@@ -87,15 +87,25 @@ def converted(case, tmp_path):
     return make
 
 
+@pytest.fixture
+def converted_by_command(case, inside, tmp_path):
+    """As `converted`, by the command line."""
+
+    def make(name):
+        state, asked, expected = case(name)
+        torch.save(state, tmp_path / "original.pt")
+        options = [f"--set={key}={value}" for key, value in asked.items()]
+        done = inside("teachers", "convert", "original.pt", "--output-dir", "mine", *options)
+        assert done.returncode == 0, done.stderr
+        return load_teacher(str(tmp_path / "mine")), expected, done.stdout
+
+    return make
+
+
 @pytest.mark.parametrize("name", UNETS)
-def test_a_unet_computes_and_samples_what_its_program_does(case, inside, tmp_path, name):
-    state, asked, expected = case(name)
-    torch.save(state, tmp_path / "original.pt")
-    options = [f"--set={key}={value}" for key, value in asked.items()]
-    done = inside("teachers", "convert", "original.pt", "--output-dir", "mine", *options)
-    assert done.returncode == 0, done.stderr
-    assert ("left out: the variance" in done.stdout) == (name != "legacy")
-    teacher = load_teacher(str(tmp_path / "mine"))
+def test_a_unet_computes_and_samples_what_its_program_does(converted_by_command, name):
+    teacher, expected, said = converted_by_command(name)
+    assert ("left out: the variance" in said) == (name != "legacy")
     condition = Condition(labels=expected["y"]) if "y" in expected else Condition()
     with torch.no_grad():
         close(teacher.denoiser.model(expected["x"], expected["t"].float(), condition), expected["out"])
@@ -109,15 +119,10 @@ def test_a_unet_computes_and_samples_what_its_program_does(case, inside, tmp_pat
 
 
 @pytest.mark.parametrize("name", TRANSFORMERS)
-def test_a_transformer_computes_and_samples_what_its_program_does(case, inside, tmp_path, name):
-    state, asked, expected = case(name)
-    torch.save(state, tmp_path / "original.pt")
-    options = [f"--set={key}={value}" for key, value in asked.items()]
-    done = inside("teachers", "convert", "original.pt", "--output-dir", "mine", *options)
-    assert done.returncode == 0, done.stderr
+def test_a_transformer_computes_and_samples_what_its_program_does(converted_by_command, name):
+    teacher, expected, said = converted_by_command(name)
     guidable = name.endswith("patch2")
-    assert ("guidance is of all channels" in done.stdout) == ("a variance" in done.stdout) == guidable
-    teacher = load_teacher(str(tmp_path / "mine"))
+    assert ("guidance is of all channels" in said) == ("a variance" in said) == guidable
     assert teacher.conditioner.has_null == guidable
     flow, classes = name.startswith("sit"), teacher.conditioner.count
     labels, t = expected["y"], expected["t"].float()
