@@ -49,6 +49,9 @@ def tried(
         for number, change in changes
     }
     own = {"methods": entries, "budget": budget, "seeds": 1, "curve_points": 1, "nfe": (), "teacher_steps": (1,)}
+    # A training takes a minute or two: writing sixteen checkpoints of it took a twelfth of that. No image is cheaper
+    # than one forward-equivalent, so that none is due before the last.
+    own["training"] = suite.training | {"checkpoint_every": budget}
     result = bench(suite.model_copy(update=own), output_dir=folder, quiet=True)
     runs = {run.entry: run for run in result.results.runs}
     return [

@@ -94,17 +94,19 @@ class BenchResult:
                 f"<tbody>{lines}</tbody></table>"
             )
         if board.published:
-            places = table_decimals(board.published)
+            places, compared = table_decimals(board.published), any(row.to_best for row in board.published)
             lines = "".join(
                 f"<tr><td>{html.escape(row.name)}</td><td>{row.nfe:g}</td>"
                 f"<td>{with_error(row.mean, row.error, places)}</td>"
-                f"<td>{html.escape(paired(row.to_best)) if row.to_best else ''}</td></tr>"
+                + (f"<td>{html.escape(paired(row.to_best)) if row.to_best else ''}</td>" if compared else "")
+                + "</tr>"
                 for row in board.published
             )
             tables.append(
                 f"<table><caption>{html.escape(board.label)}, published students</caption><thead><tr><th>published</th>"
-                "<th>NFE</th><th>value ± error</th><th>difference to the best trained (paired)</th></tr></thead>"
-                f"<tbody>{lines}</tbody></table>"
+                "<th>NFE</th><th>value ± error</th>"
+                + ("<th>difference to the best trained (paired)</th>" if compared else "")
+                + f"</tr></thead><tbody>{lines}</tbody></table>"
             )
         return "".join(tables) + f"<p>{html.escape(str(self.folder))}</p>"
 

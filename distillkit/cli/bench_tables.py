@@ -53,14 +53,15 @@ def show_bench(result: BenchResult) -> None:
 
 def published_table(board: Leaderboard) -> Table:
     """Generators that others have trained, which are not ranked with those that were trained here."""
+    apart = any(row.to_best for row in board.published)
+    heads = ["difference to the\nbest trained (paired)"] if apart else []
     table = figures_table(f"{board.label} of published students, not trained here", "published", "NFE",
-                          "value ± error", "difference to the\nbest trained (paired)", "sample\ntime")  # fmt: skip
+                          "value ± error", *heads, "sample\ntime")  # fmt: skip
     places = table_decimals(board.published)
     for row in board.published:
-        table.add_row(
-            row.name, f"{row.nfe:g}", with_error(row.mean, row.error, places),
-            paired(row.to_best) if row.to_best else "", sample_time(row.images_per_second),
-        )  # fmt: skip
+        differences = [paired(row.to_best) if row.to_best else ""] if apart else []
+        value = with_error(row.mean, row.error, places)
+        table.add_row(row.name, f"{row.nfe:g}", value, *differences, sample_time(row.images_per_second))
     return table
 
 

@@ -223,6 +223,8 @@ class PairSource(Source[Pairs]):
         mine = store.missing(count, rank=job.rank, world=job.world)
         if not mine:
             job.say(f"using {count:,} noise-image pairs from {store.folder}")
+        elif count % store.shard and store.shards_of(count) - 1 in store.missing(count):
+            job.say(f"note: pairs are kept {store.shard:,} in a file, and the last is filled; {count:,} are used")
         total = min(len(mine) * job.world * store.shard, -(-count // store.shard) * store.shard)
         store.shards.share(
             job, "making noise-image pairs", "pairs", total,

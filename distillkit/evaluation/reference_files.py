@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from distillkit.contracts.text import prompts_sha256
-from distillkit.downloads import download, offline
 from distillkit.errors import DistillkitError
 from distillkit.evaluation.extractor import INCEPTION_FILE, INCEPTION_SHA256, INCEPTION_URL, evaluation_folder
 from distillkit.evaluation.reference import Reference, load_reference
 from distillkit.files import read_recorded, write_json
+from distillkit.mirror import forbidden, obtain
 from distillkit.progress import Reporter
 from distillkit.reading import Unreadable, read_text
 
@@ -134,6 +134,7 @@ def pin(name: str, sha256: str) -> None:
 
 def fetch_files(chosen: ProtocolPreset, reporter: Reporter, should_stop: Callable[[], int]) -> list[Path]:
     """Download what a protocol needs and is not here: the Inception network (verified) and reference statistics.
+    `DISTILLKIT_MIRROR` replaces their hosts, and `HF_HUB_OFFLINE=1` forbids the network, as for teachers.
 
     Raises:
         DistillkitError: when something cannot be had or has another hash.
@@ -145,10 +146,10 @@ def fetch_files(chosen: ProtocolPreset, reporter: Reporter, should_stop: Callabl
     for url, path, expected in wanted:
         if path.is_file():
             continue
-        if offline():
+        if forbidden():
             raise DistillkitError(f"HF_HUB_OFFLINE forbids to download {url}; place it at {path}")
         path.parent.mkdir(parents=True, exist_ok=True)
-        download(url, path, reporter=reporter, expected_sha256=expected, should_stop=should_stop)
+        obtain(url, path, reporter=reporter, expected_sha256=expected, should_stop=should_stop)
         if not expected:
             _require_statistics(path, chosen)
     return [path for _, path, _ in wanted]

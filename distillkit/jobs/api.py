@@ -31,6 +31,7 @@ from distillkit.jobs.reading import read_for
 from distillkit.jobs.run import Run
 from distillkit.jobs.teacher_weights import require_teacher_dtype
 from distillkit.models.diffusers.options import unused_guide
+from distillkit.models.store.reference import Reference
 from distillkit.models.store.resolve import preset_name
 from distillkit.models.store.resolve import resolve as resolve_teacher
 from distillkit.registry import Installed, method_name, registry
@@ -110,13 +111,29 @@ class Plan:
             return f"settings: preset {self.preset.name!r} ({self.preset.source}) and your own"
         return f"settings: {self.config.method} has no preset for {self.config.teacher}: defaults and your own, untuned"
 
+    def _reference(self) -> Reference:
+        """What the teacher's name stands for, and a guide's.
+
+        Raises:
+            UsageError: where it stands for nothing; for a run that is resumed what became of it.
+        """
+        try:
+            return resolve_teacher(self.config.teacher, self.config.pipeline)
+        except UsageError as error:
+            if not self.resuming:
+                raise
+            raise UsageError(
+                f"{self.folder.path} cannot go on, since what it learns from is not where it was: {error}\n"
+                "Put it there again; a name without a whole path is looked for from the folder where the run began."
+            ) from error
+
     def job(self, teacher: Teacher | None = None) -> Distillation:
         """The job, its teacher loaded."""
         context = self.context
         require_teacher_dtype(self.config.teacher_weights.dtype, context.device)
         loaded = teacher or self.teacher
         if loaded is None:
-            reference = resolve_teacher(self.config.teacher, self.config.pipeline)
+            reference = self._reference()
             check_before_loading(reference, self.config)
             loaded = read_for(reference, self.config, context)
         job = Distillation(self.config, self.folder, context, self.method, loaded)

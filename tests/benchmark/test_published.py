@@ -108,6 +108,8 @@ def test_it_is_shown_apart(done):
     assert "of a &lt;paper&gt;" in page and "<paper>" not in page
     assert '<g class="published">' in page and "published, NFE 1" in page
     assert "published students" in done._repr_html_() and "1 published, 1 failed" in repr(done)
+    assert all("difference to the best trained" in shown for shown in (text, page, done._repr_html_()))
+    assert "not ranked with those above" in text and "not ranked with those above" in page
 
 
 def test_it_is_resumed_planned_and_picked(folder, done, inside, monkeypatch):
@@ -152,6 +154,12 @@ def test_a_suite_of_published_generators_alone(folder, inside):
     assert all(row.to_best is None for row in result.leaderboard.published)
     text = (folder / "alone" / "report.md").read_text()
     assert "nothing trained" in text and "Where the budget went" not in text and "nearer" in text
+    # Nothing is above them, and there is nothing to be different from.
+    page = (folder / "alone" / "report.html").read_text()
+    for said in (text, page, result._repr_html_(), done.stdout):
+        assert "nearer" in said and "difference to" not in said and "those above" not in said
+    [columns] = {row.count("|") for row in text.partition("## Published")[2].splitlines() if row.startswith("|")}
+    assert columns == 6
     assert read_results(folder / "alone").suite.budget is None
     shown = inside("bench", "--suite", folder / "alone.yaml", "--dry-run")
     assert shown.returncode == 0 and "nothing to train" in shown.stdout and "trainings" not in shown.stdout

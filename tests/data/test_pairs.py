@@ -342,8 +342,9 @@ def test_the_source_plans_makes_and_finds_its_pairs():
     plan = source.plan()
     assert plan.evaluations == 512 * evaluations and "500" in plan.summary and "512 to make" in plan.summary
     assert not source.store.folder.exists(), "a plan makes nothing"
-    reports = Reports()
-    pairs = source.open(SourceJob(CPU, task=reports.task))
+    reports, said = Reports(), []
+    pairs = source.open(SourceJob(CPU, say=said.append, task=reports.task))
+    assert any("kept 256 in a file, and the last is filled; 500 are used" in line for line in said)
     assert len(pairs) == 500 and reports.titles[0][1:] == (512, "pairs") and sum(reports.advanced) == 512
     on_disk = sum(path.stat().st_size for path in source.store.folder.glob("shard-*"))
     assert plan.disk_bytes == pytest.approx(on_disk, rel=0.05)

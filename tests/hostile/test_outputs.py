@@ -136,7 +136,7 @@ def test_a_download_that_holds_no_statistics_is_not_kept(tmp_path, monkeypatch):
     def page(url, path, **options):
         path.write_bytes(b"<html>")
 
-    monkeypatch.setattr("distillkit.evaluation.reference_files.download", page)
+    monkeypatch.setattr("distillkit.evaluation.reference_files.obtain", page)
     chosen = preset("edm-cifar10").model_copy(update={"extractor": "dinov2"})
     with pytest.raises(DistillkitError, match="web page"):
         fetch_files(chosen, Quiet(), lambda: 0)

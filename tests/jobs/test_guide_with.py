@@ -89,6 +89,11 @@ def test_a_run_says_everywhere_what_guided_its_teacher_and_goes_on_with_it_alone
     write_teacher(other, fresh_teacher(spec, 4).denoiser.state_dict(), spec)
     refused = inside(*more, "--guide-with", other)
     assert refused.returncode == 2 and "guide: weak, weights" in refused.stderr and sha256[:16] in refused.stderr
+    weak.rename(tmp_path / "moved")
+    gone = inside(*more)
+    said = " ".join(gone.stderr.split())
+    assert gone.returncode == 2 and f"what it learns from is not where it was: --guide-with {weak}" in said
+    (tmp_path / "moved").rename(weak)
     assert inside(*more).returncode == 0
 
 

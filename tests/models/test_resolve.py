@@ -88,6 +88,14 @@ def test_an_unknown_name_is_answered_with_the_nearest():
     assert preset_name("edm-cifar100") == "edm-cifar100"
 
 
+@pytest.mark.parametrize("name", ["", " "])
+def test_an_empty_name_is_not_the_working_folder(name, tiny_teacher_folder, monkeypatch):
+    monkeypatch.chdir(tiny_teacher_folder)
+    assert resolve(".").spec.name == "tiny"
+    with pytest.raises(UsageError, match="a teacher's name is empty"):
+        resolve(name)
+
+
 @pytest.mark.parametrize(
     ("name", "hint"), [("runs/none/teacher", "file or folder"), ("org/model", "folder; .* is called hf:org/model")]
 )

@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
-import os
 import re
-import shutil
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from distillkit.contracts.teacher import Teacher
-from distillkit.downloads import download, offline
 from distillkit.errors import DistillkitError
-from distillkit.files import cache_folder, note_use, read_recorded, replacing, sha256, write_json
+from distillkit.files import cache_folder, note_use, read_recorded, sha256, write_json
 from distillkit.locks import held, waiting
+from distillkit.mirror import forbidden, obtain
 from distillkit.models.store.card import Card, TeacherOffer
 from distillkit.models.store.convert import convert
 from distillkit.models.store.folder import SPEC, WEIGHTS, is_teacher_folder, read_teacher
 from distillkit.progress import Reporter
-from distillkit.text import redacted
-
-MIRROR = "DISTILLKIT_MIRROR"
 
 
 def teachers_folder() -> Path:
@@ -56,7 +51,7 @@ def check_offline(card: Card) -> None:
     Raises:
         DistillkitError: naming the file and its place.
     """
-    if offline() and not (fetched(card) or os.environ.get(MIRROR) or original_of(card).is_file()):
+    if forbidden() and not (fetched(card) or original_of(card).is_file()):
         raise DistillkitError(
             f"the teacher {card.name} is not in the cache and HF_HUB_OFFLINE forbids to download it. "
             f"Fetch {card.url} elsewhere and place it at {original_of(card)}, or unset HF_HUB_OFFLINE."
@@ -133,24 +128,11 @@ def _not_the_teacher(card: Card, original: Path, *, placed: bool) -> str:
 
 
 def _get(card: Card, target: Path, known: str, reporter: Reporter, should_stop: Callable[[], int]) -> str:
-    address = card.url
-    if mirror := os.environ.get(MIRROR):
-        address = f"{mirror.rstrip('/')}{urlsplit(card.url).path}"
-        if "://" not in mirror:
-            return _copied(Path(address).expanduser(), target, known)
     check_offline(card)
     recorded = "" if card.sha256 else f"{lock_file()} (entry {card.name!r})"
-    return download(
-        address, target, reporter=reporter, expected_sha256=known, recorded=recorded, should_stop=should_stop
+    return obtain(
+        card.url, target, reporter=reporter, expected_sha256=known, recorded=recorded, should_stop=should_stop
     )
-
-
-def _copied(source: Path, target: Path, known: str) -> str:
-    if not source.is_file():
-        raise DistillkitError(f"the mirror has no {source} ({MIRROR} is {redacted(os.environ[MIRROR])})")
-    with replacing(target) as aside:
-        shutil.copyfile(source, aside)
-    return _verified(target, known)
 
 
 def _verified(path: Path, known: str) -> str:

@@ -60,6 +60,9 @@ def known_spec(name: str, option: str) -> TeacherSpec:
 
 
 def _resolved(name: str) -> Reference:
+    if not name.strip():
+        # As a path it would be the working folder.
+        raise UsageError("a teacher's name is empty: give one that `distillkit teachers` lists, a folder or a file")
     if offer := offered(name):
         return Offered(offer.name, offer)
     if name.startswith(hub.PREFIX):
