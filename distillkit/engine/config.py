@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from distillkit.contracts.learner import OptimizerConfig
 from distillkit.counts import Count, CountOrShare, Numbers, images_of
@@ -105,6 +105,14 @@ class TrainingConfig(OptimizerConfig):
     snapshot_every: Count | None = Field(
         None, ge=1, description="images between snapshots of these averages; a 32nd of the duration if none"
     )
+
+    @model_validator(mode="after")
+    def _snapshots_of_something(self) -> Self:
+        if self.snapshot_every and not self.ema_sigmas:
+            raise ValueError(
+                "snapshot_every: of power-function averages, and there are none: add --ema-sigmas 0.05,0.10"
+            )
+        return self
 
     @property
     def snapshots(self) -> int:

@@ -30,6 +30,7 @@ from distillkit.jobs.prompts import check_before_loading
 from distillkit.jobs.reading import read_for
 from distillkit.jobs.run import Run
 from distillkit.jobs.teacher_weights import require_teacher_dtype
+from distillkit.jobs.unread import without_effect
 from distillkit.models.diffusers.options import unused_guide
 from distillkit.models.store.reference import Reference
 from distillkit.models.store.resolve import preset_name
@@ -139,6 +140,8 @@ class Plan:
         job = Distillation(self.config, self.folder, context, self.method, loaded)
         if loaded.guide and not job.guided:
             raise UsageError(unused_guide(loaded.guide.spec.name))
+        if line := without_effect(job.reads, self.method.value, self.config.settings, self.preset):
+            context.reporter.say(line)
         suggested = {"pairs": dict(self.preset.pairs)} if self.preset else {}
         for name, values in self.config.sources.items():
             # A preset's numbers for a source that this recipe leaves out are nobody's mistake.

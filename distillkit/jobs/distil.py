@@ -40,6 +40,7 @@ from distillkit.jobs.spreading import building, spread, teacher_on
 from distillkit.jobs.teacher_weights import ADAPTERS, COPIES, lower, refuse_fp8, set_apart
 from distillkit.jobs.timing import timed
 from distillkit.jobs.training import evaluation_of, measured, train, weights_at
+from distillkit.jobs.unread import Reads
 from distillkit.models.store.resolve import found_again
 from distillkit.pieces import Held
 from distillkit.registry import Installed, blaming
@@ -84,8 +85,9 @@ class Distillation:
             refuse_fp8(held)
         teacher = set_apart(with_prompts(teacher, prompts, config.prompts.dtype), held)
         self.teacher = teacher_on(teacher, config.training, context)
+        self.reads = Reads()
         with building(self.teacher, config.training, context):
-            self.recipe = recipe_of(config, method, self.teacher)
+            self.recipe = recipe_of(config, method, self.teacher, self.reads)
         # After the recipe, whose networks begin as copies; before the sources, whose data are the teacher's.
         others = ADAPTERS if any(config.student.adapters) else COPIES
         self.lowered = lower(self.teacher, held, context.reporter.say, others)

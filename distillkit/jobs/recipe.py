@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -17,12 +18,16 @@ from distillkit.data.identity import guide_identity, teacher_identity
 from distillkit.data.shards import identity_hash
 from distillkit.errors import DistillkitError, UsageError
 from distillkit.jobs.adapters import with_adapters
+from distillkit.jobs.unread import Reads
 from distillkit.registry import Installed, blaming, registry
 from distillkit.runs.config import RunConfig, StudentConfig
 
 
-def recipe_of(config: RunConfig, method: Installed, teacher: Teacher) -> Recipe:
+def recipe_of(config: RunConfig, method: Installed, teacher: Teacher, reads: Reads | None = None) -> Recipe:
     """The method's recipe, with the student's noise levels that were asked for.
+
+    Args:
+        reads: learns which settings the method read for it.
 
     Raises:
         UsageError: for settings that the recipe cannot follow.
@@ -35,7 +40,8 @@ def recipe_of(config: RunConfig, method: Installed, teacher: Teacher) -> Recipe:
         with blamed, torch.random.fork_rng(devices=[]):
             # A recipe may hold fresh networks: their weights are the seed's, on every process.
             torch.manual_seed(config.seed)
-            recipe: Recipe = made.recipe(teacher, made.Config.model_validate(config.settings))
+            settings = made.Config.model_validate(config.settings)
+            recipe: Recipe = (reads or Reads()).watching(partial(made.recipe, teacher), settings)
         return recipe
 
     recipe = with_adapters(make, teacher, *config.student.adapters, seed=config.seed)

@@ -83,7 +83,7 @@ class DMD2(Method):
         if config.gan_weight and config.critic_gan_weight:
             fake, discriminator = score_and_discriminator(
                 teacher, gan_weight=config.critic_gan_weight, features=config.gan_features, optimizer=optimizer,
-                gan=Gan(config.gan_loss, R1(config.r1_weight, config.r1)),
+                gan=Gan(config.gan_loss, R1(config.r1_weight, config.r1) if config.r1_weight else None),
                 gan_levels=(config.gan_level_min, config.gan_level_max),
             )  # fmt: skip
             adversarial.append(Adversarial(discriminator, weight=config.gan_weight))

@@ -93,10 +93,12 @@ class ECT(Method):
 
     def recipe(self, teacher: Teacher, config: ECTConfig) -> Recipe:
         denoiser = teacher.copy_denoiser()
-        neighbours = Neighbours(
-            denoiser, None if config.teacher_free else teacher, solver=config.solver, guidance=config.guidance,
-            decay=config.target_decay,
-        )  # fmt: skip
+        if config.teacher_free:
+            neighbours = Neighbours(denoiser, None, decay=config.target_decay)
+        else:
+            neighbours = Neighbours(
+                denoiser, teacher, solver=config.solver, guidance=config.guidance, decay=config.target_decay
+            )
         sampler = ConsistencySampler(levels=(start_time(teacher.schedule),), boundary=neighbours.boundary)
         loss = ConsistencyTuning(
             neighbours, config.neighbours(), weighting=config.weighting, c=config.c, source=config.source

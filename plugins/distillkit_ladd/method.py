@@ -74,7 +74,7 @@ class LADD(Method):
         levels = lognormal_levels(teacher.schedule, mean=config.level_mean, std=config.level_std)
         discriminator = LatentDiscriminator(
             teacher, teacher.denoiser.layers_at(config.depths), levels=levels,
-            gan=Gan(config.gan_loss, R1(config.r1_weight, config.r1), config.source),
+            gan=Gan(config.gan_loss, R1(config.r1_weight, config.r1) if config.r1_weight else None, config.source),
             optimizer=own_rate(config.discriminator_lr),
         )  # fmt: skip
         return Recipe(student, [Adversarial(discriminator)], [discriminator], student_every=config.updates)

@@ -47,14 +47,16 @@ class Reflow(Method):
 
     def recipe(self, teacher: Teacher, config: ReflowConfig) -> Recipe:
         conditioner = teacher.conditioner
-        if config.flow_guidance != 1 and config.rounds and conditioner.count and not conditioner.has_null:
+        if config.rounds and config.flow_guidance != 1 and conditioner.count and not conditioner.has_null:
             # Now, not after the first stage.
             raise UsageError(
                 f"flow_guidance {config.flow_guidance:g}: the teacher {teacher.spec.name} has no unconditional "
                 "prediction to guide against; leave it at 1"
             )
-        straight = straight_sampler(teacher.schedule, config.steps)
-        rounds = [Stage(f"{k + 2}-rectified flow", sampler=straight) for k in range(config.rounds)]
+        rounds = list[Stage]()
+        if config.rounds:
+            straight = straight_sampler(teacher.schedule, config.steps)
+            rounds = [Stage(f"{k + 2}-rectified flow", sampler=straight) for k in range(config.rounds)]
         distances = {"one step": distance_for(teacher, config.distance)}
         last = [Stage("one step", share=config.last_share * (1 - config.l2_share), sampler=OneStep())]
         if config.l2_share:
@@ -64,6 +66,6 @@ class Reflow(Method):
         student = StudentGenerator.from_teacher(teacher, stages[0].sampler)
         objective = Straightening(
             student, teacher, distances, taught=[stages[0].name] if rounds else [*distances],
-            steps=config.steps if rounds else 0, guidance=config.flow_guidance,
+            steps=config.steps if rounds else 0, guidance=config.flow_guidance if rounds else 1.0,
         )  # fmt: skip
         return Recipe(student, [objective], stages=stages)

@@ -97,9 +97,10 @@ class TCM(Method):
 
     def recipe(self, teacher: Teacher, config: TCMConfig) -> Recipe:
         denoiser = teacher.copy_denoiser()
-        neighbours = Neighbours(
-            denoiser, None if config.teacher_free else teacher, solver=config.solver, guidance=config.guidance
-        )
+        if config.teacher_free:
+            neighbours = Neighbours(denoiser, None)
+        else:
+            neighbours = Neighbours(denoiser, teacher, solver=config.solver, guidance=config.guidance)
         sampler = ConsistencySampler(levels=(start_time(teacher.schedule),), boundary=neighbours.boundary)
         step = ShrinkingStep(config.stages, config.q, config.k, config.b)
         truncated = TruncatedRange(
