@@ -22,13 +22,12 @@ from pydantic import BaseModel
 from benchmarks.tuning.__main__ import RESULTS, read
 from benchmarks.tuning.search import Line
 from benchmarks.tuning.summary import chosen
-from distillkit import Method, Preset
+from distillkit import Method
 from distillkit.benchmark.suite import Suite, load_suite
 from distillkit.data.pairs import PairsConfig
 from distillkit.engine.config import TrainingConfig
 from distillkit.registry import registry
 from distillkit.runs.config import StudentConfig
-from distillkit.runs.validation import merge
 
 PARTS = ("settings", "training", "student", "pairs")
 
@@ -53,25 +52,15 @@ class Values:
         return found
 
 
-def preset_of(method: type[Method], suite: Suite) -> Preset:
-    """The method's preset of the suite's teacher; an empty one if there is none."""
-    found = (preset for preset in method.presets if preset.name == suite.name)
-    return next(found, Preset(suite.name, (suite.teacher,)))
-
-
 def values_of(suite: Suite, entry: str, line: Line) -> Values:
-    """The former preset with what the entry holds fixed and what the search changed."""
-    method, whole, changes = registry().method(suite.method_of(entry)), suite.methods[entry], line["changes"]
-    preset = preset_of(method, suite)
-    former = {**{part: dict(getattr(preset, part)) for part in PARTS[:3]}, "sources": {"pairs": dict(preset.pairs)}}
-    fixed = {"settings": whole.settings, "training": whole.training, "student": whole.student, "sources": whole.sources}
-    asked = merge(merge(former, fixed), changes)
-    asked["training"]["duration"] = _images(line["images"])
+    """What a training was made with, beside what the suite says for all of its entries."""
+    found = line["config"]
+    training = {name: value for name, value in found["training"].items() if name not in suite.training}
     return Values(
-        _without_defaults(method.Config, asked["settings"]),
-        _without_defaults(TrainingConfig, {k: v for k, v in asked["training"].items() if k not in suite.training}),
-        _without_defaults(StudentConfig, asked["student"]),
-        _without_defaults(PairsConfig, asked["sources"].get("pairs", {})),
+        _without_defaults(registry().method(suite.method_of(entry)).Config, found["settings"]),
+        _without_defaults(TrainingConfig, training | {"duration": _images(line["images"])}),
+        _without_defaults(StudentConfig, found["student"]),
+        _without_defaults(PairsConfig, found["pairs"]),
     )
 
 

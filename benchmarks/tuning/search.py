@@ -1,12 +1,15 @@
 """The search: a seeded quasi-random sequence of settings at a share of the budget, then the best at the whole.
 
+It trains with a seed that the suite's own trainings do not have: a report with the seed by which settings were chosen would
+flatter them.
+
 Every setting is an entry of a suite and is trained, resumed and measured by `distillkit.bench`, as the suite's own are.
 """
 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +21,19 @@ from distillkit import bench
 from distillkit.benchmark.outcomes import LARGEST_METRICS
 from distillkit.benchmark.results import Run
 from distillkit.benchmark.suite import Entry, Suite
+from distillkit.engine.config import INTERVALS
 from distillkit.evaluation.record import Record, read_record
 from distillkit.reading import json_lines
 from distillkit.runs.validation import merge
 
 Line = dict[str, Any]
 """One training in the log."""
+
+SEED = 0
+"""Of the trainings."""
+
+LENGTHS = frozenset({"duration", *(f"{kind}_every" for kind in INTERVALS)})
+"""Of the training's settings those that the budget gives."""
 
 
 def settings_of(suite: str, entry: str, count: int, seed: int) -> list[Changes]:
@@ -48,7 +58,8 @@ def tried(
         )
         for number, change in changes
     }
-    own = {"methods": entries, "budget": budget, "seeds": 1, "curve_points": 1, "nfe": (), "teacher_steps": (1,)}
+    own: dict[str, Any] = {"methods": entries, "budget": budget, "seeds": 1, "first_seed": SEED}
+    own |= {"curve_points": 1, "nfe": (), "teacher_steps": (1,)}
     # A training takes a minute or two: writing sixteen checkpoints of it took a twelfth of that. No image is cheaper
     # than one forward-equivalent, so that none is due before the last.
     own["training"] = suite.training | {"checkpoint_every": budget}
@@ -71,9 +82,17 @@ def figures(run: Run, folder: Path) -> Line:
     others = {label: figure.value for label, figure in record.figures.items() if label != record.label}
     return {
         "label": record.label, "value": own.value, "error": own.standard_error, "others": others,
-        "cost": round(sum(run.cost.values())), "images": run.images, "health": run.health,
+        "cost": round(sum(run.cost.values())), "images": run.images, "config": settings_in(run.config),
+        "health": run.health,
         "diagnostics": diagnostics(folder / run.folder, run.health),
     }  # fmt: skip
+
+
+def settings_in(config: Mapping[str, Any]) -> dict[str, Any]:
+    """All that a preset or an entry could say of a training with this configuration."""
+    training = {name: value for name, value in config["training"].items() if name not in LENGTHS}
+    pairs = {name: value for name, value in config["sources"].get("pairs", {}).items() if name != "guidance"}
+    return {"settings": config["settings"], "training": training, "student": config["student"], "pairs": pairs}
 
 
 def diagnostics(run: Path, names: Iterable[str]) -> dict[str, float]:

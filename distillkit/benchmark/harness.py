@@ -234,7 +234,7 @@ class Bench:
             generator = found_subjects(sampled, EvaluationOptions(), self.context)[0].candidate
             assert isinstance(generator, Generator)
             generator = replace(generator, subject=generator.subject.model_copy(update={"name": job.entry}))
-            if job.seed == 0:
+            if job.seed == self.suite.first_seed:
                 self._picture(job.entry if sampled is student else f"{job.entry}, NFE {nfe}", generator)
             yield self._measured(generator, f"{job.entry}-seed{job.seed}-nfe{nfe}")
 

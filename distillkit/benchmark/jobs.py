@@ -102,7 +102,7 @@ def jobs_of(suite: Suite, teacher: Teacher, context: Context) -> Iterator[Job]:
         yield Job(entry, key=hash_of(published.model_dump(mode="json"))[:8], published=published)
     quiet = replace(context, reporter=Quiet())
     first = [_planned(suite, entry, teacher, quiet) for entry in suite.methods]
-    for seed in range(suite.seeds):
+    for seed in suite.training_seeds:
         for job in first:
             if job.config is None:
                 yield replace(job, seed=seed)
@@ -113,7 +113,7 @@ def jobs_of(suite: Suite, teacher: Teacher, context: Context) -> Iterator[Job]:
 
 
 def _planned(suite: Suite, entry: str, teacher: Teacher, context: Context) -> Job:
-    """The entry's job for seed 0; its key is that of all but its configuration."""
+    """The entry's job, of no seed yet; its key is that of all but its configuration."""
     method: Installed | None = None
     try:
         method = method_offer(suite.method_of(entry))

@@ -79,7 +79,8 @@ def require_some(jobs: Sequence[Job]) -> None:
 
 
 def problems_of(jobs: Sequence[Job]) -> Iterator[str]:
-    return (f"{job.entry}: {job.problem}" for job in jobs if job.seed == 0 and job.problem)
+    """What is wrong with entries, each once whatever the number of its trainings."""
+    return iter(dict.fromkeys(f"{job.entry}: {job.problem}" for job in jobs if job.problem))
 
 
 def curve(run: Path) -> Iterator[Point]:

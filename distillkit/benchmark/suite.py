@@ -85,7 +85,10 @@ class Suite(_Part):
         "", description="protocol of all figures, or a file of `reference make`; the teacher's own if empty"
     )
     samples: Count | None = Field(None, ge=2, description="another number of samples than the protocol's")
-    seeds: int = Field(1, ge=1, le=1000, description="trainings of every entry, with the seeds 0, 1, ...")
+    seeds: int = Field(1, ge=1, le=1000, description="trainings of every entry, with seeds that follow one another")
+    first_seed: int = Field(
+        0, ge=0, le=2**31, description="the first of them: another than the one by which settings were chosen"
+    )
     budget: Annotated[Count, Field(ge=1)] | None = Field(
         None, description="forward-equivalents of one training; needed where there are methods"
     )
@@ -109,6 +112,11 @@ class Suite(_Part):
         default_factory=dict, max_length=1000, description="generators that others have trained, by name"
     )
     quoted: tuple[Quoted, ...] = Field((), description="published figures, shown apart")
+
+    @property
+    def training_seeds(self) -> range:
+        """The seeds of every entry's trainings."""
+        return range(self.first_seed, self.first_seed + self.seeds)
 
     @model_validator(mode="after")
     def _something_to_compare(self) -> Self:
