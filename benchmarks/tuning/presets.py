@@ -22,12 +22,14 @@ from pydantic import BaseModel
 from benchmarks.tuning.__main__ import RESULTS, read
 from benchmarks.tuning.search import Line
 from benchmarks.tuning.summary import chosen
-from distillkit import Method
+from distillkit import Method, load_teacher
 from distillkit.benchmark.suite import Suite, load_suite
 from distillkit.data.pairs import PairsConfig
 from distillkit.engine.config import TrainingConfig
-from distillkit.registry import registry
-from distillkit.runs.config import StudentConfig
+from distillkit.jobs.recipe import recipe_of
+from distillkit.jobs.unread import Reads
+from distillkit.registry import Installed, registry
+from distillkit.runs.config import StudentConfig, resolve
 
 PARTS = ("settings", "training", "student", "pairs")
 
@@ -40,6 +42,8 @@ class Values:
     training: dict[str, Any]
     student: dict[str, Any]
     pairs: dict[str, Any]
+    unread: frozenset[str]
+    """The method's settings that nothing was made of."""
 
     def beside(self, preset: Values) -> dict[str, dict[str, Any]]:
         """What differs from a preset, by part; the length of a training is the budget's."""
@@ -47,6 +51,8 @@ class Values:
         for part in PARTS:
             mine, theirs = getattr(self, part), getattr(preset, part)
             names = [name for name in {**mine, **theirs} if mine.get(name) != theirs.get(name) and name != "duration"]
+            if part == "settings":
+                names = [name for name in names if name not in self.unread]
             if names:
                 found[part] = {name: mine.get(name, "the default") for name in names}
         return found
@@ -54,14 +60,24 @@ class Values:
 
 def values_of(suite: Suite, entry: str, line: Line) -> Values:
     """What a training was made with, beside what the suite says for all of its entries."""
-    found = line["config"]
+    found, method = line["config"], registry().find("methods", suite.method_of(entry), "distillkit methods")
     training = {name: value for name, value in found["training"].items() if name not in suite.training}
+    unread = unread_in(found, method, suite)
+    settings = {name: value for name, value in found["settings"].items() if name not in unread}
     return Values(
-        _without_defaults(registry().method(suite.method_of(entry)).Config, found["settings"]),
+        _without_defaults(method.value.Config, settings),
         _without_defaults(TrainingConfig, training | {"duration": _images(line["images"])}),
         _without_defaults(StudentConfig, found["student"]),
         _without_defaults(PairsConfig, found["pairs"]),
+        unread,
     )
+
+
+def unread_in(found: Mapping[str, Any], method: Installed, suite: Suite) -> frozenset[str]:
+    """Those of a training's settings of which its recipe makes nothing: what they were is no choice."""
+    config, reads = resolve(method.value, options={"teacher": suite.teacher, "settings": found["settings"]})[0], Reads()
+    recipe_of(config, method, load_teacher(suite.teacher), reads)
+    return frozenset(reads.unread)
 
 
 def _without_defaults(model: type[BaseModel], values: Mapping[str, Any]) -> dict[str, Any]:

@@ -75,7 +75,12 @@ def _values(folder: Path, results: Results, board: Leaderboard) -> dict[str, Any
         "others": list(_others(board)),
         "teachers": TeacherTable.of(board.teachers) if board.teachers else None,
         "ablations": board.ablations(results),
-        "first_runs": [run for entry in results.suite.methods for run in done if (run.entry, run.seed) == (entry, results.suite.first_seed)],
+        "first_runs": [
+            run
+            for entry in results.suite.methods
+            for run in done
+            if (run.entry, run.seed) == (entry, results.suite.first_seed)
+        ],
         "cost_chart": charts.cost_curves(results, board),
         "changes_steps": charts.changes_steps(results),
         "front_chart": charts.front(board),
