@@ -1,7 +1,7 @@
 """The search: a seeded quasi-random sequence of settings at a share of the budget, then the best at the whole.
 
-It trains with a seed that the suite's own trainings do not have: a report with the seed by which settings were chosen would
-flatter them.
+It trains with a seed that the suite's own trainings do not have: a report with the seed by which settings were chosen
+would flatter them.
 
 Every setting is an entry of a suite and is trained, resumed and measured by `distillkit.bench`, as the suite's own are.
 """

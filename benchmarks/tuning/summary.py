@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.tuning.search import Line, best
+from benchmarks.tuning.search import SEED, Line, best
 from distillkit.benchmark.suite import Suite
 
 
@@ -30,10 +30,10 @@ def _head(suite: Suite, lines: Sequence[Line]) -> Iterator[str]:
     yield (
         f"Each entry had the same number of settings ({each}: its former preset, number 0, and points of a seeded "
         "quasi-random sequence in the space that `benchmarks/tuning/spaces.py` gives it), each trained with "
-        f"seed 0 for the same share of the suite's budget of {suite.budget:,} forward-equivalents. The best "
+        f"seed {SEED} for the same share of the suite's budget of {suite.budget:,} forward-equivalents. The best "
         f"{finalists} were trained again for the whole; the best of these is the choice. The figure is {label}, lower "
-        "is better; every training is a line of `tuning.jsonl`. The figures that decided are not those of the report, "
-        "which are of trainings made anew, with three seeds."
+        "is better; every training is a line of `tuning.jsonl`, with all of its settings. The report is of trainings "
+        "with other seeds: the figures that decided are the best of several, and would flatter."
     )
     yield ""
     yield "| entry | share: preset | median | best | failed | whole: choice | number |"
