@@ -8,10 +8,11 @@ import pytest
 from benchmarks.tuning import __main__ as command
 from benchmarks.tuning.dimensions import Choice, Log, Times, setting
 from benchmarks.tuning.presets import choices, replace, source_of, unread_in, values_of
-from benchmarks.tuning.search import best, settings_in, settings_of
+from benchmarks.tuning.search import SEED, best, settings_in, settings_of
 from benchmarks.tuning.spaces import PAIRS, SUITES
 from benchmarks.tuning.summary import summary
 from distillkit import Preset, load_teacher
+from distillkit.benchmark.results import read_results
 from distillkit.benchmark.suite import Entry, load_suite
 from distillkit.data.pairs import PairsConfig, PairSource
 from distillkit.registry import registry
@@ -89,6 +90,11 @@ def test_a_choice_is_written_in_the_place_of_the_former_preset(tmp_path):
     assert values.beside(values) == {} and not replace(tmp_path / "presets.py", load_suite("shapes"), "")
 
 
+@pytest.mark.parametrize("name", sorted(SUITES))
+def test_no_report_is_of_the_seed_by_which_settings_were_chosen(name):
+    assert SEED not in load_suite(name).model_copy(update={"seeds": 1000}).training_seeds
+
+
 def test_the_same_seed_draws_the_same_and_another_others():
     assert settings_of("digits", "dmd", 8, seed=0) == settings_of("digits", "dmd", 24, seed=0)[:8]
     assert settings_of("digits", "dmd", 8, seed=0)[1:] != settings_of("digits", "dmd", 8, seed=1)[1:]
@@ -117,6 +123,10 @@ def test_a_search_from_the_command_line_goes_on_where_it_was(monkeypatch, tmp_pa
     assert [(line["round"], line["number"]) for line in lines[:3]] == [("share", 0), ("share", 1), ("share", 2)]
     share, (whole,) = lines[:3], lines[3:]
     assert whole["number"] == best(share, 1)[0]["number"] and whole["changes"] == best(share, 1)[0]["changes"]
+    assert {run.seed for run in read_results(tmp_path / "mixture" / "sid-whole").runs} == {SEED}
+    config = read_results(tmp_path / "mixture" / "sid-whole").runs[0].config
+    assert whole["config"]["training"].items() <= config["training"].items() and "duration" not in whole["config"]
+    assert whole["config"]["settings"] == config["settings"] and whole["config"]["student"] == config["student"]
     assert max(line["cost"] for line in share) <= 6_000 < whole["cost"] <= 24_000
     assert set(whole["diagnostics"]) == set(whole["health"]) != set()
     page = log.with_suffix(".md").read_text()

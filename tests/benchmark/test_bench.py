@@ -139,6 +139,22 @@ def test_a_method_of_a_file_is_compared_like_an_installed_one(inside, suite, met
     assert "of-a-file, seed 0: done" in inside(*arguments).stdout
 
 
+def test_a_suite_begins_at_the_seed_that_it_names(suite, tmp_path):
+    text = (tmp_path / suite).read_text().replace("budget: 30k", "budget: 15k\nseeds: 2\nfirst_seed: 3")
+    (tmp_path / suite).write_text(text)
+    result = distillkit.bench(
+        tmp_path / suite, methods=["kd", "too-many-pairs"], output_dir=tmp_path / "later", quiet=True
+    )
+    assert [(run.entry, run.seed, run.state) for run in result.results.runs] == [
+        ("kd", 3, "done"), ("too-many-pairs", 3, "failed"), ("kd", 4, "done"), ("too-many-pairs", 4, "failed"),
+    ]  # fmt: skip
+    assert [run.config["seed"] for run in result.results.runs if run.state == "done"] == [3, 4]
+    assert "kd" in result.results.grid and "Where the budget went" in (tmp_path / "later" / "report.md").read_text()
+    with pytest.raises(DistillkitError, match="none of the entries can be run") as refused:
+        distillkit.bench(tmp_path / suite, methods=["too-many-pairs"], output_dir=tmp_path / "none", quiet=True)
+    assert str(refused.value).count("too-many-pairs") == 1, "once, and not for every seed"
+
+
 def test_the_report_needs_nothing_from_outside_and_can_be_made_anew(inside, suite, done, tmp_path):
     folder = tmp_path / "bench" / "small"
     shutil.copytree(done, folder, ignore=shutil.ignore_patterns("runs"))
