@@ -16,7 +16,7 @@ from typing import Any
 
 import distillkit
 from distillkit.environment import environment
-from distillkit.jobs.api import planned
+from distillkit.jobs.planned import planned
 from distillkit.jobs.trial import try_training
 
 CASES = (("dmd", "digits"), ("kd", "digits"), ("consistency", "digits"), ("dmd", "mixture"), ("sid", "mixture"))

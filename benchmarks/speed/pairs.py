@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from distillkit import ClassLabels, Condition, Denoiser, SampleRNG, Teacher, TeacherSpec
-from distillkit.data.pairs import PairStore
+from distillkit.data.pair_store import PairStore
 from distillkit.diffusion.schedules import EDMSchedule
 from distillkit.environment import environment
 

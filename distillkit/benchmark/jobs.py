@@ -18,10 +18,10 @@ from distillkit.contracts.teacher import Teacher
 from distillkit.data.identity import teacher_identity
 from distillkit.errors import DistillkitError, Interrupted, UsageError
 from distillkit.files import canonical_json
-from distillkit.jobs.api import method_offer
 from distillkit.jobs.context import Context
 from distillkit.jobs.distil import Distillation
 from distillkit.jobs.launcher import launcher_settings
+from distillkit.jobs.planned import method_offer
 from distillkit.jobs.reading import read_for
 from distillkit.jobs.spreading import asked_of
 from distillkit.jobs.trial import forward_equivalents

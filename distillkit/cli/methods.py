@@ -74,7 +74,7 @@ def show(
 
     from distillkit.cli.closing import console
     from distillkit.cli.option_models import describe
-    from distillkit.jobs.api import method_offer
+    from distillkit.jobs.planned import method_offer
     from distillkit.models.store.resolve import default_teacher, preset_name
     from distillkit.runs.options import sections_of
 

@@ -56,7 +56,7 @@ def method_command(name: str) -> Any:
     if completing():
         return made_command(name, light_parameters(name), common_options, lambda values: None, "")
     from distillkit.cli.option_models import parameters
-    from distillkit.jobs.api import method_offer
+    from distillkit.jobs.planned import method_offer
     from distillkit.runs.config import RunConfig
     from distillkit.runs.options import sections_of
 
@@ -123,10 +123,11 @@ def run_method(name: str, values: dict[str, Any]) -> None:
     from distillkit.cli.closing import show_plan, show_result
     from distillkit.cli.option_models import typed_values
     from distillkit.errors import UsageError
-    from distillkit.jobs.api import distil, planned
+    from distillkit.jobs.api import distil
     from distillkit.jobs.context import is_first_process
     from distillkit.jobs.devices import device_rows
     from distillkit.jobs.plan import plan_rows
+    from distillkit.jobs.planned import planned
     from distillkit.runs.validation import set_values
 
     dry_run, device, devices = values.pop("dry_run"), values.pop("device"), values.pop("devices")

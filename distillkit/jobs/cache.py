@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from distillkit.data import encodings, latents, pairs, prompts, shards
+from distillkit.data import encodings, latents, pair_store, prompts, shards
 from distillkit.data.pair_notes import described
 from distillkit.downloads import lock_of, notes_of
 from distillkit.evaluation.extractor import INCEPTION_FILE
@@ -315,7 +315,7 @@ PART, LOCKED, NAMES = ".part", "lock.json", "completion.json"
 KINDS = {
     "teachers": Kind("teachers, fetched and converted", _teacher),
     "downloads": Kind("published files on their way", _download),
-    "pairs": Kind("noise-image pairs", partial(_store, "pairs", pairs.IDENTITY)),
+    "pairs": Kind("noise-image pairs", partial(_store, "pairs", pair_store.IDENTITY)),
     "latents": Kind("latents of images", partial(_store, "latents", latents.IDENTITY)),
     "encodings": Kind("encodings of prompts", partial(_store, "encodings", encodings.IDENTITY)),
     "prompts": Kind("lists of prompts", _prompts),

@@ -18,7 +18,7 @@ from distillkit.engine.networks import Networks
 from distillkit.engine.spreading import activation_bytes, networks_of
 from distillkit.errors import DistillkitError, UsageError
 from distillkit.jobs.adapters import adapters_of
-from distillkit.jobs.api import Plan
+from distillkit.jobs.planned import Plan
 from distillkit.jobs.recipe import recipe_of
 from distillkit.jobs.spreading import asked_of
 from distillkit.jobs.trial import passes_of

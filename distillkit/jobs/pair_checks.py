@@ -12,13 +12,13 @@ from typing import Any
 import torch
 
 from distillkit.contracts.teacher import Teacher
-from distillkit.data.pairs import PairStore
+from distillkit.data.pair_store import PairStore
 from distillkit.data.shards import Shards, identity_of
 from distillkit.errors import UsageError
 from distillkit.files import cache_folder
-from distillkit.jobs.api import AnyMethod
 from distillkit.jobs.context import TIMEOUT, Context, job_context
 from distillkit.jobs.pairs import make_missing, pair_source
+from distillkit.jobs.planned import AnyMethod
 from distillkit.jobs.prompts import encoded
 
 TOLERANCE = 1e-2

@@ -14,12 +14,13 @@ from distillkit.contracts.source import Pairs
 from distillkit.contracts.teacher import Teacher
 from distillkit.counts import scaled
 from distillkit.data.pair_notes import describe
-from distillkit.data.pairs import PairsConfig, PairSource, PairStore
+from distillkit.data.pair_store import PairStore
+from distillkit.data.pairs import PairsConfig, PairSource
 from distillkit.data.prompts import PromptsConfig
 from distillkit.errors import DistillkitError, UsageError
 from distillkit.files import existing_parent, unwritable
-from distillkit.jobs.api import AnyMethod, planned
 from distillkit.jobs.context import TIMEOUT, Context, job_context
+from distillkit.jobs.planned import AnyMethod, planned
 from distillkit.jobs.prompts import cut, encoded, opened, require_prompts, with_prompts
 from distillkit.jobs.step_costs import evaluation_seconds
 from distillkit.models.diffusers.options import PipelineConfig

@@ -19,11 +19,11 @@ from distillkit.engine.config import TrainingConfig
 from distillkit.errors import DistillkitError, UsageError
 from distillkit.files import existing_parent
 from distillkit.jobs.adapters import adapters_of
-from distillkit.jobs.api import Plan
 from distillkit.jobs.context import Context, check_launch
 from distillkit.jobs.distil import Distillation
 from distillkit.jobs.measures import measures_for
 from distillkit.jobs.part_data import part_images, pipeline_of
+from distillkit.jobs.planned import Plan
 from distillkit.jobs.prompts import encodings_plan
 from distillkit.jobs.teacher_config import NETWORK, PartsConfig, TeacherRunConfig
 from distillkit.jobs.teacher_recipe import teacher_recipe

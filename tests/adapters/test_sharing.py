@@ -19,7 +19,7 @@ from distillkit.engine.config import TrainingConfig
 from distillkit.engine.cost import CostMeter
 from distillkit.engine.trainer import Trainer
 from distillkit.jobs.adapters import with_adapters
-from distillkit.jobs.api import method_offer
+from distillkit.jobs.planned import method_offer
 from distillkit.jobs.spreading import asked_of
 from distillkit.models.adapters import Lender, adapted, base_sha256, borrowed, chosen, copying, layers_of
 from distillkit.models.build import merged, with_guidance_input

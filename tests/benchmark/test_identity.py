@@ -10,8 +10,8 @@ from distillkit import ClassLabels
 from distillkit.benchmark import jobs
 from distillkit.benchmark.jobs import configuration, distillation, identity, jobs_of
 from distillkit.benchmark.suite import Suite
-from distillkit.jobs.api import method_offer
 from distillkit.jobs.context import job_context
+from distillkit.jobs.planned import method_offer
 from distillkit.models.store.resolve import load_teacher
 
 SUITE = Suite(

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from distillkit import UsageError
 from distillkit.benchmark.jobs import affordable, configuration, source_hash
 from distillkit.benchmark.suite import Suite, chosen, default_suite, load_suite, shipped_suites
-from distillkit.jobs.api import method_offer
+from distillkit.jobs.planned import method_offer
 from distillkit.registry import registry
 
 SUITE = """

@@ -95,11 +95,11 @@ def test_a_method_and_guided_prompts_lead_where_its_run_looks(tmp_path, monkeypa
     monkeypatch.setenv("DISTILLKIT_CACHE", str(tmp_path / "cache"))
     (tmp_path / "prompts.txt").write_text("a small red circle on white\na large blue square on black\n")
     given = {"prompts": str(tmp_path / "prompts.txt"), "guidance": 2.0, "count": 1, "steps": 1, "quiet": True}
-    monkeypatch.setattr("distillkit.data.pairs.SHARD_PAIRS", 2)
+    monkeypatch.setattr("distillkit.data.pair_store.SHARD_PAIRS", 2)
     found = distillkit.make_pairs("shapes", **given)
     assert found.made == 2
     from distillkit.contracts.source import Pairs
-    from distillkit.jobs.api import planned
+    from distillkit.jobs.planned import planned
 
     with planned(
         "dmd", "shapes", prompts=given["prompts"], guidance=2.0, pairs_count=1, pairs_steps=1, quiet=True,

@@ -12,7 +12,7 @@ from distillkit import DistillkitError, PromptList, Prompts, load_teacher
 from distillkit.contracts.source import SourceJob
 from distillkit.data import encodings as module
 from distillkit.data.encodings import EncodingStore, plan_encodings, with_encodings
-from distillkit.data.pairs import PairStore
+from distillkit.data.pair_store import PairStore
 from distillkit.testing.teachers import unconditional
 from tests.data.cached import uses_are_noted
 from tests.data.teachers import LENGTH, WIDTH, Letters

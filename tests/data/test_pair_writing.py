@@ -9,7 +9,7 @@ import torch
 
 from distillkit.data.claims import Claims
 from distillkit.data.pair_notes import described, note_use, used_by
-from distillkit.data.pairs import SHARD_PAIRS, PairStore
+from distillkit.data.pair_store import SHARD_PAIRS, PairStore
 from distillkit.jobs.pair_checks import compare, verify_pairs
 from distillkit.jobs.pairs import make_pairs
 from tests.data.teachers import linear_teacher

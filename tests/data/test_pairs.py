@@ -21,7 +21,8 @@ from distillkit import (
     load_teacher,
 )  # fmt: skip
 from distillkit.contracts.denoiser import Denoiser
-from distillkit.data.pairs import SHARD_PAIRS, PairsConfig, PairSource, PairStore
+from distillkit.data.pair_store import SHARD_PAIRS, PairStore
+from distillkit.data.pairs import PairsConfig, PairSource
 from distillkit.data.shards import Shards
 from distillkit.diffusion.schedules import EDMSchedule
 from tests.conftest import HANG, environment, group_of
@@ -59,7 +60,7 @@ def test_pairs_are_the_ends_of_the_teachers_ode(store):
 
 
 def test_pairs_of_the_embedded_digits_are_those_of_version_0_1(golden, tmp_path, monkeypatch):
-    monkeypatch.setattr("distillkit.data.pairs.SHARD_PAIRS", 16)
+    monkeypatch.setattr("distillkit.data.pair_store.SHARD_PAIRS", 16)
     known = golden("pairs_digits")
     store = PairStore(load_teacher("digits"), root=tmp_path)
     assert store.steps == known.description["steps"]
@@ -260,7 +261,7 @@ def identities():
 
 def test_what_determines_the_pairs_determines_the_store(tmp_path, monkeypatch):
     ids = {name: PairStore(t, root=tmp_path, **options).shards.id for name, (t, options) in identities().items()}
-    monkeypatch.setattr("distillkit.data.pairs.SHARD_PAIRS", 128)
+    monkeypatch.setattr("distillkit.data.pair_store.SHARD_PAIRS", 128)
     ids["shard"] = PairStore(linear_teacher(SHAPE), root=tmp_path).shards.id
     same = {name: key for name, key in ids.items() if list(ids.values()).count(key) > 1}
     assert not same

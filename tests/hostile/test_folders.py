@@ -12,10 +12,10 @@ from safetensors.torch import load_file, save_file
 
 from distillkit import DistillkitError, OneStep, StudentGenerator, load_student, load_teacher
 from distillkit.files import sha256
-from distillkit.jobs.api import _folder
 from distillkit.jobs.context import job_context
 from distillkit.jobs.evaluate import record_name
 from distillkit.jobs.options import EvaluationOptions
+from distillkit.jobs.planned import _folder
 from distillkit.jobs.subjects import found_subjects
 from distillkit.models.build import build_denoiser, described_weights
 from distillkit.models.store.folder import read_spec, write_teacher

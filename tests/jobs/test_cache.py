@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from distillkit.data.claims import Claims
-from distillkit.data.pairs import PairStore
+from distillkit.data.pair_store import PairStore
 from distillkit.data.shards import CLAIMS, identity_hash
 from distillkit.downloads import lock_of
 from distillkit.files import MACHINE, note_use

@@ -8,7 +8,7 @@ from torch import nn
 
 from distillkit import UsageError, distil
 from distillkit.contracts.health import Health
-from distillkit.jobs.api import planned
+from distillkit.jobs.planned import planned
 from distillkit.jobs.previews import CLIPPED, Previews, clipped
 from distillkit.runs.folder import RunFolder
 from distillkit.testing.teachers import conditional, flow, points, text_to_latent, unconditional

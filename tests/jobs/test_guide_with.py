@@ -16,11 +16,11 @@ from distillkit.benchmark.jobs import configuration
 from distillkit.benchmark.suite import Suite
 from distillkit.contracts.source import Pairs
 from distillkit.data.identity import teacher_identity
-from distillkit.data.pairs import PairStore
+from distillkit.data.pair_store import PairStore
 from distillkit.evaluation.generator import teacher_generator
 from distillkit.evaluation.record import read_record
-from distillkit.jobs.api import method_offer, planned
 from distillkit.jobs.devices import device_rows
+from distillkit.jobs.planned import method_offer, planned
 from distillkit.jobs.reading import _Known
 from distillkit.models.guide_cost import guide_cost
 from distillkit.models.store.folder import fresh_teacher, write_teacher

@@ -7,9 +7,9 @@ from distillkit.benchmark.jobs import configuration
 from distillkit.benchmark.suite import Suite
 from distillkit.engine.config import TrainingConfig
 from distillkit.errors import UsageError
-from distillkit.jobs.api import method_offer
 from distillkit.jobs.context import job_context, make_accelerator
 from distillkit.jobs.launcher import launcher_settings
+from distillkit.jobs.planned import method_offer
 
 DEFAULTS = {
     "ACCELERATE_USE_CPU": "False", "ACCELERATE_MIXED_PRECISION": "no", "ACCELERATE_DYNAMO_BACKEND": "NO",

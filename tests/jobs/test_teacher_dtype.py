@@ -10,8 +10,8 @@ from distillkit import DistillkitError, UsageError, load_teacher
 from distillkit.contracts.source import Pairs
 from distillkit.data.identity import teacher_identity
 from distillkit.evaluation.generator import teacher_generator
-from distillkit.jobs.api import planned
 from distillkit.jobs.plan import plan_rows
+from distillkit.jobs.planned import planned
 from distillkit.jobs.teacher_weights import lower, require_teacher_dtype
 from distillkit.models import precision
 from distillkit.progress import Quiet

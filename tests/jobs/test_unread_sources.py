@@ -2,7 +2,7 @@
 
 import pytest
 
-from distillkit.jobs.api import planned
+from distillkit.jobs.planned import planned
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import torch
 from diffusers import DiffusionPipeline
 
 from distillkit import StudentGenerator, UsageError, load_student, load_teacher
-from distillkit.data.pairs import PairStore
+from distillkit.data.pair_store import PairStore
 from distillkit.jobs.context import job_context
 from distillkit.jobs.evaluate import evaluate_subject
 from distillkit.jobs.options import EvaluationOptions

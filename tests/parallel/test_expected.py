@@ -11,7 +11,7 @@ from distillkit.engine.config import TrainingConfig
 from distillkit.engine.cost import CostMeter
 from distillkit.engine.spreading import activation_bytes, networks_of
 from distillkit.engine.trainer import Trainer
-from distillkit.jobs.api import method_offer
+from distillkit.jobs.planned import method_offer
 from distillkit.jobs.recipe import recipe_of
 from distillkit.jobs.trial import passes_of, synthetic_sources
 from distillkit.models.store.reference import Offered

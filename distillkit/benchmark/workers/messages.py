@@ -17,7 +17,7 @@ from distillkit.benchmark.results import Inside, Run
 from distillkit.benchmark.suite import Published, Suite
 from distillkit.errors import DistillkitError
 from distillkit.files import write_json
-from distillkit.jobs.api import method_offer
+from distillkit.jobs.planned import method_offer
 from distillkit.reading import Missing, Unreadable, read_json, validated
 from distillkit.runs.config import RunConfig
 
