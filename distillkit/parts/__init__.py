@@ -8,7 +8,7 @@ noise-image pairs, and distances by name. The mathematics below them, schedules,
 
 from distillkit.parts.adversarial import GAN_DIAGNOSTICS, Adversarial, Discriminator, Gan
 from distillkit.parts.clean import CLEAN, CleanSource, require_teacher_for_guidance
-from distillkit.parts.consistency import CONSISTENCY_HEALTH, Neighbours, StepName, log_ends
+from distillkit.parts.consistency import CONSISTENCY_HEALTH, STD_TO_DATA, Neighbours, StepName, log_ends, log_spread
 from distillkit.parts.critic import Critic, FeaturesOf, LatentDiscriminator, score_and_discriminator
 from distillkit.parts.curriculum import (
     LOWEST,
@@ -73,6 +73,7 @@ __all__ = [
     "LPIPS",
     "MOMENTS",
     "R1",
+    "STD_TO_DATA",
     "Adversarial",
     "CleanSource",
     "Critic",
@@ -114,6 +115,7 @@ __all__ = [
     "log_ends",
     "log_errors",
     "log_moments",
+    "log_spread",
     "lognormal_between",
     "lognormal_levels",
     "noise_levels",

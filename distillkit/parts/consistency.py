@@ -19,14 +19,15 @@ from distillkit.parts.targets import Target
 
 StepName = Literal["heun", "ddim"]
 
+STD_TO_DATA = Diagnostic(
+    "std_to_data",
+    ok=(0.85, 1.15),
+    watch=(0.2, 2.0),
+    meaning="standard deviation of the ends that the student gives to the noisiest quarter of a batch over that of "
+    "the clean samples; towards 0 all trajectories end alike, above 1 they diverge: lower the learning rate",
+)
 CONSISTENCY_HEALTH = (
-    Diagnostic(
-        "std_to_data",
-        ok=(0.85, 1.15),
-        watch=(0.2, 2.0),
-        meaning="standard deviation of the ends that the student gives to the noisiest quarter of a batch over that of "
-        "the clean samples; towards 0 all trajectories end alike, above 1 they diverge: lower the learning rate",
-    ),
+    STD_TO_DATA,
     Diagnostic(
         "neighbour_gap",
         ok=(0.0, 0.3),
@@ -125,6 +126,18 @@ class Neighbours:
 
 
 @torch.no_grad()
+def log_spread(step: Step, end: Tensor, x0: Tensor, s: Tensor) -> None:
+    """Log what `STD_TO_DATA` judges.
+
+    Args:
+        end, x0: ends and clean samples, (B, ...).
+        s: sigma / alpha of the noisy ones, (B,), or what grows with it.
+    """
+    end, x0 = _of_the_noisiest(s, end, x0)
+    step.log("std_to_data", end.std() / x0.std())
+
+
+@torch.no_grad()
 def log_ends(step: Step, end: Tensor, target: Tensor, x0: Tensor, s: Tensor) -> None:
     """Log what `CONSISTENCY_HEALTH` judges.
 
@@ -132,8 +145,12 @@ def log_ends(step: Step, end: Tensor, target: Tensor, x0: Tensor, s: Tensor) -> 
         end, target, x0: both ends and the clean samples, (B, ...).
         s: sigma / alpha of the noisy ones, (B,) on the CPU.
     """
-    noisiest = s.argsort(descending=True)[: -(-len(s) // 4)].to(x0.device)
-    end, target, x0 = (v[noisiest].float() for v in (end, target, x0))
-    spread = x0.std()
-    step.log("std_to_data", end.std() / spread)
-    step.log("neighbour_gap", (end - target).square().mean().sqrt() / spread)
+    log_spread(step, end, x0, s)
+    end, target, x0 = _of_the_noisiest(s, end, target, x0)
+    step.log("neighbour_gap", (end - target).square().mean().sqrt() / x0.std())
+
+
+def _of_the_noisiest(s: Tensor, *values: Tensor) -> list[Tensor]:
+    """The quarter of values (B, ...) whose s (B,) is the largest, in float32."""
+    noisiest = s.argsort(descending=True)[: -(-len(s) // 4)].to(values[0].device)
+    return [value[noisiest].float() for value in values]

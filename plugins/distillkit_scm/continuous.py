@@ -6,7 +6,7 @@ from torch import Tensor
 
 from distillkit import Diagnostic, Objective, Step
 from distillkit.diffusion import l2
-from distillkit.parts import CLEAN
+from distillkit.parts import CLEAN, STD_TO_DATA
 from distillkit_scm.tangents import Tangents
 from distillkit_scm.weight import AdaptiveWeight
 
@@ -23,6 +23,7 @@ class ContinuousConsistency(Objective):
     """
 
     diagnostics = (
+        STD_TO_DATA,
         Diagnostic(
             "tangent_rms",
             ok=(0.0, 2.0),

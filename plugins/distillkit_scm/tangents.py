@@ -7,7 +7,7 @@ from torch import Tensor
 
 from distillkit import Condition, Denoiser, Step, Teacher
 from distillkit.diffusion import lognormal_ratios, per_sample
-from distillkit.parts import CLEAN, CleanSource, TangentName, along, level_range
+from distillkit.parts import CLEAN, CleanSource, TangentName, along, level_range, log_spread
 from distillkit_scm.trigflow import TrigFlow
 
 
@@ -45,7 +45,9 @@ class Tangents:
         low, high = level_range(schedule, step.student.sampler.times(schedule)[0])
         drawn = lognormal_ratios(step.uniform("level"), mean=self.mean, std=self.std).log()
         level, r = drawn.clamp(low, high).to(step.device), min(step.progress / self.warmup, 1.0) if self.warmup else 1.0
-        out, tangent = self.at(step.student.denoiser, data.sample, step.normal("noise"), level, data.condition, r)
+        noise = step.normal("noise")
+        out, tangent = self.at(step.student.denoiser, data.sample, noise, level, data.condition, r)
+        log_spread(step, self.ends(data.sample, noise, level, out), data.sample, drawn)
         size = tangent.flatten(1).square().mean(1).sqrt()
         step.log("tangent_rms", size.mean())
         tangent = tangent / per_sample(size + self.constant, tangent)
@@ -70,6 +72,12 @@ class Tangents:
         out = output(x, level)
         tangent = -cos.square() * (out.detach() - velocity) - r * (cos * sin * x + derivative)
         return out / flow.sigma_data, tangent
+
+    @torch.no_grad()
+    def ends(self, x0: Tensor, noise: Tensor, level: Tensor, out: Tensor) -> Tensor:
+        """f = cos(t) x_t - sin(t) sigma_d F of the noisy samples that F (B, ...) was made of."""
+        cos, sin = self.flow.angles(level, x0)
+        return cos * (cos * x0 + sin * self.flow.sigma_data * noise) - sin * self.flow.sigma_data * out
 
     def of(self, step: Step) -> tuple[Tensor, Tensor]:
         """Levels and tangents of a step, which are computed where they were not yet."""

@@ -8,6 +8,7 @@ import torch
 from distillkit import Images, Pairs
 from distillkit.data.images import ImageSource
 from distillkit.diffusion import ConsistencySampler, DenoiserBoundary
+from distillkit.parts import STD_TO_DATA, log_spread
 from distillkit_scm.method import SCM, SCMConfig
 from distillkit_scm.trigflow import TrigFlow
 from tests.engine.conftest import Bench
@@ -60,6 +61,32 @@ def test_the_unstable_term_comes_in_with_the_warm_up(progress, r, monkeypatch):
     step.progress = progress
     tangents(step)
     assert seen == [pytest.approx(r)]
+
+
+@pytest.mark.parametrize("schedule", ["edm", "vp"])
+def test_health_sees_where_all_trajectories_of_the_noisiest_end_alike(schedule):
+    """The ends are what the consistency function gives, which is the denoiser; their spread is over the data's."""
+    teacher = toy_teacher(schedule)
+    recipe = made(teacher, level_mean=0.0)
+    [objective] = recipe.objectives
+    assert objective.diagnostics[0] is STD_TO_DATA
+    step, tangents = step_of(recipe, teacher, size=32), objective.tangents
+    x0, noise, level = step.images.sample, step.normal("noise"), torch.linspace(-2, 2, 32)
+    cos, sin = tangents.flow.angles(level, x0)
+    out, _ = tangents.at(recipe.student.denoiser, x0, noise, level, step.images.condition, 1.0)
+    denoised = tangents.flow.denoised(
+        recipe.student.denoiser, cos * x0 + sin * tangents.flow.sigma_data * noise, level, step.images.condition
+    )
+    torch.testing.assert_close(tangents.ends(x0, noise, level, out), denoised, rtol=1e-4, atol=1e-4)
+
+    def spread(factor):
+        step = step_of(recipe, teacher, size=32)
+        log_spread(step, torch.cat([x0[:24], factor * x0[24:]]), x0, level)
+        return float(step.logged["std_to_data"])
+
+    assert spread(1.0) == pytest.approx(1) and spread(0.1) == pytest.approx(0.1)
+    objective(step := step_of(recipe, teacher))
+    assert step.logged["std_to_data"] > 0
 
 
 def test_the_weight_learns_the_inverse_error_of_every_level():
