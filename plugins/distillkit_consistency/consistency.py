@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from distillkit import Condition, Denoiser, Objective, Stage, Step, StudentGenerator, Teacher
 from distillkit.diffusion import ConsistencySampler, Weighting
-from distillkit.parts import CLEAN, CleanSource, NamedDistance, Neighbours, StepName
+from distillkit.parts import CLEAN, STD_TO_DATA, CleanSource, NamedDistance, Neighbours, StepName, log_spread
 from distillkit_consistency.growth import Growth
 
 
@@ -30,6 +30,8 @@ class ConsistencyLoss(Objective):
         drawn: range of the guidance weights that are drawn, for a student whose network takes one; none for
             `guidance` alone.
     """
+
+    diagnostics = (STD_TO_DATA,)
 
     def __init__(
         self,
@@ -79,7 +81,14 @@ class ConsistencyLoss(Objective):
         following = (index + self.skip).clamp(max=len(times) - 1)
         t, t_next = (times[i].to(step.device) for i in (index, following))
         losses = self.losses(
-            step.student.denoiser, data.sample, step.normal("noise"), t, t_next, data.condition, self.weights(step)
+            step.student.denoiser,
+            data.sample,
+            step.normal("noise"),
+            t,
+            t_next,
+            data.condition,
+            self.weights(step),
+            step,
         )
         return losses.mean()
 
@@ -92,9 +101,13 @@ class ConsistencyLoss(Objective):
 
     def losses(
         self, student: Denoiser, x0: Tensor, noise: Tensor, t: Tensor, t_next: Tensor, condition: Condition,
-        guidance: Tensor | None = None,
+        guidance: Tensor | None = None, step: Step | None = None,
     ) -> Tensor:  # fmt: skip
-        """The loss of each sample, (B,), between the times t and t_next (B,), with guidance weights (B,) if any."""
+        """The loss of each sample, (B,), between the times t and t_next (B,), with guidance weights (B,) if any; how
+        varied the ends are is logged in the step."""
         end, target = self.neighbours.ends(student, x0, noise, t, t_next, condition, guidance=guidance)
-        weight = self.weighting(self.neighbours.schedule.ratio(t), self.neighbours.sigma_data)
+        ratio = self.neighbours.schedule.ratio(t)
+        if step is not None:
+            log_spread(step, end, x0, ratio)
+        weight = self.weighting(ratio, self.neighbours.sigma_data)
         return weight * self.distance(end, target)

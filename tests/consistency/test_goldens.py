@@ -40,6 +40,7 @@ class Replay(Step):
     def __init__(self, t, student, condition, places, count):
         self.student, self.device, self._t, self.progress = student, torch.device("cpu"), t, 0.0
         self._batches, self._uniform = {Images: Images(t["x_start"], condition)}, (places + 0.5) / count
+        self._logged = {}
 
     def normal(self, purpose):
         return self._t["noise"]

@@ -91,7 +91,7 @@ def test_a_skipping_ddim_step_is_that_of_latent_consistency_models():
     losses = objective.losses
     objective.losses = lambda *a: seen.append(a) or losses(*a)
     assert objective(step_of(recipe, teacher, size=200)).isfinite()
-    _, x0, noise, t, t_next, condition, _ = seen[0]
+    _, x0, noise, t, t_next, condition, *_ = seen[0]
     assert set(t.tolist()) <= set(range(19, 1000, 20)) and (t_next == (t - 20).clamp(min=0)).all()
 
     scheduler = DDIMScheduler(beta_schedule="scaled_linear", **betas, clip_sample=False, set_alpha_to_one=False)
@@ -217,3 +217,15 @@ def test_the_grid_and_the_target_follow_the_progress():
 def test_the_first_grid_has_no_more_levels_than_the_last():
     with pytest.raises(ValidationError, match=r"first_levels 9.*levels 8"):
         ConsistencyConfig(levels=8, first_levels=9)
+
+
+@pytest.mark.parametrize("factor", [1.0, 0.0])
+def test_health_sees_a_student_whose_trajectories_all_end_alike(factor, monkeypatch):
+    teacher = toy_teacher()
+    recipe = Consistency().recipe(teacher, ConsistencyConfig())
+    [objective] = recipe.objectives
+    monkeypatch.setattr(objective.neighbours, "ends", lambda student, x0, *_, **__: (factor * x0, x0))
+    objective(step := step_of(recipe, teacher, size=200))
+    [diagnostic] = objective.diagnostics
+    assert float(step.logged[diagnostic.name]) == pytest.approx(factor)
+    assert diagnostic.judge(factor) == ("ok" if factor else "collapsed")
