@@ -145,9 +145,10 @@ def log_ends(step: Step, end: Tensor, target: Tensor, x0: Tensor, s: Tensor) -> 
         end, target, x0: both ends and the clean samples, (B, ...).
         s: sigma / alpha of the noisy ones, (B,) on the CPU.
     """
-    log_spread(step, end, x0, s)
     end, target, x0 = _of_the_noisiest(s, end, target, x0)
-    step.log("neighbour_gap", (end - target).square().mean().sqrt() / x0.std())
+    spread = x0.std()
+    step.log("std_to_data", end.std() / spread)
+    step.log("neighbour_gap", (end - target).square().mean().sqrt() / spread)
 
 
 def _of_the_noisiest(s: Tensor, *values: Tensor) -> list[Tensor]:
