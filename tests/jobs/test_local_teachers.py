@@ -137,7 +137,9 @@ def test_a_published_teacher_is_removed_and_its_hash_is_kept(published, inside, 
     host = tmp_path / "host" / "edm" / "pretrained" / f"{STEM}.pkl"
     host.write_bytes(host.read_bytes() + b"\0")
     refused = inside("teachers", "fetch", NAME)
-    assert refused.returncode == 1 and "not the file that was used before" in refused.stderr
+    assert refused.returncode == 1 and "not the file that was expected, and was not taken" in refused.stderr
+    assert lock[NAME]["sha256"] in refused.stderr and "remove the hash from" in refused.stderr
+    assert not (cache / "downloads" / f"{STEM}.pkl").exists() and not published.exists()
 
 
 @pytest.mark.parametrize(("answer", "stays"), [("n\n", True), ("y\n", False)])
