@@ -97,6 +97,8 @@ class Outputs:
     describe_student: Callable[[Sampler, int], Mapping[str, Any]] | None = None
     health: dict[str, Health] = field(default_factory=dict)
     figure: Evaluation | None = None
+    explained: set[tuple[str, Health]] = field(default_factory=set, init=False)
+    """What was said of diagnostics: one that goes in and out of its range is explained once."""
 
     def record(
         self, step: int, images: int, values: Mapping[str, float], cost: float, diagnostics: Sequence[Diagnostic]
@@ -157,7 +159,7 @@ class Outputs:
         return f"step {step:,}  " + "  ".join(parts + (worst or ["healthy"] * bool(self.health)))
 
     def _judge(self, step: int, values: Mapping[str, float], diagnostics: Sequence[Diagnostic]) -> None:
-        """Judge the diagnostics, and explain each that has left its healthy range, once.
+        """Judge the diagnostics, and explain each when it first leaves its healthy range, and when it first collapses.
 
         The beginning is not judged: the student is still the teacher's copy there, and so are score estimators, so that
         what compares the two is zero in every run.
@@ -165,10 +167,11 @@ class Outputs:
         if step <= 1:
             return
         # What was not logged in this interval keeps its last judgement.
-        before, self.health = self.health, {**self.health, **judge(values, diagnostics)}
+        self.health = {**self.health, **(found := judge(values, diagnostics))}
         for diagnostic in diagnostics:
-            now = self.health.get(diagnostic.name, Health.OK)
-            if now not in (Health.OK, before.get(diagnostic.name, Health.OK)):
+            now = found.get(diagnostic.name, Health.OK)
+            if now is not Health.OK and (diagnostic.name, now) not in self.explained:
+                self.explained.add((diagnostic.name, now))
                 low, high = diagnostic.ok
                 self.reporter.say(
                     f"step {step:,}: {diagnostic.name} is {values[diagnostic.name]:.4g}, {now} "

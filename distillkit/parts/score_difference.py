@@ -20,10 +20,11 @@ from distillkit.parts.score_matching import times_between
 
 FAKE_TO_REAL_ERROR = Diagnostic(
     "fake_to_real_error",
-    ok=(0.85, 1.15),
+    ok=(0.85, 1.3),
     watch=(0.3, 3.0),
-    meaning="the fake score's denoising error on the student's samples over the teacher's on the same noise; it should "
-    "be a little better than the teacher there, not much worse: raise its learning rate or updates",
+    meaning="the fake score's denoising error on the student's samples over the teacher's on the same noise, near 1 in "
+    "good trainings; below, the samples are unlike the teacher's: raise the fake score's learning rate or updates; "
+    "above, it cannot follow the student, or its own rate is too high",
 )
 KL_GRADIENT_RMS = Diagnostic(
     "kl_gradient_rms",

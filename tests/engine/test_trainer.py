@@ -196,6 +196,25 @@ def test_health_is_judged_and_written(bench):
     assert [diagnostic.judge(v) for v in (0.5, 5, 11, math.nan)] == ["ok", "watch", "collapsed", "collapsed"]
 
 
+def test_a_value_that_goes_in_and_out_of_its_range_is_explained_once(bench):
+    class Swinging(Toy):
+        diagnostics = (Diagnostic("level", ok=(0, 1), watch=(0, 10), meaning="lower it"),)
+
+        def __call__(self, step):
+            step.log("level", torch.tensor([0.5, 0.5, 5.0, 0.5, 6.0, 50.0, 0.5, 60.0, 7.0][step.index % 9]))
+            return super().__call__(step)
+
+    trainer = bench.trainer(bench.toy(Swinging()), log_every=1, duration=160)
+    outputs = bench.outputs()
+    said = []
+    outputs.reporter.say = said.append
+    trainer.run(outputs)
+    about = [line.split(": ", 1)[1] for line in said if "level is" in line]
+    assert about == [
+        "level is 5, watch (healthy: 0 to 1): lower it", "level is 50, collapsed (healthy: 0 to 1): lower it"
+    ]  # fmt: skip
+
+
 def test_intervals_are_fractions_of_the_duration_or_what_was_asked_for():
     config = TrainingConfig(duration="160k", batch=10, sample_every="500")
     intervals = {kind: config.interval(kind) for kind in INTERVALS}
