@@ -226,7 +226,8 @@ class _Lines:
 
     def advance(self, amount: int) -> None:
         self.done += amount
-        if time.monotonic() - self.printed >= PLAIN_SECONDS:
+        # The last line is the task's closing one.
+        if self.done < self.total and time.monotonic() - self.printed >= PLAIN_SECONDS:
             self.print_line()
 
     def note(self, text: str) -> None:

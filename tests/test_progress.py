@@ -7,7 +7,8 @@ import re
 
 import pytest
 
-from distillkit.progress import Live, Terminal, packed
+from distillkit import progress
+from distillkit.progress import Live, Plain, Terminal, packed
 
 REMARK = "step 900  distribution_matching 0.01731  fake_score 0.5473  regression 0.001686  FD[x/fc64]-1000 0.002295"
 
@@ -38,6 +39,15 @@ def test_a_bar_is_one_line(title: str) -> None:
 
     # Drawn as it begins and as it ends: each line has the title and the count.
     assert all("5,000 samples" in line for line in shown(act) if line.strip())
+
+
+def test_the_last_line_of_a_log_is_not_said_twice(monkeypatch) -> None:
+    monkeypatch.setattr(progress, "PLAIN_SECONDS", 0.0)
+    out = io.StringIO()
+    with Plain(Terminal(file=out, width=100)).task("measuring", 20, "samples") as task:
+        task.advance(10)
+        task.advance(10)
+    assert [line.split(" samples")[0] for line in out.getvalue().splitlines()] == ["measuring: 10/20", "measuring: 20/20"]
 
 
 def test_messages_break_between_words_and_commands_not_at_all() -> None:
