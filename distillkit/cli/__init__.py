@@ -71,7 +71,7 @@ app = typer.Typer(
     # Panels need rich.markdown and pygments, which would double the time to the first help screen.
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
-    epilog="Start with: distillkit run dmd   (no GPU, no download, five minutes)",
+    epilog="Start with: distillkit run dmd   (no GPU, no download, a minute or two)",
 )
 app.add_typer(run.app, name="run")
 app.command("sample")(sample.sample)
