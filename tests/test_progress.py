@@ -47,7 +47,10 @@ def test_the_last_line_of_a_log_is_not_said_twice(monkeypatch) -> None:
     with Plain(Terminal(file=out, width=100)).task("measuring", 20, "samples") as task:
         task.advance(10)
         task.advance(10)
-    assert [line.split(" samples")[0] for line in out.getvalue().splitlines()] == ["measuring: 10/20", "measuring: 20/20"]
+    assert [line.split(" samples")[0] for line in out.getvalue().splitlines()] == [
+        "measuring: 10/20",
+        "measuring: 20/20",
+    ]
 
 
 def test_messages_break_between_words_and_commands_not_at_all() -> None:
