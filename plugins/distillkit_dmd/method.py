@@ -41,7 +41,7 @@ class DMD(Method):
     presets = PRESETS
     caution = (
         "Without the regression, or where the fake score lags behind the student, modes are lost and the losses do not "
-        "show it: raise --fake-lr or --fake-updates."
+        "show it: raise --fake-lr, or start at less noise (--start-ratio 2.5)."
     )
     examples = (
         {"kl_weight": 0},

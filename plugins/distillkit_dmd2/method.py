@@ -63,8 +63,8 @@ class DMD2(Method):
     Config = DMD2Config
     presets = PRESETS
     caution = (
-        "Where the critic lags behind the student modes are lost: raise --critic-lr or --updates; the default GAN "
-        "weights are ImageNet's and hardly count on small images."
+        "Where the critic lags behind the student modes are lost: raise --critic-lr or --updates, or start at less "
+        "noise (--start-ratio 2.5); the default GAN weights are ImageNet's and hardly count on small images."
     )
     examples = (
         {"gan_weight": 0},

@@ -60,7 +60,8 @@ class LADD(Method):
     presets = PRESETS
     caution = (
         "A GAN alone: a discriminator at chance from the start (critic_accuracy 0.5) lets the student drift, raise "
-        "--discriminator-lr or change --level-mean; one far ahead (near 1) costs variety, raise --r1-weight."
+        "--discriminator-lr or --updates, or change --level-mean; one far ahead (near 1) costs variety, raise "
+        "--r1-weight."
     )
     examples = (
         {"source": "images", "gan_loss": "non-saturating", "r1": "approximate"},

@@ -54,7 +54,7 @@ class MeanFlow(Method):
     presets = PRESETS
     caution = (
         "What one step needs, r near 0 and t near 1, is hardly drawn with the paper's times, and slow to learn: "
-        "--end-mean -4, a larger --share and a higher --level-mean."
+        "--end-mean -2 to -4 and a larger --share."
     )
     examples = (
         {"tangent": "jvp", "share": 0.75, "power": 0.75, "guidance": 2.0},

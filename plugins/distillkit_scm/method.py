@@ -53,7 +53,7 @@ class SCM(Method):
     presets = PRESETS
     caution = (
         "The paper's levels hardly reach the one where students start, so that one evaluation is worse than two in a "
-        "short training: raise --level-mean and --level-std, or lower --start-ratio."
+        "short training: --level-mean -0.5 to 0, a lower --start-ratio; --tangent-warmup 0.25 or more keeps it stable."
     )
     examples = (
         {"tangent": "jvp", "guidance": 2.0, "tangent_warmup": 0.5},

@@ -78,7 +78,7 @@ class TCM(Method):
     presets = PRESETS
     caution = (
         "Short steps carry what is learnt at the boundary slowly to the noise, and long before that the loss at the "
-        "boundary drowns the rest: in short trainings take fewer --stages, a larger --truncated-std and --df."
+        "boundary drowns the rest: in short trainings take a larger --truncated-std and --df."
     )
     examples = (
         {"first_share": 0.0, "boundary": 2.0, "boundary_share": 0.5, "boundary_weight": 1.0, "stages": 1},
