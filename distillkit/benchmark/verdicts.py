@@ -116,14 +116,18 @@ def errors_are(board: Leaderboard) -> str:
         parts.append("of the evaluation's samples by a delete-a-group jackknife")
     if seeds_of(board) > 1:
         parts.append(f"of the {seeds_of(board)} training seeds")
-    text = f"± is a standard error: {' and '.join(parts)}. " if parts else ""
-    text += "Differences to the best are paired: all generators start from the same noise. "
-    if any(row.corrected is not None for rows in board.tables.values() for row in rows):
-        text += "Bias-corrected is the value without the estimator's bias of order 1/N. "
-    return (
-        f"{text}Cost is in forward-equivalents (an evaluation with gradient counts three); the teacher's passes for "
-        "the data and auxiliary networks count too. Training time is wall time, evaluations included."
-    )
+    said = [f"± is a standard error: {' and '.join(parts)}."] if parts else []
+    rows = [*(row for table in board.tables.values() for row in table), *board.published]
+    if any(row.to_best is not None for row in rows):
+        said.append("Differences to the best are paired: all generators start from the same noise.")
+    if any(row.corrected is not None for row in rows):
+        said.append("Bias-corrected is the value without the estimator's bias of order 1/N.")
+    if seeds_of(board):
+        said.append(
+            "Cost is in forward-equivalents (an evaluation with gradient counts three); the teacher's passes for the data "
+            "and auxiliary networks count too. Training time is wall time, evaluations included."
+        )
+    return " ".join(said)
 
 
 def hardware(environment: dict[str, Any]) -> str:

@@ -154,6 +154,7 @@ def test_a_suite_of_published_generators_alone(folder, inside):
     assert all(row.to_best is None for row in result.leaderboard.published)
     text = (folder / "alone" / "report.md").read_text()
     assert "nothing trained" in text and "Where the budget went" not in text and "nearer" in text
+    assert "± is a standard error" in text and "paired" not in text and "Training time" not in text
     # Nothing is above them, and there is nothing to be different from.
     page = (folder / "alone" / "report.html").read_text()
     for said in (text, page, result._repr_html_(), done.stdout):
