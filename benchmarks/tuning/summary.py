@@ -13,7 +13,8 @@ from distillkit.benchmark.suite import Suite
 
 
 def summary(suite: Suite, lines: Sequence[Line]) -> str:
-    """Markdown: how the search went, then for each entry its finalists and its choice."""
+    """Markdown: how the search went, then for each entry, in the suite's order, its finalists and its choice."""
+    lines = sorted(lines, key=lambda line: list(suite.methods).index(line["entry"]))
     names = list(dict.fromkeys(line["entry"] for line in lines))
     entries = (text for name in names for text in _entry(name, lines))
     return "\n".join([*_head(suite, lines), *_health(lines), *entries, ""])
@@ -64,7 +65,8 @@ def _health(lines: Sequence[Line]) -> Iterator[str]:
         "", "## Health", "",
         f"Means of the logged values over the last quarter of the trainings that ended within {GOOD} times the figure "
         f"of their entry's best of the same round, and of those that ended above {BAD} times it, all entries together: "
-        "median and the range from the 5th to the 95th percentile, and the share that was judged ok.", "",
+        "median and the range from the 5th to the 95th percentile, and the share that was judged ok at its end, by the "
+        "ranges that held then.", "",
         "| value | trainings | ended well | ok | trainings | ended badly | ok |", "|---|---:|---:|---:|---:|---:|---:|",
     )  # fmt: skip
     good, bad = [], []
