@@ -77,7 +77,7 @@ def bench(
 ) -> None:
     """Compare methods at one cost.
 
-    The same teacher, start, seeds, noise, precision and budget for all. The default takes under twenty minutes on two
+    The same teacher, start, seeds, noise, precision and budget for all. The default takes about half an hour on two
     cores and needs no download. What is done is kept: the same command continues after an interruption, and runs again
     only what has changed. With --jobs several trainings are done side by side, to the same results. Ends with exit code
     1 if a method failed.
