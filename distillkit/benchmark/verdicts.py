@@ -124,8 +124,8 @@ def errors_are(board: Leaderboard) -> str:
         said.append("Bias-corrected is the value without the estimator's bias of order 1/N.")
     if seeds_of(board):
         said.append(
-            "Cost is in forward-equivalents (an evaluation with gradient counts three); the teacher's passes for the data "
-            "and auxiliary networks count too. Training time is wall time, evaluations included."
+            "Cost is in forward-equivalents (an evaluation with gradient counts three); the teacher's passes for the "
+            "data and auxiliary networks count too. Training time is wall time, evaluations included."
         )
     return " ".join(said)
 

@@ -57,7 +57,7 @@ class MeanFlow(Method):
         "--end-mean -2 to -4 and a larger --share."
     )
     examples = (
-        {"tangent": "jvp", "share": 0.75, "power": 0.75, "guidance": 2.0},
+        {"tangent": "jvp", "share": 0.75, "power": 0.75, "guidance": 2.0, "teacher_free": False},
         {"teacher_free": True, "level_mean": -0.6, "level_std": 1.6, "end_mean": -4.0, "end_std": 2.0},
         {"source": "pairs", "share": 1.0, "power": 0.0, "constant": 1e-2},
     )

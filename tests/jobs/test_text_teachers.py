@@ -18,7 +18,8 @@ from tests.models import pipelines
 
 METHODS = ("consistency", "dmd", "dmd2", "kd", "progressive", "reflow", "sid")
 VARIANTS = {
-    "ect": {}, "f-distill": {"guidance": 4.0, "updates": 1}, "ladd": {}, "meanflow": {"guidance": 4.0, "share": 1.0},
+    "ect": {}, "f-distill": {"guidance": 4.0, "updates": 1}, "ladd": {},
+    "meanflow": {"guidance": 4.0, "share": 1.0, "teacher_free": False},
     "scm": {"guidance": 4.0, "tangent": "jvp"}, "sida": {"guidance": 4.0}, "tcm": {"first_share": 0.0},
 }  # fmt: skip
 """Methods of the same networks as another's: on two families, with settings that make them cheap."""

@@ -115,8 +115,8 @@ MUTATIONS = {
         "consistency", VARY, CONSISTENCY, '(step.uniform("level") *', '(0 * step.uniform("level") *', "consistency_loss"
     ),
     "dmd: level fixed": Mutation(
-        "dmd", VARY, DIFFERENCE, 'step.drawn_from(self.times, "kl/level")', "self.times[500].expand(len(step))",
-        "the teacher",
+        "dmd", VARY, DIFFERENCE, 'step.drawn_from(self.times, "kl/level")',
+        "self.times[len(self.times) // 2].expand(len(step))", "the teacher",
     ),
     "fake score: level fixed": Mutation(
         "dmd", VARY, SCORES, "self.levels(step.uniform(purpose))", "self.levels(0 * step.uniform(purpose))",
