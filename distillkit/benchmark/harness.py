@@ -43,7 +43,7 @@ from distillkit.evaluation.generator import Candidate, Generator, teacher_genera
 from distillkit.evaluation.measure import Measure
 from distillkit.evaluation.pipeline import fitted, measure
 from distillkit.evaluation.presets import default_protocol, load_measure
-from distillkit.evaluation.record import Record, read_record, write_record
+from distillkit.evaluation.record import Record, Selection, read_record, write_record
 from distillkit.evaluation.teacher_record import teacher_record
 from distillkit.files import cache_folder
 from distillkit.jobs.context import Context, launch
@@ -162,14 +162,14 @@ class Bench:
                 raise DistillkitError(job.problem)
             if job.published:
                 return Run(**about_run(self.suite, job), state="done", records=(self._measure_published(job),))
-            folder = self._trained(job)
+            folder, own = self._trained(job)
             record = FinishedRun(folder).summary
             return Run(
                 **about_run(self.suite, job), state="done", folder=str(folder.relative_to(self.folder)),
                 config=record["config"], cost=record["cost_forward_equivalents"],
                 images=record["config"]["training"]["duration"],
                 seconds=record["seconds"], health=record["health"], curve=tuple(curve(folder)),
-                records=tuple(self._measure_student(job, folder)),
+                records=tuple(self._measure_student(job, folder, own)),
             )  # fmt: skip
         except Interrupted:
             raise
@@ -183,14 +183,15 @@ class Bench:
             gc.collect()
             self.context.accelerator.free_memory()
 
-    def _trained(self, job: Job) -> Path:
-        """The folder of the job's finished run."""
+    def _trained(self, job: Job) -> tuple[Path, Record | None]:
+        """The folder of the job's finished run, and the record of its student where it ended just now."""
         assert job.method is not None and job.config is not None
         folder = run_folder(self.folder, job)
         if folder.finished:
-            return folder.path
+            return folder.path, None
         teacher = teacher_for(job.config, self.teacher, self.context)
-        work = Distillation(job.config, folder, self.context, job.method, teacher)
+        # Where students start from is the teacher in one step, or nearly: a row of every training would be the same.
+        work = Distillation(job.config, folder, self.context, job.method, teacher, untrained=False)
         work.prepare()
         begun = (folder / CONFIG).is_file()
         launch(
@@ -198,7 +199,7 @@ class Bench:
         )  # fmt: skip
         # The first process alone writes the record, which all read.
         self.context.accelerator.wait_for_everyone()
-        return folder.path
+        return folder.path, FinishedRun(folder.path).record
 
     def measure_teacher(self) -> None:
         """Its records at the suite's numbers of steps, and its picture.
@@ -226,8 +227,12 @@ class Bench:
     def _teacher_steps(self) -> tuple[int, ...]:
         return self.suite.teacher_steps or (self.teacher.spec.solver_steps,)
 
-    def _measure_student(self, job: Job, folder: Path) -> Iterator[str]:
-        """Records at the student's own number of evaluations and at those of the suite that its sampler can do."""
+    def _measure_student(self, job: Job, folder: Path, own: Record | None) -> Iterator[str]:
+        """Records at the student's own number of evaluations and at those of the suite that its sampler can do.
+
+        Args:
+            own: of the student, made when its training ended by the code of now: it is not measured a second time.
+        """
         student = load_student(folder)
         for sampled in (student, *_otherwise(student, self.suite.nfe)):
             nfe = round(sampled.nfe)
@@ -236,7 +241,8 @@ class Bench:
             generator = replace(generator, subject=generator.subject.model_copy(update={"name": job.entry}))
             if job.seed == self.suite.first_seed:
                 self._picture(job.entry if sampled is student else f"{job.entry}, NFE {nfe}", generator)
-            yield self._measured(generator, f"{job.entry}-seed{job.seed}-nfe{nfe}")
+            made = partial(_as_of, generator, own) if own and _is_of(own, generator, self.measure) else None
+            yield self._measured(generator, f"{job.entry}-seed{job.seed}-nfe{nfe}", made)
 
     def _measure_published(self, job: Job) -> str:
         """The record of a generator that others have trained, under the suite's protocol.
@@ -307,6 +313,17 @@ def _otherwise(student: Student, evaluations: tuple[int, ...]) -> Iterator[Stude
             yield student.with_nfe(nfe)
         except UsageError:
             continue
+
+
+def _is_of(record: Record, generator: Generator, how: Measure) -> bool:
+    """Whether a record holds what measuring the generator would give: all but its name is the same."""
+    subject = record.subject.model_copy(update={"name": generator.subject.name})
+    return subject == generator.subject and record.protocol_id == fitted(generator, how).protocol.id
+
+
+def _as_of(generator: Generator, record: Record) -> Record:
+    """The record under the generator's name; nothing was chosen among checkpoints."""
+    return record.model_copy(update={"subject": generator.subject, "selection": Selection()})
 
 
 def _whole(path: Path) -> bool:

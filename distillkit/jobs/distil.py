@@ -67,6 +67,7 @@ class Distillation:
         context: device, processes, progress, signals.
         method: the method, as it is installed.
         teacher: loaded.
+        untrained: whether what the training starts from is measured too, for the closing table.
 
     Raises:
         UsageError: for settings that the recipe cannot follow, parts from which no student could be loaded, or prompts
@@ -75,9 +76,10 @@ class Distillation:
     """
 
     def __init__(
-        self, config: RunConfig, folder: RunFolder, context: Context, method: Installed, teacher: Teacher
-    ) -> None:
-        self.folder, self.context, self.method = folder, context, method
+        self, config: RunConfig, folder: RunFolder, context: Context, method: Installed, teacher: Teacher,
+        *, untrained: bool = True,
+    ) -> None:  # fmt: skip
+        self.folder, self.context, self.method, self.untrained = folder, context, method, untrained
         self.prompts = opened(config.prompts, context.reporter.say)
         prompts = self.prompts.prompts if self.prompts else None
         held = config.teacher_weights.dtype
@@ -206,7 +208,8 @@ class Distillation:
         for source in self.sources.values():
             # Data of the teacher's are a cost of the method whether they were made now or found.
             cost.add(source.name, source.cost)
-        untrained, prepared = self._untrained(), time.monotonic() - began
+        untrained = [self._untrained()] if self.untrained else []
+        prepared = time.monotonic() - began
         context.stop_if_asked("before the first step")
         trainer = Trainer(
             self.recipe, self.teacher, self.config.training, accelerator=context.accelerator, seed=self.config.seed,
@@ -216,7 +219,7 @@ class Distillation:
         with closing(outputs.trackers):
             train(trainer, outputs, self.folder, context, resume=resume)
             context.stop_if_asked(MEASURING)
-            rows = [*self._teacher_row(), untrained]
+            rows = [*self._teacher_row(), *untrained]
             context.stop_if_asked(MEASURING)
             rows.append(self._student_row(trainer.ema, trainer.selection))
             context.stop_if_asked(MEASURING)

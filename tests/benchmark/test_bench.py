@@ -72,7 +72,8 @@ def done(tmp_path_factory):
     (place / "small.yaml").write_text(SUITE)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(place)
-        for module in ("distillkit.benchmark.harness", "distillkit.evaluation.teacher_record"):
+        for part in ("benchmark.harness", "evaluation.teacher_record", "jobs.training"):
+            module = f"distillkit.{part}"
             patch.setattr(f"{module}.measure", noting(importlib.import_module(module).measure))
         result = distillkit.bench("small.yaml", quiet=True)
     assert result.folder == Path("bench/small")
@@ -99,6 +100,26 @@ def test_a_bench_spends_one_budget_and_keeps_a_failure_as_a_result(done):
 @pytest.mark.usefixtures("done")
 def test_the_teacher_is_measured_once_for_the_bench_and_all_its_trainings():
     assert sorted(nfe for kind, nfe in MEASURED if kind == "teacher") == [5, 35]
+
+
+def test_a_student_is_measured_once_at_its_end_and_what_it_starts_from_not_at_all(done):
+    runs = [run for run in BenchResult(done).results.runs if run.state == "done"]
+    records, points = sum(len(run.records) for run in runs), sum(len(run.curve) for run in runs)
+    assert records == 3 and sum(kind == "student" for kind, _ in MEASURED) == records + points
+    for run in runs:
+        assert [row.name for row in distillkit.Run(done / run.folder).rows][1:] == ["student, distilled"]
+        assert not (done / run.folder / "untrained.json").exists()
+
+
+def test_a_student_of_a_run_that_had_ended_before_is_measured_again(done, suite, inside, tmp_path):
+    """The code for figures may have changed since."""
+    shutil.copytree(done, tmp_path / "bench" / "small")
+    record = tmp_path / "bench" / "small" / "records" / "kd-seed0-nfe1.json"
+    before = read_record(record)
+    record.unlink()
+    assert inside("bench", "--suite", suite, "--methods", "kd").returncode == 0
+    after = read_record(record)
+    assert after.figures == before.figures and after.subject == before.subject and after.created != before.created
 
 
 def test_what_is_done_is_kept_and_only_what_is_new_is_made(inside, suite, done, tmp_path):
