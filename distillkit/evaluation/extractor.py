@@ -53,6 +53,14 @@ class FeatureExtractor(nn.Module, ABC):
         """
         raise UsageError(f"{self.spec.id} has no classes, so there is no Inception score with it")
 
+    def with_probabilities(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """Features and class probabilities; where both come from one pass, extractors make them in one.
+
+        Raises:
+            UsageError: as `probabilities`.
+        """
+        return self(pixels), self.probabilities(pixels)
+
 
 def scaled(pixels: Tensor, shape: tuple[int, ...], extractor: str, judged: str) -> Tensor:
     """Images (B, *shape) uint8 as float32 in [-1, 1], for an extractor that takes no others.

@@ -78,10 +78,9 @@ class Measure(ABC):
 
     def rows(self, decoded: Tensor, metrics: Sequence[str]) -> Tensor:
         """What is kept (B, row) of decoded samples (B, ...), prepared already."""
-        features = self.extractor(decoded)
         if self.row(metrics) == self.extractor.spec.dim:
-            return features
-        return torch.cat([features, self.extractor.probabilities(decoded)], dim=1)
+            return self.extractor(decoded)
+        return torch.cat(self.extractor.with_probabilities(decoded), dim=1)
 
     @property
     def count(self) -> int:
@@ -154,9 +153,7 @@ class FrechetMeasure(Measure):
 
     def rows(self, decoded: Tensor, metrics: Sequence[str]) -> Tensor:
         """Features, class probabilities where they are needed, and CLIP's embeddings."""
-        parts = [self.extractor(decoded)]
-        if "is" in metrics:
-            parts.append(self.extractor.probabilities(decoded))
+        parts = [*self.extractor.with_probabilities(decoded)] if "is" in metrics else [self.extractor(decoded)]
         if self.clip and "clip" in metrics:
             parts.append(self.clip(decoded))
         return torch.cat(parts, dim=1)

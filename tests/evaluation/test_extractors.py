@@ -18,6 +18,7 @@ from distillkit.evaluation.extractor import (
     ModuleExtractor,
     torchscript_extractor,
 )
+from distillkit.evaluation.presets import load_measure
 from distillkit.evaluation.protocol import INCEPTION_2015
 from distillkit.files import sha256
 
@@ -132,3 +133,19 @@ def test_dinov2_resizes_normalises_and_is_known_by_its_weights():
     pixels = torch.randint(0, 256, (1, 3, 32, 32), dtype=torch.uint8)
     with torch.no_grad():
         assert extractor(pixels).shape == (1, 384) and extractor(pixels).isfinite().all()
+
+
+@pytest.mark.parametrize(("protocol", "metrics"), [("digits8", ("fd", "is")), ("shapes", ("fd",))])
+def test_features_and_probabilities_are_of_one_pass(protocol, metrics):
+    measure = load_measure(protocol)
+    extractor, calls = measure.extractor, []
+    shape = (1, 8, 8) if protocol == "digits8" else (3, 32, 32)
+    pixels = torch.randint(0, 256, (12, *shape), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    first = next(layer for layer in extractor.network.modules() if isinstance(layer, torch.nn.Conv2d))
+    hook = first.register_forward_hook(lambda *_: calls.append(1))
+    try:
+        kept = measure.rows(pixels, metrics)
+    finally:
+        hook.remove()
+    assert len(calls) == 1 and kept.shape == (12, measure.row(metrics))
+    assert torch.equal(kept, torch.cat([extractor(pixels), extractor.probabilities(pixels)], dim=1))

@@ -48,7 +48,11 @@ class DigitsFeatures(FeatureExtractor):
         return self.network.features(self._images(pixels)) / self.scale
 
     def probabilities(self, pixels: Tensor) -> Tensor:
-        return self.network(self._images(pixels)).softmax(1)
+        return self.with_probabilities(pixels)[1]
+
+    def with_probabilities(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        features = self.network.features(self._images(pixels))
+        return features / self.scale, self.network.head(features).softmax(1)
 
     @staticmethod
     def _images(pixels: Tensor) -> Tensor:

@@ -55,7 +55,11 @@ class Rgb32Features(FeatureExtractor):
         return self.network.features(prepared(pixels)) / self.scale
 
     def probabilities(self, pixels: Tensor) -> Tensor:
-        return self.network(prepared(pixels)).softmax(1)
+        return self.with_probabilities(pixels)[1]
+
+    def with_probabilities(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        features = self.network.features(prepared(pixels))
+        return features / self.scale, self.network.head(features).softmax(1)
 
 
 def prepared(pixels: Tensor) -> Tensor:

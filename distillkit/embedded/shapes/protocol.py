@@ -56,7 +56,11 @@ class ShapesFeatures(FeatureExtractor):
 
     def probabilities(self, pixels: Tensor) -> Tensor:
         """(B, 29) logits of the attributes, from which the alignment is read."""
-        return self.network(_images(pixels))
+        return self.with_probabilities(pixels)[1]
+
+    def with_probabilities(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        features = self.network.features(_images(pixels))
+        return features / self.scale, self.network.head(features)
 
 
 def _images(pixels: Tensor) -> Tensor:

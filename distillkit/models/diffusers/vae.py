@@ -20,6 +20,8 @@ from distillkit.text import short
 
 AT_ONCE = 2**22
 """Pixels of one pass of the encoder or the decoder; more images go one after the other."""
+ON_A_CPU = 2**15
+"""The same there, where larger passes leave the caches and take up to twice as long for an image."""
 WITH_GRADIENT = 2**18
 """Pixels of one pass of the decoder on the way back of a gradient, which takes some gigabytes for 512 x 512 of them."""
 
@@ -137,10 +139,11 @@ class AutoencoderKL(Codec):
         shift = like.new_tensor(self.means or (self.shift,)).view(1, -1, 1, 1)
         return shift, like.new_tensor(self.stds or (1.0,)).view(1, -1, 1, 1) / self.scaling
 
-    @staticmethod
-    def _in_turn(samples: Tensor, pixels: int, at_once: int = AT_ONCE) -> tuple[Tensor, ...]:
+    def _in_turn(self, samples: Tensor, pixels: int, at_once: int = AT_ONCE) -> tuple[Tensor, ...]:
         """Parts of a batch that take one pass each; `pixels` of an image for one place of a sample."""
         each = max(1, samples.shape[-1] * samples.shape[-2] * pixels)
+        if self._device.type == "cpu":
+            at_once = min(at_once, ON_A_CPU)
         return samples.split(max(1, at_once // each))
 
     def _loaded(self) -> Any:
