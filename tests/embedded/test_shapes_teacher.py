@@ -14,6 +14,7 @@ from distillkit.evaluation.pipeline import measure
 from distillkit.evaluation.presets import default_protocol
 from distillkit.evaluation.teacher_record import record_key
 from distillkit.jobs.prompts import with_prompts
+from distillkit.models.diffusers.vae import ON_A_CPU
 
 CPU = torch.device("cpu")
 
@@ -97,3 +98,15 @@ def test_its_one_step_student_is_trained_measured_and_loaded(tmp_path):
     made = student(3, prompts=["a large red circle on white", "a small green square on black"])
     assert made.shape == (3, 3, 32, 32) and made.dtype == torch.uint8
     assert student.conditioner.listed == prompts.sha256 and student.conditioner.count == 12
+
+
+def test_on_a_cpu_pictures_are_decoded_in_passes_that_fit_its_caches(teacher):
+    codec, sizes = teacher.codec, []
+    latents = torch.randn(70, *teacher.spec.shape, generator=torch.Generator().manual_seed(0))
+    hook = codec._loaded().decoder.register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0])))
+    try:
+        made, whole = codec.images(latents), codec._decoded(latents)
+    finally:
+        hook.remove()
+    assert sizes == [32, 32, 6, 70] and ON_A_CPU == 32 * 32**2
+    torch.testing.assert_close(made, codec._pixels.images(whole), rtol=1e-4, atol=1e-5)
