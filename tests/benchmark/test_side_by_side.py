@@ -234,5 +234,5 @@ def test_a_job_may_be_of_several_processes(place, forked):
     assert run.state == "done", run.reason
     assert len(result.leaderboard.students) == 1
     [log] = result.folder.glob("logs/kd-*.log")
-    assert log.read_text().count("measuring kd") == 1, "one of the processes reports"
+    assert log.read_text().count("measuring the student, distilled") == 1, "one of the processes reports"
     assert "on each of 2 processes" in log.read_text()
