@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import cache, partial
 from pathlib import Path
 
-from distillkit.benchmark.leaderboard import Leaderboard, Standing
+from distillkit.benchmark.leaderboard import Leaderboard
 from distillkit.benchmark.run import BenchResult
 from distillkit.benchmark.verdicts import paired, table_decimals
 from distillkit.evaluation.digits import decimals, with_error
@@ -48,10 +48,12 @@ def ranking(suite: str) -> str:
     board = board_of(suite)
     values, apart = values_of(board, 1), [row.to_best for row in board.tables[1] if row.to_best]
     places = decimals([found.value for found in apart], [found.error for found in apart])
-    rows = [
-        (row.name, values[row.name], *(("", "") if row.is_teacher else (paired(row.to_best, places), images_of(row))))
+    beside = {
+        row.name: (paired(row.to_best, places), f"{row.runs[0].images:,}")
         for row in board.tables[1]
-    ]
+        if not row.is_teacher
+    }
+    rows = [(row.name, values[row.name], *beside.get(row.name, ("", ""))) for row in board.tables[1]]
     return table(("one network evaluation", board.label, "difference to best (paired)", "images in the budget"), rows)
 
 
@@ -86,10 +88,6 @@ def values_of(board: Leaderboard, nfe: int) -> Mapping[str, str]:
     """The figures of all generators of so many evaluations, with their errors."""
     rows = board.tables.get(nfe, [])
     return {row.name: with_error(row.mean, row.error, table_decimals(rows)) for row in rows}
-
-
-def images_of(row: Standing) -> str:
-    return f"{row.runs[0].images:,}"
 
 
 def table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]], align: str = "---:") -> str:

@@ -166,8 +166,9 @@ class Outputs:
         """
         if step <= 1:
             return
+        found = judge(values, diagnostics)
         # What was not logged in this interval keeps its last judgement.
-        self.health = {**self.health, **(found := judge(values, diagnostics))}
+        self.health = {**self.health, **found}
         for diagnostic in diagnostics:
             now = found.get(diagnostic.name, Health.OK)
             if now is not Health.OK and (diagnostic.name, now) not in self.explained:

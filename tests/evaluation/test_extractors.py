@@ -10,6 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from distillkit import DistillkitError, UsageError
+from distillkit.embedded.rgb32.extractor import prepared, rgb32_features
 from distillkit.evaluation.extractor import (
     INCEPTION_FILE,
     INCEPTION_SHA256,
@@ -136,7 +137,7 @@ def test_dinov2_resizes_normalises_and_is_known_by_its_weights():
 
 
 @pytest.mark.parametrize(("protocol", "metrics"), [("digits8", ("fd", "is")), ("shapes", ("fd",))])
-def test_features_and_probabilities_are_of_one_pass(protocol, metrics):
+def test_features_and_probabilities_that_are_measured_are_of_one_pass(protocol, metrics):
     measure = load_measure(protocol)
     extractor, calls = measure.extractor, []
     shape = (1, 8, 8) if protocol == "digits8" else (3, 32, 32)
@@ -149,3 +150,15 @@ def test_features_and_probabilities_are_of_one_pass(protocol, metrics):
         hook.remove()
     assert len(calls) == 1 and kept.shape == (12, measure.row(metrics))
     assert torch.equal(kept, torch.cat([extractor(pixels), extractor.probabilities(pixels)], dim=1))
+
+
+def test_features_and_probabilities_of_colour_images_are_of_one_pass():
+    extractor, calls = rgb32_features(), []
+    pixels = torch.randint(0, 256, (4, 3, 40, 40), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    hook = extractor.network.body.register_forward_hook(lambda *_: calls.append(1))
+    try:
+        features, probabilities = extractor.with_probabilities(pixels)
+    finally:
+        hook.remove()
+    assert len(calls) == 1 and torch.equal(features, extractor(pixels))
+    assert torch.equal(probabilities, extractor.network(prepared(pixels)).softmax(1))
