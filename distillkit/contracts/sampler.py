@@ -60,6 +60,12 @@ class Sampler(BaseModel, ABC):
         """The guidance weight that it gives the network as an input, its field `guidance`; None where it gives none."""
         return getattr(self, "guidance", None)
 
+    @property
+    def trained_guidance(self) -> tuple[float, float] | None:
+        """Smallest and largest weight that the network was trained with, its field `guidance_range`; None where it was
+        given none, or nothing is known of them."""
+        return getattr(self, "guidance_range", None)
+
     def with_guidance(self, guidance: float) -> Sampler:
         """The same sampler with another guidance weight, where it is an input of the network.
 

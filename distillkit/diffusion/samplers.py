@@ -28,6 +28,7 @@ Levels = Annotated[
     tuple[Annotated[float, Field(ge=0, le=1e9)], ...], Field(max_length=10_000), AfterValidator(_descending)
 ]
 """Times of a schedule, descending."""
+GuidanceWeight = Annotated[float, Field(ge=0, le=1e6)]
 
 
 class ConsistencySampler(Sampler):
@@ -41,6 +42,9 @@ class ConsistencySampler(Sampler):
     clip: bool = Field(False, description="clip every result to [-1, 1]")
     guidance: float | None = Field(
         None, ge=0, le=1e6, description="guidance weight that the network is given as an input, where it takes one"
+    )
+    guidance_range: tuple[GuidanceWeight, GuidanceWeight] | None = Field(
+        None, description="smallest and largest of the weights that it was trained with, where they are known"
     )
     points: int | None = Field(
         None, ge=2, le=1_000_000, description="of the schedule's grid that f was trained on, where it takes no others"

@@ -111,7 +111,7 @@ def make_samples(
     if None not in (steps, nfe):
         raise UsageError("--steps and --nfe say the same of a student twice: leave one out")
     student = load_student(name, say=context.reporter.say).to(context.device)
-    student = student if guidance is None else student.with_guidance(guidance)
+    student = student if guidance is None else student.with_guidance(guidance, context.reporter.say)
     student = timed(student, published or PLAIN_SAMPLING, steps if nfe is None else nfe)
     evaluations = steps if nfe is None else nfe
     student = student if evaluations in (None, student.nfe) else student.with_nfe(evaluations)

@@ -140,7 +140,8 @@ def _students(
             "that has a choice"
         )
     student, found = student.to(context.device), []
-    student = student if options.guidance is None else student.with_guidance(options.guidance)
+    if options.guidance is not None:
+        student = student.with_guidance(options.guidance, context.reporter.say)
     student = timed(student, options.published, options.steps if options.steps is not None else options.nfe or None)
     name += options.published.suffix
     # A step of a student is one evaluation.

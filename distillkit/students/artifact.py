@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -85,8 +86,11 @@ class Student:
         description = self.description.model_copy(update={"adapter": None, "weights_sha256": ""})
         return Student(network, self.conditioner, self.codec, description, self.folder)
 
-    def with_guidance(self, guidance: float) -> Student:
+    def with_guidance(self, guidance: float, say: Callable[[str], None] | None = None) -> Student:
         """The same weights sampled with another guidance weight, where that is an input of the network.
+
+        Args:
+            say: hears in one line that it was trained with no such weight; a log warning by default.
 
         Raises:
             UsageError: where it is learnt in.
@@ -96,6 +100,10 @@ class Student:
             sampler = generator.sampler.with_guidance(guidance)
         except ValueError as error:
             raise UsageError(f"--guidance {guidance:g}: {error}") from error
+        seen = sampler.trained_guidance
+        if seen is not None and not seen[0] <= guidance <= seen[1]:
+            outside = f"note: guidance {guidance:g} lies outside of {seen[0]:g} to {seen[1]:g}"
+            (say or logging.getLogger("distillkit").warning)(f"{outside}, which the student was trained with")
         changed = StudentGenerator(generator.denoiser, sampler, generator.shape)
         update = {"sampler": described_sampler(sampler), "guidance": guidance}
         description = self.description.model_copy(update=update)

@@ -104,7 +104,10 @@ class Consistency(Method):
                 )
         boundary = boundary_for(teacher.schedule, float(getattr(denoiser, "sigma_data", 0.5)))
         sampler = ConsistencySampler(
-            levels=(teacher.schedule.t_max,), boundary=boundary, guidance=config.guidance if drawn else None
+            levels=(teacher.schedule.t_max,),
+            boundary=boundary,
+            guidance=config.guidance if drawn else None,
+            guidance_range=drawn,
         )
         loss = ConsistencyLoss(
             denoiser, None if config.teacher_free else teacher, distance_for(teacher, config.distance),

@@ -170,3 +170,19 @@ def test_samples_of_a_student_with_a_chosen_weight(teacher, tmp_path):
         ]
     assert torch.equal(made[0], made[1]) and not torch.equal(made[0], made[2])
     assert torch.equal(made[2], student.with_guidance(5.0)(2, prompts=PROMPTS))
+
+
+def test_a_weight_that_was_never_drawn_is_said(teacher, tmp_path, caplog, capsys):
+    student = saved(teacher, tmp_path / "student")
+    assert student.generator.sampler.trained_guidance == (2.0, 6.0)
+    said = []
+    for weight in (2.0, 4.0, 6.0):
+        student.with_guidance(weight, said.append)
+    assert not said
+    assert student.with_guidance(6.5, said.append).description.guidance == 6.5
+    student.with_guidance(1.5)
+    told = "note: guidance {} lies outside of 2 to 6, which the student was trained with".format
+    assert said == [told("6.5")] and caplog.messages == [told("1.5")]
+    with job_context(device="cpu") as context:
+        make_samples(str(tmp_path / "student"), 1, context, prompts=PROMPTS[:1], guidance=9)
+    assert told("9") in " ".join("".join(capsys.readouterr()).split())
