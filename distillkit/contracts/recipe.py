@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from distillkit.contracts.learner import Learner
@@ -23,6 +23,10 @@ class Recipe:
         stages: parts of the training, in order.
         student_every: the student is updated in every `student_every`-th step, the learners in all.
         guidance: guidance weight that the student learns in; None where it is that of the data which it reads.
+        guided: guidance weights of networks that are trained here, by the names of their settings; other weights than
+            1 need a teacher whose conditioner knows no condition.
+        starts_as_teacher: why the student must begin with the teacher's weights, as a person is told who asks for
+            another beginning; "" where it need not.
 
     Raises:
         ValueError: for no objective, no stage, or two parts of one name.
@@ -34,6 +38,8 @@ class Recipe:
     stages: Sequence[Stage] = field(default_factory=lambda: (Stage(),))
     student_every: int = 1
     guidance: float | None = None
+    guided: Mapping[str, float] = field(default_factory=dict)
+    starts_as_teacher: str = ""
 
     def __post_init__(self) -> None:
         if not self.objectives or not self.stages:

@@ -31,6 +31,7 @@ class Draws:
         rng: the run's random draws.
         device: where tensors are to be.
         sources: opened sources by the type of their batches.
+        batch: samples of the total batch; those of `indices` by default.
     """
 
     def __init__(
@@ -41,8 +42,9 @@ class Draws:
         rng: SampleRNG,
         device: torch.device,
         sources: Mapping[type, Batches[Any]] | None = None,
+        batch: int | None = None,
     ) -> None:
-        self.index, self.indices = index, indices
+        self.index, self.indices, self.batch = index, indices, batch or len(indices)
         self.rng, self.device = rng, device
         self._sources = sources or {}
         self._batches: dict[type, Any] = {}
@@ -50,6 +52,11 @@ class Draws:
 
     def __len__(self) -> int:
         return len(self.indices)
+
+    @property
+    def before(self) -> int:
+        """Samples of all steps before this one."""
+        return self.index * self.batch
 
     def __getitem__(self, kind: type[Batch]) -> Batch:
         """This step's batch of a source, such as `step[Images]`, drawn once.
@@ -101,7 +108,7 @@ class Step(Draws):
     """One training step as seen by objectives and learners: what it draws, and what the student makes of it.
 
     Args:
-        index, indices, rng, device, sources: as `Draws` takes them.
+        index, indices, rng, device, sources, batch: as `Draws` takes them.
         student: the generator in training.
         conditioner: the teacher's.
         student_due: whether the student is updated in this step.
@@ -124,8 +131,9 @@ class Step(Draws):
         sources: Mapping[type, Batches[Any]] | None = None,
         stage: Stage | None = None,
         progress: float = 0.0,
+        batch: int | None = None,
     ) -> None:
-        super().__init__(index=index, indices=indices, rng=rng, device=device, sources=sources)
+        super().__init__(index=index, indices=indices, rng=rng, device=device, sources=sources, batch=batch)
         self.student, self.student_due = student, student_due
         self.stage, self.progress = stage or Stage(), progress
         self._conditioner = conditioner

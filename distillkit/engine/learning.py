@@ -71,6 +71,7 @@ class LearnerTrainer(Loop):
                 rng=self.rng,
                 device=self.accelerator.device,
                 sources=self.sources,
+                batch=batch,
             )
             learner_pass(self.learner, step, part, updater, self.accelerator, self._means)
             for title, value in step.logged.items():

@@ -87,7 +87,7 @@ class Trainer(Loop):
         self.diagnostics = [d for part in recipe.parts for d in part.diagnostics]
         self._step = partial(
             Step, student=self.student, conditioner=teacher.conditioner, rng=self.rng, device=device,
-            needs=recipe.needs, sources=sources or {},
+            needs=recipe.needs, sources=sources or {}, batch=config.batch,
         )  # fmt: skip
         self._passes = Passes(recipe, accelerator, self._means)
         self._bounds = config.divided([stage.share for stage in recipe.stages])

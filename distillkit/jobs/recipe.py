@@ -51,7 +51,15 @@ def recipe_of(config: RunConfig, method: Installed, teacher: Teacher, reads: Rea
             "against (where guidance is an input of the network, it is on already); use guidance 1, or name another "
             "network to guide it: --guide-with NAME"
         )
+    for setting, weight in recipe.guided.items():
+        if weight != 1 and not teacher.conditioner.has_null:
+            raise UsageError(
+                f"--{setting.replace('_', '-')} {weight:g}: the teacher {teacher.spec.name} has no unconditional "
+                "prediction, so that networks trained from it have none to guide against; leave it at 1"
+            )
     student = config.student
+    if student.init and recipe.starts_as_teacher:
+        raise UsageError(f"--student {student.init}: {recipe.starts_as_teacher}")
     if student.levels or student.start_ratio or student.times:
         recipe.student.sampler = _at_levels(recipe.student.sampler, student, teacher)
         recipe.stages = [

@@ -38,9 +38,9 @@ from distillkit.parts.gradient_penalty import R1, R1Name, finite_difference_pena
 from distillkit.parts.perceptual import LPIPS
 from distillkit.parts.regression import MOMENTS, Regression, log_moments
 from distillkit.parts.score_difference import (
-    FAKE_TO_REAL_ERROR,
     KL_GRADIENT_RMS,
     DistributionMatching,
+    fake_error,
     kl_gradient,
     log_errors,
     residual,
@@ -64,7 +64,6 @@ from distillkit.parts.targets import Target
 __all__ = [
     "CLEAN",
     "CONSISTENCY_HEALTH",
-    "FAKE_TO_REAL_ERROR",
     "GAN_DIAGNOSTICS",
     "GAN_LOSSES",
     "KL_GRADIENT_RMS",
@@ -104,6 +103,7 @@ __all__ = [
     "discriminator_loss",
     "distance_for",
     "evenly_from",
+    "fake_error",
     "finite_difference_penalty",
     "generator_loss",
     "gradient_penalty",

@@ -26,6 +26,14 @@ FAKE_TO_REAL_ERROR = Diagnostic(
     "good trainings; below, the samples are unlike the teacher's: raise the fake score's learning rate or updates; "
     "above, it cannot follow the student, or its own rate is too high",
 )
+FAKE_TO_GUIDED_ERROR = Diagnostic(
+    "fake_to_guided_error",
+    ok=(0.0, 1.3),
+    watch=(0.0, 3.0),
+    meaning="the fake score's denoising error on the student's samples over the guided teacher's on the same noise; "
+    "guidance takes a prediction beyond the samples, so that it is far below 1 in good trainings; above, the fake "
+    "score cannot follow the student, or its own rate is too high",
+)
 KL_GRADIENT_RMS = Diagnostic(
     "kl_gradient_rms",
     ok=(0.01, 3.0),
@@ -52,10 +60,16 @@ def kl_gradient(x: Tensor, real: Tensor, fake: Tensor) -> Tensor:
     return torch.nan_to_num((fake - real) / residual(x, real))
 
 
+def fake_error(guidance: float) -> Diagnostic:
+    """What judges the fake score beside a teacher of this guidance: one that is exact has the plain teacher's error,
+    and a far smaller one than a guided teacher, whose predictions aim beyond the samples."""
+    return FAKE_TO_REAL_ERROR if guidance == 1 else FAKE_TO_GUIDED_ERROR
+
+
 @torch.no_grad()
-def log_errors(step: Step, x: Tensor, real: Tensor, fake: Tensor) -> None:
-    """Log what `FAKE_TO_REAL_ERROR` judges, from x and both denoised x_t."""
-    step.log("fake_to_real_error", l2(fake, x).mean() / l2(real, x).mean())
+def log_errors(step: Step, x: Tensor, real: Tensor, fake: Tensor, guidance: float = 1.0) -> None:
+    """Log what `fake_error` of the guidance judges, from x and both denoised x_t."""
+    step.log(fake_error(guidance).name, l2(fake, x).mean() / l2(real, x).mean())
 
 
 class DistributionMatching(Objective):
@@ -72,7 +86,6 @@ class DistributionMatching(Objective):
     """
 
     needs = (Samples,)
-    diagnostics: Sequence[Diagnostic] = (KL_GRADIENT_RMS, FAKE_TO_REAL_ERROR)
 
     def __init__(
         self,
@@ -87,6 +100,7 @@ class DistributionMatching(Objective):
         super().__init__(weight)
         self.teacher, self.fake, self.guidance, self.rescale = teacher, fake, guidance, rescale
         self.times = times_between(teacher.schedule, levels)
+        self.diagnostics: Sequence[Diagnostic] = (KL_GRADIENT_RMS, fake_error(guidance))
 
     def __call__(self, step: Step) -> Tensor:
         x = step.samples
@@ -100,7 +114,7 @@ class DistributionMatching(Objective):
         real, fake = self.denoised(x, step.normal("kl/noise"), t, step.condition)
         gradient = kl_gradient(x, real, fake)
         step.log("kl_gradient_rms", gradient.square().mean().sqrt())
-        log_errors(step, x, real, fake)
+        log_errors(step, x, real, fake, self.guidance)
         return gradient
 
     def denoised(self, x: Tensor, noise: Tensor, t: Tensor, condition: Condition) -> tuple[Tensor, Tensor]:

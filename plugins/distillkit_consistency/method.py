@@ -112,8 +112,8 @@ class Consistency(Method):
         loss = ConsistencyLoss(
             denoiser, None if config.teacher_free else teacher, distance_for(teacher, config.distance),
             WEIGHTINGS[config.weighting], growth=Growth(config.first_levels, config.levels, config.target_decay),
-            skip=config.skip, solver=config.solver, source=config.source, guidance=config.guidance,
-            drawn=drawn,
+            skip=config.skip, solver="ddim" if config.teacher_free else config.solver, source=config.source,
+            guidance=config.guidance, drawn=drawn,
         )  # fmt: skip
         # A weight that is an input of the teacher's network is no classifier-free guidance.
         guidance = 1.0 if drawn and embedded else config.guidance

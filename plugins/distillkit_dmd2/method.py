@@ -33,8 +33,8 @@ class DMD2Config(MethodConfig):
     critic_gan_weight: float = Field(
         1e-2,
         ge=0,
-        description="weight of the GAN loss for the critic, beside its score matching; 0 turns the GAN off, and no "
-        "images are needed",
+        description="weight of the GAN loss for the critic, beside its score matching, where it judges its own "
+        "features; 0 turns the GAN off, and no images are needed",
     )
     gan_loss: GanLossName = Field("non-saturating", description="loss of the GAN's two sides")
     gan_features: FeaturesOf = Field("fake score", description="whose bottleneck the discriminator judges")
@@ -80,9 +80,10 @@ class DMD2(Method):
         student = StudentGenerator.from_teacher(teacher, sampler)
         optimizer, adversarial = own_rate(config.critic_lr), list[Objective]()
         # Either weight at 0 leaves no discriminator: a student would learn nothing from one that is not trained.
-        if config.gan_weight and config.critic_gan_weight:
+        critic_weight = config.critic_gan_weight if config.gan_features == "fake score" else 1.0
+        if config.gan_weight and critic_weight:
             fake, discriminator = score_and_discriminator(
-                teacher, gan_weight=config.critic_gan_weight, features=config.gan_features, optimizer=optimizer,
+                teacher, gan_weight=critic_weight, features=config.gan_features, optimizer=optimizer,
                 gan=Gan(config.gan_loss, R1(config.r1_weight, config.r1) if config.r1_weight else None),
                 gan_levels=(config.gan_level_min, config.gan_level_max),
             )  # fmt: skip

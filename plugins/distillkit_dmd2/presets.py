@@ -54,39 +54,41 @@ PRESETS = (
     Preset(
         name="cifar10",
         teachers=("edm-cifar10-*",),
-        settings={"gan_weight": 1e-3},
+        settings={"gan_weight": 1e-3, "gan_features": "teacher"},
         training={"batch": 2048, "duration": "204.8M", "ema_halflife": "500k"},
-        source="FastGen's EDM/config_dmd2_cifar10.py and methods/config_dmd2.py (100,000 iterations, FID 1.99); the "
-        "critic's GAN weight and the EMA untuned",
+        source="FastGen's EDM/config_dmd2_cifar10.py and methods/config_dmd2.py (100,000 iterations, FID 1.99; "
+        "there with heads on three levels, without a cut of the KL's levels, four updates of the critic alone between "
+        "two of the student, and the fake score learns x0 without a weight of levels); the EMA untuned",
     ),
     Preset(
         name="imagenet64",
         teachers=("edm-imagenet64",),
         training={
-            "batch": 280, "lr": 2e-6, "duration": "56M", "warmup": "140k", "ema_halflife": "500k",
+            "batch": 280, "lr": 2e-6, "duration": "56M", "warmup": "20k", "ema_halflife": "500k",
             "precision": "bf16", "float32_attention": True,
         },
         source="DMD2's experiments/imagenet/README.md, imagenet_gan_classifier_genloss3e-3_diffusion1000_lr2e-6_"
-        "scratch (7 x 40 images, 200,000 iterations, FID 1.51), and 500 steps of warm-up of main/edm/train_edm.py; EMA "
-        "untuned",
+        "scratch (7 x 40 images, 200,000 iterations, FID 1.51), and the warm-up of main/edm/train_edm.py, 500 steps "
+        "over 7 processes; EMA untuned",
     ),
     Preset(
         name="sd15",
         teachers=("stable-diffusion-v1-*",),
         settings={"updates": 10, "guidance": 1.75, "gan_weight": 0},
         training=LATENTS
-        | {"batch": 2048, "lr": 1e-5, "duration": "79.872M", "warmup": "1.024M", "ema_halflife": "500k"},
+        | {"batch": 2048, "lr": 1e-5, "duration": "79.872M", "warmup": "16k", "ema_halflife": "500k"},
         source="DMD2's experiments/sdv1.5, laion6.25_sd_baseline_8node_guidance1.75_lr1e-5_seed10_dfake10_from_scratch "
-        "(64 x 32 images, 39,000 iterations, FID 9.28), and 500 steps of warm-up of main/train_sd.py; its second phase "
-        "with the GAN: --student RUN --lr 5e-7 --gan-weight 1e-3 --duration 4.1M (FID 8.35); EMA untuned",
+        "(64 x 32 images, 39,000 iterations, FID 9.28), and the warm-up of main/train_sd.py, 500 steps over 64 "
+        "processes; its second phase with the GAN: --student RUN --lr 5e-7 --gan-weight 1e-3 --duration 4.1M (FID "
+        "8.35), there from the first's fake score too; EMA untuned",
     ),
     Preset(
         name="sdxl",
         teachers=("stable-diffusion-xl-base-*",),
         settings={"evaluations": 4, "guidance": 8.0, "gan_weight": 5e-3},
-        training=LATENTS | {"batch": 128, "lr": 5e-7, "duration": "2.432M", "warmup": "64k", "ema_halflife": "100k"},
+        training=LATENTS | {"batch": 128, "lr": 5e-7, "duration": "2.432M", "warmup": "1k", "ema_halflife": "100k"},
         source="DMD2's experiments/sdxl, sdxl_cond999_8node_lr5e-7_denoising4step_diffusion1000_gan5e-3_guidance8_"
-        "noinit_noode_backsim_scratch (64 x 2 images, 19,000 iterations, steps 999, 749, 499, 249), and 500 steps of "
-        "warm-up of main/train_sd.py; EMA untuned",
+        "noinit_noode_backsim_scratch (64 x 2 images, 19,000 iterations, steps 999, 749, 499, 249), and the "
+        "warm-up of main/train_sd.py, 500 steps over 64 processes; EMA untuned",
     ),
 )  # fmt: skip

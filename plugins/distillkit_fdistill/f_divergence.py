@@ -31,14 +31,13 @@ class FDivergence(DistributionMatching):
         weight, guidance, rescale, levels: as `DistributionMatching`'s.
     """
 
-    diagnostics = (*DistributionMatching.diagnostics, EFFECTIVE_SHARE)
-
     def __init__(
         self, teacher: Teacher, fake: ScoreEstimator, discriminator: Critic | LatentDiscriminator,
         normalisation: Normalisation, *, weight: float, guidance: float, rescale: float, levels: tuple[float, float],
     ) -> None:  # fmt: skip
         super().__init__(teacher, fake, weight=weight, guidance=guidance, rescale=rescale, levels=levels)
         self.discriminator, self.normalisation = discriminator, normalisation
+        self.diagnostics = (*self.diagnostics, EFFECTIVE_SHARE)
 
     def gradient(self, step: Step, x: Tensor) -> Tensor:
         """The weighted gradient for samples x (B, ...)."""
@@ -49,7 +48,7 @@ class FDivergence(DistributionMatching):
         gradient = per_sample(h, x) * kl_gradient(x, real, fake)
         step.log("kl_gradient_rms", gradient.square().mean().sqrt())
         step.log("effective_share", h.mean().square() / h.square().mean().clamp(min=1e-12))
-        log_errors(step, x, real, fake)
+        log_errors(step, x, real, fake, self.guidance)
         return gradient
 
     def judged(self, x: Tensor, noise: Tensor, t: Tensor, condition: Condition) -> tuple[Tensor, Tensor, Tensor]:

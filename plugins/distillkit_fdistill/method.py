@@ -28,7 +28,10 @@ class FDistillConfig(MethodConfig):
         description="weight of the GAN loss for the student; at 0 the discriminator gives the ratio and nothing else",
     )
     critic_gan_weight: float = Field(
-        1e-2, gt=0, description="weight of the GAN loss for the critic, beside its score matching"
+        1e-2,
+        gt=0,
+        description="weight of the GAN loss for the critic, beside its score matching, where it judges "
+        "its own features",
     )
     gan_features: FeaturesOf = Field("fake score", description="whose bottleneck the discriminator judges")
     r1_weight: float = Field(
@@ -66,8 +69,9 @@ class FDistill(Method):
     def recipe(self, teacher: Teacher, config: FDistillConfig) -> Recipe:
         sampler = RenoisingSampler(levels=teacher.schedule.levels(config.evaluations))
         student = StudentGenerator.from_teacher(teacher, sampler)
+        critic_weight = config.critic_gan_weight if config.gan_features == "fake score" else 1.0
         fake, discriminator = score_and_discriminator(
-            teacher, gan_weight=config.critic_gan_weight, gan=Gan(r1=R1(config.r1_weight)), gan_levels=(0.0, 1.0),
+            teacher, gan_weight=critic_weight, gan=Gan(r1=R1(config.r1_weight)), gan_levels=(0.0, 1.0),
             features=config.gan_features, optimizer=own_rate(config.critic_lr),
         )  # fmt: skip
         normalisation = Normalisation(WEIGHTS[config.divergence], bins=config.ratio_bins, decay=config.ratio_decay,

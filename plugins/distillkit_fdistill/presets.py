@@ -3,7 +3,8 @@
 from distillkit import Preset
 
 LATENTS = {"precision": "bf16", "gradient_checkpointing": True}
-FASTGEN = "FastGen's fastgen/configs/experiments/{}; the critic's GAN weight and the EMA untuned"
+FASTGEN = "FastGen's fastgen/configs/experiments/{}; the EMA untuned"
+UNWEIGHTED = "the fake score there learns x0 without a weight of levels"
 
 PRESETS = (
     Preset(
@@ -58,7 +59,7 @@ PRESETS = (
         training={"batch": 2048, "duration": "204.8M", "ema_halflife": "500k"},
         source=FASTGEN.format(
             "EDM/config_f_distill_cifar10.py and methods/config_f_distill.py (100,000 iterations; there with heads on "
-            "three levels of the teacher's encoder)"
+            f"three levels of the teacher's encoder; {UNWEIGHTED})"
         ),
     ),
     Preset(
@@ -69,14 +70,16 @@ PRESETS = (
             "batch": 512, "lr": 2e-6, "duration": "307.2M", "ema_halflife": "500k", "precision": "bf16",
             "float32_attention": True,
         },
-        source=FASTGEN.format("EDM/config_f_distill_in64.py (600,000 iterations; there in full precision)"),
+        source=FASTGEN.format(
+            f"EDM/config_f_distill_in64.py (600,000 iterations; there in full precision; {UNWEIGHTED})"
+        ),
     ),
     Preset(
         name="sd15",
         teachers=("stable-diffusion-v1-*",),
         settings={"updates": 10, "guidance": 1.75, "gan_features": "teacher"},
         training=LATENTS | {"batch": 2048, "lr": 1e-5, "duration": "204.8M", "ema_halflife": "500k"},
-        source=FASTGEN.format("SD15/config_f_distill.py (100,000 iterations)"),
+        source=FASTGEN.format(f"SD15/config_f_distill.py (100,000 iterations; {UNWEIGHTED})"),
     ),
     Preset(
         name="sdxl",

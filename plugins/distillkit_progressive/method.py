@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+import math
+from typing import Self
+
+from pydantic import Field, model_validator
 
 from distillkit import Method, MethodConfig, Recipe, Stage, StudentGenerator, Teacher
 from distillkit.diffusion import WEIGHTINGS, EulerSampler, WeightingName
 from distillkit.parts import CleanSource
 from distillkit_progressive.halving import Halving
 from distillkit_progressive.presets import PRESETS
+
+GUIDED = (
+    "the first stage halves the guided teacher, and a student that goes on has its guidance in its weights already: "
+    "add --guidance 1"
+)
 
 
 class ProgressiveConfig(MethodConfig):
@@ -26,10 +34,21 @@ class ProgressiveConfig(MethodConfig):
         1.0, ge=0, description="guidance weight w of the teacher in the first stage: uncond + w (cond - uncond)"
     )
 
+    @model_validator(mode="after")
+    def _halves(self) -> Self:
+        halvings, rest = divmod(self.start_steps, self.end_steps)
+        if rest or halvings & (halvings - 1) or not halvings:
+            likely = self.end_steps * 2 ** max(0, round(math.log2(self.start_steps / self.end_steps)))
+            raise ValueError(
+                f"start_steps {self.start_steps} does not come to end_steps {self.end_steps} by halvings alone; "
+                f"{likely} does"
+            )
+        return self
+
     def steps(self) -> list[int]:
         """Student steps of every stage."""
         counts = [self.start_steps]
-        while counts[-1] // 2 >= self.end_steps:
+        while counts[-1] > self.end_steps:
             counts.append(counts[-1] // 2)
         return counts
 
@@ -64,4 +83,10 @@ class Progressive(Method):
         halving = Halving(
             student, WEIGHTINGS[config.weighting], source=config.source, teacher=teacher, guidance=config.guidance
         )
-        return Recipe(student, [halving], stages=stages, guidance=config.guidance)
+        return Recipe(
+            student,
+            [halving],
+            stages=stages,
+            guidance=config.guidance,
+            starts_as_teacher=GUIDED * (config.guidance != 1),
+        )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from distillkit import Method, MethodConfig, OneStep, Recipe, Stage, StudentGenerator, Teacher, UsageError
+from distillkit import Method, MethodConfig, OneStep, Recipe, Stage, StudentGenerator, Teacher
 from distillkit.parts import DistanceName, distance_for
 from distillkit_reflow.presets import PRESETS
 from distillkit_reflow.straight import Straightening, straight_sampler
@@ -46,13 +46,6 @@ class Reflow(Method):
     )
 
     def recipe(self, teacher: Teacher, config: ReflowConfig) -> Recipe:
-        conditioner = teacher.conditioner
-        if config.rounds and config.flow_guidance != 1 and conditioner.count and not conditioner.has_null:
-            # Now, not after the first stage.
-            raise UsageError(
-                f"flow_guidance {config.flow_guidance:g}: the teacher {teacher.spec.name} has no unconditional "
-                "prediction to guide against; leave it at 1"
-            )
         rounds = list[Stage]()
         if config.rounds:
             straight = straight_sampler(teacher.schedule, config.steps)
@@ -68,4 +61,5 @@ class Reflow(Method):
             student, teacher, distances, taught=[stages[0].name] if rounds else [*distances],
             steps=config.steps if rounds else 0, guidance=config.flow_guidance if rounds else 1.0,
         )  # fmt: skip
-        return Recipe(student, [objective], stages=stages)
+        guided = {"flow_guidance": config.flow_guidance} if rounds else {}
+        return Recipe(student, [objective], stages=stages, guided=guided)

@@ -44,7 +44,7 @@ class AdversarialScoreIdentity(ScoreIdentity):
         noisy = self.teacher.schedule.add_noise(x, step.normal("level/noise"), t)
         real = self.teacher(noisy, t, step.condition, self.guidance)
         fake, logits = self.critic.judged(noisy, t, step.condition)
-        log_errors(step, x, real, fake)
+        log_errors(step, x, real, fake, self.guidance)
         return identity_loss(x, real, fake, self.alpha) + self.gan_weight * fakeness(x, real, logits)
 
 

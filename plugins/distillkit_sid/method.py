@@ -36,6 +36,10 @@ class SiDConfig(MethodConfig):
     fake_levels: Literal["lognormal", "grid"] = Field(
         "lognormal", description="noise levels of the fake score: EDM's, or those of the loss, evenly from the grid"
     )
+    fake_level_mean: float = Field(
+        -1.2, ge=-20, le=20, description="mean of ln(sigma / alpha) of the fake score's lognormal levels"
+    )
+    fake_level_std: float = Field(1.2, gt=0, le=20, description="standard deviation of these")
     fake_lr: float | None = Field(
         None, gt=0, le=1, description="learning rate of the fake score; the student's if none"
     )
@@ -66,9 +70,14 @@ class SiD(Method):
     def recipe(self, teacher: Teacher, config: SiDConfig) -> Recipe:
         student = one_step_student(teacher)
         times = noise_levels(teacher.schedule)[round(config.smallest * LEVELS) : round(config.largest * LEVELS)]
-        levels = evenly_from(times) if config.fake_levels == "grid" else lognormal_levels(teacher.schedule)
+        if config.fake_levels == "grid":
+            levels = evenly_from(times)
+        else:
+            levels = lognormal_levels(teacher.schedule, mean=config.fake_level_mean, std=config.fake_level_std)
         fake = FakeScore(teacher.copy_denoiser(), levels, optimizer=own_rate(config.fake_lr))
         if config.fake_guidance != 1:
             fake = GuidedFakeScore(teacher, levels, guidance=config.fake_guidance, optimizer=own_rate(config.fake_lr))
         objective = ScoreIdentity(teacher, fake, times, alpha=config.alpha, guidance=config.guidance)
-        return Recipe(student, [objective], [fake], guidance=config.guidance)
+        return Recipe(
+            student, [objective], [fake], guidance=config.guidance, guided={"fake_guidance": config.fake_guidance}
+        )

@@ -81,13 +81,13 @@ PRESETS = (
     Preset(
         name="edm2-img512",
         teachers=("edm2-img512-*",),
-        settings={"alpha": 1.0},
+        settings={"alpha": 1.0, "fake_level_mean": -0.4, "fake_level_std": 1.0},
         # The code's loss is a sum over the 16384 elements of a sample, times 100, and its eps 1e-6.
         training=EDM64 | {
             "beta1": 0.0, "batch": 2048, "lr": 5e-5, "duration": "200M", "ema_halflife": "2M", "eps": 6.1e-13,
         },
         source="SiD's branch sida: run_sid_edm2.sh (XXL for half as long) and sida_edm2_train.py, in fp16, there with "
-        "the fake score's loss weighted by its own uncertainty",
+        "the fake score's loss weighted, and the student's divided, by the fake score's own uncertainty",
     ),
     Preset(
         name="sd15",

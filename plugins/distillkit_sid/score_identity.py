@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from distillkit import Objective, Samples, ScoreEstimator, Step, Teacher
-from distillkit.parts import FAKE_TO_REAL_ERROR, log_errors, residual
+from distillkit.parts import fake_error, log_errors, residual
 
 
 class ScoreIdentity(Objective):
@@ -23,18 +23,18 @@ class ScoreIdentity(Objective):
     """
 
     needs = (Samples,)
-    diagnostics = (FAKE_TO_REAL_ERROR,)
 
     def __init__(self, teacher: Teacher, fake: ScoreEstimator, times: Tensor, *, alpha: float, guidance: float) -> None:
         super().__init__()
         self.teacher, self.fake, self.times, self.alpha, self.guidance = teacher, fake, times, alpha, guidance
+        self.diagnostics = (fake_error(guidance),)
 
     def __call__(self, step: Step) -> Tensor:
         x, t = step.samples, step.drawn_from(self.times, "level")
         noisy = self.teacher.schedule.add_noise(x, step.normal("level/noise"), t)
         real = self.teacher(noisy, t, step.condition, self.guidance)
         fake = self.fake(noisy, t, step.condition)
-        log_errors(step, x, real, fake)
+        log_errors(step, x, real, fake, self.guidance)
         return identity_loss(x, real, fake, self.alpha)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from fractions import Fraction
 
 import torch
 from torch import Tensor
@@ -69,13 +70,20 @@ class TruncatedRange:
         """sigma / alpha of both neighbours, s > s_next, each (B,) float64 on the CPU."""
         high = self.highest(schedule, first)
         s = student_t_between(step.uniform("level"), self.boundary, high, mean=self.mean, std=self.std, df=self.df)
-        s = torch.where(self.at_boundary(step.indices), torch.full_like(s, self.boundary), s)
+        s = torch.where(self.at_boundary(step.indices, step.before), torch.full_like(s, self.boundary), s)
         return s, self.step(s, 1.0, smallest(schedule))
 
-    def at_boundary(self, indices: Iterable[int]) -> Tensor:
-        """Which samples of the total batch are at the boundary, (B,): evenly spread, floor(rho N) of N."""
+    def at_boundary(self, indices: Iterable[int], before: int = 0) -> Tensor:
+        """Which samples of the total batch are at the boundary, (B,): evenly spread over all samples of the training,
+        rho of them, so that batches of any size have their turn.
+
+        Args:
+            before: samples of the steps before this one.
+        """
+        # What is left of rho times the samples before; exact, as all steps must agree on where the next whole one is.
+        due = float(before * Fraction(str(self.share)) % 1) + 1e-9
         places = torch.as_tensor(list(indices), dtype=torch.float64)
-        return ((places + 1) * self.share).floor() > (places * self.share).floor()
+        return ((places + 1) * self.share + due).floor() > (places * self.share + due).floor()
 
 
 def smallest(schedule: Schedule) -> float:

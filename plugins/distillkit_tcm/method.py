@@ -81,7 +81,7 @@ class TCM(Method):
         "boundary drowns the rest: in short trainings take a larger --truncated-std and --df."
     )
     examples = (
-        {"first_share": 0.0, "boundary": 2.0, "boundary_share": 0.5, "boundary_weight": 1.0, "stages": 1},
+        {"first_share": 0.0, "boundary": 2.0, "boundary_share": 0.3, "boundary_weight": 1.0, "stages": 1},
         {
             "first_share": 0.0,
             "teacher_free": False,
@@ -106,8 +106,9 @@ class TCM(Method):
         truncated = TruncatedRange(
             step, config.boundary, config.boundary_share, config.truncated_mean, config.truncated_std, config.df
         )
+        whole = WholeRange(step, config.level_mean, config.level_std) if config.first_share else None
         loss = TruncatedConsistency(
-            neighbours, denoiser, WholeRange(step, config.level_mean, config.level_std), truncated,
+            neighbours, denoiser, whole, truncated,
             boundary_weight=config.boundary_weight, weighting=config.weighting, c=config.c, source=config.source,
         )  # fmt: skip
         stages = [Stage(FIRST, share=config.first_share), Stage(TRUNCATED, share=1 - config.first_share)]

@@ -35,7 +35,7 @@ class TruncatedConsistency(Objective):
     Args:
         neighbours: how x_r follows from x_t, and whose ends are compared.
         student: its denoiser.
-        whole, truncated: levels of both stages.
+        whole, truncated: levels of both stages; None where there is no first.
         boundary_weight: w_b.
         weighting, c: w, and the constant of the pseudo-Huber distance d; None for 0.00054 sqrt(D).
         source: where clean samples come from.
@@ -47,7 +47,7 @@ class TruncatedConsistency(Objective):
         self,
         neighbours: Neighbours,
         student: Denoiser,
-        whole: WholeRange,
+        whole: WholeRange | None,
         truncated: TruncatedRange,
         *,
         boundary_weight: float,
@@ -75,7 +75,8 @@ class TruncatedConsistency(Objective):
         assert isinstance(sampler, ConsistencySampler)
         truncated = step.stage.name == TRUNCATED
         self.truncated.highest(schedule, sampler.levels[0])  # refused now, not after the first stage
-        s, s_next = (self.truncated if truncated else self.whole)(step, schedule, sampler.levels[0])
+        levels = self.truncated if truncated or self.whole is None else self.whole
+        s, s_next = levels(step, schedule, sampler.levels[0])
         t, r = (schedule.at(level).float().to(step.device) for level in (s, s_next))
         x0, noise = data.sample, step.normal("noise")
         end, target = self.neighbours.ends(
@@ -90,7 +91,7 @@ class TruncatedConsistency(Objective):
 
     def terms(self, step: Step) -> Tensor:
         """What each sample's loss counts in a mean over the batch, (B,): w_b / rho at t', 1 / (1 - rho) above."""
-        boundary, rho = self.truncated.at_boundary(step.indices), self.truncated.share
+        boundary, rho = self.truncated.at_boundary(step.indices, step.before), self.truncated.share
         return torch.where(boundary, self.boundary_weight / rho, 1 / (1 - rho)).double()
 
     def below(self, rows: Tensor) -> Callable[[Tensor, Tensor, Condition], Tensor]:

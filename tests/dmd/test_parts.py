@@ -4,8 +4,9 @@ import pytest
 
 from distillkit import OneStep
 from distillkit.parts import distance_for
+from distillkit.registry import registry
 from distillkit_dmd.method import DMD, DMDConfig
-from tests.parts.toys import gradients, toy_teacher
+from tests.parts.toys import gradients, step_of, toy_teacher
 
 
 @pytest.mark.parametrize(
@@ -61,3 +62,17 @@ def test_a_student_trained_with_lpips_says_so():
     assert distance_for(teacher).name == "lpips"
     remarks = [objective.remark for objective in DMD().recipe(teacher, DMDConfig()).objectives]
     assert remarks[0] == "" and "LPIPS" in remarks[1]
+
+
+@pytest.mark.parametrize(("guidance", "name"), [(1.0, "fake_to_real_error"), (3.0, "fake_to_guided_error")])
+@pytest.mark.parametrize("method", ["dmd", "dmd2", "f-distill", "sid", "sida"])
+def test_the_fake_score_is_judged_by_what_a_guided_teacher_makes_of_it(method, guidance, name):
+    """One that is exact is far better than a guided teacher on the student's samples, so 1 is no sign of health."""
+    teacher, offer = toy_teacher(), registry().method(method)
+    recipe = offer().recipe(teacher, offer.Config(guidance=guidance, **({"distance": "l2"} if method == "dmd" else {})))
+    step, objective = step_of(recipe, teacher), recipe.objectives[0]
+    objective(step)
+    [diagnostic] = [found for found in objective.diagnostics if found.name.startswith("fake_to_")]
+    assert diagnostic.name == name and step.logged[name] > 0
+    assert {logged for logged in step.logged if logged.startswith("fake_to_")} == {name}
+    assert diagnostic.ok[0] == (0.85 if guidance == 1 else 0) and diagnostic.ok[1] == 1.3

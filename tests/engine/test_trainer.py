@@ -237,3 +237,19 @@ def test_one_of_several_that_is_out_of_memory_says_which(bench, monkeypatch):
             with pytest.raises(DistillkitError, match=r"at step 1.*What is held") as refused:
                 train(trainer, outputs, folder, context, resume=False)
             assert str(refused.value).startswith(named)
+
+
+def test_a_step_knows_how_many_samples_came_before_it(bench):
+    """Of whole batches, however they are divided into passes."""
+    seen = []
+
+    class Counting(Toy):
+        def __call__(self, step):
+            seen.append((step.index, step.before, step.batch, len(step)))
+            return super().__call__(step)
+
+    trainer = bench.trainer(bench.toy(Counting()), batch=6, batch_per_device=4)
+    for _ in range(3):
+        trainer.train_step()
+    assert {(index, before, batch) for index, before, batch, _ in seen} == {(0, 0, 6), (1, 6, 6), (2, 12, 6)}
+    assert sum(size for *_, size in seen) == 18 and len(seen) > 3

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from distillkit import UsageError, distil
+from distillkit import ClassLabels, UsageError, distil
 from distillkit.contracts.health import Health
 from distillkit.jobs.planned import planned
 from distillkit.jobs.previews import CLIPPED, Previews, clipped
@@ -121,3 +121,26 @@ def test_a_run_says_how_much_is_cut_off(tmp_path):
     found = {line["step"]: line["clipped_to_teacher"] for line in lines if "preview" in line}
     assert list(found) == [0, 1, 2] and all(-1 <= value <= 1 for value in found.values())
     assert made.health["clipped_to_teacher"] == str(CLIPPED.judge(found[2]))
+
+
+@pytest.mark.parametrize(("method", "setting"), [("sid", "fake_guidance"), ("reflow", "flow_guidance")])
+@pytest.mark.parametrize("teacher", [points, lambda: without_null(conditional())])
+def test_guidance_of_a_trained_network_is_refused_where_its_teacher_knows_no_condition(
+    method, setting, teacher, tmp_path
+):
+    """Before: it had no effect, or failed in the first step."""
+    option = setting.replace("_", "-")
+    with pytest.raises(UsageError, match=rf"--{option} 2: the teacher conformance-.* has no unconditional prediction"):
+        distil(method, teacher(), output_dir=tmp_path / "run", protocol="none", **{setting: 2.0}, **SMALL)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_guidance_that_is_not_trained_is_not_refused(tmp_path):
+    teacher = without_null(conditional())
+    run = distil("reflow", teacher, output_dir=tmp_path / "run", protocol="none", flow_guidance=2.0, rounds=0, **SMALL)
+    assert run.student.nfe == 1
+
+
+def without_null(teacher):
+    teacher.conditioner = ClassLabels(classes=teacher.conditioner.classes, null_label=False)
+    return teacher

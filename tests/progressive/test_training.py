@@ -2,15 +2,20 @@
 
 import pytest
 import torch
+from pydantic import ValidationError
 
+from distillkit import UsageError, distil
 from distillkit.diffusion import EulerSampler, VPSchedule, denoised_from, euler_step
+from distillkit.testing.teachers import conditional
 from distillkit_progressive.method import Progressive, ProgressiveConfig
 from tests.parts.toys import SCHEDULES, step_of, toy_teacher
+
+SMALL = {"device": "cpu", "quiet": True, "batch": 8, "duration": 16, "protocol": "none"}
 
 
 @pytest.mark.parametrize(
     ("start", "end", "counts"),
-    [(4, 1, [4, 2, 1]), (512, 8, [512, 256, 128, 64, 32, 16, 8]), (1, 1, [1]), (6, 2, [6, 3])],
+    [(4, 1, [4, 2, 1]), (512, 8, [512, 256, 128, 64, 32, 16, 8]), (1, 1, [1]), (6, 3, [6, 3])],
 )
 def test_steps_are_halved(start, end, counts):
     config = ProgressiveConfig(start_steps=start, end_steps=end)
@@ -18,6 +23,26 @@ def test_steps_are_halved(start, end, counts):
     stages = Progressive().recipe(toy_teacher(), config).stages
     assert [stage.sampler.steps for stage in stages] == counts
     assert [stage.share for stage in stages] == [1.0] * (len(counts) - 2) + [2.0] * min(2, len(counts))
+
+
+@pytest.mark.parametrize(("start", "end", "instead"), [(10, 1, 8), (512, 3, 384), (4, 8, 8), (6, 2, 8), (3, 2, 4)])
+def test_steps_that_halvings_do_not_lead_to_are_refused(start, end, instead):
+    with pytest.raises(
+        ValidationError, match=f"start_steps {start} does not come to end_steps {end}.*; {instead} does"
+    ):
+        ProgressiveConfig(start_steps=start, end_steps=end)
+    assert ProgressiveConfig(start_steps=instead, end_steps=end).steps()[-1] == end
+
+
+def test_a_guided_teacher_is_not_halved_in_the_place_of_another_student(tmp_path):
+    """The first stage would lead a student of four steps back to the teacher."""
+    teacher = conditional()
+    first = distil("kd", teacher, output_dir=tmp_path / "kd", pairs_count=8, pairs_steps=2, **SMALL)
+    asked = {"student": str(first.folder), "start_steps": 2, "output_dir": tmp_path / "run", **SMALL}
+    with pytest.raises(UsageError, match=r"--student .*halves the guided teacher.*add --guidance 1"):
+        distil("progressive", teacher, guidance=2.0, **asked)
+    assert not (tmp_path / "run").exists()
+    assert distil("progressive", teacher, guidance=1.0, **asked).student.nfe == 1
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)

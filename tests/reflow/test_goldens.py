@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 
-from distillkit import ClassLabels, OneStep, UsageError
+from distillkit import OneStep, UsageError
 from distillkit_reflow.method import Reflow, ReflowConfig
 from distillkit_reflow.straight import straight_levels
 from tests.parts.toys import step_of, toy_teacher
@@ -100,11 +100,3 @@ def test_without_a_round_the_teachers_pairs_are_distilled_at_once():
 def test_lpips_is_refused_where_there_are_no_images():
     with pytest.raises(UsageError, match="lpips"):
         Reflow().recipe(toy_teacher("edm", "points"), ReflowConfig(distance="lpips"))
-
-
-def test_guidance_of_the_flow_is_refused_before_the_first_stage_where_there_is_nothing_to_guide_against():
-    teacher = toy_teacher("flow")
-    teacher.conditioner = ClassLabels(classes=3, null_label=False)
-    with pytest.raises(UsageError, match=r"flow_guidance 1\.5: the teacher toy"):
-        Reflow().recipe(teacher, ReflowConfig(flow_guidance=1.5))
-    assert Reflow().recipe(teacher, ReflowConfig(flow_guidance=1.5, rounds=0)).stages

@@ -95,3 +95,14 @@ def test_long_and_short_guidance(schedule):
 def test_levels_of_the_loss_must_leave_some():
     with pytest.raises(ValidationError, match=r"0\.9.*0\.5"):
         SiDConfig(smallest=0.9, largest=0.5)
+
+
+def test_the_fake_scores_levels_are_those_that_a_preset_says():
+    teacher = toy_teacher()
+    uniform = torch.rand(200, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    for settings, mean, std in (({}, -1.2, 1.2), ({"fake_level_mean": -0.4, "fake_level_std": 1.0}, -0.4, 1.0)):
+        [fake] = SiD().recipe(teacher, SiDConfig(**settings)).learners
+        wanted = teacher.schedule.at(lognormal_ratios(uniform, mean=mean, std=std))
+        torch.testing.assert_close(fake.levels(uniform), wanted)
+    preset = SiD.preset_for("edm2-img512-xs")
+    assert (preset.settings["fake_level_mean"], preset.settings["fake_level_std"]) == (-0.4, 1.0)

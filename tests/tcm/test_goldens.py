@@ -22,7 +22,7 @@ class Given(TruncatedRange):
     """The golden's levels in the place of draws."""
 
     def __call__(self, step, schedule, first):
-        s = torch.where(self.at_boundary(step.indices), torch.full_like(step.t, self.boundary), step.t)
+        s = torch.where(self.at_boundary(step.indices, step.before), torch.full_like(step.t, self.boundary), step.t)
         return s, self.step(s, 1.0, 1e-6)
 
 
@@ -32,7 +32,7 @@ class Replay(Step):
     def __init__(self, given, student, condition, t):
         self.student, self.device, self.stage, self.t = student, torch.device("cpu"), Stage(TRUNCATED), t
         self._batches, self._noise, self._logged = {Images: Images(given["x_start"], condition)}, given["noise"], {}
-        self.indices = [3, 0, 1, 2]
+        self.indices, self.index, self.batch = [3, 0, 1, 2], 0, 4
 
     def normal(self, purpose):
         return self._noise

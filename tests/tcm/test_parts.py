@@ -40,6 +40,15 @@ def test_the_share_at_the_boundary_is_exact_however_a_batch_is_split():
     assert torch.equal(whole, torch.cat([levels.at_boundary(range(20)), levels.at_boundary(range(20, 64))]))
 
 
+@pytest.mark.parametrize(("share", "batch"), [(0.25, 1), (0.25, 3), (0.3, 7), (0.1, 20)])
+def test_batches_that_the_share_does_not_divide_have_their_turn(share, batch):
+    """With a quarter of one to three samples there was never any at t'."""
+    levels = TruncatedRange(None, 1.0, share, 0.0, 0.2, 0.01)
+    found = [levels.at_boundary(range(batch), batch * k).sum().item() for k in range(1000)]
+    assert sum(found) == pytest.approx(1000 * batch * share, abs=1)
+    assert max(found) - min(found) <= 1
+
+
 @pytest.mark.parametrize("schedule", [EDMSchedule(), VPSchedule(), FlowSchedule()])
 def test_the_second_stage_is_above_the_boundary_with_the_shortest_steps(schedule):
     recipe = made(toy_teacher())
