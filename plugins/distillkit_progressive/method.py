@@ -88,5 +88,5 @@ class Progressive(Method):
             [halving],
             stages=stages,
             guidance=config.guidance,
-            starts_as_teacher=GUIDED * (config.guidance != 1),
+            starts_as_teacher=GUIDED if config.guidance != 1 else "",
         )
