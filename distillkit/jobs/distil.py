@@ -37,6 +37,7 @@ from distillkit.jobs.prompts import captions_among, cut, encoded, opened, requir
 from distillkit.jobs.recipe import inputs_of, recipe_of, sources_of
 from distillkit.jobs.rows import Result, Row, read_row, row_json, table_of
 from distillkit.jobs.spreading import building, spread, teacher_on
+from distillkit.jobs.start import start_from
 from distillkit.jobs.teacher_weights import ADAPTERS, COPIES, lower, refuse_fp8, set_apart
 from distillkit.jobs.timing import timed
 from distillkit.jobs.training import evaluation_of, measured, train, weights_at
@@ -49,7 +50,6 @@ from distillkit.runs.folder import RunFolder
 from distillkit.students.artifact import save_student
 from distillkit.students.card import write_card
 from distillkit.students.description import StudentDescription, describe_student
-from distillkit.students.load import initial_weights
 
 DISTILLED = "student, distilled"
 MEASURING = "after the last step, while measuring; nothing is trained again"
@@ -142,7 +142,7 @@ class Distillation:
         for source in self.sources.values():
             source.check()
         if self.config.student.init:
-            self._start_from(self.config.student.init)
+            start_from(self.config.student.init, self.recipe, self.teacher, self.strategy, self.context.reporter.say)
         for objective in self.recipe.objectives:
             with blaming(f"objective {objective.name}", self.method.origin, "cannot be prepared"):
                 objective.prepare()
@@ -153,12 +153,6 @@ class Distillation:
             self.context.reporter.say(f"prompts: {self.prompts.summary}")
             if warning := cut(self.teacher.conditioner, self.prompts.prompts):
                 self.context.reporter.say(warning)
-
-    def _start_from(self, path: str) -> None:
-        """Give the student another student's weights; it keeps this recipe's sampler."""
-        weights, origin = initial_weights(path, self.recipe.student.denoiser, self.teacher)
-        self.strategy.scatter(self.recipe.student.denoiser, weights)
-        self.context.reporter.say(f"the student starts from {origin}")
 
     def _say_what_is_measured(self) -> None:
         say, ratio = self.context.reporter.say, self._start_ratio()

@@ -217,8 +217,11 @@ def _require_the_same(described: AdapterDescription | None, like: Denoiser, orig
         )
 
 
-def initial_weights(path: str | Path, like: Denoiser, teacher: Teacher | None = None) -> tuple[dict[str, Tensor], str]:
-    """The weights that another training's student starts from, by the names of its denoiser, and where they come from.
+def initial_weights(
+    path: str | Path, like: Denoiser, teacher: Teacher | None = None
+) -> tuple[dict[str, Tensor], str, Path | None]:
+    """The weights that another training's student starts from, by the names of its denoiser; where they come from; and
+    the student's or checkpoint's folder, where there is one.
 
     Args:
         path: whatever `load_student` takes, or a safetensors file of a denoiser's or a student's weights.
@@ -229,7 +232,7 @@ def initial_weights(path: str | Path, like: Denoiser, teacher: Teacher | None = 
         UsageError: when there is nothing of the kind, or the network is another.
         DistillkitError: when it is damaged or not finite.
     """
-    file = Path(path).expanduser()
+    file, folder = Path(path).expanduser(), None
     if file.is_file():
         if file.suffix != ".safetensors":
             raise UsageError(
@@ -241,7 +244,7 @@ def initial_weights(path: str | Path, like: Denoiser, teacher: Teacher | None = 
         origin = str(file)
     else:
         weights = found_weights(path, logging.getLogger("distillkit").warning)
-        state, origin = weights.state, weights.origin
+        state, origin, folder = weights.state, weights.origin, weights.folder
         if weights.description.adapter is not None and adapted_in(like) is None:
             beside = weights.description.adapter.base_sha256
             at_hand = teacher if teacher is not None and base_sha256(teacher) == beside else None
@@ -251,4 +254,4 @@ def initial_weights(path: str | Path, like: Denoiser, teacher: Teacher | None = 
     if strange := difference(like, state):
         raise UsageError(f"a student cannot start from {origin}, which is of another network: {strange} there")
     check_fit(like.state_dict(), state, origin)
-    return state, origin
+    return state, origin, folder

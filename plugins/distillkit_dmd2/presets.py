@@ -80,7 +80,7 @@ PRESETS = (
         source="DMD2's experiments/sdv1.5, laion6.25_sd_baseline_8node_guidance1.75_lr1e-5_seed10_dfake10_from_scratch "
         "(64 x 32 images, 39,000 iterations, FID 9.28), and the warm-up of main/train_sd.py, 500 steps over 64 "
         "processes; its second phase with the GAN: --student RUN --lr 5e-7 --gan-weight 1e-3 --duration 4.1M (FID "
-        "8.35), there from the first's fake score too; EMA untuned",
+        "8.35); EMA untuned",
     ),
     Preset(
         name="sdxl",

@@ -234,7 +234,7 @@ def test_weights_to_start_from_come_from_a_student_or_a_file(teacher_of, student
     save_file({f"denoiser.{name}": value for name, value in expected.items()}, tmp_path / "average.safetensors")
     like = teacher_of().denoiser
     for path in (student.folder, student.folder / "model.safetensors", tmp_path / "average.safetensors"):
-        state, origin = initial_weights(path, like)
+        state, origin, _ = initial_weights(path, like)
         assert state.keys() == expected.keys() and str(path) in origin
         assert all(torch.equal(state[name], value) for name, value in expected.items())
     (tmp_path / "weights.pt").write_bytes(b"pickle")

@@ -55,7 +55,7 @@ def test_every_checkpoint_is_a_student(run, selector, expected):
     assert value(student) == expected
     assert student.description.images_seen == abs(int(expected * 1600)) and student(2).shape == (2, 1, 4, 4)
     assert student.description.weights_sha256
-    state, origin = initial_weights(f"{run}{selector}", student.generator.denoiser)
+    state, origin, _ = initial_weights(f"{run}{selector}", student.generator.denoiser)
     assert state["model.read.weight"].flatten()[0] == expected and "step" in origin
 
 

@@ -115,7 +115,7 @@ def test_a_consistency_pipeline_starts_a_training_and_is_exported(consistency, t
     from distillkit.students.load import initial_weights
 
     student = load_student(consistency).with_nfe(2)
-    state, _ = initial_weights(consistency, student.generator.denoiser)
+    state, *_ = initial_weights(consistency, student.generator.denoiser)
     assert all(torch.equal(value, state[name]) for name, value in student.generator.denoiser.state_dict().items())
     export(student, "diffusers", tmp_path / "out")
     pipeline = diffusers.DiffusionPipeline.from_pretrained(tmp_path / "out", trust_remote_code=True)
