@@ -28,7 +28,7 @@ SHORTER = {
     "--model-channels 32 --channel-mult 1,2": "--model-channels 8 --channel-mult 1",
     "--duration 200k --batch 64": "--duration 16 --batch 8",
     "--duration 64k": "--duration 16 --batch 8 --pairs-count 8",
-    "1k": "16",
+    "1k": "0.016k",
     "budget: 500k": "budget: 1k\ncurve_points: 1\ntraining: {batch: 8}\nsources: {pairs: {count: 8}}",
     "32, 32)": "8, 8)",
 }

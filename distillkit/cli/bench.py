@@ -7,7 +7,16 @@ from typing import Annotated
 
 import typer
 
-from distillkit.cli.choices import SUITES, DeviceOption, DryRunOption, TimeoutOption, launchers, offered, suites
+from distillkit.cli.choices import (
+    SUITES,
+    DeviceOption,
+    DryRunOption,
+    TimeoutOption,
+    count_of,
+    launchers,
+    offered,
+    suites,
+)
 from distillkit.cli.choices import methods as completed_methods
 
 
@@ -95,7 +104,7 @@ def bench(
         return
     workers = Workers(jobs, processes_per_job, launcher, _options(slurm or []), retries)
     names = [name.strip() for name in methods.split(",") if name.strip()]
-    spent = _count(budget)
+    spent = count_of(budget, "--budget")
     if dry_run:
         show_bench_plan(
             run.plan(
@@ -125,13 +134,3 @@ def _options(given: list[str]) -> dict[str, str]:
             raise UsageError(f"--slurm {one}: write KEY=VALUE, such as partition=gpu")
         options[key.strip()] = value.strip()
     return options
-
-
-def _count(budget: str) -> int | None:
-    from distillkit.counts import parse_count
-    from distillkit.errors import UsageError
-
-    spent = parse_count(budget) if budget else None
-    if spent is not None and (not isinstance(spent, int) or spent < 1):
-        raise UsageError(f"--budget {budget}: write a count such as 300k or 1.5M")
-    return spent

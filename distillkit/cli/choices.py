@@ -172,3 +172,18 @@ TimeoutOption = Annotated[
     ),
 ]  # fmt: skip
 DryRunOption = Annotated[bool, typer.Option("--dry-run", "-n", help="Show the plan; write nothing.")]
+
+
+def count_of(text: str, option: str) -> int | None:
+    """A count such as 300k or 1.5M; None of "".
+
+    Raises:
+        UsageError: naming the option.
+    """
+    from distillkit.counts import parse_count
+    from distillkit.errors import UsageError
+
+    found = parse_count(text) if text else None
+    if found is not None and (not isinstance(found, int) or found < 1):
+        raise UsageError(f"{option} {text}: write a count such as 300k or 1.5M")
+    return found

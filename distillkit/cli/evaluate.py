@@ -18,6 +18,7 @@ from distillkit.cli.choices import (
     SchedulerOption,
     TimestepsOption,
     WeightsOption,
+    count_of,
     offered,
     subjects,
 )
@@ -39,8 +40,8 @@ def evaluate(
         ),
     ] = None,
     samples: Annotated[
-        int | None, typer.Option(min=2, help="Another number of samples, which is another protocol.")
-    ] = None,
+        str, typer.Option(help="Another number of samples, such as 1k, which is another protocol.  [default: its own]")
+    ] = "",
     first_seed: Annotated[int, typer.Option("--first-seed", min=0, help="Sample i has seed FIRST + i.")] = 0,
     nfe: Annotated[
         str, typer.Option(help="Network evaluations of a sample, one record for each: 5,9,35.  [default: its own]")
@@ -140,7 +141,8 @@ def evaluate(
     if output and output.suffix == ".json" and len(evaluations) > 1:
         raise UsageError("--output names one record and several are made; name a folder")
     made = evaluate_all(
-        subject, protocol, device=device, quiet=quiet, reference=reference, extractor=extractor, samples=samples,
+        subject, protocol, device=device, quiet=quiet, reference=reference, extractor=extractor,
+        samples=count_of(samples, "--samples"),
         first_seed=first_seed, nfe=evaluations, metrics=tuple(m.strip() for m in metrics.split(",") if m.strip()),
         batch=batch, precision=precision, guidance=guidance, steps=steps, solver=solver,
         resolution=resolution, embedded_guidance=embedded_guidance, guide_with=guide_with,

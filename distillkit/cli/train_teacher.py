@@ -89,7 +89,7 @@ def common_options(
     like: Annotated[
         str | None,
         typer.Option(
-            help="Pipeline of diffusers whose part is trained, anew; its other parts stay as they are.",
+            help="Teacher or pipeline whose network or other part is trained, anew; the rest stays as it is.",
             autocompletion=offered("teachers"),
         ),
     ] = None,

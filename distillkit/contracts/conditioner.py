@@ -129,7 +129,7 @@ class Conditioner(BaseModel, ABC):
 
 
 class Unconditional(Conditioner):
-    """No condition: one key, which stands for nothing."""
+    """No condition: there are no keys to choose from, and key 0 stands for nothing."""
 
     @property
     def count(self) -> int:

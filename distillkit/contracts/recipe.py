@@ -24,7 +24,7 @@ class Recipe:
         student_every: the student is updated in every `student_every`-th step, the learners in all.
         guidance: guidance weight that the student learns in; None where it is that of the data which it reads.
         guided: guidance weights of networks that are trained here, by the names of their settings; other weights than
-            1 need a teacher whose conditioner knows no condition.
+            1 need a teacher that also predicts without a condition (`conditioner.has_null`).
         starts_as_teacher: why the student must begin with the teacher's weights, as a person is told who asks for
             another beginning; "" where it need not.
 

@@ -66,8 +66,8 @@ class TeacherSpec(BaseModel):
 class Teacher:
     """A frozen denoiser with its conditioner, codec and facts.
 
-    Methods use `teacher(...)`, `teacher.schedule`, `teacher.conditioner` and `teacher.copy_denoiser()` alone, and so
-    never learn what kind of model they distil.
+    Methods use `teacher(...)`, `teacher.schedule`, `teacher.conditioner`, `teacher.copy_denoiser()` and facts that all
+    models have (`spec.shape`, `guidable`, `denoiser.layers_at`), and so never learn what kind of model they distil.
 
     Args:
         denoiser: its network; frozen here.

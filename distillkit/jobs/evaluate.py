@@ -49,6 +49,8 @@ def evaluate_subject(
         within_bounds(nfe=nfe)
     found = found_subjects(subject, options, context)
     protocol = measure_for(found[0], options)
+    if options.samples is None and found[0].samples == protocol.protocol.samples.count:
+        context.reporter.say(f"samples: {found[0].samples:,}, as the run was measured")
     saver = _Saver(options, context, found)
     for one in found:
         if isinstance(one.candidate, GivenImages):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from distillkit.contracts.teacher import Teacher
@@ -45,12 +45,14 @@ class Found:
 
     Args:
         shape: of a decoded sample, without the batch, where that is known.
+        samples: of that protocol; its own number if none.
     """
 
     candidate: Candidate
     protocol: str | None
     folder: Path
     shape: tuple[int, ...] | None = None
+    samples: int | None = None
 
 
 def found_subjects(
@@ -96,7 +98,9 @@ def _named_student(name: str, options: EvaluationOptions, context: Context) -> l
     folder, selector = split_selector(name)
     run = folder.resolve().parent if folder.name == "student" else folder
     title = f"{run.name}@{selector}" if selector else run.name
-    return _students(student, title, _records(folder), options, context, _protocol_of(run))
+    protocol, samples = _measured_by(run)
+    found = _students(student, title, _records(folder), options, context, protocol)
+    return [replace(one, samples=samples) for one in found]
 
 
 def is_student(name: str) -> bool:
@@ -109,13 +113,15 @@ def is_student(name: str) -> bool:
     return any((path / part).exists() for part in (DESCRIPTION, f"student/{DESCRIPTION}", "checkpoints", STATE))
 
 
-def _protocol_of(run: Path) -> str | None:
-    """The protocol that a run was asked to be measured under; None where its own folder is not there, or says none."""
-    if not (run / CONFIG).is_file():
-        return None
-    evaluation = read_config(run / CONFIG).values.get("evaluation")
-    protocol = evaluation.get("protocol") if isinstance(evaluation, dict) else None
-    return protocol if isinstance(protocol, str) and protocol != NONE else None
+def _measured_by(run: Path) -> tuple[str | None, int | None]:
+    """The protocol that a run was asked to be measured under, and its number of samples; None where its own folder is
+    not there, or says none."""
+    evaluation = read_config(run / CONFIG).values.get("evaluation") if (run / CONFIG).is_file() else None
+    if not isinstance(evaluation, dict):
+        return None, None
+    protocol, samples = evaluation.get("protocol"), evaluation.get("samples")
+    named = protocol if isinstance(protocol, str) and protocol != NONE else None
+    return named, samples if isinstance(samples, int) and samples >= 2 else None
 
 
 def _student_name(student: Student) -> str:
@@ -200,7 +206,8 @@ def measure_for(found: Found, options: EvaluationOptions) -> Measure:
     name, own = options.protocol or (None if clip else found.protocol), options.reference is not None
     if own and not options.protocol and name and (is_reference(name) or isinstance(preset(name), OwnMeasure)):
         name = None
-    count = options.samples
+    others = (options.protocol, options.reference, options.clip)
+    count = options.samples or (None if any(others) else found.samples)
     if isinstance(found.candidate, GivenImages):
         if options.first_seed:
             raise UsageError("given images have no seeds: leave --first-seed out")

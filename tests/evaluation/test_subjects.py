@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import distillkit
 from distillkit import Student, StudentGenerator, UsageError, load_teacher
 from distillkit.embedded.digits.data import load_digits
 from distillkit.embedded.digits.protocol import digits_features, digits_reference
@@ -16,6 +17,7 @@ from distillkit.jobs.context import job_context
 from distillkit.jobs.evaluate import evaluate_subject
 from distillkit.jobs.options import EvaluationOptions, solver_steps
 from distillkit.students.description import describe_student
+from distillkit.testing.teachers import conditional
 
 
 @pytest.fixture
@@ -167,3 +169,20 @@ def test_a_teacher_of_digits_size_gets_their_protocol_and_others_none(tiny_teach
     assert protocol_for("mine", (1, 8, 8), 9) is None and protocol_for("mine", (3, 8, 8), 10) is None
     assert protocol_for("edm-cifar10-cond", (3, 32, 32), 10) == "edm-cifar10"
     assert protocol_for("mixture", (2,), 0) == "mixture" and protocol_for("moons", (2,), 0) is None
+
+
+def test_a_run_is_measured_on_as_many_samples_as_before(tmp_path, capsys):
+    """Before: on the protocol's own number, which is another protocol than its record's."""
+    made = distillkit.distil(
+        "kd", conditional(), output_dir=tmp_path / "run", duration=16, batch=8, pairs_count=8, pairs_steps=2,
+        device="cpu", quiet=True, protocol="digits8", evaluation_samples=40,
+    )  # fmt: skip
+    capsys.readouterr()
+    again = distillkit.evaluate(made.folder, output=tmp_path / "own.json", device="cpu")
+    assert again.protocol_id == made.record.protocol_id and again.protocol.samples.count == 40
+    assert "samples: 40, as the run was measured" in "".join(capsys.readouterr())
+    asked = distillkit.evaluate(made.folder, samples=50, output=tmp_path / "more.json", device="cpu", quiet=True)
+    named = distillkit.evaluate(
+        made.folder, protocol="digits8", output=tmp_path / "named.json", device="cpu", quiet=True
+    )
+    assert (asked.protocol.samples.count, named.protocol.samples.count) == (50, 5000)
