@@ -19,6 +19,7 @@ from distillkit.benchmark.jobs import (
     reason_of,
     teacher_for,
 )  # fmt: skip
+from distillkit.benchmark.measures import as_of, is_of, measure_of
 from distillkit.benchmark.outcomes import (
     State,
     about_run,
@@ -40,13 +41,11 @@ from distillkit.engine.watch import lost_another
 from distillkit.environment import environment
 from distillkit.errors import DistillkitError, Interrupted, UsageError
 from distillkit.evaluation.generator import Candidate, Generator, teacher_generator
-from distillkit.evaluation.measure import Measure
 from distillkit.evaluation.pipeline import fitted, measure
-from distillkit.evaluation.presets import default_protocol, load_measure
-from distillkit.evaluation.record import Record, Selection, read_record, write_record
+from distillkit.evaluation.record import Record, read_record, write_record
 from distillkit.evaluation.teacher_record import teacher_record
 from distillkit.files import cache_folder
-from distillkit.jobs.context import Context, launch
+from distillkit.jobs.context import Context, causes_of, launch
 from distillkit.jobs.distil import Distillation
 from distillkit.jobs.options import EvaluationOptions
 from distillkit.jobs.run import Run as FinishedRun
@@ -174,7 +173,8 @@ class Bench:
         except Interrupted:
             raise
         except Exception as error:  # a method may fail in any way, and the others go on
-            if isinstance(error, RuntimeError) and (LOST_DEVICE in str(error) or lost_another(error)):
+            # A failure in a loss is told as its plugin's, and raised from what it was.
+            if any(LOST_DEVICE in str(cause) or lost_another(cause) for cause in causes_of(error)):
                 raise ProcessUnusable(f"{job.title}: {reason_of(error)}") from error
             run = failed_run(self.suite, job, reason_of(error))
             self.context.reporter.say(failure(run))
@@ -241,7 +241,7 @@ class Bench:
             generator = replace(generator, subject=generator.subject.model_copy(update={"name": job.entry}))
             if job.seed == self.suite.first_seed:
                 self._picture(job.entry if sampled is student else f"{job.entry}, NFE {nfe}", generator)
-            made = partial(_as_of, generator, own) if own and _is_of(own, generator, self.measure) else None
+            made = partial(as_of, generator, own) if own and is_of(own, generator, self.measure) else None
             yield self._measured(generator, f"{job.entry}-seed{job.seed}-nfe{nfe}", made)
 
     def _measure_published(self, job: Job) -> str:
@@ -289,23 +289,6 @@ class Bench:
         self.results = self.results.model_copy(update={"grid": {**self.results.grid, name: sheet(name)}})
 
 
-def measure_of(suite: Suite, teacher: Teacher) -> Measure:
-    """The protocol of a suite, ready to measure.
-
-    Raises:
-        UsageError: where no protocol is known for the teacher and the suite names none.
-        DistillkitError: when the protocol's files are missing.
-    """
-    protocol = suite.protocol or default_protocol(teacher)
-    if protocol is None:
-        raise UsageError(
-            f"no protocol is known for the teacher {teacher.spec.name}: name one in the suite (protocol: NAME, see "
-            "`distillkit protocols`, or protocol: FILE, made of images by `distillkit reference make`)"
-        )
-    shape = teacher.codec.decoded_shape(teacher.spec.shape)
-    return load_measure(protocol, count=suite.samples, shape=shape)
-
-
 def _otherwise(student: Student, evaluations: tuple[int, ...]) -> Iterator[Student]:
     """The student with other numbers of evaluations, those that its sampler can do."""
     for nfe in sorted({*evaluations} - {round(student.nfe)}):
@@ -313,17 +296,6 @@ def _otherwise(student: Student, evaluations: tuple[int, ...]) -> Iterator[Stude
             yield student.with_nfe(nfe)
         except UsageError:
             continue
-
-
-def _is_of(record: Record, generator: Generator, how: Measure) -> bool:
-    """Whether a record holds what measuring the generator would give: all but its name is the same."""
-    subject = record.subject.model_copy(update={"name": generator.subject.name})
-    return subject == generator.subject and record.protocol_id == fitted(generator, how).protocol.id
-
-
-def _as_of(generator: Generator, record: Record) -> Record:
-    """The record under the generator's name; nothing was chosen among checkpoints."""
-    return record.model_copy(update={"subject": generator.subject, "selection": Selection()})
 
 
 def _whole(path: Path) -> bool:

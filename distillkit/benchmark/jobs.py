@@ -33,7 +33,10 @@ from distillkit.runs.config import RunConfig, resolve
 from distillkit.runs.folder import RunFolder
 from distillkit.runs.validation import merge
 
-TRAINING_CODE = ("contracts", "data", "diffusion", "embedded", "engine", "jobs", "models", "parts")
+TRAINING_CODE = (
+    "contracts", "data", "diffusion", "embedded", "engine", "jobs", "models", "parallel", "parts", "students",
+    "counts.py", "power_ema.py",
+)  # fmt: skip
 FIGURES_CODE = ("contracts", "data", "diffusion", "embedded", "evaluation", "models", "students")
 """The parts of distillkit that a trained student depends on, and those that its figures do."""
 
@@ -241,7 +244,10 @@ def identity(planned: Distillation, method: Installed, processes: int) -> str:
     return hash_of(
         {
             "teacher": {**teacher_identity(teacher), "spec": teacher.spec.model_dump(mode="json")},
-            "start": content_hash(planned.recipe.student.denoiser.state_dict()),
+            "start": {
+                "student": content_hash(planned.recipe.student.denoiser.state_dict()),
+                **{learner.name: content_hash(learner.state_dict()) for learner in planned.recipe.learners},
+            },
             "data": {source.name: source.fingerprint for source in planned.sources.values()},
             "distillkit": [version("distillkit"), own_source_hash(*TRAINING_CODE)],
             "method": [method.origin, source_hash(method.value)],
@@ -270,8 +276,8 @@ def own_source_hash(*parts: str) -> str:
     return _files_hash(*(Path(__file__).parents[1] / part for part in parts))
 
 
-def _files_hash(*folders: Path) -> str:
-    files = sorted(file for folder in folders for file in folder.rglob("*.py"))
+def _files_hash(*places: Path) -> str:
+    files = sorted(file for place in places for file in (place.rglob("*.py") if place.is_dir() else [place]))
     return hashlib.sha256(b"\0".join(file.read_bytes() for file in files)).hexdigest()
 
 

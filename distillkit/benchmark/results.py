@@ -56,7 +56,7 @@ class Run(_Part):
     config: dict[str, Any] = Field(default_factory=dict)
     cost: dict[str, float] = Field(default_factory=dict, description="forward-equivalents by role")
     images: int = Field(0, description="images trained on")
-    seconds: float = Field(0, description="wall time, evaluations included, since it was last resumed")
+    seconds: float = Field(0, description="wall time of preparing, training and measuring")
     health: dict[str, str] = Field(default_factory=dict)
     curve: tuple[Point, ...] = ()
     records: tuple[Inside, ...] = Field((), description="files of its records, relative to the benchmark's folder")

@@ -9,9 +9,10 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
-from distillkit.benchmark.harness import Bench, measure_of
+from distillkit.benchmark.harness import Bench
 from distillkit.benchmark.jobs import Job, precision_of
 from distillkit.benchmark.leaderboard import Leaderboard, leaderboard
+from distillkit.benchmark.measures import measure_of
 from distillkit.benchmark.outcomes import State, require_some
 from distillkit.benchmark.published import to_download
 from distillkit.benchmark.report import write_report

@@ -138,8 +138,6 @@ def evaluate(
         raise UsageError(f"--nfe {nfe}: write whole numbers such as 1,2,4") from error
     if nfe and not evaluations:
         raise UsageError(f"--nfe {nfe}: write whole numbers such as 1,2,4")
-    if output and output.suffix == ".json" and len(evaluations) > 1:
-        raise UsageError("--output names one record and several are made; name a folder")
     made = evaluate_all(
         subject, protocol, device=device, quiet=quiet, reference=reference, extractor=extractor,
         samples=count_of(samples, "--samples"),

@@ -256,7 +256,8 @@ class Checkpoints:
         latest, name = self.folder / "latest", f"{self.path(step).name}\n".encode()
         if not latest.is_file() or latest.read_bytes() != name:
             write_bytes(latest, name)
-        for old in self._present()[self.keep :]:
+        # One of a later step was damaged, and is written again.
+        for old in [path for path in self._present() if path <= self.path(step)][self.keep :]:
             shutil.rmtree(old, ignore_errors=True)
 
     def update(self, step: int, values: Mapping[str, Any]) -> None:

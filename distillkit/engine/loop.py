@@ -101,7 +101,7 @@ class Loop(ABC):
         self._means, self._selection = Means(), Selection()
         # What is due at the present step and follows its checkpoint: it is done on resuming where it was not.
         self._to_evaluate = self._to_preview = False
-        self._began, self._seconds_before = time.monotonic(), 0.0
+        self._began, self.seconds_before = time.monotonic(), 0.0
         self._updaters: dict[str, Updater] = {}
         self._said_what_it_takes = False
 
@@ -131,8 +131,8 @@ class Loop(ABC):
 
     @property
     def seconds(self) -> float:
-        """Since the trainer was made, and of the trainings that were saved and resumed before."""
-        return self._seconds_before + time.monotonic() - self._began
+        """Since the trainer was made, and before that: of what prepared it, and of trainings that it goes on from."""
+        return self.seconds_before + time.monotonic() - self._began
 
     @property
     def selection(self) -> dict[str, Any]:
@@ -292,7 +292,7 @@ class Loop(ABC):
         self._enter(max(self.step - 1, 0), resuming=True)
         self._selection = Selection(**saved.selection.model_dump())
         self._to_evaluate, self._to_preview = saved.to_evaluate, saved.to_preview
-        self._seconds_before = saved.seconds
+        self.seconds_before = saved.seconds
         restore(checkpoint, self.networks.changed, self._updaters, self.cost)
         self._means.load_state(means, self.accelerator, str(checkpoint.folder / "means.safetensors"))
         restore_generators(checkpoint, self.accelerator)

@@ -170,7 +170,7 @@ class Updater:
 
 
 class Average(ABC):
-    """A moving average of a module's parameters.
+    """A moving average of a module's parameters; buffers, such as running statistics, are the module's of now.
 
     Args:
         source: the module in training.
@@ -193,16 +193,24 @@ class Average(ABC):
         # The parts that this process holds: an average needs no other.
         self._from = [local_of(source).detach() for source, _ in apart]
         self._to = [local_of(target).detach() for _, target in apart]
+        buffers = zip(self.source.buffers(), self.target.buffers(), strict=True)
+        self._buffers = [(source, target) for source, target in buffers if source is not target]
 
     @torch.no_grad()
     def restart(self) -> None:
         """Make the average equal to the present weights."""
         torch._foreach_copy_(self._to, self._from)
+        self._take_buffers()
 
     @torch.no_grad()
     def update(self, images: float, seen: float) -> None:
         """Take in the weights after a step of `images` images, `seen` in all, these among them."""
         torch._foreach_lerp_(self._to, self._from, 1 - self.decay(images, seen))
+        self._take_buffers()
+
+    def _take_buffers(self) -> None:
+        if self._buffers:
+            torch._foreach_copy_([target for _, target in self._buffers], [source for source, _ in self._buffers])
 
 
 class MovingAverage(Average):

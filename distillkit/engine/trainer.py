@@ -84,6 +84,9 @@ class Trainer(Loop):
         self.averages: list[Average] = [MovingAverage.configured(self.student, self.ema, config)]
         for sigma, target in self.networks.powers.items():
             self.averages.append(PowerAverage(self.student, target, sigma_rel=sigma))
+        for average in self.averages:
+            # They were copied before the student was given another one's weights.
+            average.restart()
         self.diagnostics = [d for part in recipe.parts for d in part.diagnostics]
         self._step = partial(
             Step, student=self.student, conditioner=teacher.conditioner, rng=self.rng, device=device,

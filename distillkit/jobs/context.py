@@ -217,7 +217,7 @@ def _others_ending(context: Context) -> Iterator[None]:
         yield
     except (RuntimeError, DistillkitError) as error:
         # A pass through a network in parts is a collective operation too, and whoever made it is blamed for its end.
-        if context.world == 1 or not any(lost_another(cause) for cause in _causes(error)):
+        if context.world == 1 or not any(lost_another(cause) for cause in causes_of(error)):
             raise
         go_on = f" Continue with: {context.progress.go_on}" if context.progress.go_on else ""
         if context.stop:
@@ -228,7 +228,7 @@ def _others_ending(context: Context) -> Iterator[None]:
         ) from error
 
 
-def _causes(error: BaseException) -> Iterator[BaseException]:
+def causes_of(error: BaseException) -> Iterator[BaseException]:
     """The error, if it is no message of ours, and what it was raised from."""
     cause: BaseException | None = error
     while cause is not None:

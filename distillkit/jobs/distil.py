@@ -23,6 +23,7 @@ from distillkit.engine.optimizers import require_optimizer
 from distillkit.engine.outputs import Evaluation, Outputs
 from distillkit.engine.trainer import Trainer
 from distillkit.environment import environment
+from distillkit.errors import UsageError
 from distillkit.evaluation.generator import Generator, sampling_title, student_generator, teacher_generator
 from distillkit.evaluation.measure import Measure
 from distillkit.evaluation.record import Record, Selection, Subject, write_record
@@ -46,7 +47,7 @@ from distillkit.models.store.resolve import found_again
 from distillkit.pieces import Held
 from distillkit.registry import Installed, blaming
 from distillkit.runs.config import RunConfig
-from distillkit.runs.folder import RunFolder
+from distillkit.runs.folder import CONFIG, RunFolder
 from distillkit.students.artifact import save_student
 from distillkit.students.card import write_card
 from distillkit.students.description import StudentDescription, describe_student
@@ -132,6 +133,7 @@ class Distillation:
             return
         self._prepared = True
         require_optimizer(self.config.training)
+        self._require_the_same_stages()
         self.strategy, self.networks = spread(
             self.recipe, self.teacher, self.config.training, self.context, self.config.teacher_weights.dtype
         )
@@ -147,6 +149,25 @@ class Distillation:
             with blaming(f"objective {objective.name}", self.method.origin, "cannot be prepared"):
                 objective.prepare()
         self._say_what_is_measured()
+
+    def _require_the_same_stages(self) -> None:
+        """Refuse a longer training whose checkpoints would come to lie in other stages.
+
+        Raises:
+            UsageError: as said.
+        """
+        stages = len(self.recipe.stages)
+        if stages == 1 or not (self.folder / CONFIG).is_file():
+            return
+        try:
+            longer = self.folder.check_same(self.config)
+        except UsageError:
+            return  # said when the run is begun or resumed
+        if longer:
+            raise UsageError(
+                f"{self.folder.path} trains in {stages} stages, which are shares of its duration, so it cannot be made "
+                f"longer: start another run, from this one's student if you like: --student {self.folder.path}"
+            )
 
     def _say_prompts(self) -> None:
         if self.prompts:
@@ -209,6 +230,8 @@ class Distillation:
             self.recipe, self.teacher, self.config.training, accelerator=context.accelerator, seed=self.config.seed,
             sources=opened, cost=cost, say=context.reporter.say, strategy=self.strategy, networks=self.networks,
         )  # fmt: skip
+        # Kept by checkpoints, in the place of what a resumed run takes to find it all again.
+        trainer.seconds_before = prepared
         outputs = self._outputs(resumed=resume)
         with closing(outputs.trackers):
             train(trainer, outputs, self.folder, context, resume=resume)
@@ -219,7 +242,7 @@ class Distillation:
             context.stop_if_asked(MEASURING)
             result = Result(
                 self.folder.path, rows, {k: str(v) for k, v in outputs.health.items()}, dict(trainer.selection),
-                prepared + trainer.seconds, dict(trainer.cost.counts),
+                trainer.seconds, dict(trainer.cost.counts),
             )  # fmt: skip
             with self.strategy.uneven():
                 if context.main:

@@ -47,6 +47,8 @@ def evaluate_subject(
     )
     for nfe in options.nfe:
         within_bounds(nfe=nfe)
+    if options.output and Path(options.output).suffix == ".json" and len(options.nfe) > 1:
+        raise UsageError("--output names one record and several are made; name a folder")
     found = found_subjects(subject, options, context)
     protocol = measure_for(found[0], options)
     if options.samples is None and found[0].samples == protocol.protocol.samples.count:

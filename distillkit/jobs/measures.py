@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from distillkit.contracts.teacher import Teacher
-from distillkit.errors import DistillkitError
+from distillkit.errors import DistillkitError, UsageError
 from distillkit.evaluation.measure import Measure, with_examples
 from distillkit.evaluation.pipeline import SELECTION_SEED
 from distillkit.evaluation.presets import default_protocol, load_measure
@@ -59,6 +59,8 @@ def measures_for(teacher: Teacher, config: EvaluationConfig) -> Measures:
         )
     try:
         closing = load_measure(name, count=config.samples, shape=teacher.codec.decoded_shape(teacher.spec.shape))
+        if closing.protocol.more_is_better:
+            raise UsageError(f"checkpoints are compared by distances, and more is better of what {name} measures")
         closing = with_examples(closing, teacher.conditioner)
     except DistillkitError as error:
         if config.protocol:

@@ -34,13 +34,16 @@ class PartImages:
     """The pictures that a part is trained on.
 
     Args:
-        open: device -> batches of `Images` in pixels, (B, C, H, W) in [-1, 1], with a reader of its own each time.
+        open: device, and how many samples a batch has -> batches of `Images` in pixels, (B, C, H, W) in [-1, 1], with a
+            reader of its own each time.
+        batch: of the training.
         shape: of a picture, (C, H, W).
         summary: one line for people.
         fingerprint: of the files; "" for pictures that come with a teacher.
     """
 
-    open: Callable[[torch.device], Batches[Images]]
+    open: Callable[[torch.device, int], Batches[Images]]
+    batch: int
     shape: tuple[int, ...]
     summary: str
     fingerprint: str = ""
@@ -49,7 +52,7 @@ class PartImages:
         """What a part is measured on, on the CPU: drawn as the training's pictures are, by another seed."""
         size = torch.Size(self.shape).numel()
         count, at_once = max(2, min(HELD, HELD_VALUES // size)), max(1, AT_ONCE // size)
-        opened, rng = self.open(torch.device("cpu")), SampleRNG(HELD_SEED)
+        opened, rng = self.open(torch.device("cpu"), count), SampleRNG(HELD_SEED)
         starts = range(0, count, at_once)
         made = [opened.batch(rng, k, range(low, min(low + at_once, count))) for k, low in enumerate(starts)]
         return Images(torch.cat([each.sample for each in made]), Condition.cat([each.condition for each in made]))

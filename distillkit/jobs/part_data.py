@@ -87,8 +87,8 @@ def part_images(config: TeacherRunConfig, pipeline: Pipeline, say: Callable[[str
         conditioner = _as_read(config, pipeline, captions)
     summary = ImageStream(reader, torch.device("cpu"), conditioner=conditioner).summary
     return PartImages(
-        lambda device: ImageStream(reader, device, conditioner=conditioner, batch=config.training.batch, say=say),
-        reader.shape, summary,
+        lambda device, batch: ImageStream(reader, device, conditioner=conditioner, batch=batch, say=say),
+        config.training.batch, reader.shape, summary,
         fingerprint_of(reader.files, conditioner),
     )  # fmt: skip
 
@@ -101,11 +101,11 @@ def _own_images(config: TeacherRunConfig, pipeline: Pipeline, card: Card) -> Par
     if card.prompts:
         teacher.conditioner = _as_read(config, pipeline, card.prompts())
 
-    def opened(device: torch.device) -> Batches[Images]:
+    def opened(device: torch.device, batch: int) -> Batches[Images]:
         assert card.images is not None
         return card.images(copy.copy(teacher), device)
 
-    return PartImages(opened, shape, f"what comes with the teacher {config.name}")
+    return PartImages(opened, config.training.batch, shape, f"what comes with the teacher {config.name}")
 
 
 def _as_read(config: TeacherRunConfig, pipeline: Pipeline, prompts: PromptList) -> Conditioner:

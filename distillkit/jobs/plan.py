@@ -165,7 +165,7 @@ def plan_part(config: TeacherRunConfig, context: Context, folder: RunFolder, *, 
             ("training", _training(config.training, context.accelerator)),
         ]
         try:
-            opened = images.open(context.device)
+            opened = images.open(context.device, images.batch)
             trial = try_learner(part.learner, opened, config.training, context.accelerator)
             reason = ""
         except (DistillkitError, RuntimeError, MemoryError) as error:

@@ -14,7 +14,7 @@ from distillkit.evaluation.record import Record
 from distillkit.jobs.rows import Row, row_of
 from distillkit.reading import Missing, check_format, read_mapping, validated
 from distillkit.runs.config import RunConfig
-from distillkit.runs.folder import CONFIG
+from distillkit.runs.folder import CONFIG, RunFolder
 from distillkit.runs.validation import read_config
 from distillkit.runs.validation import validated as validated_config
 from distillkit.students.artifact import Student
@@ -66,7 +66,7 @@ class Run:
     @property
     def finished(self) -> bool:
         """Whether the training has ended and the student is measured."""
-        return (self.folder / "record.json").is_file()
+        return RunFolder(self.folder, "").finished
 
     @cached_property
     def config(self) -> RunConfig:

@@ -33,7 +33,9 @@ def start_from(path: str, recipe: Recipe, teacher: Teacher, strategy: Strategy, 
         # Adapters stand beside weights that they share with the teacher.
         shared = adapted_in(learner.denoiser) is not None
         found = None if shared or folder is None else initial_score(folder, learner.name, learner.denoiser)
-        if found is None:
+        if shared:
+            say(f"note: {learner.name} starts from the teacher, as adapters do")
+        elif found is None:
             say(f"note: {learner.name} starts from the teacher; none was kept beside this student")
         else:
             strategy.scatter(learner.denoiser, found[0])

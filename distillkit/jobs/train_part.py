@@ -113,7 +113,7 @@ class PartTraining:
         """
         context, part, held = self.context, self.part, self.images.held()
         before = part.figures(part.learner.to(context.device).eval(), held)
-        sources: dict[type, Batches[Any]] = {Images: self.images.open(context.device)}
+        sources: dict[type, Batches[Any]] = {Images: self.images.open(context.device, self.images.batch)}
         trainer = LearnerTrainer(
             part.learner, self.config.training, accelerator=context.accelerator, seed=self.config.seed,
             sources=sources, say=context.reporter.say,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -95,6 +95,22 @@ def verify(folder: Path, name: str, state: State) -> None:
         found = hashlib.file_digest(handle, "sha256").hexdigest()
     if found != state.sha256[name]:
         raise Unreadable(f"{folder / name} does not match its recorded sha256")
+
+
+def images_seen(state: State) -> int | None:
+    """Of the student in a checkpoint; None where it does not say."""
+    student = state.values.get("student")
+    seen = student.get("images_seen") if isinstance(student, dict) else None
+    return seen if isinstance(seen, int) else None
+
+
+def kept_checkpoints(run: Path) -> Iterator[tuple[Path, State]]:
+    """The folders of a run's checkpoints whose description can be read, the newest first."""
+    for path in sorted(run.glob(f"checkpoints/step-*/{STATE}"), reverse=True):
+        try:
+            yield path.parent, read_state(path)
+        except DistillkitError:
+            continue
 
 
 @dataclass(frozen=True)

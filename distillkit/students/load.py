@@ -27,7 +27,16 @@ from distillkit.progress import reporter_for
 from distillkit.reading import read_json
 from distillkit.registry import registry
 from distillkit.students.artifact import DESCRIPTION, Student, stem_of
-from distillkit.students.checkpoints import PREFIX, STATE, Weights, from_run, read_checkpoint, split_selector
+from distillkit.students.checkpoints import (
+    PREFIX,
+    STATE,
+    Weights,
+    from_run,
+    images_seen,
+    kept_checkpoints,
+    read_checkpoint,
+    split_selector,
+)
 from distillkit.students.consistency_pipeline import consistency_pipeline, read_consistency_pipeline
 from distillkit.students.description import AdapterDescription, difference, read_description
 from distillkit.tensors import read_tensors
@@ -161,8 +170,12 @@ def found_weights(path: str | Path, say: Callable[[str], None]) -> Weights:
             raise UsageError(f"no student in {path}: the folder {folder} does not exist")
         return from_run(folder, selector, say)
     if (folder / "student" / DESCRIPTION).is_file():
-        return _saved(folder / "student")
-    if not (folder / "checkpoints").is_dir():
+        saved = _saved(folder / "student")
+        newest = next(kept_checkpoints(folder), None)
+        if newest is None or (images_seen(newest[1]) or 0) <= saved.description.images_seen:
+            return saved
+        # The run goes on, longer than it was.
+    elif not (folder / "checkpoints").is_dir():
         what = "it is not there" if not folder.exists() else f"neither {DESCRIPTION} nor checkpoints are there"
         raise UsageError(f"no student in {path}: {what}; name the folder of a run, a student or a checkpoint")
     weights = from_run(folder, "latest", say)

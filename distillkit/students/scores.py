@@ -9,7 +9,17 @@ from torch import Tensor
 from distillkit.contracts.denoiser import Denoiser
 from distillkit.models.store.folder import check_fit
 from distillkit.pieces import held_in
-from distillkit.students.checkpoints import PREFIX, STATE, groups_of, read_state, verify
+from distillkit.reading import read_json
+from distillkit.students.artifact import DESCRIPTION
+from distillkit.students.checkpoints import (
+    PREFIX,
+    STATE,
+    groups_of,
+    images_seen,
+    kept_checkpoints,
+    read_state,
+    verify,
+)
 
 STUDENT, OPTIMIZER = "student", "optimizer-"
 
@@ -19,7 +29,7 @@ def initial_score(folder: Path, name: str, like: Denoiser) -> tuple[dict[str, Te
     come from; None where there is no checkpoint, or none that holds the same network.
 
     Args:
-        folder: a checkpoint, or the student of a run, whose newest checkpoint is taken.
+        folder: a checkpoint, or the student of a run, whose checkpoint of the same age is taken.
         name: of the learner that they are for, which goes before another one's.
         like: its network.
 
@@ -27,10 +37,11 @@ def initial_score(folder: Path, name: str, like: Denoiser) -> tuple[dict[str, Te
         DistillkitError: when the checkpoint is damaged.
     """
     if not (folder / STATE).is_file():
-        kept = sorted(folder.parent.glob(f"checkpoints/step-*/{STATE}"))
-        if not kept:
+        seen = read_json(folder / DESCRIPTION).get("images_seen")
+        beside = (path for path, state in kept_checkpoints(folder.parent) if images_seen(state) == seen)
+        if (found := next(beside, None)) is None:
             return None
-        folder = kept[-1].parent
+        folder = found
     state, wanted = read_state(folder / STATE), {key: tuple(value.shape) for key, value in like.state_dict().items()}
     groups = groups_of(state)
     trained = [group for group in groups if group != STUDENT and f"{OPTIMIZER}{group}" in groups]
@@ -40,10 +51,8 @@ def initial_score(folder: Path, name: str, like: Denoiser) -> tuple[dict[str, Te
         if {key: tuple(value.shape) for key, value in own.items()} == wanted:
             for file in groups[group]:
                 verify(folder, file, state)
-            weights, origin = (
-                {key: value.read() for key, value in own.items()},
-                f"the {group} of step {state.step:,} in {folder}",
-            )
+            weights = {key: value.read() for key, value in own.items()}
+            origin = f"the {group} of step {state.step:,} in {folder}"
             check_fit(like.state_dict(), weights, origin)
             return weights, origin
     return None

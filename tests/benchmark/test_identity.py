@@ -1,15 +1,16 @@
 """A run is reused while everything that its result depends on is the same, and made anew when any of it changes."""
 
 import dataclasses
+import shutil
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
-from distillkit import ClassLabels
+from distillkit import ClassLabels, distil
 from distillkit.benchmark import jobs
 from distillkit.benchmark.jobs import configuration, distillation, identity, jobs_of
-from distillkit.benchmark.suite import Suite
+from distillkit.benchmark.suite import Entry, Suite
 from distillkit.jobs.context import job_context
 from distillkit.jobs.planned import method_offer
 from distillkit.models.store.resolve import load_teacher
@@ -63,6 +64,25 @@ def test_each_dependency_changes_the_key(context, tiny_teacher_folder, monkeypat
         patch.setattr(jobs, "own_source_hash", lambda *parts: "edited")
         found["distillkit"] = key(teacher(), context)
     assert len(set(found.values())) == len(found), found
+
+
+def test_a_score_that_goes_on_from_another_training_is_part_of_the_key(context, tiny_teacher_folder, tmp_path):
+    teacher = load_teacher(str(tiny_teacher_folder))
+    run = distil("sid", teacher, output_dir=tmp_path / "run", duration=16, batch=8, protocol="none", quiet=True)
+    suite = SUITE.model_copy(update={"methods": {"sid": Entry(student={"init": str(run.folder)})}})
+    offer, found = method_offer("sid"), []
+    for _ in range(2):
+        planned = distillation(offer, configuration(suite, "sid", offer), teacher, context)
+        planned.prepare()
+        found.append(identity(planned, offer, 1))
+        shutil.rmtree(run.folder / "checkpoints", ignore_errors=True)
+    assert found[0] != found[1], "without its checkpoints the score begins at the teacher"
+
+
+def test_the_code_that_a_training_runs_through_is_part_of_the_key():
+    for part in (*jobs.TRAINING_CODE, *jobs.FIGURES_CODE):
+        assert jobs.own_source_hash(part) != jobs.own_source_hash()
+    assert {"parallel", "students", "power_ema.py"} <= {*jobs.TRAINING_CODE}
 
 
 def test_every_setting_is_part_of_a_jobs_key(context, tiny_teacher_folder):

@@ -28,6 +28,7 @@ from distillkit import (
 from distillkit.engine import checkpoint as checkpoint_module
 from distillkit.engine.checkpoint import Checkpoints
 from distillkit.engine.loop import Stopped
+from distillkit.engine.optimization import MovingAverage, PowerAverage
 from distillkit.engine.outputs import Preview
 from distillkit.files import WriteError
 from tests.engine.conftest import Toy, assert_equal_weights, weights
@@ -403,3 +404,29 @@ def test_a_whole_checkpoint_that_lacks_something_is_named_with_its_field(bench, 
     with pytest.raises(DistillkitError, match=named) as refused:
         second.resume(outputs)
     assert "step-000000001" in str(refused.value)
+
+
+def test_a_damaged_checkpoint_of_a_later_step_takes_no_place(tmp_path):
+    checkpoints = Checkpoints(tmp_path / "checkpoints", keep=2)
+    for step in (60, 80, 85, 100):
+        checkpoints.path(step).mkdir(parents=True)
+    checkpoints.settle(85)
+    assert checkpoints.steps == [80, 85, 100], "two that can be resumed, beside what is written again"
+
+
+@pytest.mark.parametrize("kind", ["moving", "power"])
+def test_an_average_has_the_running_statistics_of_its_module(kind):
+    """Before: those of the start."""
+    torch.manual_seed(0)
+    module = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.BatchNorm1d(2))
+    target = copy.deepcopy(module)
+    average = (
+        MovingAverage(module, target, halflife=100, rampup=0.0) if kind == "moving"
+        else PowerAverage(module, target, sigma_rel=0.1)
+    )  # fmt: skip
+    module(torch.randn(50, 3) + 5)
+    average.update(8, 80)
+    assert target[1].running_mean.abs().max() > 0 and torch.equal(target[1].running_mean, module[1].running_mean)
+    module(torch.randn(50, 3) - 5)
+    average.restart()
+    assert torch.equal(target[1].running_var, module[1].running_var) and target[1].num_batches_tracked == 2

@@ -186,3 +186,8 @@ def test_a_run_is_measured_on_as_many_samples_as_before(tmp_path, capsys):
         made.folder, protocol="digits8", output=tmp_path / "named.json", device="cpu", quiet=True
     )
     assert (asked.protocol.samples.count, named.protocol.samples.count) == (50, 5000)
+
+
+def test_several_records_are_not_written_into_one_file(evaluate, tmp_path):
+    with pytest.raises(UsageError, match="--output names one record and several are made"):
+        evaluate("digits", nfe=(1, 3), output=tmp_path / "one.json")

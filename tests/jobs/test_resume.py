@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import signal
+import time
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from distillkit.files import WriteError
 from distillkit.jobs import distil as distil_module
 from distillkit.runs.config import RunConfig
 from distillkit.runs.folder import CONFIG, INPUTS, RunFolder
+from distillkit.testing.teachers import conditional
 
 FEW = {"distance": "l2", "duration": 32, "batch": 16, "pairs_count": 32, "lr": 1e-3, "protocol": "none"}
 
@@ -147,3 +149,33 @@ def test_a_run_of_before_a_setting_was_there_resumes_where_that_is_off(tmp_path)
     grey = config.model_copy(update={"sources": {"data": {"path": "photos", "grey": True}}})
     with pytest.raises(UsageError, match=r"sources\.data\.grey"):
         folder.check_same(grey)
+
+
+def test_a_training_in_stages_is_not_made_longer(tmp_path):
+    """Its checkpoints would lie in other stages: a student of one step would go on as one of two."""
+    few = {"device": "cpu", "quiet": True, "batch": 8, "protocol": "none"}
+    made = distillkit.distil(
+        "progressive", conditional(), output_dir=tmp_path / "run", start_steps=2, duration=32, **few
+    )
+    kept = json.loads((made.folder / "record.json").read_text())
+    with pytest.raises(UsageError, match=r"trains in 2 stages.*cannot be made longer.*--student"):
+        distillkit.distil("progressive", conditional(), resume=made.folder, duration=64, device="cpu", quiet=True)
+    assert json.loads((made.folder / "record.json").read_text()) == kept
+    one = {**few, "duration": 16, "start_steps": 1, "output_dir": tmp_path / "one"}
+    made = distillkit.distil("progressive", conditional(), **one)
+    again = distillkit.distil("progressive", conditional(), resume=made.folder, duration=32, device="cpu", quiet=True)
+    assert again.student.description.images_seen == 32
+
+
+def test_a_resumed_run_took_as_long_as_it_took_to_prepare_it_first(teacher, tmp_path, monkeypatch):
+    prepare, slow = distil_module.encoded, [0.5, 0.0]
+
+    def encoded(*arguments):
+        time.sleep(slow.pop(0))
+        return prepare(*arguments)
+
+    monkeypatch.setattr(distil_module, "encoded", encoded)
+    folder = begin(teacher, tmp_path / "run", checkpoint_every=16, keep_checkpoints=5).folder
+    shutil.rmtree(folder / "checkpoints" / "step-000000002")
+    (folder / "record.json").unlink()
+    assert resume(folder).summary["seconds"] > 0.5

@@ -1,10 +1,13 @@
 """A training that goes on from another one's student: what beside it goes on too."""
 
+import shutil
+
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from distillkit import DistillkitError, distil
+from distillkit import DistillkitError, Run, distil, load_student
+from distillkit.engine.trainer import Trainer
 from distillkit.jobs.planned import planned
 from distillkit.testing.teachers import conditional
 
@@ -90,3 +93,35 @@ def test_a_whole_training_goes_on_from_both(teacher, first, tmp_path):
         **ALONE,
     )  # fmt: skip
     assert run.config.student.init == str(first.folder)
+
+
+def test_a_run_that_goes_on_longer_is_its_newest_checkpoint(teacher, tmp_path):
+    """As an interruption leaves it: the student, and the score beside it, are those of before and of now."""
+    folder, before = tmp_path / "run", tmp_path / "before"
+    distil("sid", teacher, output_dir=folder, duration=16, **ALONE)
+    shutil.copytree(folder, before)
+    distil("sid", teacher, resume=folder, duration=64, device="cpu", quiet=True)
+    assert Run(folder).finished and load_student(folder).description.images_seen == 64
+    for name in ("student", "record.json"):
+        path, former = folder / name, before / name
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+        shutil.copytree(former, path) if former.is_dir() else shutil.copy(former, path)
+    said = []
+    assert not Run(folder).finished and load_student(folder, say=said.append).description.images_seen == 64
+    assert "is not finished: taking the moving average of step 8" in said[0]
+    _, said = prepared("sid", teacher, folder, tmp_path / "next")
+    assert any("fake_score starts from the fake_score of step 8" in line for line in said)
+    _, said = prepared("sid", teacher, folder / "student", tmp_path / "next")
+    assert "note: fake_score starts from the teacher; none was kept beside this student" in said
+
+
+def test_what_is_seen_of_step_0_is_where_the_training_begins(teacher, first, tmp_path):
+    """Before: averages were copies of the teacher until the first step, in pictures too."""
+    job, _ = prepared("kd", teacher, first.folder, tmp_path / "run", pairs_count=8, ema_sigmas=[0.1], duration=320)
+    trainer = Trainer(
+        job.recipe, job.teacher, job.config.training, accelerator=job.context.accelerator, seed=0,
+        sources={}, networks=job.networks, strategy=job.strategy,
+    )  # fmt: skip
+    weights = job.recipe.student.denoiser.state_dict()
+    assert not holds(teacher.denoiser, weights)
+    assert len(trainer.averages) == 2 and all(holds(each.target.denoiser, weights) for each in trainer.averages)

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from distillkit.benchmark.harness import measure_of
+from distillkit.benchmark.measures import measure_of
 from distillkit.benchmark.published import download
 from distillkit.benchmark.suite import Suite
 from distillkit.benchmark.workers.cluster import SILENCE, Cluster
