@@ -73,7 +73,10 @@ def test_an_unfinished_run_says_what_is_taken(run, caplog):
 def test_a_finished_run_is_its_student_and_keeps_its_checkpoints(run, teacher_of, described):
     teacher = teacher_of()
     generator = StudentGenerator.from_teacher(teacher)
-    save_student(run / "student", generator, described(generator, teacher))
+    description = described(generator, teacher)
+    seen = json.loads((run / "checkpoints" / "step-000000300" / "state.json").read_text())["values"]["student"]
+    finished = description.model_copy(update={"images_seen": seen["images_seen"]})
+    save_student(run / "student", generator, finished)
     heard = []
     student = load_student(run, say=heard.append)
     assert not heard and value(student) == generator.denoiser.model.read.weight.flatten()[0]

@@ -99,10 +99,10 @@ def test_every_suite_is_one(tmp_path):
     text = (DOCUMENTS / "benchmarks.md").read_text(encoding="utf-8")
     section = text.partition("## Published students\n")[2].partition("\n## ")[0]
     suites = re.findall(r"```yaml\n(.*?)```", section, re.S)
-    (tmp_path / "sid").mkdir()
+    (tmp_path / "sid-imagenet64").mkdir()
     for number, suite in enumerate(suites):
         (tmp_path / f"{number}.yaml").write_text(suite)
     pixels, words = (load_suite(tmp_path / f"{number}.yaml") for number in range(len(suites)))
     assert [*pixels.published] == ["sid", "cd", "cd-2"] and pixels.published["cd-2"].timesteps == (22, 0)
-    assert Path(pixels.published["sid"].subject) == tmp_path / "sid"
+    assert Path(pixels.published["sid"].subject) == tmp_path / "sid-imagenet64"
     assert words.budget is None and words.published["hyper-sd"].assembly.eta == 1
