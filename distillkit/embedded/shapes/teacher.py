@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
+from distillkit.contracts.conditioner import Conditioner
 from distillkit.contracts.random import Indices, SampleRNG
 from distillkit.contracts.source import Images
 from distillkit.contracts.teacher import Teacher
@@ -73,16 +75,24 @@ class DrawnImages:
 
     def __init__(self, teacher: Teacher, device: torch.device) -> None:
         self.teacher, self.device = teacher, device
+        self._described: tuple[Conditioner, Tensor] | None = None
 
     def batch(self, rng: SampleRNG, step: int, indices: Indices) -> Images:
         """Samples (B, ...) and their conditions; each depends on (seed, step, index) alone."""
         conditioner = self.teacher.conditioner
         keys = conditioner.draw(rng.uniform("images", step, indices))
-        described = codes([scene_of(text) for text in conditioner.names(keys)])
+        described = self._codes(conditioner)[keys]
         uniform = torch.stack([rng.uniform(f"images/drawing/{k}", step, indices).float() for k in range(DRAWS)], 1)
         pictures = drawn(described.to(self.device), uniform.to(self.device))
         sample = latents_of(*self.teacher.codec.distribution(pictures), rng, step, indices)
         return Images(sample, conditioner.encode(keys.to(self.device)).to(self.device))
+
+    def _codes(self, conditioner: Conditioner) -> Tensor:
+        """What the pictures of every prompt show; read once, as reading 1,024 takes longer than a GPU's step with them."""
+        if self._described is None or self._described[0] is not conditioner:
+            texts = conditioner.names(torch.arange(conditioner.count))
+            self._described = conditioner, codes([scene_of(text) for text in texts])
+        return self._described[1]
 
 
 def _read(reporter: Reporter, should_stop: Callable[[], int]) -> Teacher:
