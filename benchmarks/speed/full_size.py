@@ -220,7 +220,9 @@ def standing(trainer: Trainer) -> int:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--json", type=Path, help="written anew after each case")
-    parser.add_argument("--cases", type=Case.read, nargs="+", default=CASES, help="MODEL:METHOD:off|blocks|network each")
+    parser.add_argument(
+        "--cases", type=Case.read, nargs="+", default=CASES, help="MODEL:METHOD:off|blocks|network each"
+    )
     parser.add_argument("--batch", type=int, help="of every case, in the place of the papers' samples a GPU")
     parser.add_argument("--round-seconds", type=float, default=4.0, help="of timing, each case")
     parser.add_argument("--seconds", type=float, default=float("inf"), help="no case begins later than this")

@@ -212,8 +212,8 @@ def _show_trained(out: Terminal, made: Trained) -> None:
         out.print(f"{made.summary}\npipeline in {made.folder}", highlight=False, soft_wrap=True, markup=False)
         return
     if made.record:
-        figure = made.record.figures[made.record.label]
-        out.print(f"{made.record.label} {figure.text}", markup=False, highlight=False)
+        for label, figure in made.record.figures.items():
+            out.print(f"{label} {figure.text}", markup=False, highlight=False)
     out.print(
         f"weights sha256 {made.weights_sha256}\nteacher in {made.folder}", highlight=False, soft_wrap=True,
         markup=False,

@@ -28,8 +28,9 @@ from distillkit.engine.trainer import Trainer
 from distillkit.errors import UsageError
 from distillkit.evaluation.generator import teacher_generator
 from distillkit.evaluation.measure import Measure
-from distillkit.evaluation.record import Record
+from distillkit.evaluation.record import Record, write_record
 from distillkit.jobs.context import Context
+from distillkit.jobs.evaluate import record_name
 from distillkit.jobs.measures import measures_for
 from distillkit.jobs.previews import Previews
 from distillkit.jobs.prompts import encoded
@@ -104,6 +105,13 @@ def _with_own_data(config: TeacherRunConfig) -> Teacher:
     sizes = [found.codec.decoded_shape(found.spec.shape) for found in (teacher, own.fresh(config.seed))]
     if sizes[0] != sizes[1]:
         raise UsageError(f"the pictures of {config.like} are {sizes[0]}, and the data of {config.name} are {sizes[1]}")
+    # It is a teacher of this name's pictures, and measured as such; what it is like gave its other parts.
+    teacher.spec = teacher.spec.model_copy(
+        update={
+            "name": config.name, "licence": config.licence,
+            "source": f"trained by distillkit like {config.like} on what comes with the teacher {config.name}",
+        }
+    )  # fmt: skip
     return with_data(teacher, card)
 
 
@@ -138,7 +146,7 @@ def _conditioner(files: ImageFiles, config: TeacherRunConfig) -> Conditioner:
     return ClassLabels(classes=classes, null_label=config.loss.label_dropout > 0, class_names=names)
 
 
-TEACHER = "teacher"
+TEACHER, RECORDS = "teacher", "records"
 
 
 def write_trained(
@@ -221,6 +229,8 @@ class TeacherTraining:
         spec, place = self.teacher.spec, folder / TEACHER
         if context.main:
             spec = self._written(place, weights_at(outputs.checkpoints, trainer.step), spec)
+            if record:
+                record = write_record(place / RECORDS / record_name(record), record)
         lacks = self.teacher.conditioner.takes_text and own_prompts(place) is None
         return TrainedTeacher(place, record, spec.weights_sha256, lacks)
 

@@ -6,6 +6,11 @@ import torch
 from safetensors.torch import load_file
 
 from distillkit import SampleRNG, load_teacher
+from distillkit.contracts.text import PromptList
+from distillkit.embedded.assets import asset_folder
+from distillkit.embedded.shapes import teacher as shapes_teacher
+from distillkit.embedded.shapes.world import scene_of
+from distillkit.evaluation.record import read_record
 from distillkit.progress import Quiet
 
 NETWORK = "unet/diffusion_pytorch_model.safetensors"
@@ -28,6 +33,37 @@ def test_its_network_is_trained_anew_on_its_own_world(inside, tmp_path):
     losses = [line["loss/denoising_score_matching"] for line in log if "loss/denoising_score_matching" in line]
     assert losses[-1] < losses[0]
     assert load_file(tmp_path / "t" / "teacher" / NETWORK)["conv_in.weight"].dtype == torch.float32
+
+
+def test_on_another_pipeline_it_is_measured_as_shapes_and_the_record_stays(inside, tmp_path):
+    """Before: the training of all parts called its network after the folder beneath it, for which no protocol is known,
+    and what a training had measured was printed and gone."""
+    done = inside("teachers", "train", "shapes", "--part", "network", "--like", asset_folder("shapes/pipeline"),
+                  "--duration", "64", "--batch", "64", "--evaluation-samples", "40", "--evaluate-samples", "20",
+                  "--evaluate-every", "1M", "--channels-last", "off", "--output-dir", "t")  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    [path] = (tmp_path / "t" / "teacher" / "records").iterdir()
+    record = read_record(path)
+    assert record.protocol.name == "shapes" and record.subject.name.startswith("shapes")
+    # Each figure is told.
+    assert record.figures.keys() > {"alignment[shapescnn]-40"}
+    assert all(f"{label} {figure.text}" in done.stdout for label, figure in record.figures.items())
+
+
+def test_the_sentences_are_read_once(monkeypatch):
+    read = []
+    monkeypatch.setattr(shapes_teacher, "scene_of", lambda text: read.append(text) or scene_of(text))
+    teacher = load_teacher("shapes", Quiet())
+    batches = teacher.images(torch.device("cpu"))
+    for step in range(2):
+        batches.batch(SampleRNG(0), step, range(3))
+    assert len(read) == teacher.conditioner.count
+    # Of other prompts, others.
+    teacher.conditioner = teacher.conditioner.with_prompts(PromptList.of(["a small red circle on white"], "one"))
+    one = batches.batch(SampleRNG(0), 0, range(1))
+    assert len(read) == 2000 + 1 and torch.equal(
+        one.condition["text"], teacher.conditioner.encode(torch.tensor([0]))["text"]
+    )
 
 
 def test_a_picture_depends_on_its_number_alone():
