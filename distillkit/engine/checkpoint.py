@@ -6,14 +6,13 @@ import copy
 import logging
 import os
 import shutil
-import threading
 import time
-from collections.abc import Callable, Mapping
-from concurrent.futures import Future
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from distillkit.engine.background import Background
 from distillkit.engine.processes import Processes
 from distillkit.engine.saved import Checkpoint, Tensors, held_at, link, on_cpu, sealed, write_parts, write_whole
 from distillkit.engine.snapshots import Snapshot, Snapshots
@@ -66,7 +65,7 @@ class Checkpoints:
         # What threads say to each other is nothing that the training says meanwhile.
         self._writers = Processes()
         self.written: Written | None = None
-        self._writing: Future[Written] | None = None
+        self._writing: Background[Written] | None = None
 
     def clean(self) -> None:
         """Remove what an interrupted save left behind; a best checkpoint that was put aside and not replaced yet comes
@@ -144,7 +143,7 @@ class Checkpoints:
         self._writers.join()
         files, values = self._copied(tensors), copy.deepcopy(values)
         held_up = time.monotonic() - began
-        self._writing = _in_thread(lambda: self._write(step, files, values, snapshot, held_up))
+        self._writing = Background(lambda: self._write(step, files, values, snapshot, held_up), "checkpoint")
 
     def wait(self) -> None:
         """Wait until the checkpoint that was begun is written.
@@ -159,13 +158,13 @@ class Checkpoints:
     def settle_down(self) -> None:
         """As `wait`, after something else has failed: what comes of the checkpoint is the lesser news."""
         writing, self._writing = self._writing, None
-        if writing is not None and isinstance(error := writing.exception(), DistillkitError):
+        if writing is not None and isinstance(error := writing.wait(), DistillkitError):
             log.warning("%s", error)
 
     @property
     def failed(self) -> bool:
         """Whether the checkpoint that was begun could not be written, as `wait` will say."""
-        return self._writing is not None and self._writing.done() and self._writing.exception() is not None
+        return self._writing is not None and self._writing.failed
 
     def _copied(self, tensors: Tensors) -> dict[str, dict[str, Part]]:
         """What this process is to write, by the names of its files."""
@@ -341,20 +340,6 @@ class Checkpoints:
         if problem := next(filter(None, self.processes.gather(problem)), ""):
             raise Unreadable(problem)
         return Checkpoint(state.step, state.values, path, held, self.processes)
-
-
-def _in_thread(work: Callable[[], Written]) -> Future[Written]:
-    """The work done by a thread, for which a process that ends does not wait: what is left behind is no checkpoint."""
-    future: Future[Written] = Future()
-
-    def run() -> None:
-        try:
-            future.set_result(work())
-        except BaseException as error:
-            future.set_exception(error)
-
-    threading.Thread(target=run, name="checkpoint", daemon=True).start()
-    return future
 
 
 def _spoken(problem: BaseException | None) -> WriteError | None:

