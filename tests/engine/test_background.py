@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
@@ -10,9 +11,13 @@ from distillkit.engine.background import Background
 
 
 class Slow:
-    """Takes its time to go, as memory does that belongs to a device."""
+    """Takes its time to go, as memory does that belongs to a device; it is held by nothing but the thread."""
 
-    gone = False
+    begins, gone = threading.Event(), False
+
+    def __call__(self):
+        assert self.begins.wait(60)
+        return 1
 
     def __del__(self):
         time.sleep(0.3)
@@ -20,9 +25,8 @@ class Slow:
 
 
 def test_what_the_work_held_is_gone_when_it_was_waited_for():
-    Slow.gone, held = False, [Slow()]
-    work = Background(lambda held=held: len(held), "some work")
-    del held
+    work = Background(Slow(), "some work")
+    Slow.begins.set()
     assert work.result() == 1 and Slow.gone and not work.failed
 
 
@@ -40,14 +44,18 @@ ENDS = """
 import sys, threading, torch
 from distillkit.engine.background import Background
 
+begins = threading.Event()
+
 class Sorting:
+    def __call__(self):
+        assert begins.wait(60)
+
     def __del__(self):
         for _ in range(20):
             torch.sort(torch.randn(300_000))
 
-held = Sorting()
-work = Background(lambda held=held: 1, "some work")
-del held
+work = Background(Sorting(), "some work")
+begins.set()
 work.result()
 sys.exit(130)
 """
