@@ -24,16 +24,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 from torch import Tensor
 
 from benchmarks.speed.timing import write
-from distillkit import Condition, Teacher, load_teacher
+from distillkit import Condition, Preset, Teacher, load_teacher
 from distillkit.contracts.recipe import Recipe
 from distillkit.contracts.text import PromptList
 from distillkit.embedded.assets import asset_folder
 from distillkit.engine.config import TrainingConfig
 from distillkit.engine.trainer import Trainer
+from distillkit.jobs.context import make_accelerator
 from distillkit.jobs.step_costs import counted_steps
 from distillkit.jobs.trial import synthetic_sources
 from distillkit.models.prompts import Prompts
@@ -141,10 +141,14 @@ def encodings(count: int, device: torch.device) -> tuple[Any, Condition]:
     return of, Condition(text=made[count:])
 
 
+def preset_of(case: Case) -> Preset:
+    """The method's for the model."""
+    return next(p for p in registry().method(case.method).presets if p.name == PRESET[case.model])
+
+
 def recipe_of(case: Case, teacher: Teacher) -> tuple[Recipe, dict[str, Any], dict[str, Any]]:
     """The method's recipe with the settings of the model's preset, these, and the preset's options of training."""
-    method = registry().method(case.method)
-    preset = next(p for p in method.presets if p.name == PRESET[case.model])
+    method, preset = registry().method(case.method), preset_of(case)
     settings = {**preset.settings, **({"distance": "l2"} if case.method == "dmd" else {})}
     recipe = method().recipe(teacher, method.Config.model_validate(settings))
     for objective in recipe.objectives:
@@ -153,9 +157,10 @@ def recipe_of(case: Case, teacher: Teacher) -> tuple[Recipe, dict[str, Any], dic
     return recipe, settings, {key: preset.training[key] for key in kept if key in preset.training}
 
 
-def measure(case: Case, accelerator: Accelerator, batch: int, seconds: float, peak: float) -> dict[str, Any]:
+def measure(case: Case, batch: int, seconds: float, peak: float) -> dict[str, Any]:
     """Speed, MFU and memory of one training."""
-    device, began = accelerator.device, time.perf_counter()
+    accelerator, began = make_accelerator(preset_of(case).training["precision"], "auto"), time.perf_counter()
+    device = accelerator.device
     gpu = device.type == "cuda"
     with teacher_of(case.model, device) as teacher:
         recipe, settings, options = recipe_of(case, teacher)
@@ -228,7 +233,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=float("inf"), help="no case begins later than this")
     parser.add_argument("--peak-tflops", type=float, default=PEAK_TFLOPS, help="of the GPU, for MFU")
     given = parser.parse_args()
-    began, accelerator = time.monotonic(), Accelerator(cpu=not torch.cuda.is_available())
+    began = time.monotonic()
     result: dict[str, Any] = {"peak_tflops": given.peak_tflops, "cases": [], "not_measured": []}
     for case in given.cases:
         if time.monotonic() - began > given.seconds:
@@ -236,7 +241,7 @@ def main() -> None:
             continue
         batch = given.batch or (BATCH.get((case.model, case.method), 32) if torch.cuda.is_available() else 4)
         try:
-            found: Mapping[str, Any] = measure(case, accelerator, batch, given.round_seconds, given.peak_tflops)
+            found: Mapping[str, Any] = measure(case, batch, given.round_seconds, given.peak_tflops)
             result["cases"].append(found)
         except RuntimeError as error:  # out of memory, or a compiler's
             found = {**vars(case), "batch": batch, "why": str(error).partition("\n")[0][:300]}

@@ -25,6 +25,7 @@ from distillkit.engine.optimization import Updater
 from distillkit.engine.optimizers import require_optimizer
 from distillkit.engine.outputs import Outputs, Selection
 from distillkit.engine.passes import Part
+from distillkit.engine.precision import require_precision
 from distillkit.engine.saved import Checkpoint
 from distillkit.engine.snapshots import Snapshot
 from distillkit.engine.state import (
@@ -74,7 +75,8 @@ class Loop(ABC):
         diagnostics: judged in every logging interval.
 
     Raises:
-        UsageError: when the batch cannot be shared evenly by the processes, or the optimiser is not installed.
+        UsageError: when the batch cannot be shared evenly by the processes, the optimiser is not installed, or the
+            accelerator is of another precision.
     """
 
     networks: Held
@@ -94,6 +96,7 @@ class Loop(ABC):
         if config.batch % accelerator.num_processes:
             raise UsageError(f"--batch {config.batch} cannot be shared evenly by {accelerator.num_processes} processes")
         require_optimizer(config)
+        require_precision(config.precision, accelerator)
         self.config, self.accelerator, self.say = config, accelerator, say
         self.strategy: Strategy = strategy or Replicate(accelerator.num_processes, accelerator.device)
         self.rng, self.cost, self.step = SampleRNG(seed), cost or CostMeter(), 0

@@ -8,6 +8,27 @@ import torch
 from accelerate import Accelerator
 
 from distillkit.dtypes import HALF
+from distillkit.errors import UsageError
+
+
+def precision_of(accelerator: Accelerator) -> str:
+    """ "fp32", "bf16" or "fp16"."""
+    found: str = accelerator.mixed_precision
+    return found if found in HALF else "fp32"
+
+
+def require_precision(asked: str, accelerator: Accelerator) -> None:
+    """Refuse a training that would be in another precision than it says.
+
+    Raises:
+        UsageError: saying how to make the accelerator.
+    """
+    if asked != (found := precision_of(accelerator)):
+        mixed = asked if asked in HALF else "no"
+        raise UsageError(
+            f"the training is to be in {asked} (training.precision) and its accelerator computes in {found}; make that "
+            f'with Accelerator(mixed_precision="{mixed}")'
+        )
 
 
 def autocast(accelerator: Accelerator) -> AbstractContextManager[object]:

@@ -52,8 +52,13 @@ def prepare_networks(
             for denoiser in whole:
                 say(f"note: --gradient-checkpointing: {_network_name(denoiser)} has no switch for it and keeps all")
     if config.float32_attention:
-        for network in (*trained, *others):
-            switch_on("float32_attention", network)
+        every = [m for network in (*trained, *others) for m in network.modules() if isinstance(m, Denoiser)]
+        lacking = [_network_name(denoiser) for denoiser in every if not switch_on("float32_attention", denoiser)]
+        if lacking and config.precision != "fp32":
+            say(
+                f"note: --float32-attention: {', '.join(dict.fromkeys(lacking))} has no switch for it, and attends in "
+                f"{config.precision}"
+            )
     if config.compile != "off":
         compile_networks(list(denoisers), say, blocks=config.compile == "blocks")
 
@@ -142,11 +147,12 @@ def checkpoint_gradients(network: nn.Module) -> bool:
     return switched
 
 
-def switch_on(attribute: str, network: nn.Module) -> None:
-    """Set a switch, such as `float32_attention`, in every block of a network that has it."""
-    for module in network.modules():
-        if hasattr(module, attribute):
-            setattr(module, attribute, True)
+def switch_on(attribute: str, network: nn.Module) -> bool:
+    """Set a switch, such as `float32_attention`, in every block of a network that has it; whether any has."""
+    having = [module for module in network.modules() if hasattr(module, attribute)]
+    for module in having:
+        setattr(module, attribute, True)
+    return bool(having)
 
 
 def lay_out(networks: Iterable[nn.Module], *, channels_last: bool) -> None:

@@ -24,6 +24,7 @@ from distillkit.engine.learning import LearnerTrainer
 from distillkit.engine.loop import Loop
 from distillkit.engine.networks import Networks, own_bytes
 from distillkit.engine.optimizers import require_optimizer
+from distillkit.engine.precision import precision_of
 from distillkit.engine.spreading import PassMeter
 from distillkit.engine.trainer import Trainer
 from distillkit.errors import DistillkitError
@@ -99,11 +100,18 @@ def forward_equivalents(
     Raises:
         DistillkitError: when a loss fails or is not finite.
     """
-    # Two samples: what is normalised over a batch needs more than one.
-    # The layout is not chosen by a measurement, whose passes would be counted.
-    training, cost = TrainingConfig(batch=2 * accelerator.num_processes, channels_last="off"), CostMeter()
+    training, cost = _counting(accelerator), CostMeter()
     trainer = _trainer(recipe, teacher, training, accelerator, cost, spread)
     return _mean(_counted_by_stage(trainer), recipe)
+
+
+def _counting(accelerator: Accelerator) -> TrainingConfig:
+    """A training whose passes are counted."""
+    # Two samples: what is normalised over a batch needs more than one.
+    # The layout is not chosen by a measurement, whose passes would be counted.
+    return TrainingConfig(
+        batch=2 * accelerator.num_processes, channels_last="off", precision=precision_of(accelerator)
+    )  # fmt: skip
 
 
 def passes_of(recipe: Recipe, teacher: Teacher, accelerator: Accelerator) -> dict[str, Passes]:
@@ -117,7 +125,7 @@ def passes_of(recipe: Recipe, teacher: Teacher, accelerator: Accelerator) -> dic
     """
     for objective in recipe.objectives:
         objective.prepare()
-    training = TrainingConfig(batch=2 * accelerator.num_processes, channels_last="off")
+    training = _counting(accelerator)
     trainer = _trainer(recipe, teacher, training, accelerator, CostMeter())
     steps, meters = _period(recipe), list[PassMeter]()
     for first, _ in training.divided([stage.share for stage in recipe.stages]):

@@ -9,8 +9,13 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from torch import nn
 
-from distillkit import DistillkitError, OptimizerConfig
+from distillkit import DistillkitError, OptimizerConfig, UsageError, load_teacher
+from distillkit.engine.config import TrainingConfig
 from distillkit.engine.optimization import SMALLEST_SCALE, Updater
+from distillkit.engine.preparation import prepare_networks
+from distillkit.models.build import build_denoiser
+from distillkit.models.store.resolve import resolve
+from distillkit.progress import Quiet
 from tests.conftest import global_state
 from tests.engine.conftest import Toy, weights
 
@@ -48,6 +53,31 @@ def test_an_exception_in_a_half_precision_step_leaves_no_state_behind(bench):
     assert global_state() == before
     assert not trainer.student.denoiser._forward_pre_hooks
     assert all(p.requires_grad for p in trainer.student.parameters())
+
+
+@pytest.mark.parametrize("asked", ["bf16", "fp16"])
+def test_a_training_in_another_precision_than_it_says_is_refused(bench, asked):
+    """Before: the accelerator's was taken, and float32 was measured for bf16."""
+    with pytest.raises(UsageError, match=f'in {asked} .*computes in fp32; make that .*mixed_precision="{asked}"'):
+        bench.trainer(precision=asked)
+    with bfloat16(bench), pytest.raises(UsageError, match=r'computes in bf16; .*mixed_precision="no"'):
+        bench.trainer()
+
+
+@pytest.mark.parametrize(("precision", "said"), [("bf16", True), ("fp32", False)])
+def test_a_network_without_the_switch_for_attention_is_named(precision, said):
+    """Before: --float32-attention did nothing to networks of diffusers, and nothing was said."""
+    notes, teacher = [], load_teacher("shapes", Quiet())
+    config = TrainingConfig(precision=precision, float32_attention=True)
+    prepare_networks(config, [teacher.denoiser], [], [], notes.append)
+    what = "note: --float32-attention: ConditionUNet has no switch for it, and attends in bf16"
+    assert notes == ([what] if said else [])
+    own = resolve("edm-imagenet64").spec.network["arguments"]["network"]
+    tiny = {**own, "img_resolution": 8, "model_channels": 8, "num_blocks": 1, "attn_resolutions": [8]}
+    spec = {**resolve("edm-imagenet64").spec.network["arguments"], "network": tiny}
+    network = build_denoiser({"kind": "distillkit:DhariwalUNet", "arguments": spec})
+    prepare_networks(config, [network], [], [], notes.append)
+    assert len(notes) == said and any(getattr(m, "float32_attention", False) for m in network.modules())
 
 
 def test_bf16_trains(bench):
