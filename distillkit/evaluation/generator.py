@@ -15,7 +15,7 @@ from torch import Tensor
 from distillkit.contracts.codec import Codec, Content
 from distillkit.contracts.condition import Condition
 from distillkit.contracts.conditioner import Conditioner
-from distillkit.contracts.denoiser import Denoiser
+from distillkit.contracts.denoiser import Denoiser, uncompiled
 from distillkit.contracts.guide import Guide
 from distillkit.contracts.random import SampleRNG
 from distillkit.contracts.student import StudentGenerator
@@ -30,7 +30,7 @@ from distillkit.errors import DistillkitError
 from distillkit.evaluation.measure import Measure
 from distillkit.evaluation.protocol import SampleSpec
 from distillkit.evaluation.record import Subject
-from distillkit.evaluation.sampling import Tally, inputs, require_content
+from distillkit.evaluation.sampling import Tally, chooses_kernels, inputs, require_content
 from distillkit.models.counting import count_evaluations
 from distillkit.models.hashes import content_hash
 from distillkit.registry import registry
@@ -69,6 +69,7 @@ class Generator:
         denoiser: its network, whose evaluations are counted.
         shape: of its noise, without the batch.
         guide: a second network that is evaluated with it.
+        quick: as `generate` in fewer steps, whatever the samples are; itself if none.
     """
 
     subject: Subject
@@ -78,6 +79,7 @@ class Generator:
     codec: Codec
     shape: tuple[int, ...]
     guide: Guide | None = None
+    quick: Generate | None = None
 
     @property
     def denoisers(self) -> tuple[Denoiser, ...]:
@@ -112,21 +114,46 @@ class Generator:
     @torch.inference_mode()
     def draw(self, measure: Measure, batches: Sequence[range], device: torch.device, tally: Tally) -> Iterator[Tensor]:
         prompts = self.conditioner.parse(measure.prompts) if measure.prompts else None
-        dtype, before = HALF.get(self.subject.precision), tally.evaluations
-        with self.denoiser.uneven(), count_evaluations(*self.denoisers) as evaluations:
+        before, single = tally.evaluations, len(batches) == 1
+        with self.denoiser.uneven(), count_evaluations(*self.denoisers) as evaluations, self.eager():
             for batch in batches:
                 noise, keys, seeds = inputs(measure.protocol.samples, batch, self.shape, self.conditioner, prompts)
-                condition = self.conditioner.encode(keys).to(device)
+                noise, condition = noise.to(device), self.conditioner.encode(keys).to(device)
+                if single:
+                    made = evaluations()
+                    self.warm_up(noise, condition, seeds)
+                    before -= evaluations() - made
                 began = time.perf_counter()
-                with torch.autocast(device.type, dtype) if dtype else contextlib.nullcontext():
-                    decoded = self.generate(noise.to(device), condition, seeds)
+                with self._precision(device):
+                    decoded = self.generate(noise, condition, seeds)
                 if device.type == "cuda":
                     torch.cuda.synchronize(device)
                 # The first batch pays for one-time set-up; it counts only if there is no other.
-                timed = batch != batches[0] or len(batches) == 1
+                timed = batch != batches[0] or single
                 tally.add(len(seeds), time.perf_counter() - began, timed=timed)
                 tally.evaluations = before + evaluations()
                 yield require_content(decoded, self.content)
+
+    @contextlib.contextmanager
+    def eager(self) -> Iterator[None]:
+        """Passes without torch.compile's graphs: those that a training has are of its own sizes, and making others
+        would be taken for the time of samples."""
+        with contextlib.ExitStack() as stack:
+            for denoiser in self.denoisers:
+                stack.enter_context(uncompiled(denoiser))
+            yield
+
+    @torch.inference_mode()
+    def warm_up(self, noise: Tensor, condition: Condition, seeds: list[int]) -> None:
+        """Samples of this size in as few steps as can be, for a GPU to load and choose its kernels; nothing on a CPU,
+        which does not do so."""
+        if chooses_kernels(noise.device):
+            with self._precision(noise.device):
+                (self.quick or self.generate)(noise, condition, seeds)
+
+    def _precision(self, device: torch.device) -> contextlib.AbstractContextManager[object]:
+        dtype = HALF.get(self.subject.precision)
+        return torch.autocast(device.type, dtype) if dtype else contextlib.nullcontext()
 
 
 def student_generator(student: StudentGenerator, conditioner: Conditioner, codec: Codec, subject: Subject) -> Generator:
@@ -168,7 +195,12 @@ def teacher_generator(
         made = teacher.sample(noise, condition, steps=steps, solver=solver, guidance=guidance)
         return teacher.codec.decode(_finite(made, subject))
 
-    return Generator(subject, generate, teacher.denoiser, teacher.conditioner, teacher.codec, teacher.spec.shape, guide)
+    def quick(noise: Tensor, condition: Condition, seeds: list[int]) -> Tensor:
+        return teacher.codec.decode(teacher.sample(noise, condition, steps=1, solver=solver, guidance=guidance))
+
+    return Generator(
+        subject, generate, teacher.denoiser, teacher.conditioner, teacher.codec, teacher.spec.shape, guide, quick
+    )
 
 
 def _lower_types(denoiser: Denoiser) -> list[str]:

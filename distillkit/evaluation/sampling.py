@@ -58,6 +58,11 @@ def inputs(
     return noise, keys, list(numbers)
 
 
+def chooses_kernels(device: torch.device) -> bool:
+    """Whether the first pass of a size takes many times as long as those after it, as kernels are loaded and chosen."""
+    return device.type == "cuda"
+
+
 @dataclass
 class Tally:
     """What a stretch of sampling took."""

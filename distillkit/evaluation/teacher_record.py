@@ -114,19 +114,23 @@ def _kept(key: str, shipped: Mapping[str, Any]) -> Record | None:
 
 @torch.inference_mode()
 def samples_per_second(generator: Generator, protocol: Measure, device: torch.device, most: int = TIMED) -> float:
-    """Speed of generation, after a short warm-up; by fewer samples where the protocol has fewer, or these take long."""
+    """Speed of generation after a short warm-up, without torch.compile's graphs; by fewer samples where the protocol
+    has fewer, or these take long."""
     samples = fitted(generator, protocol).protocol.samples
     most = min(most, samples.count)
     noise, keys, seeds = inputs(samples, range(most), generator.shape, generator.conditioner)
     noise, condition = noise.to(device), generator.conditioner.encode(keys).to(device)
 
     def seconds(count: int) -> float:
-        began, chosen = time.perf_counter(), slice(0, count)
+        chosen = slice(0, count)
+        generator.warm_up(noise[chosen], condition.select(chosen), seeds[chosen])
+        began = time.perf_counter()
         generator.generate(noise[chosen], condition.select(chosen), seeds[chosen])
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         return time.perf_counter() - began
 
-    warm_up = seconds(WARM_UP)
-    count = min(most, max(WARM_UP, round(WARM_UP * TIMED_SECONDS / warm_up)))
-    return count / seconds(count)
+    with generator.eager():
+        warm_up = seconds(WARM_UP)
+        count = min(most, max(WARM_UP, round(WARM_UP * TIMED_SECONDS / warm_up)))
+        return count / seconds(count)

@@ -22,7 +22,7 @@ from distillkit.evaluation.pipeline_scheduler import evaluated_steps
 from distillkit.evaluation.protocol import SampleSpec
 from distillkit.evaluation.record import Subject
 from distillkit.evaluation.replacements import refused
-from distillkit.evaluation.sampling import Tally, require_content, seeded_noise
+from distillkit.evaluation.sampling import Tally, chooses_kernels, require_content, seeded_noise
 from distillkit.models.diffusers.folder import folder_name, source_of
 from distillkit.models.diffusers.published import PLAIN_SAMPLING, PublishedConfig
 
@@ -90,19 +90,26 @@ class WholePipeline:
         conditions = Conditions.of(pipeline, measure.prompts, self.subject.name)
         if spec.rng == "sobol":
             raise UsageError("pipelines are measured on random noise, and this protocol's is a Sobol sequence")
-        shape = latent_shape(pipeline, self.size)
+        shape, single = latent_shape(pipeline, self.size), len(batches) == 1
+
+        def drawn(batch: range) -> Tensor:
+            seeds = [spec.first_seed + index for index in batch]
+            generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+            for generator in generators:  # what comes next is for the scheduler
+                torch.randn(shape, generator=generator)
+            return self.images(pipeline, conditions.at(batch), seeded_noise(seeds, shape), generators)
+
         with counted(network_of(pipeline)) as evaluations:
             for batch in batches:
+                if single and chooses_kernels(device):
+                    drawn(batch)
+                    before -= evaluations()
                 began = time.perf_counter()
-                seeds = [spec.first_seed + index for index in batch]
-                generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-                for generator in generators:  # what comes next is for the scheduler
-                    torch.randn(shape, generator=generator)
-                decoded = self.images(pipeline, conditions.at(batch), seeded_noise(seeds, shape), generators)
+                decoded = drawn(batch)
                 if device.type == "cuda":
                     torch.cuda.synchronize(device)
                 # The first batch pays for one-time set-up; it counts only if there is no other.
-                timed = batch != batches[0] or len(batches) == 1
+                timed = batch != batches[0] or single
                 tally.add(len(batch), time.perf_counter() - began, timed=timed)
                 tally.evaluations = before + evaluations()
                 yield require_content(decoded.to(device), "images")

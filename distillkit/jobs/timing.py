@@ -17,7 +17,7 @@ SECONDS, MOST = 3.0, 256
 @torch.inference_mode()
 def timed(generator: Generator, device: torch.device) -> tuple[float, float]:
     """(network evaluations of a sample, samples a second), both measured on this device."""
-    with generator.denoiser.uneven():
+    with generator.denoiser.uneven(), generator.eager():
         return _timed(generator, device)
 
 
@@ -27,6 +27,7 @@ def _timed(generator: Generator, device: torch.device) -> tuple[float, float]:
         seeds = list(range(count))
         noise = seeded_noise(seeds, generator.shape).to(device)
         condition = generator.conditioner.encode(generator.conditioner.in_turn(range(count))).to(device)
+        generator.warm_up(noise, condition, seeds)
         with count_evaluations(*generator.denoisers) as evaluations:
             began = time.perf_counter()
             generator.generate(noise, condition, seeds)

@@ -10,8 +10,9 @@ from safetensors.torch import load_file, save_file
 
 from distillkit import DistillkitError, ExtractorSpec, FeatureExtractor, OneStep, StudentGenerator, UsageError
 from distillkit.diffusion import ConsistencySampler, RenoisingSampler
+from distillkit.evaluation import whole_pipeline as whole_pipeline_module
 from distillkit.evaluation.reference import Reference
-from distillkit.evaluation.whole_pipeline import whole_pipeline
+from distillkit.evaluation.whole_pipeline import WholePipeline, whole_pipeline
 from distillkit.jobs.context import job_context
 from distillkit.jobs.evaluate import evaluate_subject
 from distillkit.jobs.options import EvaluationOptions
@@ -66,6 +67,15 @@ def test_a_pipeline_with_its_own_scheduler(evaluate, pipelines, guidance, nfe):
     assert record.nfe == nfe and record.subject.kind == "pipeline"
     assert record.subject.sampler == {"kind": "diffusers:LCMScheduler", "steps": 4, "timesteps": [999, 759, 499, 259]}
     assert record.subject.guidance == guidance and "lcm, 4 LCMScheduler steps" in record.subject.name
+
+
+def test_what_a_gpu_does_once_for_a_size_is_not_counted(evaluate, pipelines, monkeypatch):
+    plain = evaluate(str(pipelines / "lcm"), steps=2, output="plain")
+    drawn, draw = [], WholePipeline.images
+    monkeypatch.setattr(WholePipeline, "images", lambda self, *given: drawn.append(1) or draw(self, *given))
+    monkeypatch.setattr(whole_pipeline_module, "chooses_kernels", lambda device: True)
+    record = evaluate(str(pipelines / "lcm"), steps=2, output="records")
+    assert len(drawn) == 2 and record.nfe == plain.nfe == 2 and record.figures == plain.figures
 
 
 def pictures(folder):
