@@ -121,4 +121,5 @@ def _cast(denoiser: nn.Module, dtype: torch.dtype) -> None:
         parameter.data = parameter.data.to(dtype)
     for module in denoiser.modules():
         if isinstance(module, ModelMixin):
-            module.to(dtype)
+            # Their own `to` warns of every model whose list of what to keep in float32 is there and empty.
+            nn.Module.to(module, dtype)

@@ -5,6 +5,7 @@ import importlib.util
 
 import pytest
 import torch
+from diffusers.models import modeling_utils
 
 from distillkit import DistillkitError, UsageError, load_teacher
 from distillkit.contracts.source import Pairs
@@ -138,3 +139,11 @@ def test_fp8_holds_linear_layers_in_8_bits_and_gradients_pass(family, tmp_path):
     for found, expected in zip(*ends, strict=True):
         assert found.dtype == torch.float32
         assert (found - expected).norm() < 0.1 * expected.norm() and not torch.equal(found, expected)
+
+
+def test_models_of_diffusers_are_lowered_without_a_false_alarm(monkeypatch):
+    """Before: a warning for each of its models, eight for `shapes`, of layers that should stay in float32: []."""
+    warned, teacher = [], load_teacher("shapes", Quiet())
+    monkeypatch.setattr(modeling_utils.logger, "warning", warned.append)
+    lower(teacher, "bf16", lambda text: None)
+    assert types(teacher.denoiser) == {torch.bfloat16} and not warned
