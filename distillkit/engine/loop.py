@@ -22,7 +22,7 @@ from distillkit.engine.interrupt import Agreement
 from distillkit.engine.metrics import Means
 from distillkit.engine.networks import Held
 from distillkit.engine.optimization import Updater
-from distillkit.engine.optimizers import require_optimizer
+from distillkit.engine.optimizers import EIGHT_BITS, require_optimizer
 from distillkit.engine.outputs import Outputs, Selection
 from distillkit.engine.passes import Part
 from distillkit.engine.precision import require_precision
@@ -107,6 +107,11 @@ class Loop(ABC):
         self._began, self.seconds_before = time.monotonic(), 0.0
         self._updaters: dict[str, Updater] = {}
         self._said_what_it_takes = False
+        if config.optimizer == EIGHT_BITS:
+            say(
+                "note: --optimizer adamw8bit: the first steps compile an update for every shape of weights, which takes "
+                "a minute or more"
+            )
 
     @abstractmethod
     def train_step(self) -> None:

@@ -7,11 +7,13 @@ import torch
 from torch import nn
 
 from distillkit import OptimizerConfig, UsageError
+from distillkit.engine.learning import LearnerTrainer
 from distillkit.engine.loop import Stopped
 from distillkit.engine.optimization import Updater
 from distillkit.engine.optimizers import in_eight_bits, moment_bytes
 from distillkit.models.store.folder import fresh_teacher
 from distillkit.models.store.resolve import resolve
+from distillkit.parts import FakeScore
 from distillkit.reading import Unreadable
 from tests.conftest import TINY_NETWORK
 from tests.engine.conftest import Bench, assert_equal_weights, weights
@@ -111,6 +113,16 @@ def test_codes_without_their_scales_are_named(bench, trained):
     del saved[gone]
     with pytest.raises(Unreadable, match=r"exp_avg.*scale"):
         trainer.restore(checkpoint)
+
+
+@pytest.mark.parametrize(("optimizer", "said"), [("adamw8bit", True), ("adamw", False)])
+def test_that_the_first_steps_take_long_is_said(bench, optimizer, said):
+    heard = []
+    LearnerTrainer(
+        FakeScore.from_teacher(bench.teacher), bench.config(optimizer=optimizer), accelerator=bench.accelerator, seed=0,
+        sources={}, say=heard.append,
+    )  # fmt: skip
+    assert any("compile an update for every shape" in line for line in heard) == said
 
 
 def test_the_rate_changes_from_step_to_step(bench):
