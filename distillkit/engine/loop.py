@@ -109,8 +109,8 @@ class Loop(ABC):
         self._said_what_it_takes = False
         if config.optimizer == EIGHT_BITS:
             say(
-                "note: --optimizer adamw8bit: the first steps compile an update for every shape of weights, which takes "
-                "a minute or more"
+                "note: --optimizer adamw8bit: the first steps compile an update for every shape of weights, which may "
+                "take a minute or more"
             )
 
     @abstractmethod
