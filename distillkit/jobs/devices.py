@@ -21,10 +21,10 @@ from distillkit.jobs.adapters import adapters_of
 from distillkit.jobs.planned import Plan
 from distillkit.jobs.recipe import recipe_of
 from distillkit.jobs.spreading import asked_of
-from distillkit.jobs.trial import passes_of
+from distillkit.jobs.trial import StepPasses, passes_of
 from distillkit.models.store.resolve import card_of, default_teacher, resolve
 from distillkit.parallel.choice import group_size
-from distillkit.parallel.expected import Expected, Network, Passes, Spread, StrategyName, Tensors, expected
+from distillkit.parallel.expected import Expected, Network, Spread, StrategyName, Tensors, expected
 from distillkit.registry import registry
 
 Rows = list[tuple[str, str]]
@@ -49,14 +49,21 @@ def device_rows(plan: Plan, devices: int, machine: int | None = None) -> Rows:
     if training.batch % devices:
         raise UsageError(f"--batch {training.batch} cannot be shared by --devices {devices}")
     teacher, recipe, networks, where = _described(plan)
-    passes, counted_on = _passes(plan, teacher)
+    counted, counted_on = _passes(plan, teacher)
     local = training.batch // devices
     in_pass = min(training.batch_per_device or local, local)
     kept, why = _activations(teacher, training)
     machine = machine or training.shard_size or MACHINE
-    sizes = [_lowered(one, plan.config.teacher_weights.dtype) for one in networks_of(networks, training, passes)]
+    sizes = [
+        _lowered(one, plan.config.teacher_weights.dtype) for one in networks_of(networks, training, counted.by_role)
+    ]
     passed = ", ".join(_passed(size) for size in sizes if size.passes.forward)
-    about = f"{scaled(kept, 'B')} a sample, {scaled(kept * in_pass, 'B')} in a pass of {in_pass} through the student"
+    graph = max(1.0, counted.graph)
+    graphs = graph * in_pass * kept
+    about = (
+        f"{scaled(kept, 'B')} a sample through the student, {scaled(graphs, 'B')} for a pass of {in_pass}: graphs hold "
+        f"what {graph:.2g} of them keep"
+    )
     rows = [
         ("teacher", f"{teacher.spec.name}, samples {' x '.join(map(str, teacher.spec.shape))} ({where})"),
         ("student", f"{sum(p.numel() for p in recipe.student.parameters()):,} parameters"),
@@ -75,7 +82,7 @@ def device_rows(plan: Plan, devices: int, machine: int | None = None) -> Rows:
             rows.append((name, f"not done with {', '.join(without)}"))
             continue
         here = [_offloaded(one) if training.offload_teacher and spread.sharing > 1 else one for one in sizes]
-        found = expected(here, spread, micro_batches=-(-local // in_pass), activations=in_pass * kept)
+        found = expected(here, spread, micro_batches=-(-local // in_pass), activations=graphs)
         rows.append((name, _row(found, spread)))
     return [
         *rows, ("", "by formula, for each device: text encoders, the autoencoder while it decodes, and what a library "
@@ -99,7 +106,7 @@ def _described(plan: Plan) -> tuple[Teacher, Recipe, Networks, str]:
     return teacher, recipe, networks, where
 
 
-def _passes(plan: Plan, teacher: Teacher) -> tuple[dict[str, Passes], str]:
+def _passes(plan: Plan, teacher: Teacher) -> tuple[StepPasses, str]:
     """Passes of a step, counted on a small teacher that is at hand, of the same kind of conditions where there is one:
     how often a method evaluates its networks is no matter of their size."""
     name = next(_stand_ins(teacher), default_teacher())

@@ -25,7 +25,7 @@ from distillkit.engine.loop import Loop
 from distillkit.engine.networks import Networks, own_bytes
 from distillkit.engine.optimizers import require_optimizer
 from distillkit.engine.precision import precision_of
-from distillkit.engine.spreading import PassMeter
+from distillkit.engine.spreading import PassMeter, activation_bytes
 from distillkit.engine.trainer import Trainer
 from distillkit.errors import DistillkitError
 from distillkit.jobs.step_costs import SavedBytes, counted_steps, evaluation_seconds, speed
@@ -114,9 +114,23 @@ def _counting(accelerator: Accelerator) -> TrainingConfig:
     )  # fmt: skip
 
 
-def passes_of(recipe: Recipe, teacher: Teacher, accelerator: Accelerator) -> dict[str, Passes]:
-    """Passes through every network in a step of one micro-batch, by role: the mean of all stages by their shares, each
-    counted over the steps in which every part is due once.
+@dataclass(frozen=True)
+class StepPasses:
+    """Passes of a training's steps.
+
+    Args:
+        by_role: passes through every network in a step of one micro-batch.
+        graph: what graphs hold at most for the way back, over what a pass of the micro-batch through the student's
+            network keeps: 2 where a pass is of noise and of pairs together.
+    """
+
+    by_role: dict[str, Passes]
+    graph: float
+
+
+def passes_of(recipe: Recipe, teacher: Teacher, accelerator: Accelerator) -> StepPasses:
+    """The mean of all stages by their shares, each counted over the steps in which every part is due once; of graphs
+    the largest.
 
     The recipe's networks are changed by it.
 
@@ -128,17 +142,31 @@ def passes_of(recipe: Recipe, teacher: Teacher, accelerator: Accelerator) -> dic
     training = _counting(accelerator)
     trainer = _trainer(recipe, teacher, training, accelerator, CostMeter())
     steps, meters = _period(recipe), list[PassMeter]()
+    frozen = [parameter for denoiser in teacher.denoisers for parameter in denoiser.parameters()]
+    kept = SavedBytes([*trainer.networks.parameters(), *frozen])
     for first, _ in training.divided([stage.share for stage in recipe.stages]):
         trainer.step = first
         meters.append(PassMeter())
         with meters[-1].watch(trainer.roles()):
             for _ in range(steps):
-                trainer.train_step()
+                with kept.counting():
+                    trainer.train_step()
     forward, backward = (
         _mean([{role: getattr(one, way) / steps for role, one in meter.counts.items()} for meter in meters], recipe)
         for way in ("forward", "backward")
     )
-    return {role: Passes(forward[role], backward[role]) for role in forward}
+    passes = {role: Passes(forward[role], backward[role]) for role in forward}
+    return StepPasses(passes, kept.most / _kept_by_a_pass(recipe, teacher, accelerator, training.batch))
+
+
+def _kept_by_a_pass(recipe: Recipe, teacher: Teacher, accelerator: Accelerator, batch: int) -> int:
+    """Bytes for the way back of one process' part of a batch through the student's network."""
+    network, local = recipe.student.denoiser, batch // accelerator.num_processes
+    conditioner, device = teacher.conditioner, accelerator.device
+    condition = conditioner.encode(conditioner.in_turn(range(local))).to(device)
+    x = torch.zeros(local, *teacher.spec.shape, device=device)
+    t = torch.full((local,), network.schedule.t_max, device=device)
+    return activation_bytes(network, lambda: network(x, t, condition))
 
 
 def _counted_by_stage(trainer: Trainer, each: EachStep = contextlib.nullcontext) -> list[dict[str, float]]:
