@@ -10,7 +10,12 @@ from distillkit.contracts.text import PromptList
 from distillkit.embedded.assets import asset_folder
 from distillkit.embedded.shapes import teacher as shapes_teacher
 from distillkit.embedded.shapes.world import scene_of
+from distillkit.engine.config import TrainingConfig
 from distillkit.evaluation.record import read_record
+from distillkit.jobs import part_data
+from distillkit.jobs.part_data import part_images, pipeline_of
+from distillkit.jobs.teacher_config import TeacherRunConfig
+from distillkit.models.text.tokens import ClipTokens
 from distillkit.progress import Quiet
 
 NETWORK = "unet/diffusion_pytorch_model.safetensors"
@@ -64,6 +69,18 @@ def test_the_sentences_are_read_once(monkeypatch):
     assert len(read) == 2000 + 1 and torch.equal(
         one.condition["text"], teacher.conditioner.encode(torch.tensor([0]))["text"]
     )
+
+
+def test_sentences_are_tokenized_once(monkeypatch):
+    config = TeacherRunConfig(name="shapes", part="text-encoder", training=TrainingConfig(batch=8))
+    pipeline, encode = pipeline_of(config), ClipTokens.encode
+    opened = [part_images(config, pipeline, print).open(torch.device("cpu"), 8)]
+    monkeypatch.setattr(part_data, "TOKENIZED", 1)
+    opened.append(part_images(config, pipeline, print).open(torch.device("cpu"), 8))
+    calls = []
+    monkeypatch.setattr(ClipTokens, "encode", lambda self, texts: calls.append(1) or encode(self, texts))
+    made = [[one.batch(SampleRNG(0), step, range(8)).condition["tokens"] for step in range(2)] for one in opened]
+    assert len(calls) == 1 + 2 and all(torch.equal(a, b) for a, b in zip(*made, strict=True))
 
 
 def test_a_picture_depends_on_its_number_alone():
