@@ -7,7 +7,6 @@ from contextlib import suppress
 from dataclasses import replace
 
 import torch
-from accelerate import Accelerator
 
 from distillkit.contracts.recipe import Recipe
 from distillkit.contracts.teacher import Teacher
@@ -114,12 +113,10 @@ def _passes(plan: Plan, teacher: Teacher) -> tuple[StepPasses, str]:
     if teacher.guide:
         small = small.guided_by(resolve(name).fresh(0))
     with suppress(DistillkitError):
-        return passes_of(recipe_of(plan.config, plan.method, small), small, Accelerator(cpu=True)), name
+        return passes_of(recipe_of(plan.config, plan.method, small), small), name
     # Guidance, and settings in the teacher's own terms, may mean nothing to it.
     plain = plan.config.model_copy(update={"settings": {}})
-    return passes_of(
-        recipe_of(plain, plan.method, small), small, Accelerator(cpu=True)
-    ), f"{name} with default settings"
+    return passes_of(recipe_of(plain, plan.method, small), small), f"{name} with default settings"
 
 
 def _stand_ins(teacher: Teacher) -> Iterator[str]:

@@ -128,9 +128,17 @@ class StepPasses:
     graph: float
 
 
-def passes_of(recipe: Recipe, teacher: Teacher, accelerator: Accelerator) -> StepPasses:
+class _OnTheCPU:
+    """An accelerator of one process in float32, whatever the one of the job is."""
+
+    device = torch.device("cpu")
+    num_processes, process_index, is_main_process, mixed_precision = 1, 0, True, "no"
+
+
+def passes_of(recipe: Recipe, teacher: Teacher) -> StepPasses:
     """The mean of all stages by their shares, each counted over the steps in which every part is due once; of graphs
-    the largest.
+    the largest. Counted on the CPU in float32: in half precision graphs hold copies of weights too, which are most of
+    what those of a small network hold.
 
     The recipe's networks are changed by it.
 
@@ -139,6 +147,7 @@ def passes_of(recipe: Recipe, teacher: Teacher, accelerator: Accelerator) -> Ste
     """
     for objective in recipe.objectives:
         objective.prepare()
+    accelerator: Any = _OnTheCPU()
     training = _counting(accelerator)
     trainer = _trainer(recipe, teacher, training, accelerator, CostMeter())
     steps, meters = _period(recipe), list[PassMeter]()
@@ -156,16 +165,14 @@ def passes_of(recipe: Recipe, teacher: Teacher, accelerator: Accelerator) -> Ste
         for way in ("forward", "backward")
     )
     passes = {role: Passes(forward[role], backward[role]) for role in forward}
-    return StepPasses(passes, kept.most / _kept_by_a_pass(recipe, teacher, accelerator, training.batch))
+    return StepPasses(passes, kept.most / _kept_by_a_pass(recipe, teacher, training.batch))
 
 
-def _kept_by_a_pass(recipe: Recipe, teacher: Teacher, accelerator: Accelerator, batch: int) -> int:
-    """Bytes for the way back of one process' part of a batch through the student's network."""
-    network, local = recipe.student.denoiser, batch // accelerator.num_processes
-    conditioner, device = teacher.conditioner, accelerator.device
-    condition = conditioner.encode(conditioner.in_turn(range(local))).to(device)
-    x = torch.zeros(local, *teacher.spec.shape, device=device)
-    t = torch.full((local,), network.schedule.t_max, device=device)
+def _kept_by_a_pass(recipe: Recipe, teacher: Teacher, batch: int) -> int:
+    """Bytes for the way back of a batch through the student's network."""
+    network, conditioner = recipe.student.denoiser, teacher.conditioner
+    condition = conditioner.encode(conditioner.in_turn(range(batch)))
+    x, t = torch.zeros(batch, *teacher.spec.shape), torch.full((batch,), network.schedule.t_max)
     return activation_bytes(network, lambda: network(x, t, condition))
 
 

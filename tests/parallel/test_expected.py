@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 
 from distillkit import DistillkitError, UsageError
 from distillkit.engine.config import TrainingConfig
@@ -106,7 +107,7 @@ def test_heads_are_whole_under_every_strategy(trained):
 
 def test_passes_are_counted_by_network(tiny_teacher):
     def passes(**settings):
-        return passes_of(recipe_on(tiny_teacher, "dmd", distance="l2", **settings), tiny_teacher, Accelerator(cpu=True))
+        return passes_of(recipe_on(tiny_teacher, "dmd", distance="l2", **settings), tiny_teacher)
 
     def close(found, **counts):
         assert {role: (one.forward, one.backward) for role, one in found.by_role.items()} == {
@@ -131,7 +132,13 @@ def test_what_graphs_hold_is_counted_in_passes_of_the_student(method, settings, 
     networks."""
     teacher = resolve("digits").fresh(0)
     settings = {**settings, **({"distance": "l2"} if method in ("dmd", "kd") else {})}
-    found = passes_of(recipe_on(teacher, method, **settings), teacher, Accelerator(cpu=True))
+    # Whatever precision the job is in.
+    AcceleratorState._reset_state()
+    Accelerator(cpu=True, mixed_precision="bf16")
+    try:
+        found = passes_of(recipe_on(teacher, method, **settings), teacher)
+    finally:
+        AcceleratorState._reset_state()
     assert found.graph == pytest.approx(graph, rel=0.07)
 
 
