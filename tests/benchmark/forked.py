@@ -75,6 +75,9 @@ class ForkedWorker:
         self._hang_up()
         return how_it_ended(next((code for code in self.codes.values() if code), 0))
 
+    def waiting(self):
+        return False
+
     def kill(self):
         if self.ended() is None:
             for pid in self.pids:
@@ -88,6 +91,22 @@ class ForkedWorker:
         if self._pipe is not None:
             os.close(self._pipe)
             self._pipe = None
+
+
+class WaitingWorker:
+    """A job that never has its turn."""
+
+    def __init__(self, command, environment, log):
+        self.killed = False
+
+    def ended(self):
+        return "was cancelled" if self.killed else None
+
+    def waiting(self):
+        return not self.killed
+
+    def kill(self):
+        self.killed = True
 
 
 def wait_for(condition):

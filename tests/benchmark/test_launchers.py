@@ -117,7 +117,10 @@ def test_jobs_of_slurm_ask_for_what_was_asked(tmp_path, monkeypatch):
     for line in ("--partition=gpu", "--account=abc", "--time=1440", "--gpus-per-node=4", "--nodes=1", "--licenses=x:1",
                  "--signal=USR2@300"):  # fmt: skip
         assert f"#SBATCH {line}\n" in script, script
-    assert worker.ended() is None, "it waits for its turn"
+    assert worker.ended() is None and worker.waiting()
+    (tmp_path / "state").write_text("RUNNING")
+    time.sleep(0.01)  # submitit asks once a millisecond
+    assert not worker.waiting(), "asked anew"
     worker.kill()
     assert (tmp_path / "cancelled").read_text() == "4711\n"
     (tmp_path / "state").write_text("NODE_FAIL")

@@ -18,7 +18,7 @@ from distillkit.benchmark.workers.side_by_side import Workers
 from distillkit.errors import Interrupted
 from distillkit.evaluation.record import read_record
 from tests.benchmark.conftest import published_student
-from tests.benchmark.forked import ForkedWorker, wait_for
+from tests.benchmark.forked import ForkedWorker, WaitingWorker, wait_for
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="POSIX processes")
 
@@ -168,6 +168,27 @@ def test_side_by_side_and_in_turn_are_the_same(place, forked, capsys):
         assert path.read_bytes() == (folder / "grid" / path.name).read_bytes()
     pairs = list((place / "cache" / "pairs").glob("*/shard-*"))
     assert len(pairs) == 1, "entries share their pairs"
+
+
+def test_what_has_not_begun_is_not_waited_for(place, forked, capsys, monkeypatch):
+    """Before: a bench that was stopped waited until its jobs in Slurm's queue had had their turn."""
+    kinds = iter([ForkedWorker])
+
+    def started(*given):
+        return next(kinds, WaitingWorker)(*given)
+
+    monkeypatch.setattr("distillkit.benchmark.workers.launchers.LocalWorker", started)
+
+    def stop_in_the_middle():
+        while not list(place.glob("bench/small/runs/*/checkpoints/step-*")):
+            time.sleep(0.02)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=stop_in_the_middle, daemon=True).start()
+    with pytest.raises(Interrupted) as stopped:
+        distillkit.bench("small.yaml", methods=("kd", "one"), workers=Workers(jobs=2))
+    assert stopped.value.exit_code == 130
+    assert "stopping 1 job at their next safe places; withdrawn before their turn: 1" in capsys.readouterr().out
 
 
 def alive(process):

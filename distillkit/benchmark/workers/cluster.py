@@ -107,6 +107,12 @@ class ClusterWorker:
             return None
         return f"ended as job {self.job.job_id} ({self.job.state}; output in {self.job.paths.stderr})"
 
+    def waiting(self) -> bool:
+        with suppress(OSError, subprocess.SubprocessError):
+            # Asked anew: what was said a minute ago may be at work now.
+            return str(self.job.get_info(mode="force").get("State", "")) == "PENDING"
+        return False
+
     def kill(self) -> None:
         if not self.job.done():
             with suppress(OSError, subprocess.SubprocessError):

@@ -23,6 +23,9 @@ class Started(Protocol):
     def ended(self) -> str | None:
         """Why it is not there any more; None while it is, or waits for its turn."""
 
+    def waiting(self) -> bool:
+        """Whether it waits for its turn, and does nothing yet."""
+
     def kill(self) -> None:
         """End it at once."""
 
@@ -83,6 +86,9 @@ class LocalWorker:
             return None
         self._hang_up()
         return how_it_ended(code)
+
+    def waiting(self) -> bool:
+        return False
 
     def kill(self) -> None:
         if self.process.poll() is None:

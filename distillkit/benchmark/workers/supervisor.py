@@ -229,9 +229,17 @@ class Supervisor:
         self._take(task, Answer(number=task.assignment.number, run=run))
 
     def _stop(self) -> None:
-        """Every worker stops at its next safe place; the bench waits for them."""
-        at_work = [worker for worker in self._workers if worker.started is not None]
-        self.reporter.say(f"stopping {len(at_work)} {'job' if len(at_work) == 1 else 'jobs'} at their next safe places")
+        """Every worker stops at its next safe place, and the bench waits for them; those that have not begun have none
+        to come to."""
+        there = [worker for worker in self._workers if worker.started is not None]
+        at_work = [worker for worker in there if worker.started and not worker.started.waiting()]
+        withdrawn = [worker for worker in there if worker not in at_work]
+        begun = f"stopping {len(at_work)} {'job' if len(at_work) == 1 else 'jobs'} at their next safe places"
+        self.reporter.say(f"{begun}; withdrawn before their turn: {len(withdrawn)}" if withdrawn else begun)
+        for worker in withdrawn:
+            assert worker.started is not None
+            worker.started.kill()
+            worker.started = None
         for worker in at_work:
             assignment = worker.task.assignment if worker.task else None
             worker.place.send(ORDER, Order(assignment=assignment, end="at the next safe place"))
