@@ -91,9 +91,9 @@ def teacher_of(model: str, device: torch.device) -> Iterator[Teacher]:
             teacher = resolve(folder).fresh(0)
             assert isinstance(teacher.conditioner, Prompts)
             prompts = PromptList.of([f"prompt {k}" for k in range(PROMPTS)], "made-up prompts")
-            teacher.conditioner = teacher.conditioner.with_prompts(prompts).with_encodings(
-                *encodings(PROMPTS, device)
-            )  # as a store gives them: no text encoder is needed in a training
+            # As a store gives them: no text encoder is needed in a training.
+            given = encodings(PROMPTS, device)
+            teacher.conditioner = teacher.conditioner.with_prompts(prompts).with_encodings(*given)
             yield teacher.to(device)
 
 

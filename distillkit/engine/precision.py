@@ -12,7 +12,7 @@ from distillkit.errors import UsageError
 
 
 def precision_of(accelerator: Accelerator) -> str:
-    """ "fp32", "bf16" or "fp16"."""
+    """As the configuration calls it."""
     found: str = accelerator.mixed_precision
     return found if found in HALF else "fp32"
 
