@@ -60,8 +60,8 @@ def device_rows(plan: Plan, devices: int, machine: int | None = None) -> Rows:
     graph = max(1.0, counted.graph)
     graphs = graph * in_pass * kept
     about = (
-        f"{scaled(kept, 'B')} a sample through the student, {scaled(graphs, 'B')} for a pass of {in_pass}: graphs hold "
-        f"what {graph:.2g} of them keep"
+        f"{scaled(kept, 'B')} a sample through the student; graphs hold {graph:.2g} such passes of {in_pass} at most, "
+        f"{scaled(graphs, 'B')}"
     )
     rows = [
         ("teacher", f"{teacher.spec.name}, samples {' x '.join(map(str, teacher.spec.shape))} ({where})"),

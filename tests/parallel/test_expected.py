@@ -218,7 +218,7 @@ def test_a_plan_for_many_devices_loads_nothing_and_writes_nothing(inside, tmp_pa
     lowered = inside(*arguments, "16", "--batch", "512", *asked)
     said = " ".join(lowered.stdout.replace("│", " ").split())
     # 32 images a device, in bf16 as the preset has it.
-    assert "273 MB a sample through the student, 17.5 GB for a pass of 32: graphs hold what 2 of them keep" in said
+    assert "273 MB a sample through the student; graphs hold 2 such passes of 32 at most, 17.5 GB" in said
     assert "teacher 592 MB" in said and "4 x 4:" in said and "hybrid (asked" in said, lowered.stderr
     adapted = inside(*arguments, "16", "--batch", "512", "--student-adapter", "lora", "--rank", "32")
     said = " ".join(adapted.stdout.replace("│", " ").split())
