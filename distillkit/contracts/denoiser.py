@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from itertools import chain
 from typing import Any, Self
@@ -229,6 +229,15 @@ def uncompiled(denoiser: Denoiser, around: Sequence[nn.Module] | None = None) ->
     finally:
         for module, graph in zip(compiled, graphs, strict=True):
             module._compiled_call_impl = graph
+
+
+@contextlib.contextmanager
+def all_uncompiled(denoisers: Iterable[Denoiser]) -> Iterator[None]:
+    """As `uncompiled`, of several: for passes of other sizes than a training's, each of which would make its graph."""
+    with contextlib.ExitStack() as stack:
+        for denoiser in denoisers:
+            stack.enter_context(uncompiled(denoiser))
+        yield
 
 
 class _Capture:

@@ -12,7 +12,7 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from distillkit.contracts.denoiser import Denoiser
+from distillkit.contracts.denoiser import Denoiser, all_uncompiled
 from distillkit.contracts.health import Diagnostic
 from distillkit.contracts.random import SampleRNG
 from distillkit.engine.checkpoint import Checkpoints
@@ -241,7 +241,7 @@ class Loop(ABC):
         self.accelerator.wait_for_everyone()
 
     def _preview(self, outputs: Outputs) -> None:
-        with own_draws(self.accelerator), self.strategy.uneven():
+        with own_draws(self.accelerator), self.strategy.uneven(), all_uncompiled(self.roles().values()):
             outputs.show(self.step, self.step * self.config.batch, self.ema)
 
     def save(self, outputs: Outputs) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor
 from distillkit.contracts.codec import Codec, Content
 from distillkit.contracts.condition import Condition
 from distillkit.contracts.conditioner import Conditioner
-from distillkit.contracts.denoiser import Denoiser, uncompiled
+from distillkit.contracts.denoiser import Denoiser, all_uncompiled
 from distillkit.contracts.guide import Guide
 from distillkit.contracts.random import SampleRNG
 from distillkit.contracts.student import StudentGenerator
@@ -134,14 +134,10 @@ class Generator:
                 tally.evaluations = before + evaluations()
                 yield require_content(decoded, self.content)
 
-    @contextlib.contextmanager
-    def eager(self) -> Iterator[None]:
+    def eager(self) -> contextlib.AbstractContextManager[None]:
         """Passes without torch.compile's graphs: those that a training has are of its own sizes, and making others
         would be taken for the time of samples."""
-        with contextlib.ExitStack() as stack:
-            for denoiser in self.denoisers:
-                stack.enter_context(uncompiled(denoiser))
-            yield
+        return all_uncompiled(self.denoisers)
 
     @torch.inference_mode()
     def warm_up(self, noise: Tensor, condition: Condition, seeds: list[int]) -> None:

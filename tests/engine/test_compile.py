@@ -160,3 +160,24 @@ def test_a_training_follows_the_same_losses(bench, graphs):
     assert graphs and losses["off"].keys() == losses["blocks"].keys()
     for name, value in losses["off"].items():
         assert losses["blocks"][name] == pytest.approx(value, rel=1e-3, abs=1e-6)
+
+
+def test_pictures_of_a_training_make_no_graphs(bench, graphs):
+    """Before: every kind of picture was of a size of its own, for which whole networks were compiled."""
+    made = []
+    for shown in (False, True):
+        torch._dynamo.reset()
+        graphs.clear()
+        trainer = bench.trainer(compile="network", duration=32)
+
+        def preview(student, step, trainer=trainer, shown=shown):
+            if not shown:
+                return
+            teacher = trainer.teacher
+            condition = teacher.conditioner.encode(torch.arange(3))
+            teacher.sample(torch.zeros(3, *teacher.spec.shape), condition, steps=2)
+            trainer.student(torch.zeros(3, *teacher.spec.shape), condition)
+
+        trainer.run(bench.outputs(f"shown-{shown}", preview=preview))
+        made.append(len(graphs))
+    assert made[0] == made[1] > 0

@@ -60,6 +60,21 @@ def test_a_measurement_leaves_weights_gradients_and_draws_alone(bench, monkeypat
     assert all(p.grad is None for p in trainer.student.parameters())
 
 
+def test_a_measurement_makes_no_graphs(bench, monkeypatch):
+    """Before: torch.compile made one for each layout and size, which took minutes on a CPU."""
+
+    def graph(*inputs, **others):
+        raise AssertionError("a graph is made")
+
+    monkeypatch.setattr(preparation, "SMALLEST", 0)
+    monkeypatch.setattr(preparation, "PASS_SECONDS", 0.0)
+    trainer = bench.trainer(bench.toy())
+    for network in trainer.student.denoiser.children():
+        network._compiled_call_impl = graph
+    trainer.prepare()
+    assert trainer.channels_last in (True, False)
+
+
 def test_layouts_differ_by_rounding_alone(bench):
     ends = {}
     for layout in ("on", "off"):
