@@ -70,7 +70,7 @@ class TrainingConfig(OptimizerConfig):
     gradient_checkpointing: bool = Field(False, description="recompute activations to save memory")
     float32_attention: bool = Field(False, description="compute attention in float32 under bf16 and fp16, as EDM does")
     channels_last: Annotated[Literal["auto", "on", "off"], _SWITCH] = Field(
-        "auto", description="memory layout of images' feature maps: auto is on for GPUs and measured on the CPU"
+        "auto", description="memory layout of images' feature maps: auto measures it, and is on for GPUs with --compile"
     )
     compile: Annotated[Literal["off", "network", "blocks"], _SWITCH] = Field(
         "off",

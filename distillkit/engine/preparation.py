@@ -23,7 +23,10 @@ from distillkit.parallel.units import units_of
 SMALLEST = 300_000
 """Parameters of the smallest network whose layout is worth a measurement."""
 PASS_SECONDS, ROUNDS = 0.1, 3
-"""A measurement takes about this long for each of 2 * (ROUNDS + 1) passes, or as long as one sample takes."""
+"""A measurement on the CPU takes about this long for each of 2 * (ROUNDS + 1) passes, or as long as one sample takes;
+on a GPU passes are the training's own."""
+LONG_SECONDS = 2.0
+"""Passes in both layouts that take longer are measured once."""
 WORTHWHILE = 0.95
 """The other layout must take less than this share of the time: measurements are noisy, and repeats should agree."""
 
@@ -180,13 +183,16 @@ def choose_channels_last(
         return config.channels_last == "on"
     if len(student.shape) != 3:
         return False
-    kind, weights = accelerator.device.type, sum(p.numel() for p in student.parameters())
-    if kind == "cuda":
-        say("memory layout: channels-last, as convolutions on GPUs prefer; --channels-last off keeps the other")
-        return True
-    if kind != "cpu" or weights < SMALLEST:
+    device, weights = accelerator.device, sum(p.numel() for p in student.parameters())
+    if device.type not in ("cpu", "cuda") or weights < SMALLEST:
         return False
-    ratio = torch.zeros(())
+    if _on_gpu(device) and config.compile != "off":
+        say(
+            "memory layout: channels-last, as torch.compile has convolutions on GPUs; --channels-last off keeps the "
+            "other"
+        )
+        return True
+    ratio = torch.zeros((), device=device)
     if accelerator.is_main_process:
         batch = min(config.batch // accelerator.num_processes, config.batch_per_device or config.batch)
         with torch.enable_grad():
@@ -201,6 +207,18 @@ def choose_channels_last(
     return chosen
 
 
+def _on_gpu(device: torch.device) -> bool:
+    return device.type == "cuda"
+
+
+def _clock(device: torch.device) -> float:
+    """Seconds of the device's work so far; on the CPU of this process alone, as machines have others to do."""
+    if not _on_gpu(device):
+        return time.process_time()
+    torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
 def _channels_last_time(
     student: StudentGenerator, conditioner: Conditioner, batch: int, accelerator: Accelerator
 ) -> float:
@@ -209,25 +227,30 @@ def _channels_last_time(
     The student itself is put into both layouts in turn and left in the latter: it may have weights in common with
     others, of which there is to be no second copy.
     """
-    denoiser, schedule = student.denoiser, student.schedule
+    denoiser, schedule, device = student.denoiser, student.schedule, accelerator.device
     trained = [p for p in denoiser.parameters() if p.requires_grad]
 
     def inputs(samples: int) -> tuple[Tensor, Tensor, Condition]:
-        x = SampleRNG(0).normal("layout", 0, range(samples), student.shape)
-        return x, torch.full((samples,), schedule.t_max), conditioner.encode(conditioner.in_turn(range(samples)))
+        x = SampleRNG(0).normal("layout", 0, range(samples), student.shape).to(device)
+        condition = conditioner.encode(conditioner.in_turn(range(samples))).to(device)
+        return x, torch.full((samples,), schedule.t_max, device=device), condition
 
     def seconds(x: Tensor, t: Tensor, condition: Condition, *, channels_last: bool) -> float:
         lay_out([denoiser], channels_last=channels_last)
-        began = time.process_time()
+        began = _clock(device)
         # A graph for each layout would take minutes.
         with autocast(accelerator), uncompiled(denoiser):
             out = denoiser(x, t, condition)
         torch.autograd.grad(out.float().square().mean(), trained, allow_unused=True)
-        return time.process_time() - began
+        return _clock(device) - began
 
     one = inputs(1)
     seconds(*one, channels_last=False)
-    samples = max(1, min(batch, int(PASS_SECONDS / seconds(*one, channels_last=False))))
-    several = inputs(samples)
-    times = [[seconds(*several, channels_last=last) for last in (True, False)] for _ in range(ROUNDS + 1)][1:]
+    # A GPU takes as long for one sample as for many.
+    fits = batch if _on_gpu(device) else int(PASS_SECONDS / seconds(*one, channels_last=False))
+    several = inputs(max(1, min(batch, fits)))
+    first, rounds = [seconds(*several, channels_last=last) for last in (True, False)], ROUNDS
+    if sum(first) > LONG_SECONDS:
+        rounds = 1
+    times = [[seconds(*several, channels_last=last) for last in (True, False)] for _ in range(rounds)]
     return min(last for last, _ in times) / min(first for _, first in times)
