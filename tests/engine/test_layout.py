@@ -57,8 +57,8 @@ def on_gpu(monkeypatch):
 
 
 def test_a_gpu_is_measured_with_the_trainings_own_passes(bench, on_gpu, monkeypatch):
-    """Before: channels-last was taken, with which an H100 spent a fifth of DMD's step at ImageNet-64's size on copies of
-    tensors."""
+    """Before: channels-last was taken, with which an H100 spent a fifth of DMD's step at ImageNet-64's size on
+    copies."""
     trainer, sizes = bench.trainer(bench.toy(), batch_per_device=8), []
     trainer.student.denoiser.register_forward_pre_hook(lambda module, args: sizes.append(len(args[0])))
     said = []
