@@ -106,13 +106,19 @@ def _with_own_data(config: TeacherRunConfig) -> Teacher:
     if sizes[0] != sizes[1]:
         raise UsageError(f"the pictures of {config.like} are {sizes[0]}, and the data of {config.name} are {sizes[1]}")
     # It is a teacher of this name's pictures, and measured as such; what it is like gave its other parts.
-    teacher.spec = teacher.spec.model_copy(
-        update={
-            "name": config.name, "licence": config.licence,
-            "source": f"trained by distillkit like {config.like} on what comes with the teacher {config.name}",
-        }
-    )  # fmt: skip
+    _call(teacher, config, f"what comes with the teacher {config.name}")
     return with_data(teacher, card)
+
+
+def _call(teacher: Teacher, config: TeacherRunConfig, data: str) -> None:
+    """Give a teacher that is like another its own name, licence and source.
+
+    Args:
+        data: that it is trained on.
+    """
+    source = f"trained by distillkit like {config.like} on {data}"
+    own = {"name": config.name, "licence": config.licence, "source": source}
+    teacher.spec = teacher.spec.model_copy(update=own)
 
 
 def _like(
@@ -127,13 +133,8 @@ def _like(
         teacher.conditioner = teacher.conditioner.with_prompts(PromptList.of(texts, "the texts of the images"))
     stream = open_stream(config.data, teacher, device, reader=reader, batch=config.training.batch, say=say)
     say(f"data: {stream.summary}")
-    teacher.spec = teacher.spec.model_copy(
-        update={
-            "name": config.name, "licence": config.licence,
-            "source": f"trained by distillkit like {config.like} on {Path(str(config.data.path)).name}, "
-            f"{len(stream):,} images (fingerprint {stream.files.fingerprint[:16]})",
-        }
-    )  # fmt: skip
+    fingerprint = stream.files.fingerprint[:16]
+    _call(teacher, config, f"{Path(str(config.data.path)).name}, {len(stream):,} images (fingerprint {fingerprint})")
     teacher.images = None
     return teacher, stream
 

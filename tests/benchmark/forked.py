@@ -94,13 +94,13 @@ class ForkedWorker:
 
 
 class WaitingWorker:
-    """A job that never has its turn."""
+    """A job that never has its turn; whoever waits for it nevertheless is not left to do so for ever."""
 
     def __init__(self, command, environment, log):
-        self.killed = False
+        self.killed, self.began = False, time.monotonic()
 
     def ended(self):
-        return "was cancelled" if self.killed else None
+        return "was cancelled" if self.killed or time.monotonic() - self.began > HANG else None
 
     def waiting(self):
         return not self.killed

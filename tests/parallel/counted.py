@@ -2,7 +2,6 @@
 
 import sys
 from contextlib import contextmanager
-from types import SimpleNamespace
 
 import torch.distributed as dist
 from torch.distributed.fsdp._fully_shard._fsdp_collectives import DefaultAllGather, DefaultReduceScatter
@@ -17,7 +16,7 @@ from distillkit.parallel.strategy import local_of
 from distillkit.testing.setup import recipe_of, synthetic_sources
 from distillkit_dmd.method import DMD
 from distillkit_dmd2.method import DMD2
-from tests.parallel.small import ACCELERATOR, CPU, RANK, WORLD
+from tests.parallel.small import CPU, RANK, WORLD, member
 
 STEPS = 2
 
@@ -64,12 +63,9 @@ def compared(method, settings, precision, micro_batches):
     config = TrainingConfig(
         batch=4 * micro_batches, batch_per_device=2, precision=precision, channels_last="off", duration=600
     )
-    member = SimpleNamespace(
-        num_processes=WORLD, process_index=RANK, device=CPU, is_main_process=RANK == 0, reduce=ACCELERATOR.reduce,
-        gather=ACCELERATOR.gather, mixed_precision={"fp32": "no"}.get(precision, precision),
-    )  # fmt: skip
+    mixed = {"fp32": "no"}.get(precision, precision)
     trainer = Trainer(
-        recipe, teacher, config, accelerator=member, seed=0, sources=synthetic_sources(teacher, recipe.needs),
+        recipe, teacher, config, accelerator=member(mixed), seed=0, sources=synthetic_sources(teacher, recipe.needs),
         strategy=choose(Asked("shard", WORLD, WORLD, CPU, precision=precision), lambda: 0),
     )  # fmt: skip
     sent, meter = dict.fromkeys(("all_gather", "reduce_scatter", "all_reduce"), 0), PassMeter()

@@ -37,10 +37,10 @@ from tests.parallel.reading import (
     what_is_not_the_same_is_refused,
 )
 from tests.parallel.small import (
-    ACCELERATOR,
     CPU,
     RANK,
     WORLD,
+    member,
     same,
     strategy,
     teacher,
@@ -122,13 +122,9 @@ def a_network_in_bfloat16():
     """The critic is gathered in half precision, its gradient and weights are float32, although its first pass is the
     frozen one of the student's loss; without half precision too."""
     for precision in ("bf16", "no"):
-        member = SimpleNamespace(
-            num_processes=WORLD, process_index=RANK, device=CPU, mixed_precision=precision, is_main_process=RANK == 0,
-            reduce=ACCELERATOR.reduce, gather=ACCELERATOR.gather,
-        )  # fmt: skip
         named = "fp32" if precision == "no" else precision
         trainer = trainer_of(
-            DMD2, GAN, "shard", make=lambda: teacher(torch.float32), accelerator=member, precision=named
+            DMD2, GAN, "shard", make=lambda: teacher(torch.float32), accelerator=member(precision), precision=named
         )
         critic, seen = trainer.recipe.learners[0], set()
         block = critic.denoiser.model.inner[0]

@@ -22,6 +22,14 @@ ALONE = SimpleNamespace(
 )  # fmt: skip
 
 
+def member(mixed_precision):
+    """This process as one of all, whatever the precision of `ACCELERATOR` is."""
+    return SimpleNamespace(
+        num_processes=WORLD, process_index=RANK, device=CPU, mixed_precision=mixed_precision, is_main_process=RANK == 0,
+        reduce=ACCELERATOR.reduce, gather=ACCELERATOR.gather,
+    )  # fmt: skip
+
+
 class Uneven(nn.Module):
     """Blocks of 5 rows, which three processes cannot share evenly, and a scalar, which none can."""
 
